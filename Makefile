@@ -1,0 +1,46 @@
+# kvmtrace: `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# bcc is Debian's python3-bpfcc and belongs to the system Python: the virtual environment is made from that one.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+APT_PACKAGES := python3-venv python3-dev python3-bpfcc gcc libc6-dev trace-cmd linux-perf \
+	qemu-system-x86 seabios bochs bochsbios vgabios isolinux syslinux-common xorriso \
+	busybox-static kmod cpio xz-utils zstd e2fsprogs strace bpftrace chromium chromium-driver graphviz
+
+.PHONY: help setup demo test test-lab bench bench-record fuzz fixtures lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## install what kvmtrace needs (apt, pip); quick the second time
+
+$(VENV)/.apt: Makefile
+	@missing=$$(for p in $(APT_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing: $$missing"; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.installed: $(VENV)/.apt pyproject.toml
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@ln -sfn /usr/lib/python3/dist-packages/bcc $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc
+	@$(BIN)/python -c 'import bcc' && touch $@
+
+demo: setup ## record a real VM on this machine and print its report
+	@mkdir -p demo
+	$(BIN)/kvmtrace record --guest lifecycle -o demo/lifecycle.dat
+	$(BIN)/kvmtrace report demo/lifecycle.dat
+
+test: setup lint ## run the tests (with one recording in each lab)
+	$(BIN)/python -m pytest -q
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove what the other targets made here
+	rm -rf $(VENV) demo bench-results build dist

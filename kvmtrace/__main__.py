@@ -1,0 +1,5 @@
+"""`python -m kvmtrace`."""
+
+from kvmtrace.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Privileged recorders. They write a capture and never analyse. No numpy here; bcc only in bpf modules."""

@@ -1,0 +1,63 @@
+"""Errors that a user can cause, each with its documented exit code.
+
+Everything raised on purpose derives from KvmtraceError; the command line turns it into one line and its
+exit code. Any other exception is a bug of ours.
+"""
+
+from __future__ import annotations
+
+
+class KvmtraceError(Exception):
+    """Base class; `exit_code` is what the process ends with."""
+
+    exit_code = 1
+
+
+class UsageError(KvmtraceError):
+    """The request itself makes no sense."""
+
+    exit_code = 2
+
+
+class FormatError(KvmtraceError):
+    """The input is not a trace, or is damaged beyond what can be read.
+
+    Parameters
+    ----------
+    path : str, the file as the user named it
+    offset : int or None, byte offset of the damage
+    expected, found : str, in words or a bounded hexdump
+    """
+
+    exit_code = 3
+
+    def __init__(self, path: str, offset: int | None, expected: str, found: str) -> None:
+        self.path = path
+        self.offset = offset
+        self.expected = expected
+        self.found = found
+        where = f"{path}" if offset is None else f"{path}: offset {offset:#x}"
+        super().__init__(f"{where}: expected {expected}, found {found}")
+
+
+class MissingEventError(KvmtraceError):
+    """An analysis needs an event or field that the recording does not hold."""
+
+    exit_code = 3
+
+
+class CapabilityError(KvmtraceError):
+    """The environment lacks something; `remedy` says how to get it."""
+
+    exit_code = 4
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+
+
+class LostEventsError(KvmtraceError):
+    """Events were lost and the user asked for --strict."""
+
+    exit_code = 5

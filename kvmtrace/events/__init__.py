@@ -1,0 +1,1 @@
+"""The event table: what every analysis reads."""

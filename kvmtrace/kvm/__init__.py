@@ -1,0 +1,1 @@
+"""Pure vocabulary of KVM: numbers and names, each citing its header. Imports nothing of kvmtrace."""

@@ -1,0 +1,1 @@
+"""Emulated hosts with real kvm_intel and kvm_amd."""

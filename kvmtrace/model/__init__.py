@@ -1,0 +1,1 @@
+"""The reference model as data: states, transitions, expectations per exit reason."""

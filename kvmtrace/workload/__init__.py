@@ -1,0 +1,1 @@
+"""The bundled tiny VMM and its guests."""
