@@ -1,0 +1,78 @@
+"""The lab's cache: kernels and images that are fetched or built once.
+
+Every item is a directory (or file) that is made under a temporary name and renamed when complete, so that an
+interrupted build leaves nothing that looks finished. Builders of one item wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+CACHE_VARIABLE = "KVMTRACE_LAB_CACHE"
+
+
+def cache_dir() -> Path:
+    """Return the cache directory, made if missing: $KVMTRACE_LAB_CACHE, or kvmtrace/lab in the XDG cache."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        path = Path(chosen)
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmtrace" / "lab"
+    path.mkdir(parents=True, exist_ok=True)
+    return path.resolve()
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the cache's lock `name`; other processes that want it wait."""
+    with (cache_dir() / f"{name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """Return the cache item `name`, built if it is not there.
+
+    Parameters
+    ----------
+    name : str, file name of the item; whatever it depends on must be part of it (see `digest`)
+    build : called with a directory (empty) that becomes the item
+    """
+    path = cache_dir() / name
+    if path.exists():
+        return path
+    with locked(name):
+        if not path.exists():
+            work = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=cache_dir()))
+            try:
+                build(work)
+                work.chmod(0o755)
+                work.rename(path)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """Return 16 hex digits that change with any of the parts."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()[:16]
+
+
+def file_key(path: Path) -> str:
+    """Return what identifies a file's content well enough for rebuilding: path, size and change time."""
+    status = path.stat()
+    return f"{path}:{status.st_size}:{status.st_mtime_ns}"

@@ -1,0 +1,92 @@
+#!/bin/busybox sh
+# PID 1 of a lab host: reach the root file system, load KVM, run the job, power off.
+# Lines "kvmtrace-lab: ..." on the console are read by kvmtrace/lab/emulator.py.
+export PATH=/bin
+/bin/busybox mkdir -p /ro /rw /job /new
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+
+say() { echo "kvmtrace-lab: $*" >/dev/console; }
+halt_lab() { sync; poweroff -f; sleep 60; }
+die() { say "failed $*"; halt_lab; }
+
+# the value of NAME=VALUE on the kernel command line
+parameter() { tr ' ' '\n' </proc/cmdline | sed -n "s/^$1=//p" | tail -n 1; }
+
+# load_modules PHASE: the initramfs's modules, unless the job brings a replacement; parameters as NAME.KEY=VALUE
+load_modules() {
+    for name in $(cat /modules/$1.list); do
+        file=/modules/$name.ko
+        [ -e /job/modules/$name.ko ] && file=/job/modules/$name.ko
+        grep -q "^$(echo $name | tr - _) " /proc/modules && continue
+        settings=$(tr ' ' '\n' </proc/cmdline | sed -n "s/^$(echo $name | tr - _)\.//p" | tr '\n' ' ')
+        insmod $file $settings 2>/tmp/why || die "module $name: $(cat /tmp/why)"
+    done
+}
+
+# 9p and disks may appear a moment after their driver
+try_mount() {
+    for wait in 0 1 1 2 4; do
+        sleep $wait
+        mount "$@" 2>/tmp/why && return
+    done
+    die "mount $*: $(cat /tmp/why)"
+}
+
+load_modules root
+isa=$(parameter lab.isa)
+if [ "$isa" = svm ]; then
+    nine=trans=virtio,version=9p2000.L,msize=512000
+    try_mount -t 9p -o ro,cache=loose,$nine root /ro
+    try_mount -t 9p -o cache=none,$nine job /job
+    exec_out=/job/stdout exec_err=/job/stderr results=/job/out.tar
+else
+    try_mount -t ext4 -o ro,noload /dev/sda /ro
+    mount -t tmpfs -o size=75% job /job
+    tar -x -f /dev/sdb -C /job || die "the job disk is no tar archive"
+    exec_out=/dev/ttyS1 exec_err=/dev/ttyS2 results=/dev/sdc
+    for port in $exec_out $exec_err; do stty -F $port 115200 raw -echo; done
+fi
+mount -t tmpfs -o size=75% rw /rw
+mkdir /rw/upper /rw/work
+mount -t overlay -o lowerdir=/job/lower:/ro,upperdir=/rw/upper,workdir=/rw/work root /new || die "overlay"
+load_modules kvm
+[ -c /dev/kvm ] || die "no /dev/kvm after loading KVM"
+
+mkdir -p /new/proc /new/sys /new/dev /new/usr/src /new/lib/modules
+mount -t proc proc /new/proc
+mount -t sysfs sys /new/sys
+mount -t devtmpfs dev /new/dev
+mkdir -p /new/dev/pts /new/dev/shm
+mount -t devpts devpts /new/dev/pts
+mount -t tmpfs shm /new/dev/shm
+mount -t tracefs tracefs /new/sys/kernel/tracing
+mount -t debugfs debugfs /new/sys/kernel/debug
+mount -t bpf bpf /new/sys/fs/bpf
+# the kernel's packages, where bcc and modprobe look for them
+kernel=$(parameter lab.kernel_root)
+if [ -n "$kernel" ]; then
+    mount --bind /ro$kernel/lib/modules /new/lib/modules
+    [ -d /ro$kernel/usr/src ] && mount --bind /ro$kernel/usr/src /new/usr/src
+fi
+ln -sfn /proc/self/fd /dev/fd
+ip link set lo up
+hostname kvmtrace-lab-$isa
+echo 1 >/proc/sys/kernel/sysrq
+
+say "started"
+env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    chroot /new /bin/sh /.kvmtrace-lab/command </dev/null >>$exec_out 2>>$exec_err
+status=$?
+say "ended $status"
+
+# what the command made or changed below its directory: the overlay's upper layer (deletions are devices there)
+cwd=$(cat /job/cwd)
+if [ -e /job/want-files ] && [ -d "/rw/upper$cwd" ]; then
+    tar -c -f $results -C "/rw/upper$cwd" . 2>/tmp/why || die "bringing files back: $(tail -n 1 /tmp/why)"
+fi
+sync
+say "exit $status"
+halt_lab

@@ -1,0 +1,76 @@
+"""The initramfs of a lab host: busybox, the modules it needs to reach its root, and init.sh."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvmtrace.errors import CapabilityError
+from kvmtrace.lab.cache import cached, digest, file_key
+from kvmtrace.lab.cpio import CpioArchive
+from kvmtrace.lab.kernels import read_module
+
+if TYPE_CHECKING:
+    from kvmtrace.lab.kernels import Kernel
+
+# what reaching the root file system takes, and KVM itself (loaded later: a job may replace these)
+ROOT_MODULES: dict[str, tuple[str, ...]] = {
+    "svm": ("virtio_pci", "9pnet_virtio", "9p", "overlay"),
+    "vmx": ("ata_piix", "sd_mod", "ext4", "overlay"),
+}
+KVM_MODULES: dict[str, str] = {"svm": "kvm_amd", "vmx": "kvm_intel"}
+
+
+def find_busybox() -> Path:
+    """Return a busybox that needs no libraries.
+
+    Raises
+    ------
+    CapabilityError
+        There is none.
+    """
+    path = shutil.which("busybox")
+    if path is None:
+        raise CapabilityError("busybox is missing", "apt-get install busybox-static")
+    return Path(path).resolve()
+
+
+def lab_initramfs(kernel: Kernel, isa: str) -> Path:
+    """Return the initramfs for a lab host of `isa` (built once per kernel and script)."""
+    script = (resources.files("kvmtrace.lab") / "init.sh").read_bytes()
+    busybox = find_busybox()
+    modules = (*ROOT_MODULES[isa], KVM_MODULES[isa])
+    key = digest([script, file_key(busybox), kernel.release, isa, *modules])
+
+    def build(work: Path) -> None:
+        archive = base_archive(busybox, script)
+        for phase, names in (("root", ROOT_MODULES[isa]), ("kvm", (KVM_MODULES[isa],))):
+            add_modules(archive, kernel, phase, names)
+        (work / "initramfs").write_bytes(archive.to_bytes())
+
+    return cached(f"initramfs-{isa}-{kernel.release}-{key}", build) / "initramfs"
+
+
+def base_archive(busybox: Path, init: bytes) -> CpioArchive:
+    """Return an archive with a console, busybox as /bin/sh and `init` as /init."""
+    archive = CpioArchive()
+    for name in ("proc", "sys", "dev", "tmp"):
+        archive.add_directory(name)
+    archive.add_device("dev/console", 5, 1)
+    archive.add_file("bin/busybox", busybox.read_bytes(), 0o755)
+    archive.add_symlink("bin/sh", "busybox")
+    archive.add_file("init", init, 0o755)
+    return archive
+
+
+def add_modules(archive: CpioArchive, kernel: Kernel, phase: str, names: tuple[str, ...]) -> None:
+    """Add modules with their dependencies, and modules/PHASE.list naming them in load order."""
+    order = kernel.load_order(names)
+    listing = []
+    for path in order:
+        name = path.name.split(".ko")[0]
+        archive.add_file(f"modules/{name}.ko", read_module(path))
+        listing.append(name)
+    archive.add_file(f"modules/{phase}.list", "".join(f"{name}\n" for name in listing).encode())

@@ -1,0 +1,150 @@
+"""Debian kernels for the lab: fetched through apt, unpacked into the cache, never installed."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.lab.cache import cache_dir, cached, locked
+
+# kernel series -> names of its packages in Debian's archive (the newest is taken)
+SERIES: dict[str, re.Pattern[str]] = {
+    "6.1": re.compile(r"linux-image-(6\.1\.0-\d+-amd64)"),
+    "6.12": re.compile(r"linux-image-(6\.12\.\d+\+deb\d+-amd64)"),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An unpacked kernel.
+
+    Parameters
+    ----------
+    series : str, as the user chose it ("6.1")
+    release : str, what `uname -r` will print
+    root : directory holding boot/, lib/modules/RELEASE/ and usr/src/ of its packages
+    """
+
+    series: str
+    release: str
+    root: Path
+
+    @property
+    def image(self) -> Path:
+        """The compressed kernel image."""
+        return self.root / "boot" / f"vmlinuz-{self.release}"
+
+    @property
+    def modules(self) -> Path:
+        """The directory with modules.dep."""
+        return self.root / "lib" / "modules" / self.release
+
+    def load_order(self, names: tuple[str, ...]) -> list[Path]:
+        """Return the module files that loading `names` takes, dependencies first; built-in ones are left out.
+
+        Raises
+        ------
+        CapabilityError
+            The kernel has no such module.
+        """
+        dependencies = self._dependencies()
+        by_name = {_module_name(path): path for path in dependencies}
+        builtin = {_module_name(line) for line in (self.modules / "modules.builtin").read_text().split()}
+        order: list[str] = []
+        for name in names:
+            if name in builtin:
+                continue
+            if name not in by_name:
+                raise CapabilityError(
+                    f"kernel {self.release} has no module {name}", "choose another --kernel"
+                )
+            path = by_name[name]
+            # modules.dep lists the deepest dependency last
+            order += [p for p in (*reversed(dependencies[path]), path) if p not in order]
+        return [self.modules / path for path in order]
+
+    def _dependencies(self) -> dict[str, list[str]]:
+        lines = (self.modules / "modules.dep").read_text().splitlines()
+        return {path: rest.split() for path, _, rest in (line.partition(":") for line in lines)}
+
+
+def _module_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1].partition(".ko")[0].replace("-", "_")
+
+
+def read_module(path: Path) -> bytes:
+    """Return a module's ELF image, uncompressed."""
+    data = path.read_bytes()
+    return lzma.decompress(data) if path.suffix == ".xz" else data
+
+
+def get_kernel(series: str) -> Kernel:
+    """Return the kernel of a series, fetched from Debian's archive if it is not cached.
+
+    The release is chosen when the series is first used and kept until the cache is removed.
+
+    Raises
+    ------
+    UsageError
+        No such series.
+    CapabilityError
+        apt cannot provide it.
+    """
+    if series not in SERIES:
+        raise UsageError(f"no kernel {series}; there are {', '.join(SERIES)}")
+    release = _chosen_release(series)
+    root = cached(f"kernel-{release}", lambda work: _unpack(release, work))
+    return Kernel(series, release, root)
+
+
+def _chosen_release(series: str) -> str:
+    note = cache_dir() / f"series-{series}"
+    with locked(f"series-{series}"):
+        if not note.exists():
+            note.write_text(_newest_release(series))
+        return note.read_text().strip()
+
+
+def _newest_release(series: str) -> str:
+    names = _run(["apt-cache", "pkgnames", "linux-image-6."]).split()
+    releases = [found.group(1) for found in map(SERIES[series].fullmatch, names) if found]
+    if not releases:
+        raise CapabilityError(f"apt knows no Debian kernel {series}", "run apt-get update (Debian 12)")
+    return max(releases, key=lambda release: [int(part) for part in re.findall(r"\d+", release)])
+
+
+def _packages(release: str) -> list[str]:
+    """Name the packages of a kernel: image and modules; headers (two packages) so that bcc can compile."""
+    headers = f"linux-headers-{release}"
+    common = headers.removesuffix("-amd64") + "-common"
+    return [f"linux-image-{release}", headers, common]
+
+
+def _unpack(release: str, root: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="kvmtrace-debs-") as folder:
+        _run(["apt-get", "download", "-q", *_packages(release)], cwd=folder)
+        for package in sorted(Path(folder).glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(package), str(root)])
+    shutil.rmtree(root / "usr" / "share", ignore_errors=True)
+    _run(["depmod", "-b", str(root), release])
+
+
+def _run(command: list[str], cwd: str | None = None) -> str:
+    """Run a packaging tool and return what it prints; its last line of complaint becomes the error."""
+    if shutil.which(command[0]) is None:
+        raise CapabilityError(f"{command[0]} is missing", "the lab needs Debian's apt and kmod")
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        lines = [line for line in lines if line.startswith("E:")] or lines
+        raise CapabilityError(
+            f"{' '.join(command[:2])} failed: {lines[-1] if lines else done.returncode}",
+            "run apt-get update, or check the network",
+        )
+    return done.stdout

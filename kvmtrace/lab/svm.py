@@ -1,0 +1,95 @@
+"""The SVM lab: QEMU emulates an AMD processor with SVM; the root file system is this machine's, read-only."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from kvmtrace.errors import CapabilityError
+from kvmtrace.lab.emulator import Emulator, Limits
+from kvmtrace.lab.initramfs import lab_initramfs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvmtrace.lab.job import Job
+    from kvmtrace.lab.kernels import Kernel
+
+BOOT_LIMIT_S = 180.0
+# panic=-1 with -no-reboot: a panic ends QEMU at once
+KERNEL_ARGS = ("console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=on", "lab.isa=svm")
+
+
+def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
+    """Return the QEMU that runs the job directory `folder`/job.
+
+    Raises
+    ------
+    CapabilityError
+        QEMU is missing.
+    """
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        raise CapabilityError("qemu-system-x86_64 is missing", "apt-get install qemu-system-x86")
+    share = folder / "job"
+    arguments = (*KERNEL_ARGS, f"lab.kernel_root={kernel.root}", *job.kernel_args)
+    command = [
+        program,
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-nic",
+        "none",
+        "-machine",
+        "pc",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "EPYC,+svm,+npt",
+        "-smp",
+        str(job.cpus),
+        "-m",
+        str(job.memory_mib),
+        "-kernel",
+        str(kernel.image),
+        "-initrd",
+        str(lab_initramfs(kernel, "svm")),
+        "-append",
+        " ".join(arguments),
+        "-chardev",
+        f"file,id=console,path={folder / 'console'}",
+        "-serial",
+        "chardev:console",
+        "-device",
+        "virtio-rng-pci",
+        *_share("/", "root", readonly=True),
+        *_share(str(share), "job", readonly=False),
+    ]
+    return Emulator(
+        "QEMU",
+        command,
+        folder,
+        folder / "console",
+        share / "stdout",
+        share / "stderr",
+        share / "out.tar",
+        folder / "log",
+    )
+
+
+def limits(job: Job) -> Limits:
+    """Return how long the boot and the command may take."""
+    return Limits(BOOT_LIMIT_S, job.timeout_s)
+
+
+def _share(path: str, tag: str, *, readonly: bool) -> list[str]:
+    mode = ",readonly=on" if readonly else ""
+    quoted = path.replace(",", ",,")
+    return [
+        "-fsdev",
+        f"local,id={tag},path={quoted},security_model=none,multidevs=remap{mode}",
+        "-device",
+        f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
+    ]
