@@ -45,38 +45,45 @@ RULES: dict[str, Rule] = {rule.id: rule for rule in (
          "kvm_arch_vcpu_ioctl_run (x86.c), kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
          "a KVM_RUN that fails before vcpu_load leaves no KVM event"),
     Rule("V2", "entry and exit alternate", VIOLATION, ("kvm_entry", "kvm_exit"),
-         "kvm_entry and kvm_exit of a vCPU alternate; only a VM-entry that failed outright (KVM_EXIT_FAIL_ENTRY) "
+         "kvm_entry and kvm_exit of a vCPU alternate; only a VM-entry that failed outright "
+         "(KVM_EXIT_FAIL_ENTRY) "
          "has no kvm_exit, and only kernels before 5.15 re-enter by fast path without kvm_entry.",
          "vcpu_enter_guest (x86.c), vmx_vcpu_run (vmx/vmx.c), svm_vcpu_run (svm/svm.c)"),
     Rule("V3", "no scheduling in guest mode", VIOLATION, ("kvm_entry", "kvm_exit"),
          "From kvm_entry to kvm_exit interrupts are off: the vCPU thread neither sleeps nor changes its CPU. "
-         "Kernels that trace kvm_exit with interrupts on (SVM before 6.5) guarantee this only up to the VM-exit.",
+         "Kernels that trace kvm_exit with interrupts on (SVM before 6.5) guarantee this only up to the "
+         "VM-exit.",
          "vcpu_enter_guest (x86.c): local_irq_disable before run, local_irq_enable after handle_exit_irqoff",
          "where kvm_exit is traced with interrupts on, the checkable window ends before the VM-exit"),
     Rule("V4", "mandatory follow-up", VIOLATION, ("kvm_exit",),
          "The events that the exit's handler always traces do appear before the vCPU resumes.",
          "kvm_vmx_exit_handlers (vmx/vmx.c), svm_exit_handlers (svm/svm.c)"),
     Rule("V5", "payloads agree", VIOLATION, ("kvm_exit",),
-         "A follow-up event carries the same port, size, direction, RIP, address, error code, MSR direction or "
+         "A follow-up event carries the same port, size, direction, RIP, address, error code, MSR direction "
+         "or "
          "control register as the exit that caused it.",
-         "handle_io, handle_cr, handle_ept_violation (vmx/vmx.c); io_interception, npf_interception (svm/svm.c)",
+         "handle_io, handle_cr, handle_ept_violation (vmx/vmx.c); io_interception, npf_interception "
+         "(svm/svm.c)",
          "values that only the guest's registers hold, such as the data written"),
     Rule("V6", "RIP continuity", VIOLATION, ("kvm_exit.guest_rip", "kvm_entry.rip"),
          "The guest continues where the exit's class says: at the same instruction, behind it, or as the "
          "emulator left it.",
-         "kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c); skip_emulated_instruction (vmx/vmx.c)",
+         "kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c); skip_emulated_instruction "
+         "(vmx/vmx.c)",
          "a skip that is off by a few bytes, where the instruction's length is not traced (VMX)"),
     Rule("V7", "allowed userspace exit", VIOLATION, ("kvm_exit", "kvm_userspace_exit"),
          "The userspace exit reason is one that this VM-exit, or a request between, can cause.",
          "kvm_arch_vcpu_ioctl_run, vcpu_enter_guest (x86.c) and the exit's handler",
          "with errno < 0 the reason is stale and says nothing"),
     Rule("V8", "pending I/O is completed", VIOLATION, ("kvm_userspace_exit",),
-         "Port and MMIO accesses that left to userspace are completed in the next KVM_RUN before anything else, "
+         "Port and MMIO accesses that left to userspace are completed in the next KVM_RUN before anything "
+         "else, "
          "piece by piece, before the vCPU enters the guest.",
          "complete_emulated_pio, complete_emulated_mmio, complete_fast_pio_in (x86.c)",
          "the completion of a write leaves no event"),
     Rule("V9", "interrupted delivery is repeated", VIOLATION, ("kvm_exit", "kvm_entry"),
-         "An event whose delivery the VM-exit interrupted (IDT-vectoring, EXITINTINFO) is injected again before "
+         "An event whose delivery the VM-exit interrupted (IDT-vectoring, EXITINTINFO) is injected again "
+         "before "
          "the next entry, unless a legal loss replaces it.",
          "__vmx_complete_interrupts (vmx/vmx.c), svm_complete_interrupts (svm/svm.c), "
          "kvm_check_and_inject_events (x86.c)",
@@ -86,7 +93,8 @@ RULES: dict[str, Rule] = {rule.id: rule for rule in (
          "injection was cancelled before entry, or userspace restored it.",
          "kvm_check_and_inject_events, vmx_cancel_injection, svm_cancel_injection"),
     Rule("V11", "in-service stack", VIOLATION, ("kvm_eoi", "kvm_inj_virq"),
-         "kvm_eoi names the highest vector in service: the last one injected from the LAPIC and not yet ended.",
+         "kvm_eoi names the highest vector in service: the last one injected from the LAPIC and not yet "
+         "ended.",
          "apic_set_eoi, apic_find_highest_isr (lapic.c)",
          "vectors that were in service before the recording began; APICv and AVIC deliver without an event"),
     Rule("V12", "errno equals the return value", VIOLATION, ("kvm_userspace_exit",),
@@ -102,7 +110,8 @@ RULES: dict[str, Rule] = {rule.id: rule for rule in (
          "One pass injects at most one interrupt, and a repeated exception goes before it.",
          "kvm_check_and_inject_events (x86.c)"),
     Rule("J3", "legal loss", VIOLATION, ("kvm_exit", "kvm_entry"),
-         "A vectoring event disappears only through a new exception, emulation, a reset, nesting, or userspace.",
+         "A vectoring event disappears only through a new exception, emulation, a reset, nesting, or "
+         "userspace.",
          "kvm_multiple_exception, x86_emulate_instruction (x86.c)"),
     Rule("J4", "origin of [reinjected]", VIOLATION, ("kvm_exit", "kvm_inj_exception"),
          "A repeated exception has a cause, as V10 says for interrupts.",
@@ -117,7 +126,8 @@ RULES: dict[str, Rule] = {rule.id: rule for rule in (
          "An interrupt-window exit traces nothing but the injection that it made room for.",
          "handle_interrupt_window (vmx/vmx.c), interrupt_window_interception (svm/svm.c)"),
     Rule("J8", "immediate exit", VIOLATION, ("kvm_entry.immediate_exit", "kvm_exit"),
-         "After an entry marked [immediate exit] no guest instruction retires: the next exit is the forced one, "
+         "After an entry marked [immediate exit] no guest instruction retires: the next exit is the forced "
+         "one, "
          "one taken during delivery, or asynchronous.",
          "vcpu_enter_guest (x86.c): req_immediate_exit; smp_send_reschedule on SVM, preemption timer on VMX"),
     Rule("H1", "lost wake-up", SUSPICION, ("kvm_exit", "sched_switch"),
@@ -164,7 +174,8 @@ PREDICATES: dict[str, str] = {
 CHECKS: dict[str, str] = {
     "pio_matches_qualification": "kvm_pio port, size and direction equal the exit qualification (VMX)",
     "pio_matches_exitinfo": "kvm_pio port, size and direction equal EXITINFO1 (SVM)",
-    "page_fault_matches_exit": "kvm_page_fault rip is the exit's, error_code is info1, address is info2 (SVM NPF)",
+    "page_fault_matches_exit": "kvm_page_fault rip is the exit's, error_code is info1, address is info2 "
+                               "(SVM NPF)",
     "msr_direction": "kvm_msr direction equals the exit reason's (VMX) or EXITINFO1's (SVM)",
     "cr_matches_qualification": "kvm_cr number and direction equal the exit qualification (VMX)",
     "cr_matches_exit_code": "kvm_cr number and direction equal the exit code (SVM)",

@@ -1,0 +1,134 @@
+"""The transition table of KVM_RUN: one row per edge, every edge of the model in this one place.
+
+A row says: in `state`, `event` leads to `next`. `guard` names a condition (GUARDS) that must hold as well;
+`only` names a trait of the recorded kernel (TRAITS), found in the recording itself, without which the row
+does not exist. What no row allows is a violation. Events that were not recorded, or that the recorder may
+have missed, are stepped over silently by the checker.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Transition(NamedTuple):
+    """One edge; see the module docstring."""
+
+    state: str
+    event: str
+    next: str
+    source: str
+    sentence: str
+    guard: str = ""
+    only: str = ""
+
+
+# conditions on a single step, evaluated for the few rows that need them
+GUARDS: dict[str, str] = {
+    "entry_failed": "the next kvm_userspace_exit says KVM_EXIT_FAIL_ENTRY: VMLAUNCH or VMRESUME itself "
+                    "failed",
+    "early_error": "errno is negative: KVM_RUN failed before it loaded the FPU",
+    "init_reset": "an INIT reached this vCPU: kvm_vcpu_reset puts and loads the FPU on hosts with MPX",
+    "fastpath_exit": "the exit before was handled by fast path (MSR write, preemption timer)",
+    "woken_by_mp_state": "errno is negative: the vCPU waits for INIT or SIPI",
+}
+
+# traits of a kernel, detected in the recording
+TRAITS: dict[str, str] = {
+    "exit_irqs_on": "kvm_exit is traced with interrupts on, after the run function returned (SVM before 6.5)",
+    "exit_irqs_off": "kvm_exit is traced with interrupts off, inside the run function",
+    "entry_in_run": "kvm_entry is traced inside the run function (since 5.15)",
+    "entry_before_run": "kvm_entry is traced before the run function is called (5.10)",
+    "old_fastpath": "fast-path re-entry stays inside vmx_vcpu_run and traces no kvm_entry (5.10)",
+}
+
+_RUN = "kvm_arch_vcpu_ioctl_run (x86.c)"
+_LOOP = "vcpu_run, vcpu_enter_guest (x86.c)"
+_INJECT = "kvm_check_and_inject_events (x86.c)"
+_IOCTL = "kvm_vcpu_ioctl (virt/kvm/kvm_main.c)"
+_SYSCALL = "ksys_ioctl (fs/ioctl.c)"
+_VENDOR = "vmx_vcpu_run (vmx/vmx.c), svm_vcpu_run (svm/svm.c)"
+_HALT = "vcpu_block (x86.c), kvm_vcpu_halt (virt/kvm/kvm_main.c)"
+_NEW = "entry_in_run"
+
+
+def _from_loop(
+    event: str, next_state: str, source: str, sentence: str, only: str = ""
+) -> tuple[Transition, ...]:
+    """Return the same edge from every state in which the run loop may be."""
+    return tuple(Transition(state, event, next_state, source, sentence, only=only)
+                 for state in ("loaded", "woken", "injecting", "exited", "handling"))
+
+
+TRANSITIONS: tuple[Transition, ...] = (
+    # into KVM_RUN
+    Transition("user", "call KVM_RUN", "run_called", _SYSCALL, "The VMM calls KVM_RUN."),
+    Transition("run_called", "KVM_RUN", "run_called", _IOCTL, "KVM takes the request."),
+    Transition("run_called", "FPU load", "loaded", _RUN, "vcpu_load, then the guest's FPU is loaded."),
+    Transition("run_called", "userspace exit", "left", _RUN, "KVM_RUN fails before the FPU is loaded.",
+               "early_error"),
+    Transition("run_called", "ioctl ends", "returned", _IOCTL,
+               "KVM_RUN fails at once (wrong mm, bad argument, killed): no KVM event."),
+    Transition("run_called", "return to VMM", "user", _IOCTL, "KVM_RUN fails at once: no KVM event."),
+
+    # the run loop
+    *_from_loop("halt poll", "woken", _HALT, "A halted vCPU polled for work; the interval is adapted."),
+    *_from_loop("wake-up", "woken", _HALT, "A halted vCPU was woken, or found work while polling."),
+    *_from_loop("inject exception", "injecting", _INJECT, "A pending or interrupted exception is injected."),
+    *_from_loop("inject interrupt", "injecting", _INJECT, "A pending or interrupted interrupt is injected."),
+    *_from_loop("run VMX", "switching_in", _LOOP, "Interrupts go off and the world switch begins.", _NEW),
+    *_from_loop("run SVM", "switching_in", _LOOP, "Interrupts go off and the world switch begins.", _NEW),
+    *_from_loop("FPU unload", "unloaded", _RUN, "The loop ends: signal, userspace exit or error."),
+
+    # the world switch and the guest
+    *_from_loop("VM-entry", "guest", _VENDOR, "The world switch (not probed) is done up to VM-entry."),
+    Transition("switching_in", "VM-entry", "guest", _VENDOR, "First action of the run function."),
+    Transition("guest", "run VMX", "guest", "vcpu_enter_guest (x86.c, 5.10)",
+               "kvm_entry is traced by the caller, just before.", only="entry_before_run"),
+    Transition("guest", "run SVM", "guest", "vcpu_enter_guest (x86.c, 5.10)",
+               "kvm_entry is traced by the caller, just before.", only="entry_before_run"),
+    Transition("guest", "VM-exit", "exited", _VENDOR, "The guest was left; reason and qualification are "
+                                                      "read."),
+    Transition("guest", "run SVM returns", "switched_out", "svm_vcpu_run (svm/svm.c)",
+               "The run function returns first; svm_handle_exit traces kvm_exit.", only="exit_irqs_on"),
+    Transition("switched_out", "VM-exit", "exited", "svm_handle_exit (svm/svm.c)",
+               "kvm_exit is traced with interrupts on.", only="exit_irqs_on"),
+    Transition("exited", "run VMX returns", "handling", "vmx_vcpu_run (vmx/vmx.c)", "The world switch is "
+                                                                                    "over."),
+    Transition("exited", "run SVM returns", "handling", "svm_vcpu_run (svm/svm.c)",
+               "The world switch is over (kvm_exit traced inside).", only="exit_irqs_off"),
+    Transition("exited", "VM-exit", "exited", "vmx_vcpu_run (vmx/vmx.c, 5.10)",
+               "Fast-path re-entry inside the run function.", "fastpath_exit", "old_fastpath"),
+    Transition("switching_in", "run VMX returns", "handling", "vmx_vcpu_run (vmx/vmx.c)",
+               "Guest state is invalid (emulation_required): no entry; KVM emulates instead."),
+    Transition("guest", "run VMX returns", "handling", "vmx_vcpu_run (vmx/vmx.c)",
+               "VMLAUNCH or VMRESUME failed (VMfail): no kvm_exit.", "entry_failed"),
+    Transition("guest", "FPU unload", "unloaded", "vmx_vcpu_run (vmx/vmx.c)",
+               "VM-entry failed (VMfail): no kvm_exit, KVM_EXIT_FAIL_ENTRY follows.", "entry_failed"),
+
+    # out of KVM_RUN
+    Transition("unloaded", "userspace exit", "left", _IOCTL, "KVM_RUN reports its result."),
+    Transition("unloaded", "FPU load", "loaded", "kvm_vcpu_reset (x86.c)",
+               "INIT on a host with MPX puts and loads the FPU within KVM_RUN.", "init_reset"),
+    Transition("left", "ioctl ends", "returned", _IOCTL, "The ioctl returns the traced errno."),
+    Transition("left", "return to VMM", "user", _SYSCALL, "Back in the VMM (return not probed)."),
+    Transition("returned", "return to VMM", "user", _SYSCALL, "Back in the VMM."),
+
+    # other ioctls of the thread
+    Transition("user", "call ioctl", "ioctl", _SYSCALL, "The VMM sets up or inspects VM or vCPU."),
+    Transition("ioctl", "vCPU ioctl", "ioctl", _IOCTL, "KVM takes the request."),
+    Transition("ioctl", "FPU load", "loaded", "kvm_arch_vcpu_ioctl_get_mpstate (x86.c)",
+               "KVM_GET_MP_STATE loads and puts the FPU on hosts with MPX."),
+    Transition("unloaded", "ioctl ends", "returned", "kvm_arch_vcpu_ioctl_get_mpstate (x86.c)",
+               "KVM_GET_MP_STATE is over.", "init_reset"),
+    Transition("unloaded", "return to VMM", "user", "kvm_arch_vcpu_ioctl_get_mpstate (x86.c)",
+               "KVM_GET_MP_STATE is over.", "init_reset"),
+    Transition("ioctl", "ioctl ends", "returned", _IOCTL, "The request is done."),
+    Transition("ioctl", "return to VMM", "user", _SYSCALL, "The request is done."),
+)
+
+# States in which the thread itself may trace follow-ups of a VM-exit. In "guest" and "switched_out" that
+# needs a kernel which traces kvm_exit late.
+FOLLOW_UP_STATES: frozenset[str] = frozenset(
+    {"unknown", "loaded", "woken", "injecting", "exited", "handling"})
+LATE_EXIT_STATES: frozenset[str] = frozenset({"guest", "switched_out"})
