@@ -39,7 +39,8 @@ def complete_arguments(guest: Guest, given: dict[str, int] | None) -> dict[str, 
     for argument in guest.arguments:
         value = given.pop(argument.name, argument.default)
         if not 1 <= value <= argument.maximum:
-            raise UsageError(f"guest {guest.name}: {argument.name} must be 1..{argument.maximum}, not {value}")
+            limits = f"1..{argument.maximum}, not {value}"
+            raise UsageError(f"{argument.name} of guest {guest.name} must be {limits}")
         complete[argument.name] = value
     if given:
         raise UsageError(f"guest {guest.name} has no argument {min(given)}")
