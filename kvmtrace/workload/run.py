@@ -93,8 +93,8 @@ def run_guest(name: str, arguments: dict[str, int] | None = None, *,
         guest=name, arguments=complete, isa=isa, pid=os.getpid(),
         vcpu_tids={thread.vcpu.vcpu_id: thread.native_id or -1 for thread in threads},
         ended=failed[0] if failed else guest.ends, status=threads[0].vcpu.devices.status,
-        duration_ns=time.monotonic_ns() - start_ns, known=guest.known(complete), observed=dict(observed),
-        slowed=slow)
+        duration_ns=time.monotonic_ns() - start_ns, known=guest.known_on(isa, complete),
+        observed=dict(observed), slowed=slow)
 
 
 def _run_vm(guest: Guest, arguments: dict[str, int], slow_ns: dict[int, int],
