@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from kvmtrace.decode.gather import gather_field
 from kvmtrace.errors import MissingEventError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from kvmtrace.decode.format_text import Field
 
 
 class Payload(Protocol):
@@ -49,6 +52,41 @@ class ColumnPayload:
             raise MissingEventError(f"field {name} was not recorded")
         values = self.columns[name]
         return values if rows is None else values[rows]
+
+
+class RawPayload:
+    """Fields gathered from the recorded bytes when asked for.
+
+    Parameters
+    ----------
+    words : the buffer as little-endian u32 (a mapped file, or decompressed pages)
+    starts : gives the word index of each record's first byte, called once, at the first request
+    described : field name -> Field, where each lies
+    """
+
+    def __init__(self, words: NDArray[np.uint32], starts: Callable[[], NDArray[Any]],
+                 described: Mapping[str, Field]) -> None:
+        self._words = words
+        self._make_starts: Callable[[], NDArray[Any]] | None = starts
+        self._starts: NDArray[Any] | None = None
+        self._described = described
+        self.fields: Mapping[str, np.dtype[Any]] = {n: f.dtype for n, f in described.items()}
+
+    @property
+    def starts(self) -> NDArray[Any]:
+        """Word index of each record."""
+        if self._starts is None:
+            assert self._make_starts is not None
+            self._starts = self._make_starts()
+            self._make_starts = None  # lets go of what it was made from
+        return self._starts
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if name not in self._described:
+            raise MissingEventError(f"field {name} was not recorded")
+        starts = self.starts if rows is None else self.starts[rows]
+        return gather_field(self._words, starts, self._described[name])
 
 
 class ConcatPayload:

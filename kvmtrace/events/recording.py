@@ -64,11 +64,15 @@ class Recording:
     capture : Capture
     loss : Loss; complete once all events have been read
     kinds : tuple of EventKind, the kinds the capture describes
+    comms : tid -> name of the thread, as far as the recorder saved them
+    processes : tid -> pid of its process, as far as known
     """
 
     capture: Capture
     loss: Loss
     kinds: tuple[EventKind, ...]
+    comms: dict[int, str]
+    processes: dict[int, int]
 
     def events(self) -> EventTable:
         """Return all events (cached)."""

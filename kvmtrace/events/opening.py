@@ -1,0 +1,62 @@
+"""Files -> recordings, recognised by content and never by name."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvmtrace.decode.cursor import describe_bytes
+from kvmtrace.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from kvmtrace.events.recording import Recording
+
+SUPPORTED = "trace.dat, perf.data, ftrace text, a kvmtrace recording, Parquet or Arrow"
+
+
+def open_recording(path: str | Path) -> Recording:
+    """Open a recording of any supported format.
+
+    Parameters
+    ----------
+    path : str or Path; "-" is standard input
+
+    Raises
+    ------
+    FormatError
+        It is no trace, or is damaged before its first event.
+    UsageError
+        There is no such file, or it may not be read.
+    """
+    data = _read(str(path))
+    return _recognise(data, str(path))
+
+
+def _read(path: str) -> memoryview:
+    """Return the bytes of a file: mapped if it is one, read if it is a pipe."""
+    if path == "-":
+        return memoryview(sys.stdin.buffer.read())
+    try:
+        with Path(path).open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return memoryview(file.read())
+            if os.fstat(file.fileno()).st_size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+
+
+def _recognise(data: memoryview, path: str) -> Recording:
+    from kvmtrace.decode.trace_dat import is_trace_dat, read_trace_dat
+
+    head = bytes(data[:4096])
+    if is_trace_dat(head):
+        from kvmtrace.events.trace_dat import TraceDatRecording
+
+        return TraceDatRecording(read_trace_dat(data, path))
+    raise FormatError(path, 0, SUPPORTED, "an empty file" if not head else describe_bytes(head[:17]))

@@ -1,0 +1,190 @@
+"""A trace.dat as a Recording."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.decode.clock import read_time_converter
+from kvmtrace.decode.pages import PageSource, Span
+from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
+from kvmtrace.decode.trace_dat import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
+from kvmtrace.events.capture import capture_of
+from kvmtrace.events.kinds import KindTable, make_kind_table
+from kvmtrace.events.loss import LossCounter, lost_by_cpu_stats
+from kvmtrace.events.merge import Rows, merge_rows
+from kvmtrace.events.recording import Recording
+from kvmtrace.events.ring_rows import StreamDecoder, StreamRows, loaded_count
+from kvmtrace.events.table import EventTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+START_OF_TIME = np.iinfo(np.int64).min
+END_OF_TIME = np.iinfo(np.int64).max
+TYPICAL_EVENT_BYTES = 40
+
+
+@dataclass
+class _Position:
+    """Where reading of a stream has come to.
+
+    Parameters
+    ----------
+    unit : int, the first unit with rows that were not handed out yet
+    floor : int, latest time before that unit
+    """
+
+    unit: int = 0
+    floor: int = START_OF_TIME
+
+
+class TraceDatRecording(Recording):
+    """Events of a trace.dat.
+
+    Parameters
+    ----------
+    trace : TraceDat
+    """
+
+    def __init__(self, trace: TraceDat) -> None:
+        self._source = PageSource(trace)
+        self._converter = read_time_converter(trace)
+        self._kinds: KindTable = make_kind_table(trace.formats, trace.page_size)
+        self._events: EventTable | None = None
+        self.kinds = self._kinds.kinds
+        self.comms = dict(trace.comms)
+        self.processes = {}
+        uname = trace.option_text(OPTION_UNAME)
+        self.capture = capture_of(trace.path, "trace.dat", trace.meta, kernel=_kernel_of(uname),
+                                  host=_host_of(uname), clock=trace.clock or None,
+                                  n_cpus=trace.n_cpus or None)
+        stats = [data for number, data in trace.options if number == OPTION_CPUSTAT]
+        self._loss = LossCounter(trace.meta, lost_by_cpu_stats(stats))
+        for stream in self._source.streams:
+            self._loss.add_faults(stream.faults, truncated=True)
+        self.loss = self._loss.loss()
+        # per stream, when each unit begins, ascending
+        self._unit_ns = [_ascending(self._converter.to_ns(s.unit_ts, s.cpu)) for s in self._source.streams]
+
+    def events(self) -> EventTable:
+        """Return all events (cached)."""
+        if self._events is None:
+            positions = [_Position() for _ in self._source.streams]
+            self._events = self._read(positions, START_OF_TIME, END_OF_TIME)
+            self.loss = self._loss.loss()
+        return self._events
+
+    def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
+        """Yield tables of about `max_events` consecutive rows; memory is bounded by the largest of them."""
+        positions = [_Position() for _ in self._source.streams]
+        low, event_bytes = START_OF_TIME, float(TYPICAL_EVENT_BYTES)
+        while low < END_OF_TIME:
+            high = self._next_limit(positions, low, int(max_events * event_bytes))
+            before = [p.unit for p in positions]
+            table = self._read(positions, low, high)
+            event_bytes = self._measure(before, positions, len(table)) or event_bytes
+            low = high
+            self.loss = self._loss.loss()
+            if len(table):
+                yield table
+
+    def _measure(self, before: list[int], positions: list[_Position], n_rows: int) -> float | None:
+        """Return the bytes that a row took, None where there are too few to tell."""
+        size = sum(int(s.pages[a:p.unit].sum()) * s.layout.page_size
+                   for s, a, p in zip(self._source.streams, before, positions, strict=True))
+        return max(size / n_rows, 16.0) if n_rows > 100 and size else None
+
+    def _next_limit(self, positions: list[_Position], low: int, n_bytes: int) -> int:
+        """Return the time up to which some `n_bytes` of pages reach, later than `low`."""
+        begins, sizes = [], []
+        for stream, unit_ns, position in zip(self._source.streams, self._unit_ns, positions, strict=True):
+            begins.append(unit_ns[position.unit:])
+            sizes.append(stream.pages[position.unit:] * stream.layout.page_size)
+        begin = np.concatenate(begins) if begins else np.empty(0, np.int64)
+        order = np.argsort(begin, kind="stable")
+        total = np.cumsum(np.concatenate(sizes)[order]) if len(order) else np.empty(0, np.int64)
+        later = np.flatnonzero((total > n_bytes) & (begin[order] > low))
+        # the unit that exceeds the budget is left to the next table, unless it is the first one
+        return int(begin[order[later[0]]]) if len(later) else END_OF_TIME
+
+    def _read(self, positions: list[_Position], low: int, high: int) -> EventTable:
+        """Return the rows whose time to merge by is in low..high, and move the positions on."""
+        spans = [Span(stream, position.unit, _first_at(unit_ns, high))
+                 for stream, unit_ns, position
+                 in zip(self._source.streams, self._unit_ns, positions, strict=True)]
+        loaded = self._source.load(spans)
+        self._loss.add_faults(loaded.faults)
+        parts, keys = [], []
+        for i, (span, position) in enumerate(zip(spans, positions, strict=True)):
+            stream = span.stream
+            decoder = StreamDecoder(loaded.words, stream.layout, self._kinds, self._converter, stream.cpu)
+            got = decoder.decode(loaded.pages[i], loaded.offsets[i], position.floor)
+            self._loss.add_faults(got.faults)
+            first, last = _first_at(got.keys, low), _first_at(got.keys, high)
+            _advance(position, span, got, last)
+            parts.append(got.rows.slice(first, last))
+            keys.append(got.keys[first:last])
+        if not parts:
+            return self._table(loaded.words, _no_rows())
+        return self._table(loaded.words, merge_rows(parts, keys))
+
+    def _table(self, words: NDArray[np.uint32], rows: Rows) -> EventTable:
+        payloads: dict[int, Payload] = {}
+        counts = np.bincount(rows.kind, minlength=len(self.kinds))
+        for index in np.flatnonzero(counts).tolist():
+            payloads[index] = self._payload(words, rows, index)
+        columns = {name: getattr(rows, name)
+                   for name in ("ts_ns", "cpu", "tid", "kind", "irq_flags", "preempt_count")}
+        return EventTable(columns, self.kinds, payloads)
+
+    def _payload(self, words: NDArray[np.uint32], rows: Rows, index: int) -> Payload:
+        kind, start = rows.kind, rows.start
+        if index == self._kinds.lost:
+            mine = np.flatnonzero(kind == index)
+            count = loaded_count(start[mine])
+            self._loss.add_lost(rows.cpu[mine], count)
+            return ColumnPayload({"count": count})
+        return RawPayload(words, lambda: start[np.flatnonzero(kind == index)], self._kinds.described[index])
+
+
+def _first_at(ascending: NDArray[np.int64], time: int) -> int:
+    """Return the position of the first value that is `time` or later; of none before the end of time."""
+    return int(np.searchsorted(ascending, time)) if time < END_OF_TIME else len(ascending)
+
+
+def _ascending(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.maximum.accumulate(values) if len(values) else values
+
+
+def _no_rows() -> Rows:
+    return Rows(np.empty(0, np.int64), np.empty(0, np.int16), np.empty(0, np.int32), np.empty(0, np.uint16),
+                np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint32))
+
+
+def _advance(position: _Position, span: Span, got: StreamRows, last: int) -> None:
+    """Move a position to the unit of the first row that was not handed out, or behind the span."""
+    page_ends = np.cumsum(got.page_rows)
+    page = int(np.searchsorted(page_ends, last, side="right"))  # pages before it are handed out
+    unit_ends = np.cumsum(span.stream.pages[span.first:span.last])
+    unit = int(np.searchsorted(unit_ends, page, side="right"))
+    page = int(unit_ends[unit - 1]) if unit else 0  # the first page of that unit
+    if page:
+        rows_before = int(page_ends[page - 1])
+        latest = int(got.keys[rows_before - 1]) if rows_before else START_OF_TIME
+        position.floor = max(position.floor, latest, int(got.page_floor[page - 1]))
+    position.unit = span.first + unit
+
+
+def _host_of(uname: str | None) -> str | None:
+    words = (uname or "").split()
+    return words[1] if len(words) > 2 else None
+
+
+def _kernel_of(uname: str | None) -> str | None:
+    words = (uname or "").split()
+    return words[2] if len(words) > 2 else None
