@@ -8,7 +8,8 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 
-say() { echo "kvmtrace-lab: $*" >/dev/console; }
+# through the kernel log: the serial console prints it at once and whole
+say() { echo "<1>kvmtrace-lab: $*" >/dev/kmsg; }
 halt_lab() { sync; poweroff -f; sleep 60; }
 die() { say "failed $*"; halt_lab; }
 

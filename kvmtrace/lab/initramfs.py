@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # what reaching the root file system takes, and KVM itself (loaded later: a job may replace these)
 ROOT_MODULES: dict[str, tuple[str, ...]] = {
     "svm": ("virtio_pci", "9pnet_virtio", "9p", "overlay"),
-    "vmx": ("ata_piix", "sd_mod", "ext4", "overlay"),
+    "vmx": ("ata_piix", "sd_mod", "crc32c_generic", "ext4", "overlay"),
 }
 KVM_MODULES: dict[str, str] = {"svm": "kvm_amd", "vmx": "kvm_intel"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
-from kvmtrace.lab import svm
+from kvmtrace.lab import svm, vmx
 from kvmtrace.lab.cache import cache_dir
 from kvmtrace.lab.emulator import run_emulator
 from kvmtrace.lab.job import LAB_DIRECTORY, Job, write_job
@@ -67,7 +67,7 @@ def run_lab(job: Job, *, stream: bool = False, phase: Callable[[str], object] = 
     start = time.monotonic()
     _validate(job)
     phase("preparing")
-    lab = svm
+    lab = svm if job.isa == "svm" else vmx
     collected: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
 
     def write(number: int, data: bytes) -> None:
