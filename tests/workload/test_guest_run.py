@@ -59,9 +59,9 @@ def test_known_counts_scale_with_the_count(guest) -> None:
 
 def test_lifecycle_counts_are_distinct_primes() -> None:
     known = GUESTS["lifecycle"].known({"count": 1})
+    reasons = ("CPUID", "MSR_READ", "MSR_WRITE", "HLT", "IO_INSTRUCTION")
     counts = [known.ports["0x3f8:POUT"], known.ports["0x3fd:PIN"], known.gpas["0x9000:W"],
-              known.gpas["0x9000:R"], known.vmx["CPUID"], known.vmx["MSR_READ"], known.vmx["MSR_WRITE"], known.vmx["HLT"],
-              known.vmx["IO_INSTRUCTION"]]
+              known.gpas["0x9000:R"], *(known.vmx[reason] for reason in reasons)]
     assert len(set(counts)) == len(counts)
     assert all(n > 1 and all(n % k for k in range(2, n)) for n in counts)
 
