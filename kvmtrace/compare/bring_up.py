@@ -1,0 +1,161 @@
+"""The VM's construction, followed call by call and held against the model of `model/bring_up.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.compare.construction import Call, Construction
+from kvmtrace.events.syscalls import pair_syscalls
+from kvmtrace.kvm import ioctls
+from kvmtrace.model.bring_up import RUN_AGAIN, STRUCTURAL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.compare.construction import KvmObject, Step
+    from kvmtrace.events.table import EventTable
+
+MAX_CALLS = 20_000  # of one construction; QEMU with a large guest needs some hundreds
+
+
+@dataclass(frozen=True)
+class BringUp:
+    """The report document's `bring_up`.
+
+    Parameters
+    ----------
+    steps : the calls in recorded order
+    objects : what they made
+    ioctl_counts : ioctl name -> calls in the whole recording
+    n_explained : calls that KVM refused as its contract says
+    n_violations : calls whose result contradicts the contract
+    notes : what the recording does not show
+    """
+
+    steps: tuple[Step, ...]
+    objects: tuple[KvmObject, ...]
+    ioctl_counts: dict[str, int] = field(default_factory=dict)
+    n_explained: int = 0
+    n_violations: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def conforms(self) -> bool:
+        """Say whether KVM kept its contract in every recorded call."""
+        return self.n_violations == 0
+
+
+def _interesting_ioctls(
+    events: EventTable, rows: NDArray[np.intp], returns: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Mask the ioctls worth a step.
+
+    All of the construction (up to the last vCPU's first KVM_RUN), then only what makes an object or fails;
+    of KVM_RUN the first of each thread and descriptor, and the failing ones.
+    """
+    position = np.searchsorted(events.rows("sys_enter_ioctl"), rows)
+    cmd = events.field("sys_enter_ioctl", "cmd")[position].astype(np.uint32)
+    fd = events.field("sys_enter_ioctl", "fd")[position].astype(np.int64)
+    is_kvm = (cmd >> 8 & 0xFF) == ioctls.KVMIO
+    is_run = cmd == ioctls.KVM_RUN
+    runs = np.flatnonzero(is_run)
+    first = np.zeros(len(rows), bool)
+    if len(runs):
+        who = events.tid[rows[runs]].astype(np.int64) << 32 | fd[runs] & 0xFFFFFFFF
+        first[runs[np.unique(who, return_index=True)[1]]] = True
+    ret = _returns(events, "sys_exit_ioctl", returns)
+    failed = (ret < 0) & ~np.isin(-ret, list(RUN_AGAIN)) & (returns >= 0)
+    last = rows[np.flatnonzero(first)[-1]] if first.any() else len(events)
+    wanted = np.isin(cmd, list(STRUCTURAL)) | failed | (rows <= last)
+    mask: NDArray[np.bool_] = is_kvm & np.where(is_run, first | failed, wanted)
+    return mask
+
+
+def _returns(events: EventTable, name: str, exit_rows: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Return `ret` of each exit row; 0 where there is none."""
+    ret = np.zeros(len(exit_rows), np.int64)
+    there = exit_rows >= 0
+    if there.any():
+        position = np.searchsorted(events.rows(name), exit_rows[there])
+        ret[there] = events.field(name, "ret")[position]
+    return ret
+
+
+def _calls(events: EventTable, name: str, fields: tuple[str, ...]) -> list[Call]:
+    """Return the system calls `name` as Calls; `fields` are fd, cmd, arg in that order ("" for none)."""
+    enter, leave = pair_syscalls(events, name)
+    if name == "ioctl" and len(enter):
+        mask = _interesting_ioctls(events, enter, leave)
+        enter, leave = enter[mask], leave[mask]
+    enter, leave = enter[:MAX_CALLS], leave[:MAX_CALLS]
+    position = np.searchsorted(events.rows(f"sys_enter_{name}"), enter)
+    columns = [
+        events.field(f"sys_enter_{name}", column)[position].astype(np.int64)
+        if column
+        else np.zeros(len(enter), np.int64)
+        for column in fields
+    ]
+    ret = _returns(events, f"sys_exit_{name}", leave)
+    return [
+        Call(
+            name,
+            int(row),
+            int(events.ts_ns[row]),
+            int(events.ts_ns[out] - events.ts_ns[row]) if out >= 0 else None,
+            int(events.tid[row]),
+            int(fd) if fd < 1 << 31 else -1,
+            int(cmd) & 0xFFFFFFFF,
+            int(arg) & 0xFFFFFFFFFFFFFFFF,
+            int(value) if out >= 0 else None,
+        )
+        for row, out, fd, cmd, arg, value in zip(enter, leave, *columns, ret, strict=True)
+    ]
+
+
+def _counts(events: EventTable) -> dict[str, int]:
+    cmd = events.field("sys_enter_ioctl", "cmd").astype(np.uint32)
+    values, counts = np.unique(cmd[(cmd >> 8 & 0xFF) == ioctls.KVMIO], return_counts=True)
+    named = [(ioctls.describe_ioctl(int(v)), int(n)) for v, n in zip(values, counts, strict=True)]
+    return dict(sorted(named, key=lambda item: -item[1]))
+
+
+def follow_bring_up(
+    events: EventTable, *, processes: Mapping[int, int] | None = None, isa: str | None = None
+) -> BringUp | None:
+    """Follow the construction of every VM in a recording.
+
+    Parameters
+    ----------
+    events : EventTable with sys_enter_ioctl and sys_exit_ioctl; openat, mmap and close where recorded
+    processes : tid -> pid where known; a KVM file belongs to the process that made it
+    isa : "vmx" or "svm", names the kernel's objects
+
+    Returns
+    -------
+    BringUp, or None if no KVM ioctl was recorded
+    """
+    if not events.has("sys_enter_ioctl", "cmd"):
+        return None
+    calls = _calls(events, "ioctl", ("fd", "cmd", "arg"))
+    if not calls:
+        return None
+    for name, fields in (("openat", ("", "", "")), ("mmap", ("fd", "", "len")), ("close", ("fd", "", ""))):
+        if events.has(f"sys_enter_{name}"):
+            calls += _calls(events, name, fields)
+    construction = Construction(processes or {}, isa)
+    for call in sorted(calls, key=lambda call: call.event_index):
+        construction.follow(call)
+    steps = tuple(construction.steps)
+    return BringUp(
+        steps,
+        tuple(construction.objects.values()),
+        _counts(events),
+        sum(step.verdict == "explained" for step in steps),
+        sum(step.verdict == "violation" for step in steps),
+        tuple(construction.notes),
+    )

@@ -1,0 +1,267 @@
+"""How a VM is built: the objects, the ioctls that make them, and what KVM owes for each call.
+
+Two kinds of wrong must not be mixed up. A VMM that calls in a wrong order is told so by KVM with an errno:
+that is KVM keeping its contract, and the report explains it. KVM answering success where it must refuse
+is a violation. Orders that KVM allows are legal whatever a textbook says: QEMU on pc and q35 creates its
+vCPUs before the RAM slots.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from kvmtrace.kvm import ioctls
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class ObjectKind:
+    """A kernel object of a VM.
+
+    Parameters
+    ----------
+    name : "system" "vm" "vcpu" "device" "irqchip" "pit" "memslots"
+    parent : name of the kind it belongs to, "" for the system file
+    kernel_object : str, what the kernel allocates; {vendor} is vmx or svm
+    file : str, its file operations and anon inode name, "" if it has no file descriptor
+    sentence : str
+    """
+
+    name: str
+    parent: str
+    kernel_object: str
+    file: str
+    sentence: str
+
+
+OBJECT_KINDS: Mapping[str, ObjectKind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            ObjectKind(
+                "system",
+                "",
+                "struct miscdevice kvm_dev (10, 232)",
+                "kvm_chardev_ops, /dev/kvm",
+                "The open file of /dev/kvm: asks for capabilities and makes VMs.",
+            ),
+            ObjectKind(
+                "vm",
+                "system",
+                "struct kvm",
+                'kvm_vm_fops, anon inode "kvm-vm"',
+                "One virtual machine: memory slots, interrupt chips, vCPUs. The first VM of the host turns "
+                "virtualization on (VMXON / EFER.SVME) on every CPU.",
+            ),
+            ObjectKind(
+                "vcpu",
+                "vm",
+                "struct vcpu_{vendor} with its {control}, kvm_run page, LAPIC",
+                'kvm_vcpu_fops, anon inode "kvm-vcpu:N"',
+                "One virtual processor, at its reset state (RIP 0xfff0).",
+            ),
+            ObjectKind(
+                "device",
+                "vm",
+                "struct kvm_device",
+                "kvm_device_fops, anon inode of the device's name",
+                "An in-kernel device, for example VFIO.",
+            ),
+            ObjectKind(
+                "irqchip",
+                "vm",
+                "struct kvm_pic, struct kvm_ioapic",
+                "",
+                "PIC and IOAPIC in the kernel; every later vCPU gets an in-kernel LAPIC.",
+            ),
+            ObjectKind("pit", "vm", "struct kvm_pit", "", "The i8254 timer in the kernel."),
+            ObjectKind(
+                "memslots",
+                "vm",
+                "struct kvm_memory_slot",
+                "",
+                "Guest-physical memory, backed by the VMM's own address space.",
+            ),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """KVM must refuse the call with `errno` while `condition` holds.
+
+    `condition` names a predicate of the VM's state in `compare/bring_up.py`.
+    """
+
+    condition: str
+    errno: int
+    sentence: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What KVM owes for one ioctl: what it makes, what it returns, when it refuses (first match wins)."""
+
+    cmd: int
+    makes: str = ""
+    returns: int | None = None  # the exact value on success, if it is fixed
+    refusals: tuple[Refusal, ...] = ()
+    sentence: str = ""
+
+
+# true of every VM and vCPU ioctl
+OTHER_PROCESS = Refusal(
+    "other_process",
+    errno.EIO,
+    "a VM belongs to the process (mm) that created it",
+    "kvm_vm_ioctl, kvm_vcpu_ioctl (virt/kvm/kvm_main.c): kvm->mm != current->mm",
+)
+
+CONTRACTS: Mapping[int, Contract] = MappingProxyType(
+    {
+        contract.cmd: contract
+        for contract in (
+            Contract(
+                ioctls.KVM_GET_API_VERSION,
+                returns=12,
+                refusals=(
+                    Refusal(
+                        "argument",
+                        errno.EINVAL,
+                        "the argument must be 0",
+                        "kvm_dev_ioctl (virt/kvm/kvm_main.c)",
+                    ),
+                ),
+                sentence="the API version has been 12 since Linux 2.6.22",
+            ),
+            Contract(
+                ioctls.KVM_CREATE_VM,
+                makes="vm",
+                sentence="kvm_create_vm: struct kvm, hardware_enable_all, then a file descriptor for it",
+            ),
+            Contract(
+                ioctls.KVM_GET_VCPU_MMAP_SIZE,
+                refusals=(
+                    Refusal(
+                        "argument",
+                        errno.EINVAL,
+                        "the argument must be 0",
+                        "kvm_dev_ioctl (virt/kvm/kvm_main.c)",
+                    ),
+                ),
+                sentence="how much of a vCPU's file to map: kvm_run, the PIO page, the coalesced-MMIO ring",
+            ),
+            Contract(
+                ioctls.KVM_SET_IDENTITY_MAP_ADDR,
+                refusals=(
+                    Refusal(
+                        "vcpus",
+                        errno.EINVAL,
+                        "the identity map's address is fixed once a vCPU exists",
+                        "kvm_arch_vm_ioctl (arch/x86/kvm/x86.c)",
+                    ),
+                ),
+                sentence="a page table for real mode without unrestricted guest (VMX)",
+            ),
+            Contract(
+                ioctls.KVM_SET_TSS_ADDR,
+                sentence="room for a task state segment, for VMX without unrestricted guest",
+            ),
+            Contract(
+                ioctls.KVM_CREATE_IRQCHIP,
+                makes="irqchip",
+                refusals=(
+                    Refusal(
+                        "irqchip",
+                        errno.EEXIST,
+                        "the VM already has an interrupt chip in the kernel",
+                        "kvm_arch_vm_ioctl (arch/x86/kvm/x86.c)",
+                    ),
+                    Refusal(
+                        "vcpus",
+                        errno.EINVAL,
+                        "interrupt chips must be created before the first vCPU, which gets "
+                        "its LAPIC at creation",
+                        "kvm_arch_vm_ioctl (arch/x86/kvm/x86.c)",
+                    ),
+                ),
+                sentence="kvm_pic_init, kvm_ioapic_init, default interrupt routing",
+            ),
+            Contract(
+                ioctls.KVM_CREATE_PIT2,
+                makes="pit",
+                refusals=(
+                    Refusal(
+                        "pit",
+                        errno.EEXIST,
+                        "the VM already has a timer in the kernel",
+                        "kvm_arch_vm_ioctl (arch/x86/kvm/x86.c)",
+                    ),
+                ),
+                sentence="kvm_create_pit",
+            ),
+            Contract(
+                ioctls.KVM_SET_USER_MEMORY_REGION,
+                makes="memslots",
+                sentence="kvm_vm_ioctl_set_memory_region; legal at any time, also after vCPUs",
+            ),
+            Contract(
+                ioctls.KVM_SET_USER_MEMORY_REGION2,
+                makes="memslots",
+                sentence="kvm_vm_ioctl_set_memory_region; legal at any time, also after vCPUs",
+            ),
+            Contract(
+                ioctls.KVM_CREATE_VCPU,
+                makes="vcpu",
+                refusals=(
+                    Refusal(
+                        "vcpu_id",
+                        errno.EEXIST,
+                        "the VM already has a vCPU of this id",
+                        "kvm_vm_ioctl_create_vcpu (virt/kvm/kvm_main.c)",
+                    ),
+                ),
+                sentence="kvm_arch_vcpu_create: the vendor's vCPU, its VMCS or VMCB, run page, LAPIC, "
+                "RESET; then its file descriptor",
+            ),
+            Contract(ioctls.KVM_CREATE_DEVICE, makes="device", sentence="kvm_ioctl_create_device"),
+            Contract(
+                ioctls.KVM_RUN,
+                refusals=(
+                    Refusal(
+                        "argument",
+                        errno.EINVAL,
+                        "the argument must be 0",
+                        "kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
+                    ),
+                ),
+                sentence="kvm_arch_vcpu_ioctl_run: the vCPU runs on this thread until userspace is needed",
+            ),
+        )
+    }
+)
+
+# calls worth a step whenever they happen, not only before the first KVM_RUN
+STRUCTURAL = frozenset(
+    {
+        ioctls.KVM_CREATE_VM,
+        ioctls.KVM_CREATE_VCPU,
+        ioctls.KVM_CREATE_IRQCHIP,
+        ioctls.KVM_CREATE_PIT2,
+        ioctls.KVM_CREATE_DEVICE,
+        ioctls.KVM_SET_USER_MEMORY_REGION,
+        ioctls.KVM_SET_USER_MEMORY_REGION2,
+    }
+)
+
+# answers of KVM_RUN that mean "come back", not "failed"
+RUN_AGAIN = frozenset({errno.EINTR, errno.EAGAIN})
+
+SOURCES = "virt/kvm/kvm_main.c, arch/x86/kvm/x86.c, Documentation/virt/kvm/api.rst"

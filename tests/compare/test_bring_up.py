@@ -1,0 +1,165 @@
+"""Constructions, right and wrong, and what the model says of each call."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+
+from kvmtrace.compare.bring_up import BringUp, follow_bring_up
+from kvmtrace.decode.payload import ColumnPayload
+from kvmtrace.events.table import COMMON_DTYPES, EventKind, EventTable
+from kvmtrace.kvm import ioctls
+
+U64, I64 = np.dtype(np.uint64), np.dtype(np.int64)
+KINDS = (
+    EventKind("sys_enter_ioctl", "syscalls", {"fd": U64, "cmd": U64, "arg": U64}),
+    EventKind("sys_exit_ioctl", "syscalls", {"ret": I64}),
+    EventKind("sys_enter_openat", "syscalls", {"dfd": U64}),
+    EventKind("sys_exit_openat", "syscalls", {"ret": I64}),
+    EventKind("sys_enter_mmap", "syscalls", {"fd": U64, "len": U64}),
+    EventKind("sys_exit_mmap", "syscalls", {"ret": I64}),
+    EventKind("sys_enter_close", "syscalls", {"fd": U64}),
+)
+INDEX = {kind.name: i for i, kind in enumerate(KINDS)}
+
+
+def table(*calls: tuple) -> EventTable:
+    """Build events from (tid, name, fields of the entry, return value) in order; ret None: no return recorded."""
+    rows: list[tuple[int, str, dict[str, int]]] = []
+    for tid, name, fields, ret in calls:
+        rows.append((tid, f"sys_enter_{name}", fields))
+        if ret is not None and f"sys_exit_{name}" in INDEX:
+            rows.append((tid, f"sys_exit_{name}", {"ret": ret}))
+    columns = {name: np.zeros(len(rows), dtype) for name, dtype in COMMON_DTYPES.items()}
+    columns["ts_ns"] = np.arange(len(rows)) * 100
+    columns["tid"] = np.array([tid for tid, _, _ in rows], np.int32)
+    columns["kind"] = np.array([INDEX[name] for _, name, _ in rows], np.uint16)
+    payloads = {}
+    for i, kind in enumerate(KINDS):
+        own = [fields for _, name, fields in rows if name == kind.name]
+        if own:
+            payloads[i] = ColumnPayload({
+                f: np.array([row[f] for row in own], dtype) for f, dtype in kind.fields.items()})
+    return EventTable(columns, KINDS, payloads)
+
+
+def ioctl(fd: int, cmd: int, ret: int | None, arg: int = 0, tid: int = 7) -> tuple:
+    return (tid, "ioctl", {"fd": fd, "cmd": cmd, "arg": arg}, ret)
+
+
+OPEN = (7, "openat", {"dfd": 0}, 3)
+START = (OPEN, ioctl(3, ioctls.KVM_GET_API_VERSION, 12), ioctl(3, ioctls.KVM_CREATE_VM, 4))
+
+
+def follow(*calls: tuple, **options: object) -> BringUp:
+    result = follow_bring_up(table(*calls), **options)
+    assert result is not None
+    return result
+
+
+def test_textbook_order_conforms_and_types_every_descriptor() -> None:
+    result = follow(
+        *START, ioctl(4, ioctls.KVM_CREATE_IRQCHIP, 0), ioctl(4, ioctls.KVM_SET_USER_MEMORY_REGION, 0, arg=99),
+        ioctl(4, ioctls.KVM_CREATE_VCPU, 5), (7, "mmap", {"fd": 5, "len": 12288}, 0x7F00),
+        ioctl(5, ioctls.KVM_SET_CPUID2, 0, arg=77), ioctl(5, ioctls.KVM_RUN, 0, tid=8), isa="vmx",
+    )
+    assert [known.id for known in result.objects] == ["kvm0", "vm0", "vm0.irqchip", "vm0.memslots", "vm0.vcpu0"]
+    assert {step.verdict for step in result.steps} == {"ok"}
+    vcpu = result.objects[-1]
+    assert (vcpu.fd, vcpu.number, vcpu.run_tids, vcpu.mmap_bytes) == (5, 0, (8,), 12288)
+    assert "vcpu_vmx" in vcpu.kernel_object
+    assert "VMCS" in vcpu.kernel_object
+    assert [step.name for step in result.steps][:3] == ["/dev/kvm", "KVM_GET_API_VERSION", "KVM_CREATE_VM"]
+    assert not result.notes
+
+
+def test_qemu_order_with_vcpus_before_memory_is_legal() -> None:
+    result = follow(*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5), ioctl(4, ioctls.KVM_SET_USER_MEMORY_REGION, 0, arg=1))
+    assert result.conforms
+    assert result.n_explained == 0
+
+
+@pytest.mark.parametrize(("before", "cmd", "number"), [
+    (ioctl(4, ioctls.KVM_CREATE_VCPU, 5), ioctls.KVM_CREATE_IRQCHIP, errno.EINVAL),
+    (ioctl(4, ioctls.KVM_CREATE_IRQCHIP, 0), ioctls.KVM_CREATE_IRQCHIP, errno.EEXIST),
+    (ioctl(4, ioctls.KVM_CREATE_PIT2, 0, arg=1), ioctls.KVM_CREATE_PIT2, errno.EEXIST),
+    (ioctl(4, ioctls.KVM_CREATE_VCPU, 5), ioctls.KVM_CREATE_VCPU, errno.EEXIST),
+    (ioctl(4, ioctls.KVM_CREATE_VCPU, 5), ioctls.KVM_SET_IDENTITY_MAP_ADDR, errno.EINVAL),
+])
+def test_a_wrong_order_is_explained_if_refused_and_a_violation_if_accepted(
+    before: tuple, cmd: int, number: int
+) -> None:
+    refused = follow(*START, before, ioctl(4, cmd, -number))
+    assert refused.steps[-1].verdict == "explained"
+    assert errno.errorcode[number] in refused.steps[-1].sentence
+    assert refused.conforms
+    accepted = follow(*START, before, ioctl(4, cmd, 9 if cmd == ioctls.KVM_CREATE_VCPU else 0))
+    assert accepted.steps[-1].verdict == "violation"
+    assert not accepted.conforms
+    other_errno = follow(*START, before, ioctl(4, cmd, -errno.ENOMEM))
+    assert other_errno.steps[-1].verdict == "unknown"
+
+
+def test_kvm_run_from_another_process() -> None:
+    calls = (*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5))
+    refused = follow(*calls, ioctl(5, ioctls.KVM_RUN, -errno.EIO, tid=9), processes={7: 7, 9: 9})
+    assert refused.steps[-1].verdict == "explained"
+    assert "process" in refused.steps[-1].sentence
+    accepted = follow(*calls, ioctl(5, ioctls.KVM_RUN, 0, tid=9), processes={7: 7, 9: 9})
+    assert accepted.steps[-1].verdict == "violation"
+    thread = follow(*calls, ioctl(5, ioctls.KVM_RUN, 0, tid=9), processes={7: 7, 9: 7})
+    assert thread.conforms
+
+
+def test_use_after_close_names_what_was_closed() -> None:
+    result = follow(*START, (7, "close", {"fd": 4}, 0), ioctl(4, ioctls.KVM_CREATE_VCPU, -errno.EBADF))
+    assert result.steps[-1].verdict == "explained"
+    assert "vm0 was closed" in result.steps[-1].sentence
+    assert next(known for known in result.objects if known.id == "vm0").closed_ts_ns is not None
+
+
+def test_two_vms_in_one_process_keep_their_vcpus_apart() -> None:
+    result = follow(*START, ioctl(3, ioctls.KVM_CREATE_VM, 6), ioctl(6, ioctls.KVM_CREATE_VCPU, 8),
+                    ioctl(4, ioctls.KVM_CREATE_VCPU, 9))
+    assert {(known.id, known.fd) for known in result.objects if known.kind == "vcpu"} == {
+        ("vm1.vcpu0", 8), ("vm0.vcpu0", 9)}
+    assert result.conforms
+
+
+def test_a_recording_begun_in_mid_run_assumes_and_says_so() -> None:
+    result = follow(ioctl(11, ioctls.KVM_RUN, 0))
+    assert [(known.kind, known.assumed) for known in result.objects] == [
+        ("system", True), ("vm", True), ("vcpu", True)]
+    assert result.conforms
+    assert any("before the recording" in note for note in result.notes)
+
+
+def test_an_ioctl_on_the_wrong_file_is_explained() -> None:
+    result = follow(*START, ioctl(3, ioctls.KVM_CREATE_VCPU, -errno.ENOTTY))
+    assert result.steps[-1].verdict == "explained"
+    assert follow(*START, ioctl(3, ioctls.KVM_CREATE_VCPU, 5)).steps[-1].verdict == "violation"
+
+
+def test_wrong_api_version_is_a_violation() -> None:
+    assert not follow(OPEN, ioctl(3, ioctls.KVM_GET_API_VERSION, 13)).conforms
+
+
+def test_a_descriptor_number_used_again_is_a_new_object() -> None:
+    result = follow(*START, (7, "close", {"fd": 4}, 0), ioctl(3, ioctls.KVM_CREATE_VM, 4),
+                    ioctl(4, ioctls.KVM_CREATE_IRQCHIP, 0))
+    assert result.steps[-1].object == "vm1"
+    assert result.conforms
+
+
+def test_only_the_first_run_of_each_thread_is_a_step_but_failures_are() -> None:
+    runs = [ioctl(5, ioctls.KVM_RUN, 0) for _ in range(50)]
+    result = follow(*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5), *runs, ioctl(5, ioctls.KVM_RUN, -errno.EFAULT))
+    assert [step.ret for step in result.steps if step.name == "KVM_RUN"] == [0, -errno.EFAULT]
+    assert result.ioctl_counts["KVM_RUN"] == 51
+
+
+def test_without_ioctl_events_there_is_no_bring_up() -> None:
+    columns = {name: np.zeros(0, dtype) for name, dtype in COMMON_DTYPES.items()}
+    assert follow_bring_up(EventTable(columns, (EventKind("kvm_exit", "kvm"),), {})) is None
