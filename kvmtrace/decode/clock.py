@@ -65,7 +65,7 @@ class TimeConverter:
     def _scale(self, ts: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Multiply the halves of the stamp apart, as the kernel does (mul_u64_u32_shr)."""
         mult, shift = np.uint64(self.mult), np.uint64(min(self.shift, 63))
-        low: NDArray[np.uint64] = (ts & np.uint64(0xFFFFFFFF)) * mult >> shift
+        low: NDArray[np.uint64] = np.right_shift((ts & np.uint64(0xFFFFFFFF)) * mult, shift)
         high = (ts >> np.uint64(32)) * mult
         up = 32 - self.shift
         low += high << np.uint64(up) if up >= 0 else high >> np.uint64(min(-up, 63))
@@ -77,7 +77,8 @@ class TimeConverter:
         if count == 0:
             return ts
         if count == 1:
-            return (signed + shift.offset[0]).view(np.uint64)
+            shifted: NDArray[np.int64] = signed + shift.offset[0]
+            return shifted.view(np.uint64)
         low = np.clip(np.searchsorted(shift.time, signed, side="right") - 1, 0, count - 2)
         correction = shift.offset[low]
         if self.flags & INTERPOLATE:
