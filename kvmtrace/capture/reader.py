@@ -1,0 +1,225 @@
+"""Moves full pages from the kernel's per-CPU buffers to the spool; sleeps until there are some.
+
+No event is looked at. splice(2) hands over whole pages; what is left in half-filled pages is read at the end.
+With a limit the oldest segments are deleted while recording, and their events counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvmtrace.capture.pages import count_events, mark_gap, page_time
+from kvmtrace.capture.spool import PAGE_SIZE, SEGMENT_BYTES, Spool, is_full
+
+if TYPE_CHECKING:
+    from kvmtrace.capture.tracefs import Instance
+
+PIPE_BYTES = 1 << 20
+SMALLEST_SEGMENT_BYTES = 128 << 10
+SPLICE_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+
+
+class DiskFullError(Exception):
+    """The spool cannot grow any more; what it holds is intact."""
+
+
+@dataclass
+class Segment:
+    """One spool file.
+
+    Parameters
+    ----------
+    name : str
+    fd : int, -1 once it is complete
+    read_before : int, events of its CPU that the kernel had handed over before it (0 without a limit)
+    size : int, bytes
+    """
+
+    name: str
+    fd: int
+    read_before: int
+    size: int = 0
+
+
+class Reader:
+    """Reads the buffers of an instance into a spool.
+
+    Parameters
+    ----------
+    instance : Instance
+    spool : Spool
+    max_bytes : int or None, keep about so much, the newest
+
+    Attributes
+    ----------
+    dropped : CPU -> events taken from the kernel but not kept, for lack of room on the disk
+    discarded : CPU -> events deleted because of max_bytes
+    """
+
+    def __init__(self, instance: Instance, spool: Spool, max_bytes: int | None = None) -> None:
+        self.instance = instance
+        self.spool = spool
+        self.max_bytes = max_bytes
+        self.cpus = instance.cpus()
+        self.segment_bytes = SEGMENT_BYTES
+        if max_bytes is not None:
+            share = max_bytes // (4 * len(self.cpus)) // PAGE_SIZE * PAGE_SIZE
+            self.segment_bytes = min(SEGMENT_BYTES, max(SMALLEST_SEGMENT_BYTES, share))
+        self.dropped: dict[int, int] = {}
+        self.discarded: dict[int, int] = {}
+        self.segments: dict[int, list[Segment]] = {cpu: [] for cpu in self.cpus}
+        self._number = 1 + max((int(name.partition(".")[2]) for names in spool.segments().values()
+                                for name in names), default=-1)
+        self.raw = {cpu: self._open_raw(cpu) for cpu in self.cpus}
+        self._pipe_read, self._pipe_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self._pipe_bytes = fcntl.fcntl(self._pipe_write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:  # more than an unprivileged user may have
+            self._pipe_bytes = fcntl.fcntl(self._pipe_write, fcntl.F_GETPIPE_SZ)
+
+    def _open_raw(self, cpu: int) -> int:
+        path = self.instance.path / f"per_cpu/cpu{cpu}/trace_pipe_raw"
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def drain(self) -> int:
+        """Move all full pages; return how many bytes.
+
+        Raises
+        ------
+        DiskFullError
+            The disk is full; what could not be kept is counted in `dropped`.
+        """
+        return sum(self._drain_cpu(cpu) for cpu in self.cpus)
+
+    def _drain_cpu(self, cpu: int) -> int:
+        moved = 0
+        while True:
+            segment = self._segment(cpu)
+            try:
+                size = os.splice(self.raw[cpu], self._pipe_write, self._pipe_bytes, flags=SPLICE_FLAGS)
+            except BlockingIOError:
+                return moved
+            if not size:
+                return moved
+            self._store(cpu, segment, size)
+            moved += size
+
+    def finish(self, *, after_gap: bool = False) -> None:
+        """Move everything, half-filled pages too. The instance must not be tracing any more.
+
+        Parameters
+        ----------
+        after_gap : bool, mark that events may be missing between what the spool holds and what comes now
+
+        Raises
+        ------
+        DiskFullError
+            As drain().
+        """
+        for cpu in self.cpus:
+            if after_gap and (page := self._read_page(cpu)):
+                self._append(cpu, mark_gap(page))
+            self._drain_cpu(cpu)
+            while page := self._read_page(cpu):
+                self._append(cpu, page)
+
+    def _read_page(self, cpu: int) -> bytes:
+        """Return the next page, however full; b"" if there is none."""
+        with contextlib.suppress(BlockingIOError):
+            page = os.read(self.raw[cpu], PAGE_SIZE)
+            return page.ljust(PAGE_SIZE, b"\0") if page else b""
+        return b""
+
+    def _segment(self, cpu: int) -> Segment:
+        """Return the segment to write to, a new one if there is none or it is full."""
+        segments = self.segments[cpu]
+        if segments and segments[-1].size < self.segment_bytes:
+            return segments[-1]
+        if segments and segments[-1].fd >= 0:
+            os.close(segments[-1].fd)
+            segments[-1].fd = -1
+        read_before = 0
+        if self.max_bytes is not None:
+            self._rotate(self.max_bytes)
+            read_before = self.instance.stats(cpu)["read events"]
+        name = f"cpu{cpu}.{self._number}"
+        self._number += 1
+        try:
+            segments.append(Segment(name, self.spool.open_new(name), read_before))
+        except OSError as error:
+            raise (DiskFullError() if is_full(error) else error) from error
+        return segments[-1]
+
+    def _store(self, cpu: int, segment: Segment, size: int) -> None:
+        """Move `size` bytes from the pipe to the segment."""
+        try:
+            while size:
+                done = os.splice(self._pipe_read, segment.fd, size, flags=os.SPLICE_F_MOVE)
+                segment.size += done
+                size -= done
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._drop(cpu, segment, os.read(self._pipe_read, size))
+            raise DiskFullError from error
+
+    def _append(self, cpu: int, page: bytes) -> None:
+        """Write one page to the CPU's segment."""
+        segment = self._segment(cpu)
+        try:
+            done = os.write(segment.fd, page)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            done = 0
+        segment.size += done
+        if done < len(page):
+            self._drop(cpu, segment, page[done:])
+            raise DiskFullError
+
+    def _drop(self, cpu: int, segment: Segment, rest: bytes) -> None:
+        """Count the events of what does not fit, beginning with a page that was written in part."""
+        whole = segment.size // PAGE_SIZE * PAGE_SIZE
+        data = os.pread(segment.fd, segment.size - whole, whole) + rest
+        os.ftruncate(segment.fd, whole)
+        segment.size = whole
+        count = sum(count_events(data[at : at + PAGE_SIZE]) for at in range(0, len(data), PAGE_SIZE))
+        self.dropped[cpu] = self.dropped.get(cpu, 0) + count
+
+    def _rotate(self, limit: int) -> None:
+        """Delete the oldest segments until the rest leaves room for one more."""
+        while sum(s.size for parts in self.segments.values() for s in parts) + self.segment_bytes > limit:
+            candidates = [(self._start_ns(parts[0]), cpu) for cpu, parts in self.segments.items()
+                          if len(parts) > 1 and parts[1].size]
+            if not candidates:
+                return
+            cpu = min(candidates)[1]
+            oldest = self.segments[cpu].pop(0)
+            self.spool.unlink(oldest.name)
+            events = self.segments[cpu][0].read_before - oldest.read_before
+            self.discarded[cpu] = self.discarded.get(cpu, 0) + events
+
+    def _start_ns(self, segment: Segment) -> int:
+        """Return the time stamp of a segment's first page."""
+        fd = self.spool.open_old(segment.name, os.O_RDONLY)
+        try:
+            return page_time(os.pread(fd, 8, 0))
+        finally:
+            os.close(fd)
+
+    def complete_from_ns(self) -> int | None:
+        """Return the time before which events are missing because of the limit; None if none are."""
+        firsts = [self._start_ns(self.segments[cpu][0]) for cpu in self.discarded]
+        return max(firsts, default=None)
+
+    def close(self) -> None:
+        """Close all descriptors (the instance cannot be removed before)."""
+        open_segments = [s.fd for parts in self.segments.values() for s in parts if s.fd >= 0]
+        for fd in (*self.raw.values(), *open_segments, self._pipe_read, self._pipe_write):
+            os.close(fd)
+        self.raw = {}
+        self.segments = {}

@@ -1,0 +1,112 @@
+"""What one ftrace recording owns in the system, and how it becomes a file (also after its recorder died)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace import __version__
+from kvmtrace.capture.assemble import assemble, seal
+from kvmtrace.capture.registry import Registration
+from kvmtrace.capture.spool import Spool
+from kvmtrace.capture.tracedat import Tail
+from kvmtrace.capture.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvmtrace.capture.reader import Reader
+    from kvmtrace.capture.threads import Threads
+
+
+@dataclass
+class Run:
+    """Instance, probes, spool and registry entry of one recording; all of it goes with `remove`."""
+
+    instance: Instance
+    probes: Probes
+    spool: Spool
+    registration: Registration | None
+    reader: Reader | None = None
+
+    @classmethod
+    def create(cls, tracefs: Path, output: Path) -> Run:
+        """Make spool, registry entry and instance, in the order in which they can be found again."""
+        token = secrets.token_hex(4)
+        name = f"{os.getpid()}-{token}"
+        spool = Spool.create(output, token)
+        instance = Instance(tracefs, INSTANCE_PREFIX + name)
+        probes = Probes(tracefs, GROUP_PREFIX + name.replace("-", "_"))
+        entry = {"instance": instance.path.name, "group": probes.group,
+                 "output": str(output.absolute()), "spool": str(spool.path.absolute())}
+        run = cls(instance, probes, spool, None)
+        try:
+            run.registration = Registration.create(token, entry)
+            instance.create()
+        except BaseException:
+            run.remove()
+            raise
+        return run
+
+    def remove_tracing(self) -> None:
+        """Leave tracefs as it was."""
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
+        self.instance.remove()
+        self.probes.remove()
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        self.remove_tracing()
+        self.spool.discard()
+        if self.registration is not None:
+            self.registration.remove()
+
+    def leave_spool(self) -> None:
+        """Leave the spool, to be finished by a later command."""
+        self.remove_tracing()
+        self.spool.close()
+        if self.registration is not None:
+            self.registration.close()
+
+    def publish(self, destination: str, owner: tuple[int, int] | None) -> Path:
+        """Turn the sealed spool into the file and remove everything else.
+
+        Raises
+        ------
+        OSError
+            The disk is full or broken; the spool is still there.
+        """
+        path = assemble(self.spool, destination, owner)
+        self.remove()
+        return path
+
+
+def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any]) -> None:
+    """Add to `meta` what the kernel and the reader counted, and seal the spool. The reader has finished."""
+    instance = run.instance
+    stats = {cpu: instance.stats(cpu) for cpu in reader.cpus}
+    left = {cpu: counters.get("entries", 0) for cpu, counters in stats.items()}
+    lost = {cpu: instance.lost(cpu) + left[cpu] + reader.dropped.get(cpu, 0) for cpu in reader.cpus}
+    read = sum(counters.get("read events", 0) for counters in stats.values())
+    meta["loss"] = {"by_cpu": {str(cpu): count for cpu, count in lost.items() if count},
+                    "events": sum(lost.values())}
+    meta["n_events"] = read - sum(reader.dropped.values()) - sum(reader.discarded.values())
+    not_kept = sum(left.values()) + sum(reader.dropped.values())
+    if not_kept:
+        meta["notes"].append(f"{not_kept} events at the end were lost because the disk was full")
+    if missed := run.probes.missed():
+        meta["notes"].append(f"{missed} hits of probes were missed by the kernel")
+    if reader.discarded:
+        meta["discarded"] = {"by_cpu": {str(cpu): count for cpu, count in reader.discarded.items()},
+                             "events": sum(reader.discarded.values())}
+        meta["complete_from_ns"] = reader.complete_from_ns()
+    threads.add_saved(instance.tracefs)
+    meta["threads"] = threads.as_meta()
+    tail = Tail(threads.comms(), {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},
+                instance.read("trace_clock"), f"kvmtrace {__version__}")
+    run.remove_tracing()
+    seal(run.spool, tail, meta)

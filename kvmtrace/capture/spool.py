@@ -1,0 +1,224 @@
+"""The spool: a private directory beside the output, where raw pages wait to become the file.
+
+    .NAME.kvmtrace-PID-TOKEN/      0700, on the output's file system
+        manifest.json              what it takes to finish a dead recorder's work; locked while in use
+        head                       the trace.dat header as far as it is known at the start
+        cpuN.SEQ                   raw ring-buffer pages of CPU N, in order
+        reserve                    room for the end on a full disk
+        out                        the file being assembled, renamed to NAME when it is complete
+
+Every name is opened relative to the directory's descriptor, so that nobody who owns the parent directory
+can make us follow a link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace.errors import CapabilityError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+SEGMENT_BYTES = 32 << 20
+RESERVE_BYTES = 4 << 20
+SMALLEST_RESERVE_BYTES = 512 << 10
+NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full(error: OSError) -> bool:
+    """Say whether the error means that no more can be written there."""
+    return error.errno in FULL
+
+
+class Spool:
+    """An open spool directory.
+
+    Attributes
+    ----------
+    output : Path, what the user named
+    path : Path of the directory
+    fd, parent_fd : int, descriptors of the directory and of the one that holds it
+    manifest : dict, see `save`
+    """
+
+    def __init__(self, output: Path, path: Path) -> None:
+        self.output = output
+        self.path = path
+        self.parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        self.fd = -1
+        self.manifest: dict[str, Any] = {}
+        self._lock = -1
+
+    @classmethod
+    def create(cls, output: Path, token: str | None = None) -> Spool:
+        """Make a new, locked spool for `output`.
+
+        Raises
+        ------
+        UsageError
+            The output cannot be a file, or its directory does not exist.
+        CapabilityError
+            The directory is read-only, full or not ours to write.
+        """
+        check_output(output)
+        name = f".{output.name}.kvmtrace-{os.getpid()}-{token or secrets.token_hex(4)}"
+        spool = cls(output, output.parent / name)
+        try:
+            os.mkdir(name, 0o700, dir_fd=spool.parent_fd)
+            spool._open()
+            spool._lock = spool._take_lock(NEW_FILE)
+            spool.save({})
+            spool._reserve()
+        except OSError as error:
+            spool.discard()
+            remedy = "free some space" if is_full(error) else "choose another place with -o FILE"
+            raise CapabilityError(f"{output.parent}: {error.strerror}", remedy) from error
+        return spool
+
+    @classmethod
+    def adopt(cls, output: Path, path: Path) -> Spool | None:
+        """Open the spool of a dead recorder; None if there is none, it is in use, or not to be trusted."""
+        try:
+            spool = cls(output, path)
+        except OSError:
+            return None
+        try:
+            spool._open()
+            spool._lock = spool._take_lock(os.O_RDWR | os.O_NOFOLLOW)
+            size = os.fstat(spool._lock).st_size
+            spool.manifest = json.loads(os.pread(spool._lock, size, 0) or b"{}")
+        except (OSError, ValueError, PermissionError):
+            spool.close()
+            return None
+        return spool
+
+    def _open(self) -> None:
+        self.fd = os.open(self.path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent_fd)
+        status = os.fstat(self.fd)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, "the spool directory is not ours", str(self.path))
+
+    def _take_lock(self, flags: int) -> int:
+        fd = os.open("manifest.json", flags, 0o600, dir_fd=self.fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _reserve(self) -> None:
+        """Set some room aside, so that a file can be made of what is there when the disk is full."""
+        free = os.fstatvfs(self.fd).f_bavail * os.fstatvfs(self.fd).f_frsize
+        wanted = max(SMALLEST_RESERVE_BYTES, min(RESERVE_BYTES, free // 4))
+        fd = self.open_new("reserve")
+        try:
+            os.posix_fallocate(fd, 0, wanted)
+        finally:
+            os.close(fd)
+
+    def release_reserve(self) -> bool:
+        """Give the reserved room back; False if that was done before."""
+        try:
+            os.unlink("reserve", dir_fd=self.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def save(self, values: dict[str, Any]) -> None:
+        """Add values to the manifest; a reader sees either all of the old or all of the new text."""
+        self.manifest |= values
+        text = json.dumps(self.manifest).encode()
+        # the lock is on this inode, so it is rewritten in place: one write of a page or two, never shorter
+        size = os.fstat(self._lock).st_size
+        os.pwrite(self._lock, text.ljust(size), 0)
+
+    def open_new(self, name: str) -> int:
+        """Create a file of the spool and return its descriptor."""
+        return os.open(name, NEW_FILE, 0o600, dir_fd=self.fd)
+
+    def open_old(self, name: str, flags: int = os.O_RDWR) -> int:
+        """Open a file of the spool."""
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Create (or replace) a file of the spool."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.fd)
+        with os.fdopen(self.open_new(name), "wb") as file:
+            file.write(data)
+
+    def read_file(self, name: str) -> bytes:
+        """Return the content of a file of the spool."""
+        with os.fdopen(self.open_old(name, os.O_RDONLY), "rb") as file:
+            return file.read()
+
+    def segments(self) -> dict[int, list[str]]:
+        """Return the segment files of each CPU, in order."""
+        found: dict[int, list[tuple[int, str]]] = {}
+        for name in os.listdir(self.fd):  # noqa: PTH208 (a descriptor, not a path)
+            cpu, dot, number = name.removeprefix("cpu").partition(".")
+            if name.startswith("cpu") and dot and cpu.isdigit() and number.isdigit():
+                found.setdefault(int(cpu), []).append((int(number), name))
+        return {cpu: [name for _, name in sorted(parts)] for cpu, parts in sorted(found.items())}
+
+    def size_of(self, name: str) -> int:
+        """Return the size of a file of the spool."""
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_size
+
+    def unlink(self, name: str) -> None:
+        """Remove a file of the spool."""
+        os.unlink(name, dir_fd=self.fd)
+
+    def publish(self, name: str, destination: str, owner: tuple[int, int] | None) -> None:
+        """Give the finished file to its owner and put it, in one step, where the user wanted it."""
+        fd = self.open_old(name)
+        try:
+            os.fchmod(fd, 0o600)
+            if owner is not None:
+                os.fchown(fd, *owner)
+        finally:
+            os.close(fd)
+        os.rename(name, destination, src_dir_fd=self.fd, dst_dir_fd=self.parent_fd)
+
+    def discard(self) -> None:
+        """Remove the directory with all that is in it, and close it."""
+        if self.fd >= 0:
+            for name in os.listdir(self.fd):  # noqa: PTH208 (a descriptor, not a path)
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=self.fd)
+            with contextlib.suppress(OSError):
+                os.rmdir(self.path.name, dir_fd=self.parent_fd)
+        self.close()
+
+    def close(self) -> None:
+        """Close the directory and unlock it."""
+        for fd in (self._lock, self.fd, self.parent_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._lock = self.fd = self.parent_fd = -1
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output that is not, or cannot become, a regular file.
+
+    Raises
+    ------
+    UsageError
+        It is a directory, device or pipe, or its directory does not exist.
+    """
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such directory")
+    if not output.name or output.is_dir():
+        raise UsageError(f"{output}: is a directory")
+    if output.exists() and not output.is_symlink() and not output.is_file():
+        raise UsageError(f"{output}: not a regular file; a recording is written as a whole file")

@@ -1,0 +1,72 @@
+"""Names and processes of the recorded threads, gathered while they live."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+LOOK_EVERY_S = 0.5
+
+
+class Threads:
+    """tid -> (pid, comm) of a process's threads, or of all threads of the machine.
+
+    Parameters
+    ----------
+    pid : int or None, the process; None for the whole machine
+    """
+
+    def __init__(self, pid: int | None) -> None:
+        self.pid = pid
+        self.known: dict[int, tuple[int, str]] = {}
+        self._next = 0.0
+
+    def look(self, *, force: bool = False) -> None:
+        """Note the threads that exist now; does nothing if that was done a moment ago, unless forced."""
+        now = time.monotonic()
+        if now < self._next and not force:
+            return
+        self._next = now + LOOK_EVERY_S
+        pids = [str(self.pid)] if self.pid is not None else _names(Path("/proc"))
+        for pid in pids:
+            for tid in _names(Path("/proc", pid, "task")):
+                comm = _read(Path("/proc", pid, "task", tid, "comm"))
+                if comm:
+                    self.known[int(tid)] = int(pid), comm
+
+    def add_saved(self, tracefs: Path) -> None:
+        """Add what the kernel noted of threads that have ended since."""
+        pids = dict(_pairs(_read(tracefs / "saved_tgids")))
+        for tid, comm in _pairs(_read(tracefs / "saved_cmdlines")):
+            if tid not in self.known and comm != "<...>":
+                pid = pids.get(tid, "")
+                self.known[tid] = int(pid) if pid.isdigit() else -1, comm
+
+    def comms(self) -> dict[int, str]:
+        """Return tid -> thread name."""
+        return {tid: comm for tid, (_, comm) in self.known.items()}
+
+    def as_meta(self) -> dict[str, list[int | str]]:
+        """Return the metadata's `threads`: tid -> [pid or -1, comm]."""
+        return {str(tid): [pid, comm] for tid, (pid, comm) in sorted(self.known.items())}
+
+
+def _names(path: Path) -> list[str]:
+    """Name the numeric entries of a directory; [] if it is gone."""
+    try:
+        return [entry.name for entry in path.iterdir() if entry.name.isdigit()]
+    except OSError:
+        return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="surrogateescape").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _pairs(text: str) -> list[tuple[int, str]]:
+    """Return the (number, rest) of each line "number rest"."""
+    rows = [line.partition(" ") for line in text.splitlines()]
+    return [(int(number), rest) for number, _, rest in rows if number.isdigit()]
