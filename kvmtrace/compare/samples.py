@@ -1,0 +1,97 @@
+"""What one recording contributes to a comparison of recordings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.compare.recordings import Key, RunSamples, Samples
+from kvmtrace.events.intervals import group_codes, vm_exit_intervals
+from kvmtrace.kvm.ioctls import KVM_RUN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.events.table import EventTable
+
+
+def _group(kind: str, code: NDArray[np.int64], ts_ns: NDArray[np.int64], dur_ns: NDArray[np.int64]
+           ) -> dict[Key, Samples]:
+    """Split intervals, given in time order, by their key, coded as isa << 40 | reason << 1 | to userspace."""
+    order = np.argsort(code, kind="stable")
+    values, starts = np.unique(code[order], return_index=True)
+    groups = np.split(order, starts[1:])
+    return {
+        Key(kind, int(value) >> 40, (int(value) >> 1) & 0xFFFFFFFF, "userspace" if int(value) & 1 else "kernel"):
+        Samples(ts_ns[rows], dur_ns[rows])
+        for value, rows in zip(values, groups, strict=True) if len(rows)
+    }
+
+
+def _vm_exit_samples(events: EventTable) -> tuple[dict[Key, Samples], int | None]:
+    """Return the samples of VM-exits and the time in guest mode, None if it was not recorded."""
+    if not (events.has("kvm_exit", "exit_reason") and events.has("kvm_entry") and events.count("kvm_exit")):
+        return {}, None
+    exits = vm_exit_intervals(events)
+    guest = exits["guest_before_ns"]
+    good = exits[(exits["dur_ns"] >= 0) & ~exits["lost"]]
+    good = good[np.argsort(good["ts_ns"], kind="stable")]
+    code = good["isa"].astype(np.int64) << 40 | good["exit_reason"].astype(np.int64) << 1 | good["to_userspace"]
+    return _group("vm_exit", code, good["ts_ns"], good["dur_ns"]), int(guest[guest > 0].sum()) or None
+
+
+def _run_rows(events: EventTable) -> NDArray[np.intp]:
+    """Return the rows where a thread is back in KVM_RUN: the ioctl's entry, or the guest FPU's load."""
+    if events.count("sys_enter_ioctl"):
+        cmd = events.field("sys_enter_ioctl", "cmd").astype(np.uint32)
+        rows = events.rows("sys_enter_ioctl")[cmd == KVM_RUN]
+    elif events.count("kvm_fpu"):
+        rows = events.rows("kvm_fpu")[events.field("kvm_fpu", "load") != 0]
+    else:
+        rows = np.empty(0, np.intp)
+    return rows
+
+
+def _userspace_samples(events: EventTable) -> dict[Key, Samples]:
+    """Return the time the VMM took for each userspace exit, by its reason."""
+    exits, runs = events.rows("kvm_userspace_exit"), _run_rows(events)
+    if not len(exits) or not len(runs):
+        return {}
+    rows = np.concatenate((exits, runs))
+    position = np.concatenate((np.arange(len(exits)), np.full(len(runs), -1)))
+    order = np.lexsort((rows, group_codes(events.tid[rows])))
+    rows, position = rows[order], position[order]
+    paired = (position[:-1] >= 0) & (position[1:] < 0) & (events.tid[rows[:-1]] == events.tid[rows[1:]])
+    first, last, which = rows[:-1][paired], rows[1:][paired], position[:-1][paired]
+    reason = events.field("kvm_userspace_exit", "reason")[which].astype(np.int64)
+    if events.has("kvm_userspace_exit", "errno"):
+        keep = events.field("kvm_userspace_exit", "errno")[which] == 0  # else the reason may be a stale one
+        first, last, reason = first[keep], last[keep], reason[keep]
+    by_time = np.argsort(events.ts_ns[first], kind="stable")
+    first, last, reason = first[by_time], last[by_time], reason[by_time]
+    dur_ns = events.ts_ns[last] - events.ts_ns[first]
+    good = dur_ns >= 0
+    return _group("userspace", reason[good] << 1 | 1, events.ts_ns[first][good], dur_ns[good])
+
+
+def collect_samples(
+    name: str, events: EventTable, *, budget_ns: Mapping[str, int] | None = None,
+    transitions: Mapping[tuple[str, str, str], int] | None = None, violations: int = 0,
+) -> RunSamples:  # fmt: skip
+    """Collect what a recording contributes to a comparison.
+
+    Parameters
+    ----------
+    name : str, for messages
+    events : EventTable of the whole recording
+    budget_ns : parts of the time budget summed over vCPUs, from the report
+    transitions, violations : from the comparison with the model
+    """
+    samples, guest_ns = _vm_exit_samples(events)
+    samples.update(_userspace_samples(events))
+    start = int(events.ts_ns.min()) if len(events) else 0
+    wall = int(events.ts_ns.max()) - start if len(events) else 0
+    return RunSamples(name, start, wall, guest_ns, samples, dict(budget_ns or {}), dict(transitions or {}), violations)
