@@ -15,7 +15,7 @@ class RipClass(enum.Enum):
 
     SAME = "S"  # entry.rip == exit.rip
     ADVANCE = "A"  # entry.rip == exit.rip + length of the instruction
-    EMULATED = "E"  # by the emulator: see kvm_emulate_insn
+    EMULATED = "E"  # by the emulator, if there is a kvm_emulate_insn; else the same instruction again
     TRAP = "T"  # trap-like: the hardware already advanced, KVM adds nothing
     ANY = "N"  # not predictable
     NEVER = "-"  # never resumes in the kernel
@@ -53,6 +53,8 @@ class ExitExpectation:
         follow any exit, see ANY_EXIT_USERSPACE)
     must, may : follow-up events; every tracked follow-up event that is in neither is forbidden (V13)
     checks : names of payload rules that apply (V5), e.g. "pio_matches_qualification"
+    rip_when : (predicate, RipClass) pairs; the first predicate that holds replaces `rip`. An emulated
+        instruction (kvm_emulate_insn) follows RipClass.EMULATED whatever stands here
     source : str, kernel function and file, or the reference manual's section name
     note : str, one sentence for people who learn
     """
@@ -68,3 +70,4 @@ class ExitExpectation:
     checks: tuple[str, ...] = ()
     source: str = ""
     note: str = field(default="", compare=False)
+    rip_when: tuple[tuple[str, RipClass], ...] = ()
