@@ -135,9 +135,10 @@ def _fill(root: Path, files: list[Path]) -> None:
         _copy_file(root, file)
     _add_busybox(root)
     _add_python(root)
-    for name in QEMU_DATA:
-        if (Path("/usr/share/qemu") / name).exists():
-            _copy_file(root, Path("/usr/share/qemu") / name)
+    for folder in ("/usr/share/qemu", "/usr/share/seabios"):
+        for file in (Path(folder) / name for name in QEMU_DATA):
+            if file.exists():
+                _copy_file(root, file)
 
 
 def _copy_file(root: Path, file: Path) -> None:
