@@ -44,7 +44,7 @@ class _QuietStderr:
 
     def __enter__(self) -> _QuietStderr:
         self.saved = os.dup(2)
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self.file = tempfile.TemporaryFile()
         os.dup2(self.file.fileno(), 2)
         return self
 

@@ -11,7 +11,7 @@ import select
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvmtrace import __version__
 from kvmtrace.capture.bpf_events import describe_filters

@@ -46,6 +46,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def raw_syscall(number: int, *arguments: object) -> int:
+    """Call syscall(2); an error becomes an OSError."""
     result = int(_libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
         code = ctypes.get_errno()
@@ -154,12 +155,12 @@ def load_program(name: str, program_type: int, instructions: bytes, *, attach_ty
     CapabilityError
         The kernel refused it; the message ends with the verifier's last line.
     """
-    code = ctypes.create_string_buffer(instructions, len(instructions))
+    code, n_instructions = ctypes.create_string_buffer(instructions, len(instructions)), len(instructions) // 8
     license_text = ctypes.create_string_buffer(b"GPL")
 
     def attributes(log: ctypes.Array[ctypes.c_char] | None) -> bytes:
         return struct.pack(
-            "<IIQQIIQII16sIIIIQIIQIII", program_type, len(instructions) // 8, address_of(code), address_of(license_text),
+            "<IIQQIIQII16sIIIIQIIQIII", program_type, n_instructions, address_of(code), address_of(license_text),
             1 if log else 0, len(log) if log else 0, address_of(log) if log else 0, 0, 0, object_name(name),
             0, attach_type, 0, 0, 0, 0, 0, 0, 0, btf_id, btf_fd)
 

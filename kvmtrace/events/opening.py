@@ -52,11 +52,19 @@ def _read(path: str) -> memoryview:
 
 
 def _recognise(data: memoryview, path: str) -> Recording:
+    from kvmtrace.decode.bpf_capture import is_bpf_capture, read_bpf_capture
     from kvmtrace.decode.trace_dat import is_trace_dat, read_trace_dat
+    from kvmtrace.events.ftrace_text import looks_like_text, open_text
 
     head = bytes(data[:4096])
     if is_trace_dat(head):
         from kvmtrace.events.trace_dat import TraceDatRecording
 
         return TraceDatRecording(read_trace_dat(data, path))
+    if is_bpf_capture(head):
+        from kvmtrace.events.bpf_capture import BpfRecording
+
+        return BpfRecording(read_bpf_capture(data, path))
+    if looks_like_text(bytes(data[:65536])):
+        return open_text(data, path)
     raise FormatError(path, 0, SUPPORTED, "an empty file" if not head else describe_bytes(head[:17]))
