@@ -27,7 +27,7 @@ class Fault:
     """Bytes of a CPU that cannot be read: what should be at file offset `offset`."""
 
     offset: int
-    cpu: int
+    cpu: int | None
     expected: str
     found: str
     page: int | None = None  # in the stream; None: after its last page
