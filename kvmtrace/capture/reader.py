@@ -16,6 +16,8 @@ from kvmtrace.capture.pages import count_events, mark_gap, page_time
 from kvmtrace.capture.spool import PAGE_SIZE, SEGMENT_BYTES, Spool, is_full
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from kvmtrace.capture.tracefs import Instance
 
 PIPE_BYTES = 1 << 20
@@ -70,10 +72,13 @@ class Reader:
             share = max_bytes // (4 * len(self.cpus)) // PAGE_SIZE * PAGE_SIZE
             self.segment_bytes = min(SEGMENT_BYTES, max(SMALLEST_SEGMENT_BYTES, share))
         self.dropped: dict[int, int] = {}
-        self.discarded: dict[int, int] = {}
+        kept = spool.manifest.get("discarded", {})
+        self.discarded: dict[int, int] = {int(cpu): count for cpu, count in kept.items()}
         self.segments: dict[int, list[Segment]] = {cpu: [] for cpu in self.cpus}
-        self._number = 1 + max((int(name.partition(".")[2]) for names in spool.segments().values()
-                                for name in names), default=-1)
+        for cpu, names in spool.segments().items():  # of a dead recorder whose work is finished now
+            self.segments[cpu] = [Segment(name, -1, 0, spool.size_of(name)) for name in names]
+        self._number = 1 + max((int(part.name.partition(".")[2]) for parts in self.segments.values()
+                                for part in parts), default=-1)
         self.raw = {cpu: self._open_raw(cpu) for cpu in self.cpus}
         self._pipe_read, self._pipe_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -108,12 +113,12 @@ class Reader:
             self._store(cpu, segment, size)
             moved += size
 
-    def finish(self, *, after_gap: bool = False) -> None:
+    def finish(self, *, after_gap: Container[int] = ()) -> None:
         """Move everything, half-filled pages too. The instance must not be tracing any more.
 
         Parameters
         ----------
-        after_gap : bool, mark that events may be missing between what the spool holds and what comes now
+        after_gap : CPUs that may have lost events between what the spool holds and what comes now
 
         Raises
         ------
@@ -121,7 +126,7 @@ class Reader:
             As drain().
         """
         for cpu in self.cpus:
-            if after_gap and (page := self._read_page(cpu)):
+            if cpu in after_gap and (page := self._read_page(cpu)):
                 self._append(cpu, mark_gap(page))
             self._drain_cpu(cpu)
             while page := self._read_page(cpu):
@@ -137,9 +142,10 @@ class Reader:
     def _segment(self, cpu: int) -> Segment:
         """Return the segment to write to, a new one if there is none or it is full."""
         segments = self.segments[cpu]
-        if segments and segments[-1].size < self.segment_bytes:
+        usable = bool(segments) and segments[-1].fd >= 0
+        if usable and segments[-1].size < self.segment_bytes:
             return segments[-1]
-        if segments and segments[-1].fd >= 0:
+        if usable:
             os.close(segments[-1].fd)
             segments[-1].fd = -1
         read_before = 0
@@ -202,6 +208,7 @@ class Reader:
             self.spool.unlink(oldest.name)
             events = self.segments[cpu][0].read_before - oldest.read_before
             self.discarded[cpu] = self.discarded.get(cpu, 0) + events
+            self.spool.save({"discarded": self.discarded})
 
     def _start_ns(self, segment: Segment) -> int:
         """Return the time stamp of a segment's first page."""

@@ -85,16 +85,28 @@ class Run:
         return path
 
 
-def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any]) -> None:
-    """Add to `meta` what the kernel and the reader counted, and seal the spool. The reader has finished."""
+def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any],
+             in_flight: dict[int, int | None] | None = None) -> None:
+    """Add to `meta` what the kernel and the reader counted, and seal the spool.
+
+    Parameters
+    ----------
+    run, threads, meta
+    reader : Reader that has finished
+    in_flight : CPU -> events lost between kernel and spool when the recorder was killed, None if unknown
+    """
     instance = run.instance
     stats = {cpu: instance.stats(cpu) for cpu in reader.cpus}
     left = {cpu: counters.get("entries", 0) for cpu, counters in stats.items()}
-    lost = {cpu: instance.lost(cpu) + left[cpu] + reader.dropped.get(cpu, 0) for cpu in reader.cpus}
+    flying = in_flight or {}
+    known = None not in flying.values()
+    lost = {cpu: instance.lost(cpu) + left[cpu] + reader.dropped.get(cpu, 0) + (flying.get(cpu) or 0)
+            for cpu in reader.cpus}
     read = sum(counters.get("read events", 0) for counters in stats.values())
+    gone = sum(reader.dropped.values()) + sum(reader.discarded.values()) + sum(filter(None, flying.values()))
     meta["loss"] = {"by_cpu": {str(cpu): count for cpu, count in lost.items() if count},
-                    "events": sum(lost.values())}
-    meta["n_events"] = read - sum(reader.dropped.values()) - sum(reader.discarded.values())
+                    "events": sum(lost.values()) if known else None}
+    meta["n_events"] = read - gone if known else None
     not_kept = sum(left.values()) + sum(reader.dropped.values())
     if not_kept:
         meta["notes"].append(f"{not_kept} events at the end were lost because the disk was full")

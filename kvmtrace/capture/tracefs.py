@@ -270,6 +270,16 @@ class Probes:
             if event.startswith(f"{self.group}/"):
                 self._write(f"-:{event}")
 
+    @staticmethod
+    def groups(tracefs: Path) -> list[str]:
+        """Name all probe groups of ours that exist, whoever made them."""
+        try:
+            lines = (tracefs / "kprobe_events").read_text().splitlines()
+        except OSError:
+            return []
+        found = {line.split(" ", 1)[0].partition(":")[2].partition("/")[0] for line in lines}
+        return sorted(group for group in found if group.startswith(GROUP_PREFIX))
+
     def missed(self) -> int:
         """Return how many hits of our probes the kernel could not record (kretprobe instances used up)."""
         try:

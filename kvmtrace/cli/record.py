@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvmtrace.capture.recover import reclaim
 from kvmtrace.capture.settings import RecordResult, RecordSettings, TargetSpec
 from kvmtrace.errors import LostEventsError, UsageError
 from kvmtrace.kvm.tracepoints import EVENT_SETS
@@ -103,6 +104,8 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
         output=Path(output), target=replace(spec, as_root=as_root), backend=backend, event_set=event_set,
         duration_s=duration, max_bytes=max_size, summary=summary, clock=clock, buffer_bytes=buffer_size,
         argv=("kvmtrace", *sys.argv[1:]))
+    for line in reclaim(settings.output):
+        click.echo(f"kvmtrace: {line}", err=True)
     result = run(settings)
     for line in describe(result):
         click.echo(line, err=True)
