@@ -13,7 +13,6 @@ import mmap
 import os
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import CapabilityError
@@ -191,10 +190,17 @@ class VcpuThread(threading.Thread):
     def run(self) -> None:
         """Name the thread for the kernel too, then loop."""
         try:
-            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(self.name)
+            _name_thread(self.name)
             self.ended = self.vcpu.loop(self.observed)
         except Exception as failure:  # noqa: BLE001 (the main thread raises it)
             self.failure = failure
+
+
+def _name_thread(name: str) -> None:
+    """Set the kernel's name of this thread; os.open, since open() would add an ioctl to the recording."""
+    fd = os.open(f"/proc/self/task/{threading.get_native_id()}/comm", os.O_WRONLY)
+    os.write(fd, name.encode())
+    os.close(fd)
 
 
 def _open_kvm() -> int:
