@@ -34,21 +34,18 @@ def reclaim(output: Path | None = None) -> list[str]:
     """
     said = []
     for entry in dead_recorders():
-        values = entry.read()
-        if values.get("backend", "ftrace") != "ftrace":
-            entry.close()  # the other back end's
-            continue
-        said += _attempt(entry, values)
+        said += _attempt(entry)
     said += _remove_orphans()
     if output is not None:
         said += _reclaim_beside(output)
     return said
 
 
-def _attempt(entry: Registration, values: dict[str, Any]) -> list[str]:
+def _attempt(entry: Registration) -> list[str]:
     """Reclaim one registered recorder; the entry stays if that failed."""
+    values = entry.read()
     try:
-        said = _reclaim_entry(values)
+        said = _reclaim_entry(entry.path.stem, values)
     except OSError as error:
         entry.close()
         return [f"cannot finish the interrupted recording {values.get('output')}: {error.strerror or error}"]
@@ -56,28 +53,24 @@ def _attempt(entry: Registration, values: dict[str, Any]) -> list[str]:
     return said
 
 
-def _reclaim_entry(values: dict[str, Any]) -> list[str]:
+def _reclaim_entry(name: str, values: dict[str, Any]) -> list[str]:
     from kvmtrace.capture.run import Run
     from kvmtrace.capture.spool import Spool
-    from kvmtrace.capture.tracefs import Instance, Probes, mounted
+    from kvmtrace.capture.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes, mounted
 
-    if not {"instance", "group", "output", "spool"} <= values.keys():
-        return []
+    spool = Spool.adopt(Path(values["output"]), Path(values["spool"])) if values else None
     tracefs = mounted()
-    spool = Spool.adopt(Path(values["output"]), Path(values["spool"]))
-    if tracefs is None or "/" in values["instance"]:
-        return [] if spool is None else finish_spool(spool)
-    instance = Instance(tracefs, values["instance"])
-    probes = Probes(tracefs, values["group"])
-    if spool is None:
+    if tracefs is not None:
+        instance = Instance(tracefs, INSTANCE_PREFIX + name)
+        probes = Probes(tracefs, GROUP_PREFIX + name.replace("-", "_"))
+        if spool is not None:
+            run = Run(instance, probes, spool)
+            if spool.manifest.get("state") == "recording" and instance.path.is_dir():
+                _take_over(run)
+            run.remove_tracing()
         instance.remove()
         probes.remove()
-        return [f"removed the trace instance {values['instance']} of a dead recorder"]
-    run = Run(instance, probes, spool, None)
-    if spool.manifest.get("state") == "recording" and instance.path.is_dir():
-        _take_over(run)
-    run.remove_tracing()
-    return finish_spool(spool)
+    return [] if spool is None else finish_spool(spool)
 
 
 def _take_over(run: Run) -> None:
@@ -124,7 +117,7 @@ def _count_in_flight(reader: Any) -> dict[int, int | None]:
 
 def finish_spool(spool: Spool) -> list[str]:
     """Turn a spool into its file, or discard it if it holds nothing."""
-    from kvmtrace.capture.assemble import assemble, seal
+    from kvmtrace.capture.assemble import OUT, assemble, seal
     from kvmtrace.capture.tracedat import Tail
 
     manifest = spool.manifest
@@ -132,12 +125,17 @@ def finish_spool(spool: Spool) -> list[str]:
         meta = manifest["meta"] | {"ended_by": "killed"}
         meta["notes"] = [*meta["notes"], KILLED, "what the kernel still held is lost"]
         seal(spool, Tail({}, {}, f"[{meta['clock']}]", f"kvmtrace {meta['kvmtrace']}"), meta)
-    elif manifest.get("state") != "sealed":
+    state = manifest.get("state")
+    owner = tuple(manifest["owner"]) if manifest.get("owner") else None
+    name = _free_name(spool)
+    if state == "complete":  # a bpf capture is readable as it stands
+        spool.publish(OUT, name, owner)
+    elif state == "sealed":
+        assemble(spool, name, owner)
+    else:  # it never began
         spool.discard()
         return []
-    owner = manifest.get("owner")
-    name = _free_name(spool)
-    path = assemble(spool, name, tuple(owner) if owner else None)
+    path = spool.path.parent / name
     spool.discard()
     return [f"finished the recording of a killed recorder: {path}"]
 
@@ -149,8 +147,9 @@ def _free_name(spool: Spool) -> str:
         there = os.stat(name, dir_fd=spool.parent_fd, follow_symlinks=False)
     except FileNotFoundError:
         return name
-    began = os.stat("head", dir_fd=spool.fd).st_mtime_ns
-    return name if there.st_mtime_ns < began else f"{name}.recovered-{spool.path.name.rpartition('-')[2]}"
+    if there.st_mtime_ns < spool.manifest["created_ns"]:
+        return name
+    return f"{name}.recovered-{spool.path.name.rpartition('-')[2]}"
 
 
 def _reclaim_beside(output: Path) -> list[str]:

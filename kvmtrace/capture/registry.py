@@ -1,6 +1,8 @@
 """Who is recording: one small locked file per recorder, so that a later command finds what a dead one left.
 
-    /run/kvmtrace/PID-TOKEN.json     {"instance": ..., "group": ..., "output": ..., "spool": ...}
+    /run/kvmtrace/PID-TOKEN.json     {"output": ..., "spool": ...}
+
+PID-TOKEN also is in the names of the recorder's spool, trace instance and probe group.
 
 The directory belongs to root alone; what stands in it is trusted. The lock (flock) goes with the process.
 """

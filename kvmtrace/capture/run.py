@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
 from kvmtrace.capture.assemble import assemble, seal
-from kvmtrace.capture.registry import Registration
 from kvmtrace.capture.spool import Spool
 from kvmtrace.capture.tracedat import Tail
 from kvmtrace.capture.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes
@@ -23,27 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """Instance, probes, spool and registry entry of one recording; all of it goes with `remove`."""
+    """Instance, probes and spool of one recording, all named PID-TOKEN; they go with `remove`."""
 
     instance: Instance
     probes: Probes
     spool: Spool
-    registration: Registration | None
     reader: Reader | None = None
 
     @classmethod
     def create(cls, tracefs: Path, output: Path) -> Run:
-        """Make spool, registry entry and instance, in the order in which they can be found again."""
+        """Make spool and instance, in the order in which they can be found again."""
         token = secrets.token_hex(4)
         name = f"{os.getpid()}-{token}"
         spool = Spool.create(output, token)
         instance = Instance(tracefs, INSTANCE_PREFIX + name)
         probes = Probes(tracefs, GROUP_PREFIX + name.replace("-", "_"))
-        entry = {"instance": instance.path.name, "group": probes.group,
-                 "output": str(output.absolute()), "spool": str(spool.path.absolute())}
-        run = cls(instance, probes, spool, None)
+        run = cls(instance, probes, spool)
         try:
-            run.registration = Registration.create(token, entry)
             instance.create()
         except BaseException:
             run.remove()
@@ -62,15 +57,11 @@ class Run:
         """Leave nothing behind."""
         self.remove_tracing()
         self.spool.discard()
-        if self.registration is not None:
-            self.registration.remove()
 
     def leave_spool(self) -> None:
         """Leave the spool, to be finished by a later command."""
         self.remove_tracing()
         self.spool.close()
-        if self.registration is not None:
-            self.registration.close()
 
     def publish(self, destination: str, owner: tuple[int, int] | None) -> Path:
         """Turn the sealed spool into the file and remove everything else.

@@ -19,8 +19,10 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.capture.registry import Registration
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
@@ -57,10 +59,11 @@ class Spool:
         self.fd = -1
         self.manifest: dict[str, Any] = {}
         self._lock = -1
+        self._registration: Registration | None = None
 
     @classmethod
     def create(cls, output: Path, token: str | None = None) -> Spool:
-        """Make a new, locked spool for `output`.
+        """Make a new, locked and registered spool for `output`.
 
         Raises
         ------
@@ -70,13 +73,16 @@ class Spool:
             The directory is read-only, full or not ours to write.
         """
         check_output(output)
-        name = f".{output.name}.kvmtrace-{os.getpid()}-{token or secrets.token_hex(4)}"
+        token = token or secrets.token_hex(4)
+        name = f".{output.name}.kvmtrace-{os.getpid()}-{token}"
         spool = cls(output, output.parent / name)
+        entry = {"output": str(output.absolute()), "spool": str(spool.path.absolute())}
+        spool._registration = Registration.create(token, entry)
         try:
             os.mkdir(name, 0o700, dir_fd=spool.parent_fd)
             spool._open()
             spool._lock = spool._take_lock(NEW_FILE)
-            spool.save({})
+            spool.save({"created_ns": time.time_ns()})
             spool._reserve()
         except OSError as error:
             spool.discard()
@@ -198,10 +204,14 @@ class Spool:
                     os.unlink(name, dir_fd=self.fd)
             with contextlib.suppress(OSError):
                 os.rmdir(self.path.name, dir_fd=self.parent_fd)
+        if self._registration is not None:
+            self._registration.remove()
         self.close()
 
     def close(self) -> None:
-        """Close the directory and unlock it."""
+        """Close the directory and unlock it; what it holds can be finished later."""
+        if self._registration is not None:
+            self._registration.close()
         for fd in (self._lock, self.fd, self.parent_fd):
             if fd >= 0:
                 os.close(fd)
