@@ -137,6 +137,7 @@ static __always_inline int judge_exit(void)
 {
 	struct thread *t = make_thread();
 	struct record *r;
+	u64 flags;
 	int i;
 
 	if (!t)
@@ -148,7 +149,7 @@ static __always_inline int judge_exit(void)
 		t->dropping = 1;
 		return 0;
 	}
-	r = reserve(t->held.kind, EXIT_SIZE);
+	r = reserve(t->held.kind, EXIT_SIZE, &flags);
 	if (r) {
 		r->ts_ns = t->exit_ns;
 		r->irq_flags = t->held.irq_flags;
@@ -156,7 +157,7 @@ static __always_inline int judge_exit(void)
 #pragma unroll
 		for (i = 0; i < EXIT_WORDS; i++)
 			r->data[i] = t->held_data[i];
-		submit(r);
+		bpf_ringbuf_submit(r, flags);
 	}
 	t->exit_ns = 0;
 	t->dropping = 1;

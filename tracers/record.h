@@ -2,7 +2,7 @@
  * What every tracer writes: one record per event into the ring buffer of the CPU it happened on.
  *
  * The loader defines, before this file: MAP_RINGS, MAP_CPUS, MAP_LOST, MAP_TIDS, MAP_THREADS (map file descriptors),
- * N_CPUS, and, where wanted, TARGETED, TARGET_TGID, PREEMPT_COUNT_BTF_ID, FILTER_*.
+ * N_KINDS, WAKE_EVERY (a power of two), and, where wanted, TARGETED, TARGET_TGID, PREEMPT_COUNT_BTF_ID, FILTER_*.
  */
 #define MAP(fd) ((void *)bpf_pseudo_fd(1 /* BPF_PSEUDO_MAP_FD */, fd))
 #define KERNEL_VARIABLE(id) ((void *)bpf_pseudo_fd(3 /* BPF_PSEUDO_BTF_ID */, id))
@@ -93,8 +93,11 @@ static __always_inline void count_lost(struct cpu_state *state, u32 kind)
 		count(*lost);
 }
 
-/* A record of `size` bytes of data with its header filled in, or NULL (then the loss is counted). */
-static __always_inline struct record *reserve(u32 kind, u32 size)
+/*
+ * A record of `size` bytes of data with its header filled in, or NULL (then the loss is counted). `flags` is for
+ * submit(): the recorder looks on its own, and is woken every WAKE_EVERY records in case they come fast.
+ */
+static __always_inline struct record *reserve(u32 kind, u32 size, u64 *flags)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_state *state = lookup(MAP_CPUS, &cpu);
@@ -114,16 +117,13 @@ static __always_inline struct record *reserve(u32 kind, u32 size)
 	r->tid = id;
 	r->pid = id >> 32;
 	count(state->recorded);
+	*flags = state->recorded & (WAKE_EVERY - 1) ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP;
 	r->lost = state->lost;
 	r->kind = kind;
 	set_context(r, state);
 	return r;
 }
 
-static __always_inline void submit(struct record *r)
-{
-	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);  /* the recorder looks on its own, it is never woken */
-}
 
 /* Is this thread one of the target's? Threads and processes it starts are added by follow.c. */
 static __always_inline int is_target_tid(u32 tid)

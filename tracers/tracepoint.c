@@ -16,12 +16,13 @@
 	static __always_inline int record_##name(void *ctx) \
 	{ \
 		struct record *r; \
+		u64 flags; \
 		if (!(condition)) \
 			return 0; \
-		r = reserve(kind, size); \
+		r = reserve(kind, size, &flags); \
 		if (r) { \
 			copies \
-			submit(r); \
+			bpf_ringbuf_submit(r, flags); \
 		} \
 		return 0; \
 	} \

@@ -110,9 +110,10 @@ def interrupt_events(tracefs: Path) -> list[tuple[str, TracedEvent]]:
     return [(function, event) for function, event in found if event is not None]
 
 
-def plan_source(plan: Plan, maps: dict[str, BpfMap]) -> str:
-    """Return the C source of all programs of a plan."""
+def plan_source(plan: Plan, maps: dict[str, BpfMap], wake_every: int) -> str:
+    """Return the C source of all programs of a plan; the recorder is woken every `wake_every` records of a CPU."""
     defines = {name: str(table.fd) for name, table in maps.items()}
+    defines["WAKE_EVERY"] = str(wake_every)
     defines["N_KINDS"] = str(len(plan.events))
     if plan.targeted:
         defines["TARGETED"] = "1"
@@ -168,7 +169,7 @@ class Programs:
         self.threads = create_map("kvmtrace_thread", MAP_TYPE_HASH, 4, 1024, MAX_TIDS if plan.filters else 1)
         self.attached = Attachments()
         maps = rings.maps() | {"MAP_TIDS": self.tids, "MAP_THREADS": self.threads}
-        self.code = compile_source(plan_source(plan, maps))
+        self.code = compile_source(plan_source(plan, maps, rings.wake_every))
         self.unattached: list[str] = []
 
     def add_tids(self, tids: Iterable[int]) -> None:

@@ -103,10 +103,10 @@ class Session:
 
     def run(self, ending: Ending) -> RecordResult:
         """Attach, record until it ends, finish the file."""
-        cpu_before = time.process_time()
         self._attach()
         self.writer.write_header(encode_header(self.meta, self._kinds(), self.rings.n_cpus))
         self.spool.save({"state": "complete", "backend": "bpf", "owner": invoking_user()})
+        cpu_before = time.process_time()
         started_ns = time.monotonic_ns()
         ending.start()
         self.target.release()
@@ -136,17 +136,15 @@ class Session:
         self.meta["missing_events"] += [f"kvmtrace:{name}" for name in lacking]
         self.meta["probes"] = [{"event": e.name, "function": e.probe[0], "how": attached[e.name]}
                                for e in self.plan.events if e.probe and e.name in attached]
-        self.meta["attached"] = dict(sorted(attached.items()))
+        self.meta["attached"] = {how: sorted(name for name in attached if attached[name] == how)
+                                 for how in sorted(set(attached.values()))}
 
     def _kinds(self) -> list[tuple[str, str, str]]:
         return [(event.name, event.system, event.format_text) for event in self.plan.events]
 
     def _pump(self, ending: Ending) -> str:
         """Move spans until the recording ends; return why it ended."""
-        control = select.poll()
-        for fd in (ending.fd, self.target.pidfd):
-            if fd is not None:
-                control.register(fd, select.POLLIN)
+        control, everything = self._polls(ending)
         next_counters = time.monotonic() + COUNTERS_S
         try:
             while True:
@@ -158,13 +156,26 @@ class Session:
                 if time.monotonic() > next_counters:
                     self.writer.write_meta({"loss": self._loss(), "n_events": self.rings.counters()["recorded"]})
                     next_counters = time.monotonic() + COUNTERS_S
-                pause = BUSY_S if moved > BUSY_BYTES else IDLE_S
                 remaining = ending.remaining_s()
-                control.poll(1000 * (pause if remaining is None else min(pause, remaining)))
+                if moved > BUSY_BYTES:
+                    control.poll(BUSY_S)
+                else:
+                    everything.poll(IDLE_S if remaining is None else min(IDLE_S, remaining))
         except OSError as error:
             if not is_full(error):
                 raise
             return "disk full"
+
+    def _polls(self, ending: Ending) -> tuple[select.epoll, select.epoll]:
+        """Return what waits for the end, and what waits for the end or a ring that fills up."""
+        polls = select.epoll(), select.epoll()
+        for poll in polls:
+            for fd in (ending.fd, self.target.pidfd):
+                if fd is not None:
+                    poll.register(fd, select.EPOLLIN)
+        for ring in self.rings.rings:  # edge-triggered: a ring that merely holds something wakes nobody
+            polls[1].register(ring.map.fd, select.EPOLLIN | select.EPOLLET)
+        return polls
 
     def _move_once(self) -> int:
         """Move what is finished; return how many bytes."""
@@ -190,7 +201,7 @@ class Session:
         names = [event.name for event in self.plan.events]
         by_cpu = self.rings.lost_by_cpu()
         by_event = {str(cpu): {names[kind]: count for kind, count in kinds.items()} for cpu, kinds in by_cpu.items()}
-        missed = self.programs.attached.misses()
+        missed = {name: n for name, n in self.programs.attached.misses().items() if name in names}
         total = sum(sum(kinds.values()) for kinds in by_cpu.values()) + sum(missed.values())
         loss: dict[str, Any] = {"by_cpu": {cpu: sum(kinds.values()) for cpu, kinds in by_event.items()},
                                 "by_cpu_and_event": by_event, "events": total}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGE = mmap.PAGESIZE
-DEFAULT_BYTES = 4 << 20
+WAKE_SHARE = 256  # a quarter of the ring, at 64 bytes a record
 MIN_BYTES = PAGE
 
 
@@ -92,6 +92,7 @@ class Rings:
     def __init__(self, size: int, n_kinds: int) -> None:
         self.n_cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self.n_kinds = n_kinds
+        self.wake_every = max(16, size // WAKE_SHARE)  # records; a power of two, as the size is
         self.rings = [Ring(cpu, size) for cpu in range(self.n_cpus)]
         self.by_cpu = create_map("kvmtrace_rings", MAP_TYPE_ARRAY_OF_MAPS, 4, 4, self.n_cpus,
                                  inner_fd=self.rings[0].map.fd)

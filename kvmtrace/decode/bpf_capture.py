@@ -32,6 +32,8 @@ LENGTH_MASK, BUSY, DISCARDED = 0x3FFFFFFF, 1 << 31, 1 << 30
 MAX_CPU = 1 << 13
 MAX_KINDS = 1 << 14
 RESYNC_BYTES = 1 << 20
+PART_SLOTS = 2048  # of 8 bytes: the parts of long spans that are walked side by side
+GUESS_SLOTS = 128  # in which a record's beginning is looked for
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class BpfCapture:
     words : uint32, shape (n,), the file as far as it is whole words
     meta : the recorder's metadata; "kvmtrace.capture/1" if it is what it should be
     formats : one per kind; event_id is the kind's number
+    slots_of_kind : int64, shape (n_kinds,), length of a record in 8 bytes, ring header included
     n_cpus : int
     spans : Spans
     faults : damaged places
@@ -71,6 +74,7 @@ class BpfCapture:
     words: NDArray[np.uint32]
     meta: dict[str, Any]
     formats: list[EventFormat]
+    slots_of_kind: NDArray[np.int64]
     n_cpus: int
     spans: Spans
     faults: list[Fault] = field(default_factory=list)
@@ -123,7 +127,12 @@ def read_bpf_capture(data: memoryview, path: str) -> BpfCapture:
         raise FormatError(path, 24, "metadata and kinds in the header", "something else")
     n_cpus = head.get("n_cpus")
     words = np.frombuffer(data, np.uint8, len(data) & ~3).view("<u4")
-    capture = BpfCapture(path, words, dict(meta), _formats(kinds, path), n_cpus if isinstance(n_cpus, int) else 0,
+    formats = _formats(kinds, path)
+    ends = [max((f.offset + f.size for f in fmt.fields.values()), default=8) for fmt in formats]
+    slots = (np.array(ends, np.int64) + FIELD_SHIFT + 7) >> 3
+    formats = [replace(fmt, fields={name: f for name, f in fmt.fields.items() if f.place == STATIC})
+               for fmt in formats]
+    capture = BpfCapture(path, words, dict(meta), formats, slots, n_cpus if isinstance(n_cpus, int) else 0,
                          Spans(*(np.empty(0, np.int64) for _ in range(4))))
     _read_frames(capture, data, cursor.pos)
     return capture
@@ -140,7 +149,7 @@ def _parse_object(text: bytes, path: str, offset: int) -> dict[str, Any]:
 
 
 def _formats(kinds: list[Any], path: str) -> list[EventFormat]:
-    """Return the formats of the kinds, without the dynamic arrays, which are not recorded."""
+    """Return the formats of the kinds."""
     formats = []
     for number, kind in enumerate(kinds):
         text, system = (kind.get("format"), kind.get("system")) if isinstance(kind, dict) else (None, None)
@@ -149,8 +158,7 @@ def _formats(kinds: list[Any], path: str) -> list[EventFormat]:
         parsed = parse_event_format(text, system)
         if parsed is None:
             raise FormatError(path, 24, f"the format text of kind {number}", repr(text)[:60])
-        fields = {name: f for name, f in parsed.fields.items() if f.place == STATIC}
-        formats.append(replace(parsed, event_id=number, fields=fields))
+        formats.append(replace(parsed, event_id=number))
     return formats
 
 
@@ -203,46 +211,88 @@ def _resync(data: memoryview, position: int) -> int:
     return len(data)
 
 
-def walk_records(words: NDArray[np.uint32], spans: Spans) -> Walk:
+def walk_records(words: NDArray[np.uint32], spans: Spans, slots_of_kind: NDArray[np.int64]) -> Walk:
     """Find all records of spans.
+
+    A record's place follows from the one before it. To walk long spans in parts side by side, places that look like
+    records are guessed; a part that does not end exactly where the next begins shows the guess wrong, and is walked
+    again without it. So the result is the same as that of walking each span from its start.
 
     Parameters
     ----------
     words : the file as little-endian u32
     spans : Spans, within the file
+    slots_of_kind : int64, shape (n_kinds,), length of a record of each kind in 8 bytes, ring header included
     """
-    first = spans.start >> 3
-    end = spans.end >> 3
-    room = (end - first) // ((RING_HEADER_BYTES + RECORD_HEADER_BYTES) >> 3)
+    first, end = spans.start >> 3, spans.end >> 3
+    guesses = _guess_starts(words, first, end, slots_of_kind)
+    while True:
+        parts = np.union1d(first, guesses)
+        span = np.searchsorted(first, parts, side="right") - 1
+        stop = np.minimum(np.append(parts[1:], np.iinfo(np.int64).max), end[span])
+        walk, ends = _walk_parts(words, spans, parts, stop, span)
+        wrong = np.unique(np.concatenate((stop[ends > stop], parts[ends < 0])))
+        wrong = np.intersect1d(wrong, guesses)
+        if not len(wrong):
+            return walk
+        guesses = np.setdiff1d(guesses, wrong)
+
+
+def _guess_starts(words: NDArray[np.uint32], first: NDArray[np.int64], end: NDArray[np.int64],
+                  slots_of_kind: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return places, in 8 bytes, in the spans that look like the beginning of a record, one per PART_SLOTS."""
+    n_parts = np.maximum((end - first) // PART_SLOTS - 1, 0)
+    span = np.repeat(np.arange(len(first)), n_parts)
+    number = np.arange(len(span)) - np.repeat(np.cumsum(n_parts) - n_parts, n_parts)
+    near = first[span] + (number + 1) * PART_SLOTS
+    guesses = np.zeros(len(near), np.int64)
+    for step in range(GUESS_SLOTS):
+        open_ = np.flatnonzero(guesses == 0)
+        if not len(open_):
+            break
+        at = near[open_] + step
+        length = words.take(2 * at, mode="clip").astype(np.int64)
+        kind = (words.take(2 * at + 7, mode="clip") & 0xFFFF).astype(np.int64)
+        known = kind < len(slots_of_kind)
+        slots = slots_of_kind[np.where(known, kind, 0)] if len(slots_of_kind) else np.zeros(len(at), np.int64)
+        fits = known & (length < LENGTH_MASK) & ((length + RING_HEADER_BYTES + 7) >> 3 == slots)
+        guesses[open_[fits]] = at[fits]
+    return guesses[guesses != 0]
+
+
+def _walk_parts(words: NDArray[np.uint32], spans: Spans, first: NDArray[np.int64], stop: NDArray[np.int64],
+                span: NDArray[np.int64]) -> tuple[Walk, NDArray[np.int64]]:
+    """Walk parts of spans side by side; also return where each part ended, -1 where its chain broke."""
+    room = (stop - first) // ((RING_HEADER_BYTES + RECORD_HEADER_BYTES) >> 3) + 1
     base = np.cumsum(room) - room
     found = np.zeros(int(room.sum()), np.int64)
-    unfinished = np.zeros(len(first), np.int64)
+    unfinished = np.zeros(len(spans.start), np.int64)
+    ends = first.copy()
     faults: list[Fault] = []
-    active = np.flatnonzero(first < end)
+    limit = (spans.end >> 3)[span]
+    active = np.flatnonzero(first < stop)
     here, slot = first[active], base[active]
-    stop = end[active]
     while len(active):
         word = words.take(2 * here).astype(np.int64)
         length = word & LENGTH_MASK
         after = here + ((length + RING_HEADER_BYTES + 7) >> 3)
-        good = (length >= RECORD_HEADER_BYTES) & (after <= stop)
+        good = (length >= RECORD_HEADER_BYTES) & (after <= limit[active])
         if not good.all():
-            faults += _broken(words, spans, active[~good], here[~good])
-            active, here, slot, stop, word, after = (x[good] for x in (active, here, slot, stop, word, after))
+            faults += _broken(words, spans, span[active[~good]], here[~good])
+            ends[active[~good]] = -1
+            active, here, slot, word, after = (x[good] for x in (active, here, slot, word, after))
         skipped = word & (BUSY | DISCARDED)
         if skipped.any():
-            np.add.at(unfinished, active[(word & BUSY) != 0], 1)
+            np.add.at(unfinished, span[active[(word & BUSY) != 0]], 1)
             kept = skipped == 0
             found[slot[kept]] = here[kept]
         else:
             found[slot] = here
-        here, slot = after, slot + 1
-        going = here < stop
-        if not going.all():
-            active, here, slot, stop = active[going], here[going], slot[going], stop[going]
+        ends[active] = after
+        going = after < stop[active]
+        active, here, slot = active[going], after[going], slot[going] + 1
     at = found[found != 0]
-    span = np.searchsorted(first, at, side="right") - 1
-    return Walk(at, span, unfinished, faults)
+    return Walk(at, np.searchsorted(spans.start >> 3, at, side="right") - 1, unfinished, faults), ends
 
 
 def _broken(words: NDArray[np.uint32], spans: Spans, which: NDArray[np.int64], at: NDArray[np.int64]) -> list[Fault]:

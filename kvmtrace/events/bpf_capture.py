@@ -110,7 +110,7 @@ class BpfRecording(Recording):
         if not len(chosen):
             return
         spans = Spans(*(getattr(self._source.spans, name)[chosen] for name in ("cpu", "position", "start", "end")))
-        walk = walk_records(self._source.words, spans)
+        walk = walk_records(self._source.words, spans, self._source.slots_of_kind)
         self._loss.add_faults(walk.faults)
         unfinished = int(walk.unfinished.sum())
         if unfinished:
