@@ -30,7 +30,6 @@ GUARDS: dict[str, str] = {
     "early_error": "errno is negative: KVM_RUN failed before it loaded the FPU",
     "init_reset": "an INIT reached this vCPU: kvm_vcpu_reset puts and loads the FPU on hosts with MPX",
     "fastpath_exit": "the exit before was handled by fast path (MSR write, preemption timer)",
-    "woken_by_mp_state": "errno is negative: the vCPU waits for INIT or SIPI",
 }
 
 # traits of a kernel, detected in the recording

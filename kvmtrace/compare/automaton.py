@@ -1,0 +1,126 @@
+"""The transition table compiled for one recording: look-up arrays instead of a state machine in code.
+
+Steps that were not recorded, or that the recorder may have missed, become silent: the compiled table steps
+over them. Since every step leads to one state, whatever the state before, the state of a whole column of
+events is a look-up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.compare.alphabet import CLASS, N_STEPS
+from kvmtrace.model.states import STATES, STEPS
+from kvmtrace.model.transitions import FOLLOW_UP_STATES, LATE_EXIT_STATES, TRANSITIONS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.compare.capability import Capability
+    from kvmtrace.model.transitions import Transition
+
+STATE_NAMES: tuple[str, ...] = tuple(STATES)
+STATE: dict[str, int] = {name: number for number, name in enumerate(STATE_NAMES)}
+UNKNOWN = STATE["unknown"]
+ILLEGAL, LEGAL, GUARDED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """The compiled table.
+
+    Parameters
+    ----------
+    verdict : uint8, shape (states, steps + 1): ILLEGAL, LEGAL or GUARDED
+    next_state : uint8, shape (steps + 1,): the state that a step leads to
+    guards : (state, step) -> names of guards, of which one must hold
+    follow_ups : bool, shape (states,): follow-ups of exits may be traced here
+    """
+
+    verdict: NDArray[np.uint8]
+    next_state: NDArray[np.uint8]
+    guards: dict[tuple[int, int], frozenset[str]]
+    follow_ups: NDArray[np.bool_]
+
+    def expected(self, state: int) -> str:
+        """Name the steps that the state allows."""
+        names = [name for name in STEPS if self.verdict[state, CLASS[name]] != ILLEGAL]
+        return "one of: " + ", ".join(names)
+
+
+def rows_for(traits: frozenset[str]) -> tuple[Transition, ...]:
+    """Return the rows of the transition table that exist on a kernel with these traits."""
+    return tuple(row for row in TRANSITIONS if not row.only or row.only in traits)
+
+
+def _silent(recorded: frozenset[str], *, filtered: bool) -> frozenset[str]:
+    """Return the steps whose absence proves nothing."""
+    return frozenset(name for name, step in STEPS.items()
+                     if step.optional or step.kind not in recorded or filtered)
+
+
+def _reach(state: str, rows: tuple[Transition, ...], silent: frozenset[str]) -> dict[str, str]:
+    """Return the states reachable by silent steps -> the guard that this needs ("" if none)."""
+    reached = {state: ""}
+    todo = [state]
+    while todo:
+        current = todo.pop()
+        for row in rows:
+            if row.state != current or row.event not in silent:
+                continue
+            guard = reached[current] or row.guard
+            if row.next not in reached or (reached[row.next] and not guard):
+                reached[row.next] = guard
+                todo.append(row.next)
+    return reached
+
+
+def next_states(rows: tuple[Transition, ...]) -> dict[str, str]:
+    """Return step -> the state it leads to; a table in which that is not unique is an error of ours."""
+    found: dict[str, str] = {}
+    for row in rows:
+        assert found.setdefault(row.event, row.next) == row.next, (row, found[row.event])
+    return found
+
+
+@lru_cache(maxsize=64)
+def _compile(recorded: frozenset[str], traits: frozenset[str], filtered: bool) -> Automaton:
+    rows = rows_for(traits)
+    silent = _silent(recorded, filtered=filtered)
+    verdict = np.zeros((len(STATES), N_STEPS + 1), np.uint8)
+    verdict[UNKNOWN] = LEGAL
+    guards: dict[tuple[int, int], frozenset[str]] = {}
+    follow_ups = np.zeros(len(STATES), bool)
+    allowed = FOLLOW_UP_STATES | (LATE_EXIT_STATES if "exit_irqs_on" in traits else frozenset())
+    for state in STATES:
+        reached = _reach(state, rows, silent)
+        follow_ups[STATE[state]] = any(name in allowed and not guard for name, guard in reached.items())
+        for row in rows:
+            if row.state not in reached:
+                continue
+            key = STATE[state], CLASS[row.event]
+            needed = {reached[row.state], row.guard} - {""}
+            if not needed:
+                verdict[key] = LEGAL
+            elif verdict[key] != LEGAL:
+                verdict[key] = GUARDED
+                guards[key] = guards.get(key, frozenset()) | needed
+    after = np.zeros(N_STEPS + 1, np.uint8)
+    for step, state in next_states(rows).items():
+        after[CLASS[step]] = STATE[state]
+    return Automaton(verdict, after, guards, follow_ups)
+
+
+def compile_automaton(capability: Capability) -> Automaton:
+    """Return the transition table as it applies to a recording."""
+    steps = frozenset(step.kind for step in STEPS.values())
+    return _compile(capability.recorded & steps, capability.traits, capability.filtered)
+
+
+def model_edges(traits: frozenset[str]) -> set[tuple[str, str]]:
+    """Return the (state, step) edges of the model on a kernel with these traits."""
+    return {(row.state, row.event) for row in rows_for(traits)}

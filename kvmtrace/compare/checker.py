@@ -1,0 +1,140 @@
+"""The comparison of a recording with the reference model, part by part, with bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.compare.alphabet import ENTRY, USERSPACE
+from kvmtrace.compare.automaton import compile_automaton
+from kvmtrace.compare.batch import make_batch
+from kvmtrace.compare.capability import Evidence, find_capability
+from kvmtrace.compare.findings import Findings
+from kvmtrace.compare.follow_ups import check_follow_ups
+from kvmtrace.compare.guest_mode import check_guest_mode
+from kvmtrace.compare.leaving import check_errno, check_leaving
+from kvmtrace.compare.parking import materialise
+from kvmtrace.compare.payloads import check_payloads
+from kvmtrace.compare.rip import check_rip
+from kvmtrace.compare.sequence import build_sequence, vcpu_tids
+from kvmtrace.compare.statistics import Statistics
+from kvmtrace.compare.steps import check_steps, check_stray_follow_ups, take_steps
+from kvmtrace.events.table import EventTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.compare.batch import Batch
+    from kvmtrace.compare.capability import Capability
+    from kvmtrace.compare.comparison import Comparison
+    from kvmtrace.compare.sequence import Sequence
+    from kvmtrace.events.recording import Capture, Recording
+
+MAX_PARKED = 65_536  # events of a thread that wait for their continuation; more are given up as unknown
+
+
+class Checker:
+    """Steps the model through consecutive tables of one recording.
+
+    The unfinished end of each thread (from its last kvm_entry on) waits for the next table.
+
+    Parameters
+    ----------
+    capture : Capture, tells what was recorded
+    limit : int, violations kept per rule
+    """
+
+    def __init__(self, capture: Capture, limit: int = 20) -> None:
+        self.capture = capture
+        self.findings = Findings(limit)
+        self.statistics = Statistics()
+        self._evidence = Evidence(set())
+        self._capability: Capability | None = None
+        self._tids = np.empty(0, np.int32)
+        self._parked: EventTable | None = None
+        self._parked_index = np.empty(0, np.int64)
+        self._n_seen = 0
+
+    def feed(self, table: EventTable) -> None:
+        """Check a further table, all but the unfinished ends of its threads."""
+        index = np.arange(self._n_seen, self._n_seen + len(table))
+        self._n_seen += len(table)
+        self.statistics.n_events += len(table)
+        self._evidence.look_at(table)
+        if self._parked is not None and len(self._parked):
+            table = EventTable.concat([self._parked, table])
+            index = np.concatenate([self._parked_index, index])
+        self._tids = np.union1d(self._tids, vcpu_tids(table)).astype(np.int32)[:65_534]
+        self._check(table, index, final=False)
+
+    def finish(self) -> Comparison:
+        """Check what was waiting and return the comparison."""
+        if self._parked is not None and len(self._parked):
+            self._check(self._parked, self._parked_index, final=True)
+        self._parked = None
+        return self.statistics.comparison(self.findings, self._capability)
+
+    def _check(self, table: EventTable, index: NDArray[np.int64], *, final: bool) -> None:
+        capability = find_capability(self.capture, table, self._evidence)
+        self._capability = capability
+        whole = build_sequence(table, self._tids, capability)
+        now, later = (np.ones(len(whole), bool), np.zeros(len(whole), bool)) if final else _cut(whole)
+        sequence = whole.at(now)
+        self.findings.begin(sequence, index)
+        automaton = compile_automaton(capability)
+        steps = take_steps(sequence, automaton)
+        batch = make_batch(sequence, steps, capability, self.findings)
+        self.statistics.add(batch, automaton, index)
+        check_steps(sequence, steps, automaton, self.findings)
+        check_stray_follow_ups(sequence, steps, automaton, self.findings)
+        run_rules(batch)
+        rows = np.sort(whole.row[later])
+        self._parked = materialise(table, rows)
+        self._parked_index = index[rows]
+
+
+def run_rules(batch: Batch) -> None:
+    """Apply every rule to a batch."""
+    check_follow_ups(batch)
+    check_payloads(batch)
+    check_rip(batch)
+    check_leaving(batch)
+    check_errno(batch)
+    check_guest_mode(batch)
+
+
+def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Split each thread at its last kvm_entry, else its last userspace exit; that event is in both parts.
+
+    Returns
+    -------
+    (now, later) : bool over the sequence
+    """
+    n = len(sequence)
+    if not n:
+        return np.zeros(0, bool), np.zeros(0, bool)
+    position = np.arange(n)
+    start = np.flatnonzero(sequence.first)
+    stop = np.append(start[1:], n)
+    cut = start.copy()
+    for cls in (USERSPACE, ENTRY):
+        last = np.maximum.reduceat(np.where(sequence.cls == cls, position, -1), start)
+        cut = np.where(last >= start, last, cut)
+    cut = np.maximum(cut, stop - MAX_PARKED)
+    at = np.repeat(cut, stop - start)
+    return position <= at, position >= at
+
+
+def check_recording(recording: Recording, limit: int = 20) -> Comparison:
+    """Compare a recording with the reference model.
+
+    Parameters
+    ----------
+    recording : Recording
+    limit : int, violations described per rule; all are counted
+    """
+    checker = Checker(recording.capture, limit)
+    for table in recording.iter_events():
+        checker.feed(table)
+    return checker.finish()

@@ -1,0 +1,70 @@
+"""Conditions on single steps (model.transitions.GUARDS), looked at one by one: they are rare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.compare.alphabet import EXIT, USERSPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmtrace.compare.sequence import Sequence
+
+KVM_EXIT_FAIL_ENTRY = 9
+VMX_FAST_PATH = frozenset({32, 52})  # MSR_WRITE, PREEMPTION_TIMER (vmx_exit_handlers_fastpath)
+APIC_DM_INIT = 0x500  # kvm_apic_accept_irq traces mode << 8
+LOOK_AHEAD = 4096
+
+
+def _value(sequence: Sequence, kind: str, field: str, position: int) -> int | None:
+    if not sequence.table.has(kind, field):
+        return None
+    return int(sequence.values(kind, field, np.array([position]))[0])
+
+
+def _entry_failed(sequence: Sequence, position: int) -> bool:
+    """Look for the thread's next userspace exit."""
+    stop = min(position + LOOK_AHEAD, len(sequence))
+    ahead = sequence.thread[position:stop] == sequence.thread[position]
+    hits = np.flatnonzero(ahead & (sequence.cls[position:stop] == USERSPACE))
+    if not len(hits):  # the recording ends first
+        return True
+    reason = _value(sequence, "kvm_userspace_exit", "reason", position + int(hits[0]))
+    return reason is None or reason == KVM_EXIT_FAIL_ENTRY
+
+
+def _early_error(sequence: Sequence, position: int) -> bool:
+    errno = _value(sequence, "kvm_userspace_exit", "errno", position)
+    return errno is None or errno < 0
+
+
+def _init_reset(sequence: Sequence, _position: int) -> bool:
+    """Hosts with MPX are rare, INITs too: one accepted anywhere in this part of the recording will do."""
+    table = sequence.table
+    if not table.has("kvm_apic_accept_irq", "dm"):
+        return True
+    return bool(np.any(table.field("kvm_apic_accept_irq", "dm") == APIC_DM_INIT))
+
+
+def _fastpath_exit(sequence: Sequence, position: int) -> bool:
+    before = np.flatnonzero(sequence.cls[max(position - 64, 0):position] == EXIT)
+    if not len(before):
+        return False
+    reason = _value(sequence, "kvm_exit", "exit_reason", max(position - 64, 0) + int(before[-1]))
+    return reason is None or reason in VMX_FAST_PATH
+
+
+_GUARDS: dict[str, Callable[[Sequence, int], bool]] = {
+    "entry_failed": _entry_failed,
+    "early_error": _early_error,
+    "init_reset": _init_reset,
+    "fastpath_exit": _fastpath_exit,
+}
+
+
+def guard_holds(name: str, sequence: Sequence, position: int) -> bool:
+    """Say whether a guard of the transition table holds at a step of the sequence."""
+    return _GUARDS[name](sequence, position)

@@ -1,0 +1,203 @@
+"""RIP continuity (V6): where the guest goes on after an exit that KVM handled, by the exit's RIP class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.compare.alphabet import ENTRY
+from kvmtrace.compare.batch import EXPECTATIONS
+from kvmtrace.compare.follow_ups import exit_name
+from kvmtrace.compare.instructions import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
+from kvmtrace.compare.predicates import PREDICATE_COLUMNS
+from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
+from kvmtrace.model.expectation import RipClass
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.compare.batch import Batch
+    from kvmtrace.model.expectation import ExitExpectation
+
+    Group = NDArray[np.intp]
+    Mask = NDArray[np.bool_]
+
+_U = np.uint64
+CLASSES = tuple(RipClass)
+SAME, ADVANCE, EMULATED, TRAP, ANY, NEVER = range(len(CLASSES))
+MAX_INSTRUCTION = 15
+VMGEXIT = 0x403
+RESET_RIPS = (0xFFF0, 0x0)  # INIT, SIPI: kvm_vcpu_reset, kvm_vcpu_deliver_sipi_vector
+SMI_RIP = 0x8000
+
+
+def classes_of(batch: Batch, group: Group, row: ExitExpectation) -> NDArray[np.uint8]:
+    """Return the RIP class of each exit of a group, as an index into CLASSES."""
+    classes = np.full(len(group), CLASSES.index(row.rip), np.uint8)
+    open_ = np.ones(len(group), bool)
+    for predicate, rip_class in row.rip_when:
+        held = PREDICATE_COLUMNS[predicate](batch, group) & open_
+        classes[held] = CLASSES.index(rip_class)
+        open_ &= ~held
+    decoded = batch.exits.has("kvm_emulate_insn")[group] & (row.rip is not RipClass.NEVER)
+    classes[decoded & (classes != ANY)] = EMULATED
+    return classes
+
+
+def advance(batch: Batch, group: Group, new: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return how far RIP moved, taking the wrap of 16-bit and 32-bit instruction pointers into account."""
+    old = batch.exits.get("guest_rip")[group]
+    moved = (new - old).astype(np.int64)
+    wrap32 = (old >> _U(32) == 0) & (moved < 0)
+    moved = np.where(wrap32, moved & 0xFFFFFFFF, moved)
+    return np.where((old >> _U(16) == 0) & (moved > MAX_INSTRUCTION), moved & 0xFFFF, moved)
+
+
+def overridden(batch: Batch, group: Group, new: NDArray[np.uint64]) -> Mask:
+    """Say where something else than the exit's handler may have moved RIP."""
+    exits = batch.exits
+    free = exits.has("kvm_smm_transition")[group] | np.isin(new, RESET_RIPS)
+    soft = exits.has("inject exception")[group] & (exits.isa[group] == ISA_SVM)
+    soft |= _has_soft_interrupt(batch, group)
+    # vm86 injection (kvm_inject_realmode_interrupt): hosts without unrestricted guest
+    real = (exits.get("guest_rip")[group] >> _U(16) == 0) & (new >> _U(16) == 0)
+    real &= (exits.isa[group] == ISA_VMX) & exits.has("inject interrupt", "inject exception")[group]
+    found: Mask = free | soft | real | _encrypted(batch, group)
+    return found
+
+
+def _has_soft_interrupt(batch: Batch, group: Group) -> Mask:
+    positions = batch.segments.positions("inject interrupt")
+    if not len(positions) or not batch.has_field("kvm_inj_virq", "soft"):
+        return np.zeros(len(group), bool)
+    soft = batch.sequence.values("kvm_inj_virq", "soft", positions) != 0
+    marked = np.zeros(len(batch.segments), bool)
+    marked[batch.segments.of[positions[soft]]] = True
+    return marked[batch.exits.seg[group]]
+
+
+def _encrypted(batch: Batch, group: Group) -> Mask:
+    """SEV-ES hides RIP: such a guest leaves by VMGEXIT."""
+    if not np.any((batch.exits.isa == ISA_SVM) & (batch.exits.code == VMGEXIT)):
+        return np.zeros(len(group), bool)
+    found: Mask = batch.exits.isa[group] == ISA_SVM
+    return found
+
+
+def fits(batch: Batch, group: Group, row: ExitExpectation, new: NDArray[np.uint64]) -> tuple[Mask, Mask]:
+    """Say which resumes fit their RIP class, and for which the recording is enough to tell.
+
+    Parameters
+    ----------
+    new : RIP at which each exit of the group was resumed
+    """
+    old = batch.exits.get("guest_rip")[group]
+    classes = classes_of(batch, group, row)
+    moved = advance(batch, group, new)
+    same = new == old
+    exception = batch.exits.has("inject exception")[group]
+    stepped = (moved >= max(row.length, 1)) & (moved <= MAX_INSTRUCTION)
+    good = np.select(
+        [(classes == SAME) | (classes == TRAP), classes == ADVANCE, classes == ANY],
+        [same, stepped | (same & exception), np.ones(len(group), bool)], default=False)
+    told = np.ones(len(group), bool)
+    emulated = np.flatnonzero(classes == EMULATED)
+    good[emulated], told[emulated] = _emulated_fits(batch, group[emulated], same[emulated], moved[emulated])
+    if not batch.recorded("kvm_inj_exception"):
+        told &= ~((classes == ADVANCE) & same)
+    good |= overridden(batch, group, new)
+    return good, told
+
+
+def _emulated_fits(batch: Batch, group: Group, same: Mask, moved: NDArray[np.int64]) -> tuple[Mask, Mask]:
+    """Check exits that the emulator handled, or that were fixed and are tried again."""
+    first = batch.first_in_exit("kvm_emulate_insn", group)
+    decoded = first >= 0
+    told = decoded | batch.recorded("kvm_emulate_insn")
+    good = same.copy()  # not decoded: the page was mapped, the guest tries again
+    at = np.flatnonzero(decoded)
+    if len(at):
+        good[at] = _decoded_fits(batch, group[at], first[at], same[at], moved[at])
+    return good, told
+
+
+def _decoded_fits(batch: Batch, group: Group, first: NDArray[np.intp], same: Mask,
+                  moved: NDArray[np.int64]) -> Mask:
+    sequence, kind = batch.sequence, "kvm_emulate_insn"
+    if not (batch.has_field(kind, "insn") and batch.has_field(kind, "len")):
+        return np.ones(len(group), bool)
+    length = sequence.values(kind, "len", first).astype(np.int64)
+    flags = sequence.values(kind, "flags", first) if batch.has_field(kind, "flags") else np.zeros(len(group))
+    where = continuations(sequence.values(kind, "insn", first), length, flags.astype(np.uint8))
+    failed = sequence.values(kind, "failed", first) != 0 if batch.has_field(kind, "failed") else same & False
+    behind = moved == length
+    many = batch.segment_counts(kind)[batch.exits.seg[group]] > 1  # invalid-state emulation, chained
+    found: Mask = (where == ANYWHERE) | failed | many | behind | (same & may_repeat(batch, group, where))
+    return found
+
+
+def may_repeat(batch: Batch, group: Group, where: NDArray[np.uint8]) -> Mask:
+    """Say where a decoded instruction may legally be tried again.
+
+    REP goes on; hypercalls are patched; an exception was queued; after a page fault, retry_instruction()
+    traces the decode and then lets the guest try again, and nothing else was traced.
+    """
+    exits = batch.exits
+    repeats = (where == REPEATS) | (where == PATCHED) | exits.has("inject exception")[group]
+    fault = exits.has("kvm_page_fault")[group] | np.isin(exits.code[group], (49,))
+    done = exits.has("kvm_mmio", "kvm_pio", "kvm_msr", "kvm_cpuid", "kvm_apic")[group]
+    found: Mask = repeats | (fault & ~done)
+    return found
+
+
+def check_rip(batch: Batch) -> None:
+    """Check V6: exits that resume without leaving to userspace."""
+    if not (batch.has_field("kvm_exit", "guest_rip") and batch.has_field("kvm_entry", "rip")):
+        return
+    for number, whole in batch.groups.items():
+        row = EXPECTATIONS[number]
+        assert row is not None
+        group = whole[batch.exits.next_kind[whole] == ENTRY]
+        if row.rip is RipClass.NEVER:
+            continue  # V7 reports that it resumed at all
+        new = batch.exits.resume_rip[group]
+        good, told = fits(batch, group, row, new)
+        batch.findings.check("V6", np.count_nonzero(told), np.count_nonzero(~told) + len(whole) - len(group))
+        _report(batch, row, group, np.flatnonzero(~good & told))
+
+
+def _report(batch: Batch, row: ExitExpectation, group: Group, at: NDArray[np.intp]) -> None:
+    """Report resumes at the wrong RIP, at the kvm_entry."""
+    bad = group[at]
+    new = batch.exits.resume_rip[group]
+    entries = batch.segments.resume[batch.exits.seg[bad]]
+
+    def describe(i: int) -> tuple[str, str]:
+        exit_number = bad[i]
+        rip = int(batch.exits.get("guest_rip")[exit_number])
+        where = _words(batch, row, bad[i:i + 1])
+        return (f"after {exit_name(batch, int(exit_number))} at rip {rip:#x}: {where}",
+                f"rip {int(new[at[i]]):#x} ({int(new[at[i]]) - rip:+d})")
+
+    batch.findings.violate("V6", batch.segments.start[entries], describe)
+
+
+def _words(batch: Batch, row: ExitExpectation, one: Group) -> str:
+    """Say in words where an exit should have resumed."""
+    rip_class = CLASSES[int(classes_of(batch, one, row)[0])]
+    if rip_class is RipClass.ADVANCE:
+        return f"{max(row.length, 1)} to 15 bytes on, behind the instruction"
+    if rip_class is not RipClass.EMULATED:
+        return "the same rip"
+    first = batch.first_in_exit("kvm_emulate_insn", one)
+    if first[0] < 0:
+        return "the same rip (nothing was emulated)"
+    length = int(batch.sequence.values("kvm_emulate_insn", "len", first)[0])
+    code = bytes(batch.sequence.values("kvm_emulate_insn", "insn", first)[0])[:length]
+    flags = int(batch.sequence.values("kvm_emulate_insn", "flags", first)[0])
+    where = int(continuations(np.frombuffer(code.ljust(15, b"\0"), np.uint8)[None], np.array([length]),
+                              np.array([flags]))[0])
+    return f"{length} bytes on: {code.hex(' ')} goes on {NAMES[where]}"
+
+

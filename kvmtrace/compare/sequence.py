@@ -1,0 +1,104 @@
+"""Thread sequences: the tracked events of vCPU threads, thread by thread, as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace.compare.alphabet import VCPU_KINDS, classify
+from kvmtrace.compare.losses import breaks, gaps_by_cpu
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.compare.capability import Capability
+    from kvmtrace.events.table import EventTable
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """Tracked events of vCPU threads, sorted by thread, recorded order within a thread.
+
+    Parameters
+    ----------
+    table : EventTable that the events come from
+    row : intp, row in `table`
+    cls : uint8, class (alphabet.py)
+    thread : uint16, number of the thread: index into `tids`
+    tids : int32, thread ids
+    first : bool, first event of its thread here
+    broken : bool, knowledge breaks off before this event
+    kidx : int32 over all rows of `table`, position of a row within its kind
+    n_tracked : vCPU-thread events of the table, tracked by the model or not
+    """
+
+    table: EventTable
+    row: NDArray[np.intp]
+    cls: NDArray[np.uint8]
+    thread: NDArray[np.uint16]
+    tids: NDArray[np.int32]
+    first: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
+    ts_ns: NDArray[np.int64]
+    cpu: NDArray[np.int16]
+    n_tracked: int
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
+        """Return field `field` of the events at these positions, which are all of kind `kind`."""
+        rows = self.table.rows(kind)
+        return self.table.field(kind, field)[np.searchsorted(rows, self.row[positions])]
+
+    def at(self, positions: NDArray[np.bool_] | slice) -> Sequence:
+        """Return the part at these positions (thread numbers stay)."""
+        part = {name: getattr(self, name)[positions]
+                for name in ("row", "cls", "thread", "first", "broken", "ts_ns", "cpu")}
+        part["first"] = first_of(part["thread"])
+        return Sequence(self.table, tids=self.tids, n_tracked=self.n_tracked, **part)
+
+
+def first_of(thread: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say where a new thread begins."""
+    first = np.ones(len(thread), bool)
+    first[1:] = thread[1:] != thread[:-1]
+    return first
+
+
+def vcpu_tids(table: EventTable) -> NDArray[np.int32]:
+    """Return the threads that traced an event only a vCPU thread can trace."""
+    rows = [table.rows(kind) for kind in VCPU_KINDS]
+    return np.unique(table.tid[np.concatenate(rows)])
+
+
+def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """Return index into `tids` plus 1 of each tid, 0 for other threads."""
+    position = np.searchsorted(tids, tid)
+    found = tids[np.minimum(position, len(tids) - 1)] == tid
+    return np.where(found, position + 1, 0).astype(np.uint16)
+
+
+def build_sequence(table: EventTable, tids: NDArray[np.int32], capability: Capability) -> Sequence:
+    """Return the sequence of the given threads (ascending tids, at most 65,534)."""
+    classes = classify(table)
+    if len(tids) == 0:
+        row = np.empty(0, np.intp)
+        number = np.empty(0, np.uint16)
+        n_tracked = 0
+    else:
+        numbers = thread_numbers(table.tid, tids)
+        n_tracked = int(np.count_nonzero(numbers))
+        row = np.flatnonzero((numbers > 0) & (classes > 0))
+        number = numbers[row]
+        if len(tids) > 1:
+            order = np.argsort(number, kind="stable")  # uint16: radix sort
+            row, number = row[order], number[order]
+    cls, ts_ns, cpu = classes[row], table.ts_ns[row], table.cpu[row]
+    first = first_of(number)
+    broken = breaks(gaps_by_cpu(table), ts_ns, cpu, cls,
+                    sched_recorded="sched_switch" in capability.recorded, filtered=capability.filtered)
+    broken[first] = False
+    return Sequence(table, row, cls, number - np.uint16(1), tids, first, broken, ts_ns, cpu, n_tracked)
