@@ -33,7 +33,8 @@ def _field(event: StoryEvent, name: str, value: int | str) -> str:
         return f"{name} {describe_userspace_exit(int(value), int(event.fields.get('errno', 0)))}"
     if isinstance(value, str):
         return f"{name} {_clean(value)}"
-    return f"{name} {value}" if abs(value) < (1 << 31 if name in DECIMAL else 10) else f"{name} {value & (1 << 64) - 1:#x}"
+    decimal = abs(value) < (1 << 31 if name in DECIMAL else 10)
+    return f"{name} {value}" if decimal else f"{name} {value & (1 << 64) - 1:#x}"
 
 
 def _event_lines(event: StoryEvent, start_ns: int, *, marked: bool) -> list[str]:
