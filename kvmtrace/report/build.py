@@ -1,0 +1,197 @@
+"""A recording in, the report document out: one pass over the events, in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace.kvm.exit_reasons import ISA_NAMES
+from kvmtrace.report.detail import DetailAccumulator
+from kvmtrace.report.document import CaptureInfo, Detail, LossInfo, Report
+from kvmtrace.report.exits import ExitAccumulator
+from kvmtrace.report.intervals import find_intervals
+from kvmtrace.report.lane_builder import LaneBuilder
+from kvmtrace.report.lane_keys import split_pair
+from kvmtrace.report.lanes import Step
+from kvmtrace.report.perf_tables import PerfAccumulator
+from kvmtrace.report.rate import RateAccumulator
+from kvmtrace.report.selection import Selection
+from kvmtrace.report.time_sweep import Clock, ReasonSplit, Recorded, halt_polls, sweep
+from kvmtrace.report.userspace import UserspaceAccumulator
+from kvmtrace.report.vcpus import Identities, VcpuAccumulator, unattributable_halts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmtrace.events.recording import Recording
+    from kvmtrace.events.table import EventTable
+    from kvmtrace.report.lanes import Lanes
+
+PIECE_EVENTS = 1_000_000  # small enough for memory to be reused from one piece to the next
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shall hold.
+
+    Parameters
+    ----------
+    selection : the part of the recording that the statistics are about
+    model : compare with the reference model
+    perf_only : nothing but the perf-compatible tables
+    symbol : guest address -> its symbol, None if there is none
+    progress : called with the number of events read so far
+    """
+
+    selection: Selection = field(default_factory=Selection)
+    model: bool = True
+    perf_only: bool = False
+    symbol: Callable[[int], str | None] = lambda _: None
+    progress: Callable[[int], None] = lambda _: None
+
+
+def build_report(recording: Recording, options: ReportOptions | None = None) -> Report:
+    """Report on a recording.
+
+    Parameters
+    ----------
+    recording : Recording
+    options : ReportOptions; everything by default
+    """
+    options = options or ReportOptions()
+    builder = ReportBuilder(options)
+    checker = _new_checker(recording) if options.model and not options.perf_only else None
+    selection = options.selection.resolved(recording)
+    for table in recording.iter_events(PIECE_EVENTS):
+        if checker:
+            checker.feed(table)
+        builder.feed(table, selection.of(table))
+        options.progress(builder.n_events)
+    return builder.finish(recording, checker.finish() if checker else None)
+
+
+def _new_checker(recording: Recording) -> Any:
+    from kvmtrace.compare.checker import Checker
+
+    return Checker(recording.capture)
+
+
+class ReportBuilder:
+    """Collects everything of the report that comes from events."""
+
+    def __init__(self, options: ReportOptions) -> None:
+        self._options = options
+        self._lanes = LaneBuilder(perf_only=options.perf_only)
+        self._perf = PerfAccumulator()
+        self._exits = ExitAccumulator()
+        self._userspace = UserspaceAccumulator()
+        self._vcpus = VcpuAccumulator()
+        self._split = ReasonSplit()
+        self._detail = DetailAccumulator()
+        self._rate = RateAccumulator()
+        self._identities = Identities()
+        self._clock = Clock()
+        self._recorded = Recorded()
+        self._described: set[str] = set()
+        self._span: tuple[int, int] | None = None
+        self.n_events = 0
+
+    def feed(self, table: EventTable, selected: EventTable) -> None:
+        """Take in the next table, and of it what was selected (the table itself for everything)."""
+        self.n_events += len(table)
+        if len(selected):
+            low, high = int(selected.ts_ns.min()), int(selected.ts_ns.max())
+            self._span = (min(low, self._span[0]), max(high, self._span[1])) if self._span else (low, high)
+        lanes = self._lanes.feed(selected)
+        if not self._options.perf_only:
+            self._described |= set(selected.kind_index)
+            self._detail.feed_table(selected, self._lanes.keys)
+            self._rate.feed(selected)
+            self._identities.feed(selected, self._lanes.threads.tids)
+        self._feed_lanes(lanes)
+
+    def _feed_lanes(self, lanes: Lanes) -> None:
+        if not len(lanes):
+            return
+        self._perf.feed(lanes)
+        if self._options.perf_only:
+            return
+        self._recorded = Recorded(
+            returns=self._recorded.returns or bool((lanes.step == Step.RETURN).any()),
+            wraps=self._recorded.wraps or bool((lanes.step == Step.WRAP_OUT).any()),
+            scheduling=self._lanes.scheduling, wakeups="kvm_vcpu_wakeup" in self._described,
+        )
+        intervals = find_intervals(lanes)
+        self._exits.feed(lanes, intervals)
+        self._userspace.feed(lanes)
+        swept = sweep(lanes, self._clock.durations(lanes), self._recorded)
+        unattributable_halts(lanes, swept, self._lanes.keys.reasons, self._recorded)
+        moves = halt_polls(lanes, swept, self._recorded)
+        self._split.feed(lanes, intervals, swept, moves)
+        self._vcpus.feed(lanes, swept, moves)
+        self._detail.feed(lanes, intervals)
+
+    def finish(self, recording: Recording, model: Any) -> Report:
+        """Return the report; `recording` has been read to its end."""
+        self._feed_lanes(self._lanes.finish())
+        keys = self._lanes.keys
+        perf_tables = self._perf.finish(keys)
+        capture = self._capture_info(recording)
+        if self._options.perf_only:
+            return Report(capture, self._loss_info(recording), perf_compatible=perf_tables)
+        self._identities.add_recorded(recording)
+        knows_userspace = "kvm_userspace_exit" in self._described
+        return Report(
+            capture, self._loss_info(recording),
+            self._exits.finish(keys.reasons, self._split, userspace=knows_userspace), perf_tables,
+            self._userspace.finish(keys.userspace),
+            self._vcpus.finish(self._lanes.threads.tids, self._identities, self._can_tell()),
+            self._finished_detail(), self._rate.finish(), model=model,
+        )
+
+    def _finished_detail(self) -> Detail:
+        return self._detail.finish(self._lanes.keys, self._options.symbol)
+
+    def _can_tell(self) -> dict[str, bool]:
+        """Return which parts of a budget this capture shows."""
+        recorded = self._recorded
+        return {
+            "guest_ns": len(self._lanes.keys.reasons) > 0,
+            "entry_exit_ns": recorded.wraps,
+            "userspace_ns": bool(self._described & {"kvm_userspace_exit", "sys_exit_ioctl"}),
+            "blocked_ns": recorded.scheduling or recorded.wakeups,
+            "halt_poll_ns": recorded.wakeups,
+            "preempted_ns": recorded.scheduling,
+        }
+
+    def _capture_info(self, recording: Recording) -> CaptureInfo:
+        capture = recording.capture
+        start, stop = self._span or (None, None)
+        return CaptureInfo(
+            capture.path, capture.format, capture.host, capture.kernel, capture.cpu_model, self._isa(recording),
+            capture.clock, capture.backend, capture.events or _kind_names(recording), self.n_events, start,
+            None if start is None or stop is None else stop - start, capture.tracer_cost_ns_per_event,
+            capture.n_cpus, capture.meta.get("filters"), self._options.selection.describe(),
+        )
+
+    def _isa(self, recording: Recording) -> str | None:
+        """Return the ISA that the VM-exits name, or else the recorder."""
+        seen = {ISA_NAMES.get(split_pair(key)[0]) for key in self._lanes.keys.reasons.keys()}  # noqa: SIM118
+        seen.discard(None)
+        if len(seen) == 1:
+            return seen.pop()
+        guest_run = recording.capture.meta.get("guest_run") or {}
+        named = recording.capture.meta.get("isa") or guest_run.get("isa")
+        return str(named) if named else None
+
+    def _loss_info(self, recording: Recording) -> LossInfo:
+        loss = recording.loss
+        damage = tuple({"offset": d.offset, "cpu": d.cpu, "expected": d.expected, "found": d.found}
+                       for d in loss.damage)
+        by_cpu = {str(cpu): count for cpu, count in sorted(loss.by_cpu.items())}
+        return LossInfo(loss.events, by_cpu, loss.truncated, self._exits.discarded, damage)
+
+
+def _kind_names(recording: Recording) -> tuple[str, ...]:
+    """Name what the capture describes, where it does not say what was enabled."""
+    return tuple(f"{kind.system}:{kind.name}" for kind in recording.kinds if kind.name != "lost_events")
