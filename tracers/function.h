@@ -12,5 +12,5 @@
 
 #define VALUE(slot, value) r->data[slot] = (value);
 
-#define FUNCTION(name, kind, size, values) RECORD_IF(is_target(), name, kind, size, values)
-#define VCPU_RUN(name, kind, size, values) RECORD_IF(is_target() && in_kept_exit(), name, kind, size, values)
+#define FUNCTION(own, name, kind, size, values) RECORD_IF(is_target(), own, name, kind, size, values)
+#define VCPU_RUN(own, name, kind, size, values) RECORD_IF(is_target() && in_kept_exit(), own, name, kind, size, values)

@@ -108,8 +108,8 @@ static __always_inline int keeps_entry(void *ctx)
 #endif
 
 #ifndef FILTER_SLOWER_NS
-#define KVM_EXIT(name, kind, size, copies) RECORD_IF(is_target() && keeps_exit(ctx), name, kind, size, copies)
-#define KVM_ENTRY(name, kind, size, copies) RECORD_IF(is_target() && keeps_entry(ctx), name, kind, size, copies)
+#define KVM_EXIT(name, kind, size, copies) RECORD_IF(is_target() && keeps_exit(ctx), 1, name, kind, size, copies)
+#define KVM_ENTRY(name, kind, size, copies) RECORD_IF(is_target() && keeps_entry(ctx), 1, name, kind, size, copies)
 #else
 /* Hold kvm_exit; everything of this thread is dropped until kvm_entry has judged. */
 #define KVM_EXIT(name, kind, size, copies) \
@@ -126,7 +126,7 @@ static __always_inline int keeps_entry(void *ctx)
 		r = &t->held; \
 		copies \
 		r->kind = kind; \
-		set_context(r, state); \
+		set_context(r, state, 1); \
 		t->exit_ns = bpf_ktime_get_ns(); \
 		t->dropping = 1; \
 		return 0; \
@@ -149,7 +149,7 @@ static __always_inline int judge_exit(void)
 		t->dropping = 1;
 		return 0;
 	}
-	r = reserve(t->held.kind, EXIT_SIZE, &flags);
+	r = reserve(t->held.kind, EXIT_SIZE, 1, &flags);
 	if (r) {
 		r->ts_ns = t->exit_ns;
 		r->irq_flags = t->held.irq_flags;
@@ -164,5 +164,5 @@ static __always_inline int judge_exit(void)
 	return 1;
 }
 
-#define KVM_ENTRY(name, kind, size, copies) RECORD_IF(is_target() && judge_exit(), name, kind, size, copies)
+#define KVM_ENTRY(name, kind, size, copies) RECORD_IF(is_target() && judge_exit(), 1, name, kind, size, copies)
 #endif

@@ -36,9 +36,9 @@ struct cpu_state {
 };
 
 #ifdef PREEMPT_COUNT_BTF_ID
-/* include/linux/preempt.h: bits 0-7 preemption, 8-15 softirq, 16-19 hardirq, 20-23 NMI. An attached program has
- * disabled preemption itself, once. */
-static __always_inline void set_context(struct record *r, struct cpu_state *state)
+/* include/linux/preempt.h: bits 0-7 preemption, 8-15 softirq, 16-19 hardirq, 20-23 NMI. `own` is how often the
+ * mechanism that calls the program has disabled preemption: tracepoints and kprobes once, fentry not. */
+static __always_inline void set_context(struct record *r, struct cpu_state *state, u32 own)
 {
 	u32 *count = bpf_this_cpu_ptr(KERNEL_VARIABLE(PREEMPT_COUNT_BTF_ID));
 	u32 n = *count;
@@ -51,12 +51,13 @@ static __always_inline void set_context(struct record *r, struct cpu_state *stat
 	if (n & 0x00000100)  /* serving, not merely disabled */
 		flags |= TRACE_FLAG_SOFTIRQ;
 	r->irq_flags = flags;
-	n = (n & 0xff) - PREEMPT_COUNT_OWN;
+	n &= 0xff;
+	n = n > own ? n - own : 0;
 	r->preempt_count = n > 15 ? 15 : n;
 }
 #else
 /* The kernel does not show its preemption counter: interrupt.c counts interrupts under way. */
-static __always_inline void set_context(struct record *r, struct cpu_state *state)
+static __always_inline void set_context(struct record *r, struct cpu_state *state, u32 own)
 {
 	u8 flags = TRACE_FLAG_IRQS_NOSUPPORT;
 
@@ -97,7 +98,7 @@ static __always_inline void count_lost(struct cpu_state *state, u32 kind)
  * A record of `size` bytes of data with its header filled in, or NULL (then the loss is counted). `flags` is for
  * submit(): the recorder looks on its own, and is woken every WAKE_EVERY records in case they come fast.
  */
-static __always_inline struct record *reserve(u32 kind, u32 size, u64 *flags)
+static __always_inline struct record *reserve(u32 kind, u32 size, u32 own, u64 *flags)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_state *state = lookup(MAP_CPUS, &cpu);
@@ -120,7 +121,7 @@ static __always_inline struct record *reserve(u32 kind, u32 size, u64 *flags)
 	*flags = state->recorded & (WAKE_EVERY - 1) ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP;
 	r->lost = state->lost;
 	r->kind = kind;
-	set_context(r, state);
+	set_context(r, state, own);
 	return r;
 }
 

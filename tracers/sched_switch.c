@@ -3,4 +3,4 @@
  * as ftrace's set_event_pid does. NEXT_PID_OFFSET comes from the tracepoint's format file.
  */
 #define SCHED_SWITCH(name, kind, size, copies) \
-	RECORD_IF(is_target() || is_target_tid(*(volatile u32 *)(ctx + NEXT_PID_OFFSET)), name, kind, size, copies)
+	RECORD_IF(is_target() || is_target_tid(*(volatile u32 *)(ctx + NEXT_PID_OFFSET)), 1, name, kind, size, copies)

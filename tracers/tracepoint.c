@@ -12,14 +12,14 @@
 #define COPY2(offset) *(u16 *)((u8 *)r->data + (offset) - 8) = *(volatile u16 *)(ctx + (offset));
 #define COPY1(offset) *(u8 *)((u8 *)r->data + (offset) - 8) = *(volatile u8 *)(ctx + (offset));
 
-#define RECORD_IF(condition, name, kind, size, copies) \
+#define RECORD_IF(condition, own, name, kind, size, copies) \
 	static __always_inline int record_##name(void *ctx) \
 	{ \
 		struct record *r; \
 		u64 flags; \
 		if (!(condition)) \
 			return 0; \
-		r = reserve(kind, size, &flags); \
+		r = reserve(kind, size, own, &flags); \
 		if (r) { \
 			copies \
 			bpf_ringbuf_submit(r, flags); \
@@ -29,7 +29,7 @@
 	int on_##name(void *ctx) { return record_##name(ctx); }
 
 #define TRACEPOINT(name, kind, size, copies) \
-	RECORD_IF(is_target() && in_kept_exit(), name, kind, size, copies)
+	RECORD_IF(is_target() && in_kept_exit(), 1, name, kind, size, copies)
 
 /* Not a follow-up of a VM-exit: the exit filters do not apply (syscalls, threads that come and go). */
-#define TRACEPOINT_ALWAYS(name, kind, size, copies) RECORD_IF(is_target(), name, kind, size, copies)
+#define TRACEPOINT_ALWAYS(name, kind, size, copies) RECORD_IF(is_target(), 1, name, kind, size, copies)

@@ -159,7 +159,8 @@ def probe_source(event: TracedEvent, kind: int, *, traced: bool) -> str:
     macro = "VCPU_RUN" if function.endswith("_vcpu_run") else "FUNCTION"
     values = _probe_values(event, arguments_are_array=traced, n_arguments=N_ARGUMENTS.get(function, 0))
     name = f"{event.name}_traced" if traced else event.name
-    return f"{macro}({name}, {kind}, {8 * len(event.probe[2])}, {values})"
+    own = 0 if traced else 1  # how often the mechanism itself disables preemption, see record.h
+    return f"{macro}({own}, {name}, {kind}, {8 * len(event.probe[2])}, {values})"
 
 
 def extra_condition(event: TracedEvent) -> str:
@@ -173,7 +174,7 @@ def tracepoint_source(event: TracedEvent, kind: int) -> str:
     """Return the C line of a tracepoint."""
     condition = extra_condition(event)
     if condition:
-        return (f"RECORD_IF(is_target() && {condition}, {event.name}, {kind}, {event.data_bytes}, "
+        return (f"RECORD_IF(is_target() && {condition}, 1, {event.name}, {kind}, {event.data_bytes}, "
                 f"{_copies(event.end)})")
     return f"{_macro(event)}({event.name}, {kind}, {event.data_bytes}, {_copies(event.end)})"
 

@@ -31,7 +31,6 @@ STREAM_FILES = ["record.h", "tracepoint.c", "kvm_exit.c", "sched_switch.c", "fun
                 "vcpu_run.c"]
 PREEMPT_COUNT = "__preempt_count"  # a per-CPU variable up to Linux 6.1 and from 6.15 on, else part of pcpu_hot
 VECTORS = ("local_timer", "reschedule", "call_function", "call_function_single", "irq_work", "x86_platform_ipi")
-OWN_PREEMPTION = 1  # the tracepoint's own preempt_disable() while a program runs
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,6 @@ def plan_source(plan: Plan, maps: dict[str, BpfMap], wake_every: int) -> str:
         defines["PROGRAMS_NEST"] = "1"
     if plan.preempt_count is not None:
         defines["PREEMPT_COUNT_BTF_ID"] = str(plan.preempt_count)
-        defines["PREEMPT_COUNT_OWN"] = str(OWN_PREEMPTION)
     defines |= bpf_events.filter_defines(plan.filters, plan.events)
     defines |= _follow_offsets(plan)
     files = [*STREAM_FILES, *(["follow.c"] if plan.follow else []), *(["interrupt.c"] if plan.interrupts else [])]
