@@ -68,6 +68,8 @@ class RunSamples:
     budget_ns : budget part -> ns, summed over vCPUs
     transitions : (state, event, next state) -> count, from the model's replay
     violations : int
+    late_exit : bool or None, kvm_exit is traced with interrupts on, after host interrupts were served (SVM up to
+        6.4); None if the recording does not say
     """
 
     name: str
@@ -78,6 +80,7 @@ class RunSamples:
     budget_ns: Mapping[str, int]
     transitions: Mapping[tuple[str, str, str], int]
     violations: int = 0
+    late_exit: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -299,6 +302,11 @@ def _notes(base: Sequence[RunSamples], new: Sequence[RunSamples], *, by_run: boo
         )
     if any(run.guest_ns is None for run in (*base, *new)):
         notes.append("guest time is not in every recording: rates are per second of wall time")
+    if {True, False} <= {run.late_exit for run in (*base, *new)}:
+        notes.append(
+            "kvm_exit is traced at different places (before or after host interrupts are served): exits by host "
+            "interrupts take longer where it is early, though nothing became slower"
+        )
     return tuple(notes)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.compare.recordings import Key, RunSamples, Samples
 from kvmtrace.events.intervals import group_codes, vm_exit_intervals
+from kvmtrace.events.table import TRACE_FLAG_IRQS_OFF
 from kvmtrace.kvm.ioctls import KVM_RUN
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ def _vm_exit_samples(events: EventTable) -> tuple[dict[Key, Samples], int | None
     good = good[np.argsort(good["ts_ns"], kind="stable")]
     code = good["isa"].astype(np.int64) << 40 | good["exit_reason"].astype(np.int64) << 1 | good["to_userspace"]
     return _group("vm_exit", code, good["ts_ns"], good["dur_ns"]), int(guest[guest > 0].sum()) or None
+
+
+def _late_exit(events: EventTable) -> bool | None:
+    """Say whether kvm_exit is traced with interrupts on; None without exits or without irq flags."""
+    entries, exits = events.rows("kvm_entry"), events.rows("kvm_exit")
+    # kvm_entry is always traced with interrupts off: if its flag does not say so, the capture has no flags
+    if not len(exits) or not (events.irq_flags[entries] & TRACE_FLAG_IRQS_OFF).any():
+        return None
+    return bool((events.irq_flags[exits] & TRACE_FLAG_IRQS_OFF).mean() < 0.5)
 
 
 def _run_rows(events: EventTable) -> NDArray[np.intp]:
@@ -94,4 +104,5 @@ def collect_samples(
     samples.update(_userspace_samples(events))
     start = int(events.ts_ns.min()) if len(events) else 0
     wall = int(events.ts_ns.max()) - start if len(events) else 0
-    return RunSamples(name, start, wall, guest_ns, samples, dict(budget_ns or {}), dict(transitions or {}), violations)
+    return RunSamples(name, start, wall, guest_ns, samples, dict(budget_ns or {}), dict(transitions or {}), violations,
+                      _late_exit(events))

@@ -1,0 +1,66 @@
+"""`kvmtrace compare`: two recordings, or two sets of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvmtrace.compare.recordings import RecordingComparison, RunSamples
+
+
+def _load(path: str) -> RunSamples:
+    from kvmtrace.report.run_samples import load_run
+
+    return load_run(path)
+
+
+def _render(result: RecordingComparison, output_format: str, *, everything: bool) -> str:
+    from kvmtrace.report import recordings_text
+
+    if output_format == "json":
+        return recordings_text.render_comparison_json(result)
+    return recordings_text.render_comparison_text(result, everything=everything)
+
+
+@click.command(
+    "compare",
+    epilog="Example: kvmtrace compare before.dat after.dat --fail-on-regression. "
+    "Several runs per side: kvmtrace compare --base b1.dat --base b2.dat --base b3.dat n1.dat n2.dat n3.dat",
+)
+@click.argument("files", nargs=-1, required=True, metavar="BASE NEW")
+@click.option("--base", "base", multiple=True, metavar="FILE", help="A run of the base side (repeatable); then every "
+              "FILE argument is a run of the new side.")
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
+@click.option("--min-effect", type=click.FloatRange(0, 10), default=0.05, show_default=True,
+              help="Smallest relative change that counts.")
+@click.option("--all", "everything", is_flag=True, help="List the insignificant tests too.")
+@click.option("--fail-on-regression", is_flag=True, help="Exit code 1 if something became slower or more frequent.")
+def command(
+    *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float,
+    everything: bool, fail_on_regression: bool,
+) -> None:  # fmt: skip
+    """Compare recordings per exit reason and phase, with significance.
+
+    With one run per side, blocks within the runs are compared; with three or more, the runs themselves.
+    """
+    from kvmtrace.compare.recordings import compare_runs
+
+    if not base:
+        if len(files) != 2:
+            raise UsageError("compare takes BASE and NEW; for several runs per side give the base ones with --base")
+        base, files = files[:1], files[1:]
+    result = compare_runs([_load(path) for path in base], [_load(path) for path in files], min_effect=min_effect)
+    text = _render(result, output_format, everything=everything)
+    if output:
+        Path(output).write_text(text, encoding="utf-8")
+    else:
+        click.echo(text, nl=False)
+    if fail_on_regression and result.regressed:
+        sys.exit(1)
