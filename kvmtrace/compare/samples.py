@@ -57,7 +57,7 @@ def _run_rows(events: EventTable) -> NDArray[np.intp]:
     """Return the rows where a thread is back in KVM_RUN: the ioctl's entry, or the guest FPU's load."""
     if events.count("sys_enter_ioctl"):
         cmd = events.field("sys_enter_ioctl", "cmd").astype(np.uint32)
-        rows = events.rows("sys_enter_ioctl")[cmd == KVM_RUN]
+        rows: NDArray[np.intp] = events.rows("sys_enter_ioctl")[cmd == KVM_RUN]
     elif events.count("kvm_fpu"):
         rows = events.rows("kvm_fpu")[events.field("kvm_fpu", "load") != 0]
     else:
