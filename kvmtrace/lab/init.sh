@@ -21,8 +21,10 @@ load_modules() {
     for name in $(cat /modules/$1.list); do
         file=/modules/$name.ko
         [ -e /job/modules/$name.ko ] && file=/job/modules/$name.ko
-        grep -q "^$(echo $name | tr - _) " /proc/modules && continue
-        settings=$(tr ' ' '\n' </proc/cmdline | sed -n "s/^$(echo $name | tr - _)\.//p" | tr '\n' ' ')
+        settings=
+        case " $(cat /proc/cmdline)" in
+        *" ${name%-*}"*) settings=$(tr ' ' '\n' </proc/cmdline | sed -n "s/^$(echo $name | tr - _)\.//p" | tr '\n' ' ') ;;
+        esac
         insmod $file $settings 2>/tmp/why || die "module $name: $(cat /tmp/why)"
     done
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import CapabilityError
+from kvmtrace.lab import kernels
 from kvmtrace.lab.cache import cached, digest, file_key
 from kvmtrace.lab.cpio import CpioArchive
 from kvmtrace.lab.kernels import read_module
@@ -42,7 +43,8 @@ def lab_initramfs(kernel: Kernel, isa: str) -> Path:
     script = (resources.files("kvmtrace.lab") / "init.sh").read_bytes()
     busybox = find_busybox()
     modules = (*ROOT_MODULES[isa], KVM_MODULES[isa])
-    key = digest([script, file_key(busybox), kernel.release, isa, *modules])
+    recipe = Path(kernels.__file__).read_bytes() + Path(__file__).read_bytes()
+    key = digest([script, recipe, file_key(busybox), kernel.release, isa, *modules])
 
     def build(work: Path) -> None:
         archive = base_archive(busybox, script)

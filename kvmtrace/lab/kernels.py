@@ -12,12 +12,17 @@ from pathlib import Path
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.cache import cache_dir, cached, locked
+from kvmtrace.lab.repack import repack_kernel
 
 # kernel series -> names of its packages in Debian's archive (the newest is taken)
 SERIES: dict[str, re.Pattern[str]] = {
     "6.1": re.compile(r"linux-image-(6\.1\.0-\d+-amd64)"),
     "6.12": re.compile(r"linux-image-(6\.12\.\d+\+deb\d+-amd64)"),
 }
+
+
+# counts changes of what an unpacked kernel holds
+LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Kernel:
 
     @property
     def image(self) -> Path:
-        """The compressed kernel image."""
-        return self.root / "boot" / f"vmlinuz-{self.release}"
+        """The kernel image, repacked without compression (repack.py)."""
+        return self.root / "boot" / "bzImage"
 
     @property
     def modules(self) -> Path:
@@ -61,9 +66,7 @@ class Kernel:
             if name in builtin:
                 continue
             if name not in by_name:
-                raise CapabilityError(
-                    f"kernel {self.release} has no module {name}", "choose another --kernel"
-                )
+                raise CapabilityError(f"kernel {self.release} has no module {name}", "choose another --kernel")
             path = by_name[name]
             # modules.dep lists the deepest dependency last
             order += [p for p in (*reversed(dependencies[path]), path) if p not in order]
@@ -78,10 +81,23 @@ def _module_name(path: str) -> str:
     return path.rsplit("/", 1)[-1].partition(".ko")[0].replace("-", "_")
 
 
+SIGNATURE_MAGIC = b"~Module signature appended~\n"
+
+
 def read_module(path: Path) -> bytes:
-    """Return a module's ELF image, uncompressed."""
+    """Return a module's ELF image, uncompressed and without its signature.
+
+    Checking the signatures takes a tenth of the VMX lab's boot; unsigned modules load all the same.
+    Source: kernel/module/signing.c, mod_verify_sig; include/linux/module_signature.h
+    """
     data = path.read_bytes()
-    return lzma.decompress(data) if path.suffix == ".xz" else data
+    if path.suffix == ".xz":
+        data = lzma.decompress(data)
+    if data.endswith(SIGNATURE_MAGIC):
+        # struct module_signature (12 bytes) stands before the magic; its last member is the length, big endian
+        end = len(data) - len(SIGNATURE_MAGIC)
+        data = data[: end - 12 - int.from_bytes(data[end - 4 : end], "big")]
+    return data
 
 
 def get_kernel(series: str) -> Kernel:
@@ -99,7 +115,7 @@ def get_kernel(series: str) -> Kernel:
     if series not in SERIES:
         raise UsageError(f"no kernel {series}; there are {', '.join(SERIES)}")
     release = _chosen_release(series)
-    root = cached(f"kernel-{release}", lambda work: _unpack(release, work))
+    root = cached(f"kernel-{release}-{LAYOUT}", lambda work: _unpack(release, work))
     return Kernel(series, release, root)
 
 
@@ -133,6 +149,8 @@ def _unpack(release: str, root: Path) -> None:
             _run(["dpkg-deb", "-x", str(package), str(root)])
     shutil.rmtree(root / "usr" / "share", ignore_errors=True)
     _run(["depmod", "-b", str(root), release])
+    compressed = root / "boot" / f"vmlinuz-{release}"
+    (root / "boot" / "bzImage").write_bytes(repack_kernel(compressed.read_bytes()))
 
 
 def _run(command: list[str], cwd: str | None = None) -> str:

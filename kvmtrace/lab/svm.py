@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BOOT_LIMIT_S = 180.0
 # panic=-1 with -no-reboot: a panic ends QEMU at once
-KERNEL_ARGS = ("console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=on", "lab.isa=svm")
+KERNEL_ARGS = ("console=ttyS0", "quiet", "panic=-1", "nokaslr", "mitigations=off", "random.trust_cpu=on", "lab.isa=svm")
 
 
 def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
