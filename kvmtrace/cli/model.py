@@ -1,0 +1,97 @@
+"""`kvmtrace model`: the reference model itself, or what it predicts for a bundled guest."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvmtrace.model.prediction import Prediction
+
+FORMATS = ("text", "dot", "svg", "json")
+
+
+def _predictions(guest_name: str, isa: str, count: int | None) -> tuple[Prediction, ...]:
+    """Predict a bundled guest's events, its arguments at their defaults but for `count`."""
+    from kvmtrace.model.prediction import Facts, predict
+    from kvmtrace.workload import GUESTS
+
+    guest = GUESTS.get(guest_name)
+    if guest is None:
+        raise UsageError(f"there is no bundled guest {guest_name}; there are {', '.join(GUESTS)}")
+    if isa in guest.refused:
+        raise UsageError(f"{isa} cannot run the guest {guest_name}: {guest.refused[isa]}")
+    arguments = {argument.name: argument.default for argument in guest.arguments}
+    if count is not None:
+        if "count" not in arguments:
+            raise UsageError(f"the guest {guest_name} takes no count")
+        arguments["count"] = count
+    return predict(guest, arguments, Facts(isa))
+
+
+def _step_as_dict(step: Any) -> dict[str, Any]:
+    fields = {item.name: item.value.hex() if isinstance(item.value, bytes) else item.value for item in step.fields}
+    return {"event": step.event, "fields": fields, "address": step.address, "text": step.text, "why": step.why,
+            "optional": step.optional}
+
+
+def render_replay(guest_name: str, isa: str, output_format: str, count: int | None = None) -> str:
+    """Return the predicted sequence of a guest's events as text or JSON."""
+    from kvmtrace.model.prediction import describe_step
+
+    predictions = _predictions(guest_name, isa, count)
+    if output_format == "json":
+        document = {"schema": "kvmtrace.prediction/1", "guest": guest_name, "isa": isa, "vcpus": [
+            {"vcpu_id": each.vcpu_id, "steps": [_step_as_dict(step) for step in each.steps]} for each in predictions]}
+        return json.dumps(document, indent=1) + "\n"
+    lines = [f"guest {guest_name} on {isa}: predicted events, before anything is recorded"]
+    for each in predictions:
+        lines.append(f"vCPU {each.vcpu_id}: {len(each):,} events")
+        instruction = ""
+        for step in each.steps:
+            here = f"{step.address:#06x}  {step.text}" if step.text else ""
+            if here and here != instruction:
+                lines.append(f"  {here}")
+            instruction = here or instruction
+            lines.append(f"      {'? ' if step.optional else ''}{describe_step(step)}")
+    return "\n".join(lines) + "\n"
+
+
+def render_model(isa: str | None, output_format: str) -> str:
+    """Return the model as text, DOT, SVG or JSON."""
+    if output_format in {"dot", "svg"}:
+        from kvmtrace.model import diagram
+
+        return (diagram.render_dot if output_format == "dot" else diagram.render_svg)(isa=isa)
+    from kvmtrace.model import describe
+
+    isas = (isa,) if isa else ("vmx", "svm")
+    if output_format == "json":
+        return json.dumps(describe.model_as_dict(isas), indent=1) + "\n"
+    return describe.render_text(isas)
+
+
+@click.command(
+    "model",
+    epilog="Examples: kvmtrace model --isa vmx | less;  kvmtrace model --format svg > lifecycle.svg;  "
+    "kvmtrace model --replay lifecycle --isa svm",
+)
+@click.option("--isa", type=click.Choice(["vmx", "svm"]), help="Only this one; default: both.")
+@click.option("--format", "output_format", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option("--replay", metavar="GUEST", help="Print the event sequence predicted for a bundled guest "
+                                                "(vmx unless --isa says otherwise).")
+@click.option("--count", type=click.IntRange(1), help="With --replay: the guest's count argument.")
+def command(*, isa: str | None, output_format: str, replay: str | None, count: int | None) -> None:
+    """Show the reference model: states, transitions, what each VM-exit owes, rules, world switch."""
+    if replay is None:
+        if count is not None:
+            raise UsageError("--count belongs to --replay")
+        click.echo(render_model(isa, output_format), nl=False)
+        return
+    if output_format not in {"text", "json"}:
+        raise UsageError("--replay prints text or json")
+    click.echo(render_replay(replay, isa or "vmx", output_format, count), nl=False)

@@ -1,0 +1,42 @@
+"""The model as text and JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kvmtrace.model.describe import SCHEMA, model_as_dict, render_text
+from kvmtrace.model.exits_svm import SVM_EXITS
+from kvmtrace.model.exits_vmx import VMX_EXITS
+from kvmtrace.model.rules import RULES
+from kvmtrace.model.states import STATES
+from kvmtrace.model.transitions import TRANSITIONS
+
+
+def test_json_holds_every_table() -> None:
+    document = json.loads(json.dumps(model_as_dict()))
+    assert document["schema"] == SCHEMA
+    assert len(document["transitions"]) == len(TRANSITIONS)
+    assert set(document["states"]) == set(STATES)
+    assert set(document["rules"]) == set(RULES)
+    assert [row["code"] for row in document["exits"]["vmx"]] == list(VMX_EXITS)
+    assert len(document["exits"]["svm"]) == len(SVM_EXITS)
+    cpuid = next(row for row in document["exits"]["vmx"] if row["name"] == "CPUID")
+    assert cpuid["must"][0]["events"] == ["kvm_cpuid"]
+    assert set(document["world_switch"]) == {"vmx", "svm"}
+
+
+def test_one_isa_only() -> None:
+    assert set(model_as_dict(["svm"])["exits"]) == {"svm"}
+    text = render_text(["svm"])
+    assert "io_interception" in text
+    assert "handle_ept_violation (vmx/vmx.c)" not in text.split("Rules\n")[0]
+
+
+@pytest.mark.parametrize("isa", ["vmx", "svm"])
+def test_text_fits_100_columns_and_names_everything(isa: str) -> None:
+    text = render_text([isa])
+    assert max(map(len, text.splitlines())) <= 100
+    for words in (*STATES, *RULES, "guest mode", "kvm_emulate_cpuid", "KVM_EXIT_MMIO", "must: kvm_page_fault"):
+        assert words in text
