@@ -257,7 +257,8 @@ def _guess_starts(words: NDArray[np.uint32], first: NDArray[np.int64], end: NDAr
         slots = slots_of_kind[np.where(known, kind, 0)] if len(slots_of_kind) else np.zeros(len(at), np.int64)
         fits = known & (length < LENGTH_MASK) & ((length + RING_HEADER_BYTES + 7) >> 3 == slots)
         guesses[open_[fits]] = at[fits]
-    return guesses[guesses != 0]
+    kept: NDArray[np.int64] = guesses[guesses != 0]
+    return kept
 
 
 def _walk_parts(words: NDArray[np.uint32], spans: Spans, first: NDArray[np.int64], stop: NDArray[np.int64],

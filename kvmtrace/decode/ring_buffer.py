@@ -87,7 +87,9 @@ def read_page_headers(words: NDArray[np.uint32], pages: NDArray[np.int64], layou
     commit = words[pages + 2].astype(np.int64)
     size = commit & COMMIT_MASK
     lost = np.where(commit & RB_MISSED_EVENTS, LOST_UNKNOWN, 0)
-    size[(size > layout.data_size) | (size & 3 != 0)] = -1
+    impossible = (size > layout.data_size) | (size & 3 != 0)
+    size[impossible] = -1
+    lost[impossible] = 0  # the flags are as wrong
     stored = np.flatnonzero((commit & RB_MISSED_STORED != 0) & (lost != 0)
                             & (size >= 0) & (size + layout.commit_size <= layout.data_size))
     if len(stored):

@@ -54,7 +54,8 @@ def _section(data: memoryview, offset: int, path: str, number: int | None, decom
     """
     header = Cursor(data, path, offset)
     if offset > len(data) - 16:
-        raise header.fail("a section header", f"the end of the file at {len(data):#x}")
+        header.pos = min(offset, len(data))
+        raise header.fail(f"a section at {offset:#x}", f"the end of the file at {len(data):#x}")
     found, flags = header.number(2, "section id"), header.number(2, "section flags")
     header.number(4, "section name")
     size = header.number(8, "section size")

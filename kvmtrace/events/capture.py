@@ -15,6 +15,15 @@ def _string(meta: Mapping[str, Any], key: str, other: str | None) -> str | None:
     return value if isinstance(value, str) and value else other
 
 
+def processes_of_meta(meta: Mapping[str, Any]) -> dict[int, int]:
+    """Return tid -> pid of the recorder's `threads` (tid -> [pid, comm]; pid -1 where it had ended)."""
+    threads = meta.get("threads")
+    if not isinstance(threads, dict):
+        return {}
+    pids = {tid: known[0] for tid, known in threads.items() if isinstance(known, list) and known}
+    return {int(tid): pid for tid, pid in pids.items() if str(tid).isdigit() and isinstance(pid, int) and pid > 0}
+
+
 def capture_of(path: str, file_format: str, meta: Mapping[str, Any], *, host: str | None = None,
                kernel: str | None = None, cpu_model: str | None = None, clock: str | None = None,
                n_cpus: int | None = None, events: tuple[str, ...] = ()) -> Capture:

@@ -122,7 +122,7 @@ def choose_text_kind(event: str, body: str, *, of_trace_cmd: bool) -> TextKind:
     """
     listed = PATTERNS.get(event, ())
     pairs = _pairs_pattern(body)
-    candidates = [p for p in (*([pairs] if pairs else []), *listed) if p.match(body)]
+    candidates = [p for p in (*listed, *([pairs] if pairs else [])) if p.match(body)]
     if not candidates:
         return TextKind(event, (), {"text": np.dtype("S")})
     chosen = candidates[0]

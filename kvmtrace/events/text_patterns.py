@@ -54,7 +54,7 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kvm_cpuid": _compile(
         rf"func (?P<function>{_H}) idx (?P<index>{_H}) rax (?P<rax>{_H}) rbx (?P<rbx>{_H}) rcx (?P<rcx>{_H}) "
         rf"rdx (?P<rdx>{_H}), cpuid entry (?P<found>found|not found)(?P<used_max_basic>, used max basic)?"),
-    "kvm_fpu": _compile(r"(?P<load>load|unload)"),
+    "kvm_fpu": _compile(r"(?P<load>load|unload)$"),
     "kvm_inj_virq": _compile(rf"(?P<soft>IRQ|Soft/INTn) (?P<vector>{_X})(?P<reinjected> \[reinjected\])?",
                              r"irq (?P<vector>\d+)"),
     "kvm_inj_exception": _compile(
@@ -82,7 +82,7 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         rf"(?P<failed> ?failed)?"),
     "sched_switch": _compile(
         r"prev_comm=(?P<prev_comm>.*?) prev_pid=(?P<prev_pid>\d+) prev_prio=(?P<prev_prio>-?\d+) "
-        r"prev_state=(?P<prev_state>\S+) ==> next_comm=(?P<next_comm>.*?) next_pid=(?P<next_pid>\d+) "
+        r"prev_state=(?P<prev_state>\S+) (?:==> )?next_comm=(?P<next_comm>.*?) next_pid=(?P<next_pid>\d+) "
         r"next_prio=(?P<next_prio>-?\d+)",
         # trace-cmd's letters of prev_state are not the kernel's: not read
         r"(?P<prev_comm>.*?):(?P<prev_pid>\d+) \[(?P<prev_prio>-?\d+)\] \S+ ==> "
@@ -123,7 +123,7 @@ WORDS: dict[str, dict[str, int]] = {
 _STATES = {"R": 0, "S": 1, "D": 2, "T": 4, "t": 8, "X": 16, "Z": 32, "P": 64, "I": 128}
 WORDS["prev_state"] = _STATES | {f"{letter}+": value | 256 for letter, value in _STATES.items()}
 
-STRINGS = frozenset({"comm", "prev_comm", "next_comm", "parent_comm", "child_comm", "oldcomm", "newcomm", "filename"})
+STRINGS = frozenset({"comm", "prev_comm", "next_comm", "parent_comm", "child_comm", "oldcomm", "newcomm"})
 
 _I32, _I64, _U32, _U8 = (np.dtype(t) for t in (np.int32, np.int64, np.uint32, np.uint8))
 # dtypes as the kernel's formats have them; of other fields uint64

@@ -11,7 +11,7 @@ from kvmtrace.decode.clock import read_time_converter
 from kvmtrace.decode.pages import PageSource, Span
 from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
 from kvmtrace.decode.trace_dat import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
-from kvmtrace.events.capture import capture_of
+from kvmtrace.events.capture import capture_of, processes_of_meta
 from kvmtrace.events.kinds import KindTable, make_kind_table
 from kvmtrace.events.loss import LossCounter, lost_by_cpu_stats
 from kvmtrace.events.merge import Rows, merge_rows
@@ -58,7 +58,7 @@ class TraceDatRecording(Recording):
         self._events: EventTable | None = None
         self.kinds = self._kinds.kinds
         self.comms = dict(trace.comms)
-        self.processes = {}
+        self.processes = processes_of_meta(trace.meta)
         uname = trace.option_text(OPTION_UNAME)
         self.capture = capture_of(trace.path, "trace.dat", trace.meta, kernel=_kernel_of(uname),
                                   host=_host_of(uname), clock=trace.clock or None,

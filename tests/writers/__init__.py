@@ -1,0 +1,1 @@
+"""Encoders of the formats that kvmtrace decodes, written apart from the decoders."""
