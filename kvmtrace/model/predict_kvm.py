@@ -284,7 +284,8 @@ class Machine:
     def _eoi(self, cpu: Cpu, vector: int, why: str) -> None:
         story = self.stories[cpu.vcpu_id]
         story.add("kvm_apic", Expected("rw", 1), Expected("reg", 0xB0), Expected("val", 0), why=why)
-        story.add("kvm_eoi", Expected("apicid", cpu.vcpu_id), Expected("vector", vector, 0xFFFFFFFF), why=why)
+        ended = Expected("vector", vector & 0xFFFFFFFF, 0xFFFFFFFF)
+        story.add("kvm_eoi", Expected("apicid", cpu.vcpu_id), ended, why=why)
 
     def _send_ipi(self, cpu: Cpu, icr: int) -> None:
         target, mode, vector = icr >> 32, icr & ICR_MODE, icr & 0xFF

@@ -78,8 +78,9 @@ class Story:
         if reason is not None:
             fields.insert(0, Expected("reason", reason))
         self.add("kvm_userspace_exit", *fields, why=why)
-        self.add("kvm_vcpu_ioctl_return", Expected("ret", errno))
-        self.add("sys_exit_ioctl", Expected("ret", errno))
+        result = Expected("ret", errno & 0xFFFFFFFF, 0xFFFFFFFF)
+        self.add("kvm_vcpu_ioctl_return", result)
+        self.add("sys_exit_ioctl", result)
 
     # world switches
 

@@ -134,14 +134,17 @@ def predict(guest: Guest, arguments: dict[str, int], facts: Facts, *, max_steps:
     return machine.predictions()
 
 
-def describe_step(step: Step) -> str:
-    """Return a step as one line: event, fields, and why."""
+def describe_step(step: Step, *, why: bool = True) -> str:
+    """Return a step as one line: event, fields, and (with `why`) what happens."""
     fields = " ".join(f"{item.name}={_show(item)}" for item in step.fields)
-    return f"{step.event} {fields}".rstrip() + (f"  ({step.why})" if step.why else "")
+    return f"{step.event} {fields}".rstrip() + (f"  ({step.why})" if why and step.why else "")
 
 
 def _show(item: Expected) -> str:
     if isinstance(item.value, bytes):
         return item.value.hex(" ")
+    if item.mask == 0xFFFFFFFF:  # a C int
+        signed = item.value - (1 << 32) if item.value >> 31 else item.value
+        return str(signed) if -100 < signed < 10 else f"{signed:#x}"
     number = f"{item.value:#x}" if abs(item.value) > 9 else str(item.value)
     return number if item.mask is None else f"{number}/{item.mask:#x}"
