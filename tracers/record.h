@@ -1,14 +1,9 @@
 /*
  * What every tracer writes: one record per event into the ring buffer of the CPU it happened on.
  *
- * The loader defines, before this file: MAP_RINGS, MAP_CPUS, MAP_LOST, MAP_TIDS, MAP_THREADS (map file descriptors),
- * N_KINDS, WAKE_EVERY (a power of two), and, where wanted, TARGETED, TARGET_TGID, PREEMPT_COUNT_BTF_ID, FILTER_*.
+ * The loader defines MAP_RINGS, MAP_CPUS, MAP_LOST, N_KINDS, WAKE_EVERY (a power of two), and, where the kernel shows
+ * it, PREEMPT_COUNT_BTF_ID.
  */
-#define MAP(fd) ((void *)bpf_pseudo_fd(1 /* BPF_PSEUDO_MAP_FD */, fd))
-#define KERNEL_VARIABLE(id) ((void *)bpf_pseudo_fd(3 /* BPF_PSEUDO_BTF_ID */, id))
-#define lookup(fd, key) bpf_map_lookup_elem_(bpf_pseudo_fd(1, fd), key)
-#define update(fd, key, value) bpf_map_update_elem_(bpf_pseudo_fd(1, fd), key, value, 0 /* BPF_ANY */)
-
 /* include/linux/trace_events.h, enum trace_flag_type */
 #define TRACE_FLAG_IRQS_NOSUPPORT 0x02
 #define TRACE_FLAG_HARDIRQ 0x08
@@ -125,31 +120,6 @@ static __always_inline struct record *reserve(u32 kind, u32 size, u32 own, u64 *
 	return r;
 }
 
-
-/* Is this thread one of the target's? Threads and processes it starts are added by follow.c. */
-static __always_inline int is_target_tid(u32 tid)
-{
-#ifdef TARGETED
-	return lookup(MAP_TIDS, &tid) != 0;
-#else
-	return 1;
-#endif
-}
-
-static __always_inline int is_target(void)
-{
-#ifdef TARGETED
-	u64 id = bpf_get_current_pid_tgid();
-
-#ifdef TARGET_TGID
-	if (id >> 32 == TARGET_TGID)
-		return 1;
-#endif
-	return is_target_tid(id);
-#else
-	return 1;
-#endif
-}
 
 static __always_inline void count_filtered(void)
 {

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from kvmtrace.capture.bpf_ring import Rings
 
 MAX_TIDS = 16384
-STREAM_FILES = ["record.h", "tracepoint.c", "kvm_exit.c", "sched_switch.c", "function.h", "kvm_vcpu_ioctl.c",
-                "vcpu_run.c"]
+STREAM_FILES = ["target.h", "record.h", "tracepoint.c", "kvm_exit.c", "sched_switch.c", "function.h",
+                "kvm_vcpu_ioctl.c", "vcpu_run.c"]
 PREEMPT_COUNT = "__preempt_count"  # a per-CPU variable up to Linux 6.1 and from 6.15 on, else part of pcpu_hot
 VECTORS = ("local_timer", "reschedule", "call_function", "call_function_single", "irq_work", "x86_platform_ipi")
 
