@@ -77,8 +77,9 @@ BODIES = [
     ("kvm_exit", "reason EXIT_NPF rip 0xfff0 info 100000014 fffffff0",
      {"exit_reason": 0x400, "isa": 2, "guest_rip": 0xFFF0, "info1": 0x100000014, "info2": 0xFFFFFFF0}),
     ("kvm_exit", ("exit_reason=1 guest_rip=0xfff0 isa=2 info1=0x0000000000000010 info2=0x0 intr_info=0x0 "
-                  "error_code=0x0 vcpu_id=3"), {"exit_reason": 1, "isa": 2, "guest_rip": 0xFFF0, "info1": 16, "info2": 0, "intr_info": 0,
-                   "error_code": 0, "vcpu_id": 3}),
+                  "error_code=0x0 vcpu_id=3"),
+     {"exit_reason": 1, "isa": 2, "guest_rip": 0xFFF0, "info1": 16, "info2": 0, "intr_info": 0, "error_code": 0,
+      "vcpu_id": 3}),
     ("kvm_userspace_exit", "reason KVM_EXIT_IO (2)", {"reason": 2, "errno": 0}),
     ("kvm_userspace_exit", "reason restart (4)", {"reason": 0, "errno": -4}),
     ("kvm_userspace_exit", "reason=0 errno=-4", {"reason": 0, "errno": -4}),
@@ -188,7 +189,8 @@ def test_streaming_gives_the_same_rows(open_text):
 
 @pytest.mark.parametrize(("text", "want"), [
     ("CPUID", (1, 10)), ("cpuid", (2, 0x72)), ("PF excp", (2, 0x4E)), ("EXIT_EXCP_UD", (2, 0x46)),
-    ("EXIT_IOIO", (2, 0x7B)), ("EXIT_INTR", (2, 0x60)), ("PENDING_INTERRUPT", (1, 7)), ("EPT_VIOLATION FAILED_VMENTRY", (1, 0x80000030)),
+    ("EXIT_IOIO", (2, 0x7B)), ("EXIT_INTR", (2, 0x60)), ("PENDING_INTERRUPT", (1, 7)),
+    ("EPT_VIOLATION FAILED_VMENTRY", (1, 0x80000030)),
     ("UNKNOWN (77)", (0, 77)), ("0x4d", (0, 77)), ("nonsense", (0, 0xFFFFFFFF))])
 def test_exit_reasons_by_name(text, want):
     assert exit_reason_number(text) == want
