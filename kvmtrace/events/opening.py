@@ -54,13 +54,16 @@ def _read(path: str) -> memoryview:
 def _recognise(data: memoryview, path: str) -> Recording:
     from kvmtrace.decode.bpf_capture import is_bpf_capture, read_bpf_capture
     from kvmtrace.decode.trace_dat import is_trace_dat, read_trace_dat
-    from kvmtrace.events.ftrace_text import looks_like_text, open_text
+    from kvmtrace.events.ftrace_text import TextRecording, looks_like_text, open_text
 
     head = bytes(data[:4096])
     if is_trace_dat(head):
         from kvmtrace.events.trace_dat import TraceDatRecording
 
-        return TraceDatRecording(read_trace_dat(data, path))
+        trace = read_trace_dat(data, path)
+        if trace.text is not None and not trace.buffers:  # of a latency tracer
+            return TextRecording(memoryview(trace.text), path, "trace.dat")
+        return TraceDatRecording(trace)
     if is_bpf_capture(head):
         from kvmtrace.events.bpf_capture import BpfRecording
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _LINE = re.compile(r"^\s*(.*)-(-?\d+)\s+\[(\d+)\]\s+(?:\S{4,6}\s+)?(\d+)\.(\d{9}): (\S+):\s*(.*)$")
 _FIELD = re.compile(r"(\w+)=(\S+)")
