@@ -27,7 +27,8 @@ struct cpu_state {
 	u64 recorded;
 	u64 hardirqs;       /* interrupts under way, see interrupt.c */
 	u64 softirqs;
-	u64 padding[3];     /* a cache line of its own */
+	u64 running;        /* the recorder maps these pages and switches all programs on and off at once */
+	u64 padding[2];     /* a cache line of its own */
 };
 
 #ifdef PREEMPT_COUNT_BTF_ID
@@ -101,7 +102,7 @@ static __always_inline struct record *reserve(u32 kind, u32 size, u32 own, u64 *
 	struct record *r;
 	u64 id;
 
-	if (!state || !ring)
+	if (!state || !ring || !state->running)
 		return 0;
 	r = bpf_ringbuf_reserve(ring, sizeof(*r) + size, 0);
 	if (!r) {

@@ -75,12 +75,12 @@ static __always_inline struct thread *this_thread(u64 now)
 	u32 tid = bpf_get_current_pid_tgid();
 	struct thread *t = lookup(MAP_THREADS, &tid);
 	u32 zero = 0;
-	void *blank;
+	struct thread *blank;
 
 	if (t || !is_target())
 		return t;
 	blank = lookup(MAP_BLANK, &zero);
-	if (!blank)
+	if (!blank || !blank->resume)  /* the loader sets it once all programs are attached */
 		return 0;
 	bpf_map_update_elem_(bpf_pseudo_fd(1, MAP_THREADS), &tid, blank, 1 /* BPF_NOEXIST */);
 	t = lookup(MAP_THREADS, &tid);
@@ -88,6 +88,7 @@ static __always_inline struct thread *this_thread(u64 now)
 		t->pid = bpf_get_current_pid_tgid() >> 32;
 		t->first_ns = t->since_ns = now;
 		t->vcpu_id = -1;
+		t->resume = PHASE_UNKNOWN;
 	}
 	return t;
 }

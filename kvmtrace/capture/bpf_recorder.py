@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kvmtrace import __version__
+from kvmtrace.capture.bpf_detach import leave_to_child
 from kvmtrace.capture.bpf_events import describe_filters
 from kvmtrace.capture.bpf_file import CaptureWriter, encode_header
 from kvmtrace.capture.bpf_program import Plan, Programs, make_plan
@@ -109,10 +110,11 @@ class Session:
         cpu_before = time.process_time()
         started_ns = time.monotonic_ns()
         ending.start()
+        self.rings.switch(on=True)
         self.target.release()
         ended_by = self._pump(ending)
         duration_ns = time.monotonic_ns() - started_ns
-        self.programs.attached.detach()
+        self.rings.switch(on=False)
         self.threads.look(force=True)
         self.target.close()
         if ended_by != "disk full":
@@ -123,6 +125,7 @@ class Session:
 
     def close(self) -> None:
         """Free what the kernel holds for us."""
+        leave_to_child()
         self.programs.close()
         self.rings.close()
 

@@ -13,6 +13,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from kvmtrace.capture.bpf_syscall import (
+    BPF_F_MMAPABLE,
     MAP_TYPE_ARRAY,
     MAP_TYPE_ARRAY_OF_MAPS,
     MAP_TYPE_RINGBUF,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 PAGE = mmap.PAGESIZE
 WAKE_SHARE = 256  # a quarter of the ring, at 64 bytes a record
 MIN_BYTES = PAGE
+# struct cpu_state of tracers/record.h: lost, filtered, recorded, hardirqs, softirqs, running, padding
+CPU_STATE = struct.Struct("<8Q")
+RUNNING_AT = 40
 
 
 def round_ring_size(n_bytes: int) -> int:
@@ -98,7 +102,9 @@ class Rings:
                                  inner_fd=self.rings[0].map.fd)
         for ring in self.rings:
             self.by_cpu.update(struct.pack("<I", ring.cpu), struct.pack("<I", ring.map.fd))
-        self.cpu_state = create_map("kvmtrace_cpus", MAP_TYPE_ARRAY, 4, 64, self.n_cpus)
+        self.cpu_state = create_map("kvmtrace_cpus", MAP_TYPE_ARRAY, 4, CPU_STATE.size, self.n_cpus,
+                                    flags=BPF_F_MMAPABLE)
+        self._states = mmap.mmap(self.cpu_state.fd, CPU_STATE.size * self.n_cpus)
         self.lost = create_map("kvmtrace_lost", MAP_TYPE_ARRAY, 4, 8, self.n_cpus * n_kinds)
 
     def drain(self, ends: list[int], write: Callable[[int, int, memoryview], None]) -> int:
@@ -116,10 +122,14 @@ class Rings:
         """Return the positions behind what each ring holds."""
         return [ring.produced() for ring in self.rings]
 
+    def switch(self, *, on: bool) -> None:
+        """Let all programs record, or stop them all within microseconds."""
+        for cpu in range(self.n_cpus):
+            struct.pack_into("<Q", self._states, CPU_STATE.size * cpu + RUNNING_AT, int(on))
+
     def counters(self) -> dict[str, int]:
-        """Return recorded and filtered events, all CPUs together."""
-        rows = [struct.unpack("<8Q", self.cpu_state.lookup(struct.pack("<I", cpu)) or bytes(64))
-                for cpu in range(self.n_cpus)]
+        """Return recorded, lost and filtered events, all CPUs together."""
+        rows = [CPU_STATE.unpack_from(self._states, CPU_STATE.size * cpu) for cpu in range(self.n_cpus)]
         return {"lost": sum(r[0] for r in rows), "filtered": sum(r[1] for r in rows),
                 "recorded": sum(r[2] for r in rows)}
 
@@ -140,6 +150,7 @@ class Rings:
 
     def close(self) -> None:
         """Give everything back."""
+        self._states.close()
         for ring in self.rings:
             ring.close()
         for table in (self.by_cpu, self.cpu_state, self.lost):

@@ -17,6 +17,7 @@ from kvmtrace import __version__
 from kvmtrace.capture import bpf_events
 from kvmtrace.capture.bpf_attach import Attachments
 from kvmtrace.capture.bpf_compile import compile_source
+from kvmtrace.capture.bpf_detach import leave_to_child
 from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, BpfMap, create_map
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.host import host_facts
@@ -39,6 +40,7 @@ FIRST_NPF, SVM_NPF = 0xb0, 0x400
 CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
 HEAD = struct.Struct(f"<4Q{len(PHASES)}QQ8I")
+RESUME_AT = HEAD.size - 16  # struct thread's `resume`
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
 EVENTS = (("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"), ("kvm", "kvm_fpu"),
           ("sched", "sched_switch"))
@@ -86,6 +88,9 @@ class SummaryPrograms:
         for event in self.events:
             if f"on_{event.name}" in self.code:
                 self.attached.tracepoint(event, self.code[f"on_{event.name}"])
+        start = bytearray(THREAD_BYTES)
+        struct.pack_into("<I", start, RESUME_AT, 1)  # from now on threads get their entries
+        self.blank.update(struct.pack("<I", 0), bytes(start))
 
     def add_tids(self, tids: Iterable[int]) -> None:
         """Count threads among the target's."""
@@ -189,6 +194,7 @@ def record_summary(settings: RecordSettings) -> RecordResult:
             spool.discard()
             raise
         finally:
+            leave_to_child()
             programs.close()
 
 
@@ -206,7 +212,6 @@ def _summarise(settings: RecordSettings, programs: SummaryPrograms, spool: Spool
     ended_ns = time.monotonic_ns()
     duration_ns = ended_ns - started_ns
     rows = programs.snapshot(ended_ns)
-    programs.attached.detach()
     target.close()
     spec = settings.target
     meta = {"schema": META_SCHEMA, "kvmtrace": __version__, "command": list(settings.argv), **host_facts(),
