@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
@@ -70,10 +70,30 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     return builder.finish(recording, checker.finish() if checker else None)
 
 
-def _new_checker(recording: Recording) -> Any:
+def check_report(recording: Recording, limit: int = 20, progress: Callable[[int], None] = lambda _: None) -> Report:
+    """Return a document with nothing but `capture`, `loss` and `model`.
+
+    Parameters
+    ----------
+    limit : violations described per rule; all are counted
+    progress : called with the number of events read so far
+    """
+    checker = _new_checker(recording, limit)
+    builder = ReportBuilder(ReportOptions(perf_only=True))
+    for table in recording.iter_events():
+        checker.feed(table)
+        builder.look_at(table)
+        progress(builder.n_events)
+    report = builder.finish(recording, None)
+    model = checker.finish()
+    capture = replace(report.capture, isa=report.capture.isa or getattr(model, "isa", None))
+    return Report(capture, report.loss, model=model)
+
+
+def _new_checker(recording: Recording, limit: int = 20) -> Any:
     from kvmtrace.compare.checker import Checker
 
-    return Checker(recording.capture)
+    return Checker(recording.capture, limit)
 
 
 class ReportBuilder:
@@ -98,10 +118,7 @@ class ReportBuilder:
 
     def feed(self, table: EventTable, selected: EventTable) -> None:
         """Take in the next table, and of it what was selected (the table itself for everything)."""
-        self.n_events += len(table)
-        if len(selected):
-            low, high = int(selected.ts_ns.min()), int(selected.ts_ns.max())
-            self._span = (min(low, self._span[0]), max(high, self._span[1])) if self._span else (low, high)
+        self.look_at(table, selected)
         lanes = self._lanes.feed(selected)
         if not self._options.perf_only:
             self._described |= set(selected.kind_index)
@@ -109,6 +126,14 @@ class ReportBuilder:
             self._rate.feed(selected)
             self._identities.feed(selected, self._lanes.threads.tids)
         self._feed_lanes(lanes)
+
+    def look_at(self, table: EventTable, selected: EventTable | None = None) -> None:
+        """Count a table's events and note its time span."""
+        self.n_events += len(table)
+        selected = table if selected is None else selected
+        if len(selected):
+            low, high = int(selected.ts_ns.min()), int(selected.ts_ns.max())
+            self._span = (min(low, self._span[0]), max(high, self._span[1])) if self._span else (low, high)
 
     def _feed_lanes(self, lanes: Lanes) -> None:
         if not len(lanes):

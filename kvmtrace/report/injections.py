@@ -50,7 +50,8 @@ class InjectionAccumulator:
     def rows(self) -> tuple[InterruptRow, ...]:
         """Return the rows by count, descending."""
         rows = [
-            InterruptRow(vector, kind, describe_vector(vector), count[vector],
+            InterruptRow(vector, kind, describe_vector(vector) if kind == "exception" else f"IRQ {vector:#x}",
+                         count[vector],
                          self._again[kind][vector] if kind in self._knows_again else None)
             for kind, count in self._count.items() for vector in range(256) if count[vector]
         ]

@@ -55,7 +55,8 @@ def _pair(table: EventTable, event: str, high: str, low: str) -> NDArray[np.uint
 
 def _mmio(table: EventTable) -> NDArray[np.uint64]:
     write = (u64(table, "kvm_mmio", "type") == MMIO_WRITE).astype(np.uint64)
-    return u64(table, "kvm_mmio", "gpa") << np.uint64(1) | write
+    keys: NDArray[np.uint64] = u64(table, "kvm_mmio", "gpa") << np.uint64(1) | write
+    return keys
 
 
 def _page(table: EventTable) -> NDArray[np.uint64]:

@@ -101,6 +101,9 @@ class Identities:
         threads = recording.capture.meta.get("threads") or {}
         pids = {int(tid): int(pid) for tid, (pid, _) in threads.items() if int(pid) > 0}
         self.pids = {**pids, **recording.processes, **self.pids}
+        guest_run = recording.capture.meta.get("guest_run") or {}
+        told = {int(tid): int(vcpu_id) for vcpu_id, tid in (guest_run.get("vcpu_tids") or {}).items()}
+        self.vcpu_ids = {**told, **self.vcpu_ids}
         saved = {int(tid): str(comm) for tid, (_, comm) in threads.items()}
         self.comms = {**saved, **recording.comms, **self.comms}
 

@@ -1,0 +1,50 @@
+"""`kvmtrace check`: only the comparison with the reference model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmtrace.cli.report import Progress, wants_colour, write
+
+if TYPE_CHECKING:
+    from kvmtrace.report.document import Report
+
+
+def _check(path: str, limit: int) -> Report:
+    from kvmtrace.events import open_recording
+    from kvmtrace.report.build import check_report
+
+    progress = Progress(path)
+    try:
+        return check_report(open_recording(path), limit=limit, progress=progress)
+    finally:
+        progress.done()
+
+
+@click.command(
+    "check",
+    epilog="Example: kvmtrace check run.dat && echo conforms. Exit code 1 means at least one violation.",
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, metavar="N",
+              help="Violations shown per rule; all are counted.")
+def command(*, files: tuple[str, ...], output_format: str, limit: int) -> None:
+    """Compare recordings with the reference model; exit code 1 if anything contradicts it."""
+    from kvmtrace.report.document import render_json
+    from kvmtrace.report.terminal import Style
+    from kvmtrace.report.text_check import render_check
+
+    reports = [_check(path, limit) for path in files]
+    if output_format == "json":
+        documents = [render_json(report, only=("capture", "loss", "model")) for report in reports]
+        write(documents[0] + "\n" if len(files) == 1 else "[\n" + ",\n".join(documents) + "\n]\n", None)
+    else:
+        style = Style(wants_colour())
+        write("\n".join(render_check(report, style, limit) for report in reports), None)
+    if any(report.model.n_violations for report in reports):
+        sys.stdout.flush()
+        sys.exit(1)

@@ -1,0 +1,100 @@
+"""Reports that can be shared: no host names, thread names, file paths or guest addresses.
+
+Consistently: the same address or name gets the same stand-in everywhere in one report, so that repetitions
+stay visible. Durations, counts, reasons, ports and MSRs are kept: they are what a report is for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from kvmtrace.report.document import Report, dump
+
+PAGE_MASK = 0xFFF
+_ADDRESS_FIELDS = frozenset({
+    "rip", "guest_rip", "gpa", "gva", "address", "fault_address", "val", "data", "vcpu", "arg", "a0", "a1", "a2", "a3",
+    "info2", "filp", "hva", "gfn", "ingpa", "outgpa", "rax", "rbx", "rcx", "rdx",
+})
+_COMM_FIELDS = frozenset({"comm", "prev_comm", "next_comm", "child_comm", "parent_comm", "newcomm", "oldcomm"})
+_LONG_HEX = re.compile(r"0x[0-9a-fA-F]{5,16}\b")
+
+
+class StandIns:
+    """Hands out stand-ins, the same one for the same value."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, int] = {}
+        self._names: dict[str, str] = {}
+
+    def address(self, value: int) -> int:
+        """Return an address on a stand-in page; the offset within the page is kept."""
+        page = self._pages.setdefault(value >> 12, len(self._pages) + 1)
+        return page << 12 | value & PAGE_MASK
+
+    def name(self, value: str) -> str:
+        """Return thread-1, thread-2 ..."""
+        return self._names.setdefault(value, f"thread-{len(self._names) + 1}")
+
+    def text(self, value: str) -> str:
+        """Return text with its hexadecimal addresses (5 digits and more) replaced."""
+        return _LONG_HEX.sub(lambda match: f"{self.address(int(match[0], 16)):#x}", value)
+
+
+def anonymized(report: Report) -> Report:
+    """Return a report without host, cpu model, paths, names and addresses."""
+    names = StandIns()
+    capture = replace(report.capture, path="recording", host=None, cpu_model=None, kernel=report.capture.kernel)
+    vcpus = tuple(replace(row, comm=names.name(row.comm) if row.comm else None) for row in report.vcpus)
+    detail = replace(
+        report.detail,
+        gpas=tuple(replace(row, gpa=names.address(row.gpa)) for row in report.detail.gpas),
+        rips=tuple(replace(row, rip=names.address(row.rip), symbol=None) for row in report.detail.rips),
+    )
+    return replace(
+        report, capture=capture, vcpus=vcpus, detail=detail, model=_model(report.model, names),
+        bring_up=_plain(report.bring_up, names), replay=_plain(report.replay, names),
+    )
+
+
+def _model(model: Any, names: StandIns) -> Any:
+    """Return the comparison with its violations cleaned; it stays the object that renderers know."""
+    if model is None:
+        return None
+    violations = {id(v): _violation(v, names) for v in model.violations}
+    first = model.first_divergence
+    return replace(
+        model, violations=tuple(violations[id(v)] for v in model.violations),
+        first_divergence=violations.get(id(first)) or (_violation(first, names) if first else None),
+    )
+
+
+def _violation(violation: Any, names: StandIns) -> Any:
+    context = tuple(
+        replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
+        for event in violation.context
+    )
+    return replace(violation, expected=names.text(violation.expected), observed=names.text(violation.observed),
+                   why=names.text(violation.why), context=context)
+
+
+def _field(name: str, value: Any, names: StandIns) -> Any:
+    if name in _COMM_FIELDS and isinstance(value, str):
+        return names.name(value)
+    if name in _ADDRESS_FIELDS and isinstance(value, int):
+        return names.address(value)
+    return names.text(value) if isinstance(value, str) else value
+
+
+def _plain(value: Any, names: StandIns) -> Any:
+    """Return a document of another layer as plain data, cleaned throughout."""
+    return None if value is None else _cleaned("", dump(value), names)
+
+
+def _cleaned(name: str, value: Any, names: StandIns) -> Any:
+    if isinstance(value, dict):
+        return {key: _cleaned(key, item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(name, item, names) for item in value]
+    return _field(name, value, names)
