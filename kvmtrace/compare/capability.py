@@ -27,6 +27,7 @@ class Capability:
     traits : traits of the recorded kernel (model.transitions.TRAITS)
     exit_irqs_off : True if kvm_exit is traced with interrupts off, None if the recording does not say
     exact_errno : errno of kvm_userspace_exit is the raw field, not derived from a tool's words
+    seen : events that occurred so far
     filtered : the recorder dropped whole exits on purpose
     """
 
@@ -36,6 +37,7 @@ class Capability:
     exit_irqs_off: bool | None = None
     exact_errno: bool = True
     filtered: bool = False
+    seen: frozenset[str] = frozenset()
 
     def can_check(self, rule: Rule) -> bool:
         """Say whether everything that the rule needs can be in the recording."""
@@ -151,5 +153,6 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
         recorded=_recorded(_enabled(capture, table), evidence.seen), described=frozenset(described),
         traits=_traits(table, evidence), exit_irqs_off=evidence.exit_irqs_off,
         exact_errno=not capture.format.startswith("ftrace-text"),
+        seen=frozenset(evidence.seen),
         filtered=any(name in EXIT_FILTERS or name.startswith("kvm:") for name in filters),
     )

@@ -10,13 +10,18 @@ from kvmtrace.compare.alphabet import ENTRY, USERSPACE
 from kvmtrace.compare.automaton import compile_automaton
 from kvmtrace.compare.batch import make_batch
 from kvmtrace.compare.capability import Evidence, find_capability
+from kvmtrace.compare.completion import check_completion
 from kvmtrace.compare.findings import Findings
 from kvmtrace.compare.follow_ups import check_follow_ups
 from kvmtrace.compare.guest_mode import check_guest_mode
+from kvmtrace.compare.heuristics import Halted, check_storms
+from kvmtrace.compare.in_service import InService, check_in_service
+from kvmtrace.compare.injection import check_injection
 from kvmtrace.compare.leaving import check_errno, check_leaving
 from kvmtrace.compare.parking import materialise
 from kvmtrace.compare.payloads import check_payloads
 from kvmtrace.compare.rip import check_rip
+from kvmtrace.compare.rip_after_userspace import check_rip_after_userspace
 from kvmtrace.compare.sequence import build_sequence, vcpu_tids
 from kvmtrace.compare.statistics import Statistics
 from kvmtrace.compare.steps import check_steps, check_stray_follow_ups, take_steps
@@ -55,6 +60,8 @@ class Checker:
         self._parked: EventTable | None = None
         self._parked_index = np.empty(0, np.int64)
         self._n_seen = 0
+        self._halted = Halted()
+        self._in_service: dict[int, InService] = {}
 
     def feed(self, table: EventTable) -> None:
         """Check a further table, all but the unfinished ends of its threads."""
@@ -75,6 +82,14 @@ class Checker:
         self._parked = None
         return self.statistics.comparison(self.findings, self._capability)
 
+    def _learn_vcpu_ids(self, batch: Batch) -> None:
+        """Note which vCPU each thread runs; a thread that runs several keeps the last one."""
+        if batch.has_field("kvm_exit", "vcpu_id"):
+            ids = batch.exits.get("vcpu_id")
+            for thread in np.unique(batch.thread):
+                last = np.flatnonzero(batch.thread == thread)[-1]
+                self.findings.vcpu_ids[int(self._tids[thread])] = int(ids[last])
+
     def _check(self, table: EventTable, index: NDArray[np.int64], *, final: bool) -> None:
         capability = find_capability(self.capture, table, self._evidence)
         self._capability = capability
@@ -88,7 +103,12 @@ class Checker:
         self.statistics.add(batch, automaton, index)
         check_steps(sequence, steps, automaton, self.findings)
         check_stray_follow_ups(sequence, steps, automaton, self.findings)
+        self._learn_vcpu_ids(batch)
         run_rules(batch)
+        check_in_service(batch, self._in_service)
+        self._halted.add(batch, whole)
+        if final:
+            self._halted.report(batch)
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)
         self._parked_index = index[rows]
@@ -102,6 +122,10 @@ def run_rules(batch: Batch) -> None:
     check_leaving(batch)
     check_errno(batch)
     check_guest_mode(batch)
+    check_completion(batch)
+    check_rip_after_userspace(batch)
+    check_injection(batch)
+    check_storms(batch)
 
 
 def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

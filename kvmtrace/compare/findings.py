@@ -40,6 +40,12 @@ class Findings:
         self.sequence: Sequence | None = None
         self.event_index: NDArray[np.int64] = np.empty(0, np.int64)
         self.vcpu_ids: dict[int, int] = {}
+        self._setters = False
+
+    def saw_setters(self, now: bool) -> bool:
+        """Remember over all parts whether the VMM sets registers by ioctl."""
+        self._setters |= now
+        return self._setters
 
     def begin(self, sequence: Sequence, event_index: NDArray[np.int64]) -> None:
         """Say what positions refer to from now on; event_index: row of the table -> of the recording."""
@@ -86,6 +92,11 @@ class Findings:
         return {rule: RuleResult(max(self.checked[rule], self.violated[rule]),
                                  max(self.checked[rule] - self.violated[rule], 0),
                                  self.violated[rule], self.unknown[rule]) for rule in RULES}
+
+
+def constant(expected: str, observed: str) -> Describe:
+    """Return a description that is the same for every position."""
+    return lambda _: (expected, observed)
 
 
 def context_event(table: EventTable, row: int, event_index: int) -> ContextEvent:

@@ -57,12 +57,12 @@ def advance(batch: Batch, group: Group, new: NDArray[np.uint64]) -> NDArray[np.i
 def overridden(batch: Batch, group: Group, new: NDArray[np.uint64]) -> Mask:
     """Say where something else than the exit's handler may have moved RIP."""
     exits = batch.exits
-    free = exits.has("kvm_smm_transition")[group] | np.isin(new, RESET_RIPS)
-    soft = exits.has("inject exception")[group] & (exits.isa[group] == ISA_SVM)
+    free = exits.chain_has("kvm_smm_transition")[group] | np.isin(new, RESET_RIPS)
+    soft = exits.chain_has("inject exception")[group] & (exits.isa[group] == ISA_SVM)
     soft |= _has_soft_interrupt(batch, group)
     # vm86 injection (kvm_inject_realmode_interrupt): hosts without unrestricted guest
     real = (exits.get("guest_rip")[group] >> _U(16) == 0) & (new >> _U(16) == 0)
-    real &= (exits.isa[group] == ISA_VMX) & exits.has("inject interrupt", "inject exception")[group]
+    real &= (exits.isa[group] == ISA_VMX) & exits.chain_has("inject interrupt", "inject exception")[group]
     found: Mask = free | soft | real | _encrypted(batch, group)
     return found
 
@@ -72,9 +72,11 @@ def _has_soft_interrupt(batch: Batch, group: Group) -> Mask:
     if not len(positions) or not batch.has_field("kvm_inj_virq", "soft"):
         return np.zeros(len(group), bool)
     soft = batch.sequence.values("kvm_inj_virq", "soft", positions) != 0
-    marked = np.zeros(len(batch.segments), bool)
-    marked[batch.segments.of[positions[soft]]] = True
-    return marked[batch.exits.seg[group]]
+    chain = batch.segments.chain
+    marked = np.zeros(len(batch.segments) + 1, bool)
+    marked[chain[batch.segments.of[positions[soft]]]] = True
+    found: Mask = marked[chain[batch.exits.seg[group]]] & (batch.exits.isa[group] == ISA_SVM)
+    return found
 
 
 def _encrypted(batch: Batch, group: Group) -> Mask:
@@ -96,7 +98,7 @@ def fits(batch: Batch, group: Group, row: ExitExpectation, new: NDArray[np.uint6
     classes = classes_of(batch, group, row)
     moved = advance(batch, group, new)
     same = new == old
-    exception = batch.exits.has("inject exception")[group]
+    exception = batch.exits.chain_has("inject exception")[group]
     stepped = (moved >= max(row.length, 1)) & (moved <= MAX_INSTRUCTION)
     good = np.select(
         [(classes == SAME) | (classes == TRAP), classes == ADVANCE, classes == ANY],
@@ -144,7 +146,7 @@ def may_repeat(batch: Batch, group: Group, where: NDArray[np.uint8]) -> Mask:
     traces the decode and then lets the guest try again, and nothing else was traced.
     """
     exits = batch.exits
-    repeats = (where == REPEATS) | (where == PATCHED) | exits.has("inject exception")[group]
+    repeats = (where == REPEATS) | (where == PATCHED) | exits.chain_has("inject exception")[group]
     fault = exits.has("kvm_page_fault")[group] | np.isin(exits.code[group], (49,))
     done = exits.has("kvm_mmio", "kvm_pio", "kvm_msr", "kvm_cpuid", "kvm_apic")[group]
     found: Mask = repeats | (fault & ~done)

@@ -92,6 +92,23 @@ class Segments:
         return following
 
     @cached_property
+    def chain(self) -> NDArray[np.intp]:
+        """Number the chains: an exit and the userspace exits behind it, up to the next entry, exit or break."""
+        begins = self.kind != USERSPACE
+        begins[1:] |= ~self.linked[:-1]
+        begins[:1] = True
+        return np.cumsum(begins) - 1
+
+    @cached_property
+    def chain_mask(self) -> NDArray[np.uint64]:
+        """Return the classes of the events of each segment's whole chain."""
+        begins = np.flatnonzero(np.diff(self.chain, prepend=-1))
+        if not len(begins):
+            return self.mask
+        whole: NDArray[np.uint64] = np.bitwise_or.reduceat(self.mask, begins)[self.chain]
+        return whole
+
+    @cached_property
     def resume(self) -> NDArray[np.intp]:
         """Return the next VM-entry segment behind each, before any VM-exit or break; NO_SEGMENT if none."""
         number = np.arange(len(self))
@@ -180,6 +197,12 @@ class Exits:
     def has(self, *names: str) -> NDArray[np.bool_]:
         """Say which exits' segments hold an event of one of these classes."""
         found: NDArray[np.bool_] = (self.mask & np.uint64(sum(1 << CLASS[name] for name in names))) != 0
+        return found
+
+    def chain_has(self, *names: str) -> NDArray[np.bool_]:
+        """Say the same, the events behind userspace exits up to the next entry included."""
+        bits = np.uint64(sum(1 << CLASS[name] for name in names))
+        found: NDArray[np.bool_] = (self.segments.chain_mask[self.seg] & bits) != 0
         return found
 
     @cached_property
