@@ -53,6 +53,7 @@ struct thread {
 	u32 exit_code;
 	u32 exit_cell;      /* N_EXITS: in MAP_OTHERS */
 	u32 left_cell;
+	char comm[16];
 	struct cell guest;
 	struct cell exits[N_EXITS];
 	struct cell userspace[N_USERSPACE];
@@ -88,6 +89,7 @@ static __always_inline struct thread *this_thread(u64 now)
 		t->pid = bpf_get_current_pid_tgid() >> 32;
 		t->first_ns = t->since_ns = now;
 		t->vcpu_id = -1;
+		bpf_get_current_comm(t->comm, sizeof(t->comm));
 		t->resume = PHASE_UNKNOWN;
 	}
 	return t;

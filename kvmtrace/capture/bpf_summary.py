@@ -39,8 +39,8 @@ N_BUCKETS, N_EXITS, N_USERSPACE = 32, 192, 64
 FIRST_NPF, SVM_NPF = 0xb0, 0x400
 CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
-HEAD = struct.Struct(f"<4Q{len(PHASES)}QQ8I")
-RESUME_AT = HEAD.size - 16  # struct thread's `resume`
+HEAD = struct.Struct(f"<4Q{len(PHASES)}QQ8I16s")
+RESUME_AT = HEAD.size - 32  # struct thread's `resume`
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
 EVENTS = (("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"), ("kvm", "kvm_fpu"),
           ("sched", "sched_switch"))
@@ -155,7 +155,7 @@ def decode_thread(tid: int, value: bytes, others: list[tuple[int, bytes]], now_n
     """Return a struct thread as a row; the phase under way counts up to `now_ns`."""
     since_ns, first_ns, _, _, *rest = HEAD.unpack_from(value)
     phase_ns, rest = rest[:len(PHASES)], rest[len(PHASES):]
-    n_switches, pid, vcpu_id, isa, phase, _, _, _, _ = rest
+    n_switches, pid, vcpu_id, isa, phase, _, _, _, _, comm = rest
     if now_ns > since_ns and phase < len(PHASES):
         phase_ns[phase] += now_ns - since_ns
     exits = [{"exit_reason": _exit_reason(i), **cell} for i in range(N_EXITS)
@@ -165,7 +165,8 @@ def decode_thread(tid: int, value: bytes, others: list[tuple[int, bytes]], now_n
     userspace = [{"reason": i if i < CELL_INTERRUPTED else None,
                   "error": {CELL_INTERRUPTED: "EINTR", CELL_ERROR: "other"}.get(i), **cell}
                  for i in range(N_USERSPACE) if (cell := decode_cell(value, base + CELL.size * i))]
-    return {"tid": tid, "pid": pid, "vcpu_id": None if vcpu_id == 0xffffffff else vcpu_id,
+    name = comm.partition(b"\0")[0].decode("utf-8", "replace")
+    return {"tid": tid, "pid": pid, "comm": name, "vcpu_id": None if vcpu_id == 0xffffffff else vcpu_id,
             "isa": {1: "vmx", 2: "svm"}.get(isa), "first_ns": first_ns, "wall_ns": sum(phase_ns),
             "time_ns": dict(zip(PHASES, phase_ns, strict=True)), "n_switches": n_switches,
             "guest": decode_cell(value, HEAD.size), "exits": exits, "userspace_exits": userspace}
@@ -222,8 +223,8 @@ def _summarise(settings: RecordSettings, programs: SummaryPrograms, spool: Spool
             "guest_run": target.guest_run, "loss": {"by_cpu": {}, "events": 0}, "started": started,
             "duration_ns": duration_ns, "filters": {}, "cost_ns_per_event": None, "notes": summary_notes(rows),
             "ended_by": ended_by, "target_status": target.status, "n_events": None}
-    for row in rows:
-        row["comm"] = threads.known.get(row["tid"], (-1, None))[1]
+    for row in rows:  # threads often get their name after their first event
+        row["comm"] = threads.known.get(row["tid"], (-1, row["comm"]))[1]
     text = json.dumps({"schema": SCHEMA, "meta": meta, "vcpus": rows}, separators=(",", ":")).encode() + b"\n"
     spool.write_file("out", text)
     spool.publish("out", settings.output.name, invoking_user())

@@ -25,6 +25,7 @@ else:  # generic since click 8.4
     IntParam = FloatParam = click.ParamType
 
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_OUTPUT = "kvmtrace.dat"
 
 
@@ -41,6 +42,26 @@ class Size(IntParam):
         return int(float(match[1]) * UNITS[match[2]])
 
 
+class ExitReason(FloatParam):
+    """An exit reason: its number, or its name in VMX or SVM (HLT, npf)."""
+
+    name = "reason"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; a name that both instruction sets know is the one of the loaded KVM module."""
+        from kvmtrace.kvm.exit_reasons import EXIT_REASONS, ISA_SVM, ISA_VMX
+
+        text = str(value).strip()
+        if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", text):
+            return int(text, 0)
+        isas = (ISA_SVM, ISA_VMX) if Path("/sys/module/kvm_amd").is_dir() else (ISA_VMX, ISA_SVM)
+        for isa in isas:
+            for number, name in EXIT_REASONS[isa].items():
+                if name.lower() == text.lower():
+                    return number
+        self.fail(f"{value!r} is no exit reason; examples: EPT_VIOLATION, HLT, npf, 48", param, ctx)
+
+
 class Duration(FloatParam):
     """A time: 10, 2.5s, 500ms, 3m."""
 
@@ -48,10 +69,10 @@ class Duration(FloatParam):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return seconds."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", str(value).strip().lower())
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)?", str(value).strip().lower())
         if match is None:
             self.fail(f"{value!r} is no time; write 10, 500ms or 3m", param, ctx)
-        return float(match[1]) * {"ms": 1e-3, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+        return float(match[1]) * TIME_UNITS[match[2]]
 
 
 EPILOG = """\b
@@ -87,13 +108,21 @@ more than SIZE (plus the header) is on the disk.
 @click.option("-d", "--duration", type=Duration(), help="End after so long: 10, 500ms, 3m.")
 @click.option("--max-size", type=Size(), help="Keep only the newest events, up to this size; see below.")
 @click.option("--summary", is_flag=True, help="Aggregate in the kernel instead of recording events (bpf).")
+@click.option("--vcpu", type=click.IntRange(min=0), help="Only VM-exits of this vCPU (bpf).")
+@click.option("--exit-reason", "exit_reasons", multiple=True, type=ExitReason(), metavar="NAME|NUMBER",
+              help="Only these VM-exits, with what follows until the next VM-entry (bpf); may be repeated.")
+@click.option("--sample", type=click.IntRange(min=2), metavar="N", help="Only 1 in N VM-exits of each vCPU (bpf).")
+@click.option("--slower-than", type=Duration(), metavar="TIME",
+              help="Only VM-exits with at least so long until the next VM-entry: 50us (bpf).")
 @click.option("--strict", is_flag=True, help="Exit code 5 if any event was lost.")
 @click.option("--clock", metavar="NAME", help="Trace clock (ftrace); default mono, ordered across CPUs.")
 @click.option("--buffer-size", type=Size(), help="Kernel buffer per CPU; default 16M, less if memory is short.")
 @click.option("--as-root", is_flag=True, help="Under sudo: run the command as root, not as yourself.")
 @click.argument("command_line", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARG...]")
 def command(*, output: str, backend: str, event_set: str, guest: str | None, count: int | None,
-            pid: int | None, machine: bool, duration: float | None, max_size: int | None, summary: bool, strict: bool,
+            pid: int | None, machine: bool, duration: float | None, max_size: int | None, summary: bool,
+            vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
+            slower_than: float | None, strict: bool,
             clock: str | None, buffer_size: int | None, as_root: bool, command_line: tuple[str, ...]) -> None:
     """Record a VM until it ends, the time is over, or Ctrl-C.
 
@@ -103,6 +132,7 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
     settings = RecordSettings(
         output=Path(output), target=replace(spec, as_root=as_root), backend=backend, event_set=event_set,
         duration_s=duration, max_bytes=max_size, summary=summary, clock=clock, buffer_bytes=buffer_size,
+        filters=filters_of(vcpu, exit_reasons, sample, slower_than),
         argv=("kvmtrace", *sys.argv[1:]))
     for line in reclaim(settings.output):
         click.echo(f"kvmtrace: {line}", err=True)
@@ -112,6 +142,14 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
     if strict and result.lost != 0:
         lost = "some" if result.lost is None else f"{result.lost:,}"
         raise LostEventsError(f"{result.path}: {lost} events were lost; try a larger --buffer-size")
+
+
+def filters_of(vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
+               slower_than: float | None) -> dict[str, Any]:
+    """Return RecordSettings.filters: those that were asked for."""
+    given = {"vcpu": vcpu, "exit_reason": exit_reasons or None, "sample": sample,
+             "slower_than_ns": None if slower_than is None else round(slower_than * 1e9)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def target_of(guest: str | None, count: int | None, pid: int | None, machine: bool,
@@ -126,7 +164,7 @@ def target_of(guest: str | None, count: int | None, pid: int | None, machine: bo
     ways = (("--guest", guest), ("-p", pid), ("-a", machine), ("a command", command_line))
     chosen = [name for name, given in ways if given]
     if len(chosen) != 1:
-        wrong = " and ".join(chosen) + " exclude each other" if chosen else "what shall be recorded?"
+        wrong = " and ".join(chosen) + " exclude each other" if chosen else "nothing to record"
         raise UsageError(f"{wrong}; give one of --guest NAME, -p PID, -a, or -- CMD ARG...")
     if count is not None and guest is None:
         raise UsageError("--count belongs to --guest")

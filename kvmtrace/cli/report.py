@@ -102,6 +102,31 @@ def load_report(path: str, options: ReportOptions) -> Report:
         progress.done()
 
 
+def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
+    """Return the files' names and bytes if the first is one of `record --summary`, which holds no events."""
+    from kvmtrace.decode.summary import MAGIC, is_summary
+
+    path = Path(files[0])
+    if files[0] == "-" or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        if not is_summary(file.read(len(MAGIC))):
+            return None
+    return [(name, Path(name).read_bytes()) for name in files]
+
+
+def _render_summaries(contents: list[tuple[str, bytes]], output_format: str) -> str:
+    from kvmtrace.decode.summary import read_summary
+    from kvmtrace.report.summary_text import render_summary
+
+    if output_format == "html":
+        raise UsageError("a recording of --summary has no events to show in HTML; use text or json")
+    summaries = [read_summary(data, name) for name, data in contents]
+    if output_format == "json":
+        return "".join(data.decode() for _, data in contents)
+    return "\n".join(render_summary(summary) for summary in summaries)
+
+
 def _selection(tid: int | None, vcpu_id: int | None, begin: tuple[int, bool] | None,
                end: tuple[int, bool] | None) -> Selection:
     from kvmtrace.report.selection import Selection
@@ -161,6 +186,10 @@ def command(
     from kvmtrace.report.guest_symbols import read_guest_symbols
     from kvmtrace.report.text import TextOptions
 
+    summaries = _summaries(files)
+    if summaries is not None:
+        write(_render_summaries(summaries, output_format), output)
+        return
     if output_format == "html" and len(files) > 1:
         raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
     options = ReportOptions(_selection(tid, vcpu_id, begin, end), model=not no_model,
