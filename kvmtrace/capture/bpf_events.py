@@ -194,7 +194,9 @@ def filter_defines(filters: dict[str, Any], events: list[TracedEvent]) -> dict[s
         defines["ENTRY_VCPU_OFFSET"] = str(entering.fields["vcpu_id"][0])
         defines["FILTER_VCPU"] = str(int(filters["vcpu"]))
     if "exit_reason" in filters:
-        tests = " || ".join(f"(r) == {int(reason)}U" for reason in filters["exit_reason"])
+        # VMX keeps flags above the 16 bits of the basic reason
+        tests = " || ".join(f"{'((r) & 0xffff)' if int(reason) < 1 << 16 else '(r)'} == {int(reason)}U"
+                            for reason in filters["exit_reason"])
         defines["FILTER_REASONS(r)"] = f"({tests})"
     if "sample" in filters:
         defines["FILTER_SAMPLE"] = str(int(filters["sample"]))

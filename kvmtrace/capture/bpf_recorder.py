@@ -52,6 +52,8 @@ def record(settings: RecordSettings) -> RecordResult:
         return record_summary(settings)
     if settings.clock not in (None, CLOCK):
         raise UsageError(f"--clock {settings.clock} needs --backend ftrace; bpf records with {CLOCK}")
+    if settings.max_bytes is not None:
+        raise UsageError("--max-size needs --backend ftrace")
     with Ending(settings.duration_s) as ending, Target(settings.target) as target:
         session = Session.create(settings, target)
         try:

@@ -55,11 +55,11 @@ class ExitReason(FloatParam):
         if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", text):
             return int(text, 0)
         isas = (ISA_SVM, ISA_VMX) if Path("/sys/module/kvm_amd").is_dir() else (ISA_VMX, ISA_SVM)
-        for isa in isas:
-            for number, name in EXIT_REASONS[isa].items():
-                if name.lower() == text.lower():
-                    return number
-        self.fail(f"{value!r} is no exit reason; examples: EPT_VIOLATION, HLT, npf, 48", param, ctx)
+        numbers = [number for isa in isas for number, name in EXIT_REASONS[isa].items()
+                   if name.lower() == text.lower()]
+        if not numbers:
+            self.fail(f"{value!r} is no exit reason; examples: EPT_VIOLATION, HLT, npf, 48", param, ctx)
+        return numbers[0]
 
 
 class Duration(FloatParam):

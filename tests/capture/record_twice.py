@@ -1,0 +1,67 @@
+"""Record one run of a bundled guest with both back ends at once: OUT/ftrace.dat and OUT/bpf.dat.
+
+    python record_twice.py OUT GUEST [ARGUMENT...]
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WAIT_S = 120
+
+
+def start_guest(guest: str, arguments: list[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a guest that waits; return it and the descriptor that lets it go."""
+    ready_read, ready_write = os.pipe()
+    go_read, go_write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "kvmtrace.workload", guest, *arguments, "--ready-fd", str(ready_write),
+         "--go-fd", str(go_read)], pass_fds=(ready_write, go_read), stdout=subprocess.DEVNULL)
+    os.close(ready_write)
+    assert os.read(ready_read, 1)
+    os.close(ready_read)
+    return process, go_write
+
+
+def start_recorder(backend: str, pid: int, output: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "kvmtrace", "record", "--backend", backend, "-p", str(pid),
+                             "-o", str(output), *options])
+
+
+def bpf_runs(output: Path) -> bool:
+    """Say whether the recorder has written its header: all programs are attached then."""
+    return any(path.stat().st_size for path in output.parent.glob(f".{output.name}.kvmtrace-*/out"))
+
+
+def ftrace_runs(pid: int) -> bool:
+    return any((path / "tracing_on").read_text().strip() == "1"
+               for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*"))
+
+
+def wait_until(condition: object) -> None:
+    assert callable(condition)
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "the recorders do not start"
+        time.sleep(0.05)
+
+
+def record_twice(folder: Path, guest: str, arguments: list[str]) -> None:
+    process, go = start_guest(guest, arguments)
+    ftrace = start_recorder("ftrace", process.pid, folder / "ftrace.dat")
+    bpf = start_recorder("bpf", process.pid, folder / "bpf.dat")
+    wait_until(lambda: bpf_runs(folder / "bpf.dat") and ftrace_runs(ftrace.pid))
+    time.sleep(0.1)
+    os.write(go, b"G")
+    os.close(go)
+    assert process.wait(WAIT_S) == 0
+    assert ftrace.wait(WAIT_S) == 0
+    assert bpf.wait(WAIT_S) == 0
+
+
+if __name__ == "__main__":
+    record_twice(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
