@@ -26,8 +26,8 @@ ASYNCHRONOUS, ABSENT = "asynchronous", "absent"
 DIFFERENCES = frozenset({DIFFERS, MISSING, UNEXPECTED})
 LOOK_AHEAD = 40  # events on either side that may be skipped to find the thread again
 AGREE = 3  # so many steps in a row have to match there
-_NPF = next(number for number, name in SVM_EXIT_REASONS.items() if name == "npf")
 _EPT_VIOLATION = 48
+_PAGE_FAULTS = {_EPT_VIOLATION, *(number for number, name in SVM_EXIT_REASONS.items() if name == "npf")}
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class _Walk:
         self.at = 0  # next predicted step
         self.here = 0  # next recorded event
         self.lines: list[AlignedStep] = []
+        self.mapped: set[int] = set()  # pages whose first touch was seen
         self.path: tuple[int, ...] = ()  # where an asynchronous VM-exit may strike now
 
     def run(self) -> None:
@@ -183,24 +184,23 @@ class _Walk:
             why = "blocked once more"
         elif item.event == "kvm_apic_accept_irq" and item.number("apicid") == self.vcpu_id:
             why = "an interrupt arrives"
-        elif self._is_refault():
-            why, n_taken = "the host had taken the page away", 3
+        elif refault := self._refault():
+            why, n_taken = "the host had taken the page away", refault
         for taken in self.items[self.here:self.here + n_taken] if why else ():
             self.lines.append(_line(ASYNCHRONOUS, None, taken, why))
         self.here += n_taken if why else 0
         return bool(why)
 
-    def _is_refault(self) -> bool:
-        """Say whether here stands a fault on RAM that was mapped before, solved by mapping it again."""
-        events = [item for item in self.items[self.here:self.here + 6] if not item.event.endswith("_return")]
-        if [item.event for item in events[:3]] != ["kvm_exit", "kvm_page_fault", "kvm_entry"]:
-            return False
-        left, fault, entered = events[:3]
-        page = fault.number("fault_address") >> 12
-        known = any(line.outcome == MATCHED and line.predicted.startswith("kvm_page_fault") and f"={page:#x}"
-                    in line.predicted for line in self.lines)
-        reasons = {_NPF, _EPT_VIOLATION}
-        return known and left.number("exit_reason") in reasons and left.number("guest_rip") == entered.number("rip")
+    def _refault(self) -> int:
+        """Return how many events here are a fault on RAM that was mapped before and is mapped again; 0 if none."""
+        near = range(self.here, min(self.here + 5, len(self.items)))
+        found = [index for index in near if "_vcpu_run" not in self.items[index].event][:3]
+        if [self.items[index].event for index in found] != ["kvm_exit", "kvm_page_fault", "kvm_entry"]:
+            return 0
+        left, fault, entered = (self.items[index] for index in found)
+        known = fault.number("fault_address") >> 12 in self.mapped
+        same = left.number("exit_reason") in _PAGE_FAULTS and left.number("guest_rip") == entered.number("rip")
+        return found[-1] + 1 - self.here if known and same else 0
 
     def _match(self, step: Step, item: Observed) -> None:
         self.lines.append(_line(MATCHED, step, item, step.why))
@@ -208,6 +208,8 @@ class _Walk:
             self.path = step.path
         elif step.event == "kvm_exit":
             self.path = ()
+        elif step.event == "kvm_page_fault":
+            self.mapped.add(item.number("fault_address") >> 12)
         self.at += 1
         self.here += 1
 
