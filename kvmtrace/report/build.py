@@ -12,7 +12,6 @@ from kvmtrace.report.exits import ExitAccumulator
 from kvmtrace.report.intervals import find_intervals
 from kvmtrace.report.lane_builder import LaneBuilder
 from kvmtrace.report.lane_keys import split_pair
-from kvmtrace.report.lanes import Step
 from kvmtrace.report.perf_tables import PerfAccumulator
 from kvmtrace.report.rate import RateAccumulator
 from kvmtrace.report.selection import Selection
@@ -141,15 +140,11 @@ class ReportBuilder:
         self._perf.feed(lanes)
         if self._options.perf_only:
             return
-        self._recorded = Recorded(
-            returns=self._recorded.returns or bool((lanes.step == Step.RETURN).any()),
-            wraps=self._recorded.wraps or bool((lanes.step == Step.WRAP_OUT).any()),
-            scheduling=self._lanes.scheduling, wakeups="kvm_vcpu_wakeup" in self._described,
-        )
+        self._recorded = Recorded(self._lanes.scheduling, "kvm_vcpu_wakeup" in self._described)
         intervals = find_intervals(lanes)
         self._exits.feed(lanes, intervals)
         self._userspace.feed(lanes)
-        swept = sweep(lanes, self._clock.durations(lanes), self._recorded)
+        swept = sweep(lanes, self._clock.durations(lanes))
         unattributable_halts(lanes, swept, self._lanes.keys.reasons, self._recorded)
         moves = halt_polls(lanes, swept, self._recorded)
         self._split.feed(lanes, intervals, swept, moves)
@@ -182,7 +177,7 @@ class ReportBuilder:
         recorded = self._recorded
         return {
             "guest_ns": len(self._lanes.keys.reasons) > 0,
-            "entry_exit_ns": recorded.wraps,
+            "entry_exit_ns": bool(self._described & {"vmx_vcpu_run_return", "svm_vcpu_run_return"}),
             "userspace_ns": bool(self._described & {"kvm_userspace_exit", "sys_exit_ioctl"}),
             "blocked_ns": recorded.scheduling or recorded.wakeups,
             "halt_poll_ns": recorded.wakeups,

@@ -166,7 +166,7 @@ class DetailAccumulator:
     def _rip_rows(self, keys: LaneKeys, symbol: Callable[[int], str | None]) -> tuple[RipRow, ...]:
         reasons, rips = keys.reasons.keys(), keys.rips.keys()
         sites = self._sites.keys()
-        numbers = sorted(range(len(sites)), key=lambda n: (-self._site_ns[n], -self._site_count[n]))
+        numbers = sorted(range(len(sites)), key=lambda n: (-self._site_ns[n], -self._site_count[n], sites[n]))
         rows = []
         for n in numbers[:DETAIL_ROWS]:
             rip = rips[sites[n] >> REASON_BITS]

@@ -12,6 +12,7 @@ from kvmtrace.report.keys import grown
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+REL_STDERR_DIGITS = 6  # what summing in another order leaves alone
 _NO_MINIMUM = np.iinfo(np.int64).max
 
 
@@ -60,7 +61,7 @@ class Moments:
         n, mean = int(self.count[group]), float(self._mean[group])
         if n < 2 or mean == 0:
             return 0.0
-        return 100 * math.sqrt(float(self._m2[group]) / (n - 1) / n) / mean
+        return round(100 * math.sqrt(float(self._m2[group]) / (n - 1) / n) / mean, REL_STDERR_DIGITS)
 
     def summary(self, group: int) -> dict[str, Any]:
         """Return the fields of a PerfRow for a group with at least one duration."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.report.moments import REL_STDERR_DIGITS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -52,7 +54,7 @@ def relative_stderr(durations: NDArray[np.int64]) -> float:
     if n < 2 or mean == 0:
         return 0.0
     m2 = float(np.square(durations - mean).sum())
-    return 100 * math.sqrt(m2 / (n - 1) / n) / mean
+    return round(100 * math.sqrt(m2 / (n - 1) / n) / mean, REL_STDERR_DIGITS)
 
 
 def log2_histogram(ordered: NDArray[np.int64]) -> tuple[int, ...]:

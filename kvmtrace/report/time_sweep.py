@@ -8,7 +8,7 @@ What a thread does after a step, as long as no other step says otherwise:
 | kvm_exit | in the handler; on its way out of vmx_vcpu_run where the probe's return is yet to come |
 | vmx_vcpu_run / svm_vcpu_run | on the entry path (guest mode, if kvm_entry came before: 5.10) |
 | their return | in the handler; on the exit path where kvm_exit is yet to come (SVM before 6.5) |
-| kvm_userspace_exit | in userspace; still in the kernel where the ioctl's return was recorded as well |
+| kvm_userspace_exit | in userspace; still in the kernel where the ioctl's return comes next |
 | sys_exit_ioctl | in userspace |
 | KVM_RUN, kvm_fpu load | in the kernel ("handler") |
 | sched_switch away | blocked (sleeping) or preempted (runnable), until it is switched in |
@@ -66,18 +66,14 @@ _AFTER[Step.WRAP_OUT] = Part.HANDLER
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the capture has shown so far; decides how steps are read.
+    """What the capture describes.
 
     Attributes
     ----------
-    returns : sys_exit_ioctl of vCPU threads
-    wraps : vmx_vcpu_run / svm_vcpu_run probes
     scheduling : sched_switch
     wakeups : kvm_vcpu_wakeup
     """
 
-    returns: bool = False
-    wraps: bool = False
     scheduling: bool = False
     wakeups: bool = False
 
@@ -120,14 +116,15 @@ class Clock:
         return dur_ns
 
 
-def sweep(lanes: Lanes, dur_ns: NDArray[np.int64], recorded: Recorded) -> Sweep:
+def sweep(lanes: Lanes, dur_ns: NDArray[np.int64]) -> Sweep:
     """Give each stretch its category (halt-polling apart, see `halt_polls`)."""
     part = _AFTER[lanes.step]
-    if recorded.returns:
-        part[lanes.step == Step.USERSPACE_EXIT] = Part.HANDLER
-    if recorded.wraps:
-        _read_wraps(lanes, part)
     decides = part != _KEEPS
+    if (lanes.step == Step.RETURN).any():
+        leaving = _before(lanes, decides, Step.USERSPACE_EXIT, Step.RETURN)
+        part[leaving] = Part.HANDLER
+    if ((lanes.step == Step.WRAP_IN) | (lanes.step == Step.WRAP_OUT)).any():
+        _read_wraps(lanes, part, decides)
     if not decides.all():
         _fill(lanes, part, decides)
     part[lanes.step == Step.BLOCK] = Part.BLOCKED
@@ -136,12 +133,18 @@ def sweep(lanes: Lanes, dur_ns: NDArray[np.int64], recorded: Recorded) -> Sweep:
     return Sweep(part, dur_ns)
 
 
-def _read_wraps(lanes: Lanes, part: NDArray[np.uint8]) -> None:
+def _before(lanes: Lanes, decides: NDArray[np.bool_], first: Step, then: Step) -> NDArray[np.intp]:
+    """Return the rows of step `first` whose thread's next deciding row is of step `then`."""
+    rows = np.flatnonzero(decides)
+    step, thread = lanes.step[rows], lanes.thread[rows]
+    follows = (step[:-1] == first) & (step[1:] == then) & (thread[:-1] == thread[1:])
+    return rows[:-1][follows]
+
+
+def _read_wraps(lanes: Lanes, part: NDArray[np.uint8], decides: NDArray[np.bool_]) -> None:
     """Tell the exit path from the handler, and the entry path from guest mode, by the probes."""
     step = lanes.step
-    entered_or_out = lanes.last((step == Step.ENTRY) | (step == Step.WRAP_OUT))
-    inside = (entered_or_out >= 0) & (step[entered_or_out] == Step.ENTRY)
-    part[(step == Step.EXIT) & inside] = Part.ENTRY_EXIT
+    part[_before(lanes, decides, Step.EXIT, Step.WRAP_OUT)] = Part.ENTRY_EXIT
     edge = lanes.last(np.isin(step, _EDGES))
     in_guest = (edge >= 0) & (step[edge] == Step.ENTRY)
     part[(step == Step.WRAP_OUT) & in_guest] = Part.ENTRY_EXIT
@@ -178,7 +181,7 @@ def halt_polls(lanes: Lanes, swept: Sweep, recorded: Recorded) -> Moves:
     """
     wakeups = np.flatnonzero((lanes.step == Step.WAKEUP) & ~lanes.opening)
     step = lanes.step
-    anchors = (step == Step.EXIT) | (step == Step.WAKEUP) | (step == Step.RUN) | (step == Step.FPU_LOAD)
+    anchors = (step == Step.WAKEUP) | (_AFTER[step] != _KEEPS)
     before = lanes.last(anchors)[np.maximum(wakeups - 1, 0)]
     known = (wakeups > 0) & (before >= 0) & (lanes.thread[np.maximum(wakeups - 1, 0)] == lanes.thread[wakeups])
     wakeups, before = wakeups[known], before[known]
