@@ -1,5 +1,7 @@
 """Predicted and recorded events of a bundled guest, side by side, every difference marked.
 
+    from kvmtrace.compare.alignment_recording import replay_recording
+
     replay = replay_recording(open_recording("lifecycle.dat"))
     print(render_replay(replay))
 

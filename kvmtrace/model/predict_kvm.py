@@ -142,7 +142,11 @@ class Machine:
     def wrmsr(self, cpu: Cpu, msr: int, value: Value) -> bool:
         """WRMSR of a register that KVM intercepts; x2APIC registers have effects of their own."""
         story = self.stories[cpu.vcpu_id]
-        story.exit("MSR_WRITE", "msr", cpu.rip, info1=0 if self.facts.isa == "vmx" else 1)
+        info1 = 0 if self.facts.isa == "vmx" else 1
+        fast = msr == X2APIC_ICR and self._has_fast_path(value)
+        late = fast and not self.facts.exit_inside_run
+        if not late:
+            story.exit("MSR_WRITE", "msr", cpu.rip, info1=info1, returns=not fast)
         if msr == MSR_APIC_BASE and value is not None and value & APIC_BASE_RESERVED & ~APIC_BASE_BSP:
             self._msr(cpu, msr, value, write=True, exception=True)
             return False
@@ -151,7 +155,12 @@ class Machine:
             assert value is not None
             self._x2apic_write(cpu, msr, value)
         self._msr(cpu, msr, value, write=True)
-        self._skip(cpu)
+        if late:  # the fast path has skipped the instruction before the exit is traced
+            story.exit("MSR_WRITE", "msr", cpu.rip + len(cpu.line.code), info1=info1)
+        elif fast:
+            story.run_return()
+        else:
+            self._skip(cpu)
         return True
 
     def out_port(self, cpu: Cpu, port: int, data: bytes) -> None:
@@ -266,6 +275,11 @@ class Machine:
         if value is not None:
             fields.append(Expected("data", value))
         self.stories[cpu.vcpu_id].add("kvm_msr", *fields, why="raises #GP" if exception else "")
+
+    def _has_fast_path(self, icr: Value) -> bool:
+        """Say whether KVM sends this IPI inside its run function (handle_fastpath_set_x2apic_icr_irqoff)."""
+        fixed = icr is not None and icr & ICR_MODE == ICR_FIXED
+        return fixed and (self.facts.isa == "vmx" or (self.facts.isa == "svm" and self.facts.nrips))
 
     def _x2apic_write(self, cpu: Cpu, msr: int, value: int) -> None:
         """Write an x2APIC register: its effect is traced before the register itself."""

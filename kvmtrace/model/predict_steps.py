@@ -96,8 +96,8 @@ class Story:
             self._paths[self._entry] = {rip: None}
 
     def exit(self, vmx: str, svm: str, rip: int, *, info1: int | None = None, info1_mask: int | None = None,
-             info2: int | None = None, why: str = "") -> None:
-        """Leave guest mode: exit reason by its name on each ISA."""
+             info2: int | None = None, why: str = "", returns: bool = True) -> None:
+        """Leave guest mode: exit reason by its name on each ISA; not `returns` for a fast path, see run_return."""
         if self.facts.isa == "pvm":
             return
         assert self.in_guest, (vmx, hex(rip))
@@ -110,10 +110,14 @@ class Story:
         if info2 is not None:
             fields.append(Expected("info2", info2))
         if not self.facts.exit_inside_run:
-            self.add(f"{self._run}_return")
+            self.run_return()
         self.add("kvm_exit", *fields, why=why or (vmx if self.facts.isa == "vmx" else svm))
-        if self.facts.exit_inside_run:
-            self.add(f"{self._run}_return")
+        if self.facts.exit_inside_run and returns:
+            self.run_return()
+
+    def run_return(self) -> None:
+        """vmx_vcpu_run / svm_vcpu_run returns."""
+        self.add(f"{self._run}_return")
 
     def io_exit(self, rip: int, port: int, size: int, *, out: bool, string: bool = False,
                 rep: bool = False) -> None:

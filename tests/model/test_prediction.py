@@ -75,6 +75,30 @@ def test_brackets_close(name: str, isa: str) -> None:
         assert names[-1] == "sys_exit_ioctl"
 
 
+def names_of(prediction: Prediction, address: int) -> list[str]:
+    """Return the events of the first execution of an instruction."""
+    start = next(n for n, step in enumerate(prediction.steps) if step.address == address)
+    rest = prediction.steps[start:]
+    end = next((n for n, step in enumerate(rest) if step.address != address), len(rest))
+    return [step.event for step in rest[:end]]
+
+
+SENT = ["kvm_apic_ipi", "kvm_apic_accept_irq", "kvm_apic", "kvm_msr"]
+
+
+def test_ipi_is_sent_on_the_fast_path() -> None:
+    """Inside the run function; SVM before Linux 6.5 traces the exit behind it, at the next RIP already."""
+    vmx = predicted("smp", "vmx")[0]
+    assert names_of(vmx, 0x1064) == ["kvm_exit", *SENT, "vmx_vcpu_run_return"]
+    assert names_of(vmx, 0x1045) == ["kvm_exit", "vmx_vcpu_run_return", *SENT]  # INIT has none
+    old = predicted("smp", "svm", exit_inside_run=False)[0]
+    assert names_of(old, 0x1064) == [*SENT, "svm_vcpu_run_return", "kvm_exit"]
+    left = next(values(step) for step in old.steps if step.address == 0x1064 and step.event == "kvm_exit")
+    assert left["guest_rip"] == 0x1066
+    slow = predicted("smp", "svm", nrips=False)[0]
+    assert names_of(slow, 0x1064) == ["kvm_exit", "svm_vcpu_run_return", *SENT, "kvm_emulate_insn"]
+
+
 def test_late_kvm_exit() -> None:
     """Before Linux 6.5, SVM traces kvm_exit behind svm_vcpu_run's return."""
     (each,) = predicted("triple-fault", "svm", exit_inside_run=False)
