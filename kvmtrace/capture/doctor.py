@@ -148,7 +148,7 @@ def check_tracefs(tracefs: Path | None) -> Check:
 def _known(tracefs: Path | None, events: tuple[str, ...]) -> list[str]:
     if tracefs is None:
         return []
-    return [event for event in events if (tracefs / "events" / event.replace(":", "/")).exists()]
+    return [event for event in events if _exists(tracefs / "events" / event.replace(":", "/"))]
 
 
 def check_tracepoints(tracefs: Path | None) -> Check:
@@ -163,6 +163,8 @@ def check_tracepoints(tracefs: Path | None) -> Check:
 
 def check_entry_exit(tracefs: Path | None) -> Check:
     """Look for the three events nothing works without; present does not mean that this KVM emits them."""
+    if tracefs is None or not os.access(tracefs / "events", os.R_OK | os.X_OK):
+        return Check("VM-entry and VM-exit", OPTIONAL, "unknown without access to tracefs")
     known = _known(tracefs, MINIMAL)
     if len(known) < len(MINIMAL):
         absent = ", ".join(sorted(set(MINIMAL) - set(known)))
@@ -176,7 +178,9 @@ def check_entry_exit(tracefs: Path | None) -> Check:
 def check_kprobes(tracefs: Path | None) -> Check:
     """Probe events on the functions of PROBES."""
     functions = sorted({function for function, _, _ in PROBES.values()})
-    if tracefs is None or not (tracefs / "kprobe_events").exists():
+    if tracefs is not None and not os.access(tracefs, os.X_OK):
+        return Check("kprobes", OPTIONAL, "unknown without access to tracefs")
+    if tracefs is None or not _exists(tracefs / "kprobe_events"):
         return Check("kprobes", OPTIONAL, "not in this kernel (CONFIG_KPROBE_EVENTS)",
                      "tracepoints are recorded; `kvmtrace lab run` has kernels with probes")
     if not os.access(tracefs / "kprobe_events", os.W_OK):
@@ -245,6 +249,14 @@ def _bpf(checks: dict[str, Check]) -> dict[str, Any]:
 def _backend(blocked: list[Check], records: list[str]) -> dict[str, Any]:
     why = "; ".join(f"{check.name}: {check.found}" for check in blocked)
     return {"usable": not blocked, "records": [] if blocked else records, "why": why}
+
+
+def _exists(path: Path) -> bool:
+    """Say whether the path is there; also False where we may not look."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
 
 
 def _read(path: Path) -> str:
