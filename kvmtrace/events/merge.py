@@ -37,6 +37,10 @@ class Rows:
         """Return rows first..last as views."""
         return Rows(*(getattr(self, f.name)[first:last] for f in fields(self)))
 
+    def take(self, order: NDArray[Any]) -> Rows:
+        """Return the rows at these positions."""
+        return Rows(*(getattr(self, f.name)[order] for f in fields(self)))
+
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
     """Return the rows of all parts; the parts' columns are let go one by one, so that memory peaks low."""

@@ -53,6 +53,7 @@ def _read(path: str) -> memoryview:
 
 def _recognise(data: memoryview, path: str) -> Recording:
     from kvmtrace.decode.bpf_capture import is_bpf_capture, read_bpf_capture
+    from kvmtrace.decode.perf_data import is_perf_data, read_perf_data
     from kvmtrace.decode.trace_dat import is_trace_dat, read_trace_dat
     from kvmtrace.events.ftrace_text import TextRecording, looks_like_text, open_text
 
@@ -68,6 +69,10 @@ def _recognise(data: memoryview, path: str) -> Recording:
         from kvmtrace.events.bpf_capture import BpfRecording
 
         return BpfRecording(read_bpf_capture(data, path))
+    if is_perf_data(head):
+        from kvmtrace.events.perf_data import PerfDataRecording
+
+        return PerfDataRecording(read_perf_data(data, path))
     if looks_like_text(bytes(data[:65536])):
         return open_text(data, path)
     raise FormatError(path, 0, SUPPORTED, "an empty file" if not head else describe_bytes(head[:17]))
