@@ -15,8 +15,8 @@
 #define PHASE_USERSPACE 3   /* kvm_userspace_exit to the next KVM_RUN */
 #define PHASE_BLOCKED 4     /* off its CPU, sleeping */
 #define PHASE_PREEMPTED 5   /* off its CPU, runnable */
-#define N_PHASES 6
-#define PHASE_ENDED N_PHASES        /* the thread is gone */
+#define PHASE_ENDED 6       /* the thread is gone */
+#define N_PHASES 8          /* a power of two: the verifier trusts masks more than comparisons */
 #define TASK_GONE 0x30      /* EXIT_DEAD | EXIT_ZOMBIE, include/linux/sched.h */
 
 #define N_BUCKETS 32        /* bucket i: 2^i to 2^(i+1)-1 ns, the last also all above */
@@ -30,9 +30,11 @@ struct cell {
 };
 
 /* Exit cells: VMX basic reasons and SVM codes below 0xb0 directly, SVM 0x400..0x40f from 0xb0 on. */
-#define N_EXITS 192
+#define N_EXITS 256
 #define SVM_NPF 0x400
 #define FIRST_NPF 0xb0
+#define LAST_NPF 0xbf
+#define CELL_OTHER 0xff     /* any other code: in MAP_OTHERS */
 /* Userspace cells: KVM_EXIT_* below 62; -EINTR, other errors. */
 #define N_USERSPACE 64
 #define CELL_INTERRUPTED 62
@@ -51,7 +53,7 @@ struct thread {
 	u32 phase;
 	u32 resume;         /* phase to return to when it is on a CPU again */
 	u32 exit_code;
-	u32 exit_cell;      /* N_EXITS: in MAP_OTHERS */
+	u32 exit_cell;
 	u32 left_cell;
 	char comm[16];
 	struct cell guest;
@@ -97,10 +99,7 @@ static __always_inline struct thread *this_thread(u64 now)
 
 static __always_inline void enter_phase(struct thread *t, u32 phase, u64 now)
 {
-	u32 old = t->phase;
-
-	if (old < N_PHASES)
-		t->time_ns[old] += now - t->since_ns;
+	t->time_ns[t->phase & (N_PHASES - 1)] += now - t->since_ns;
 	t->since_ns = now;
 	t->phase = phase;
 }
@@ -124,9 +123,9 @@ static __always_inline u32 exit_cell(u32 code, u32 isa)
 		code &= 0xffff;
 	if (code < FIRST_NPF)
 		return code;
-	if (isa != ISA_VMX && code >= SVM_NPF && code < SVM_NPF + N_EXITS - FIRST_NPF)
+	if (isa != ISA_VMX && code >= SVM_NPF && code <= SVM_NPF + LAST_NPF - FIRST_NPF)
 		return code - SVM_NPF + FIRST_NPF;
-	return N_EXITS;
+	return CELL_OTHER;
 }
 
 static __always_inline struct cell *find_cell(struct thread *t)
@@ -135,8 +134,8 @@ static __always_inline struct cell *find_cell(struct thread *t)
 	u32 index = t->exit_cell;
 	struct cell fresh = {}, *cell;
 
-	if (index < N_EXITS)
-		return &t->exits[index];
+	if (index != CELL_OTHER)
+		return &t->exits[index & (N_EXITS - 1)];
 	cell = lookup(MAP_OTHERS, &key);
 	if (cell)
 		return cell;
@@ -204,8 +203,7 @@ static __always_inline int count_userspace_exit(void *ctx)
 		return 0;
 	if (error < 0)
 		cell = error == -4 /* -EINTR */ ? CELL_INTERRUPTED : CELL_ERROR;
-	if (cell < N_USERSPACE)
-		t->userspace[cell].count++;
+	t->userspace[cell & (N_USERSPACE - 1)].count++;
 	t->left_cell = cell;
 	t->left_ns = now;
 	enter_phase(t, PHASE_USERSPACE, now);
@@ -217,16 +215,14 @@ static __always_inline int count_kvm_run(void *ctx)
 {
 	u64 now = bpf_ktime_get_ns();
 	struct thread *t;
-	u32 cell;
 
 	if (!*(volatile u32 *)(ctx + FPU_LOAD_OFFSET))
 		return 0;
 	t = this_thread(now);
 	if (!t)
 		return 0;
-	cell = t->left_cell;
-	if (t->left_ns && cell < N_USERSPACE)
-		add_sample(&t->userspace[cell], now - t->left_ns);
+	if (t->left_ns)
+		add_sample(&t->userspace[t->left_cell & (N_USERSPACE - 1)], now - t->left_ns);
 	t->left_ns = 0;
 	enter_phase(t, PHASE_KERNEL, now);
 	return 0;

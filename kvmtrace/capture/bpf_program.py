@@ -128,6 +128,14 @@ def plan_source(plan: Plan, maps: dict[str, BpfMap], wake_every: int) -> str:
     return bpf_events.build_source(defines, files, _event_lines(plan))
 
 
+def thread_bytes(plan: Plan) -> int:
+    """Return the size of struct thread of kvm_exit.c."""
+    held = 0
+    if "slower_than_ns" in plan.filters:
+        held = 24 + 8 * max((e.data_bytes + 7) // 8 for e in plan.events if e.name == "kvm_exit")
+    return 24 + held
+
+
 def _follow_offsets(plan: Plan) -> dict[str, str]:
     defines = {}
     for event in plan.events:
@@ -164,7 +172,8 @@ class Programs:
     def __init__(self, plan: Plan, rings: Rings) -> None:
         self.plan = plan
         self.tids = create_map("kvmtrace_tids", MAP_TYPE_HASH, 4, 4, MAX_TIDS)
-        self.threads = create_map("kvmtrace_thread", MAP_TYPE_HASH, 4, 1024, MAX_TIDS if plan.filters else 1)
+        self.threads = create_map("kvmtrace_thread", MAP_TYPE_HASH, 4, thread_bytes(plan),
+                                  MAX_TIDS if plan.filters else 1)
         self.attached = Attachments()
         maps = rings.maps() | {"MAP_TIDS": self.tids, "MAP_THREADS": self.threads}
         self.code = compile_source(plan_source(plan, maps, rings.wake_every))

@@ -35,11 +35,11 @@ SCHEMA = "kvmtrace.summary/1"
 MAX_THREADS = 256
 MAX_OTHERS = 4096
 PHASES = ("unknown", "guest", "kernel", "userspace", "blocked", "preempted")
-N_BUCKETS, N_EXITS, N_USERSPACE = 32, 192, 64
+N_PHASES, N_BUCKETS, N_EXITS, N_USERSPACE = 8, 32, 256, 64
 FIRST_NPF, SVM_NPF = 0xb0, 0x400
 CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
-HEAD = struct.Struct(f"<4Q{len(PHASES)}QQ8I16s")
+HEAD = struct.Struct(f"<4Q{N_PHASES}QQ8I16s")
 RESUME_AT = HEAD.size - 32  # struct thread's `resume`
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
 EVENTS = (("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"), ("kvm", "kvm_fpu"),
@@ -154,10 +154,11 @@ def decode_cell(value: bytes, offset: int = 0) -> dict[str, Any] | None:
 def decode_thread(tid: int, value: bytes, others: list[tuple[int, bytes]], now_ns: int) -> dict[str, Any]:
     """Return a struct thread as a row; the phase under way counts up to `now_ns`."""
     since_ns, first_ns, _, _, *rest = HEAD.unpack_from(value)
-    phase_ns, rest = rest[:len(PHASES)], rest[len(PHASES):]
+    phase_ns, rest = rest[:N_PHASES], rest[N_PHASES:]
     n_switches, pid, vcpu_id, isa, phase, _, _, _, _, comm = rest
     if now_ns > since_ns and phase < len(PHASES):
         phase_ns[phase] += now_ns - since_ns
+    phase_ns = phase_ns[:len(PHASES)]  # what follows is the time since a thread ended
     exits = [{"exit_reason": _exit_reason(i), **cell} for i in range(N_EXITS)
              if (cell := decode_cell(value, HEAD.size + CELL.size * (1 + i)))]
     exits += [{"exit_reason": code, **cell} for code, data in others if (cell := decode_cell(data))]

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 WAIT_S = 120
+# an emulated host's Python does not have kvmtrace installed
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def start_guest(guest: str, arguments: list[str]) -> tuple[subprocess.Popen[bytes], int]:
@@ -19,8 +21,9 @@ def start_guest(guest: str, arguments: list[str]) -> tuple[subprocess.Popen[byte
     ready_read, ready_write = os.pipe()
     go_read, go_write = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "kvmtrace.workload", guest, *arguments, "--ready-fd", str(ready_write),
-         "--go-fd", str(go_read)], pass_fds=(ready_write, go_read), stdout=subprocess.DEVNULL)
+        [sys.executable, "-m", "kvmtrace.workload", guest, *arguments, "--ready-fd", str(ready_write),
+         "--go-fd", str(go_read)], pass_fds=(ready_write, go_read), stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT)
     os.close(ready_write)
     assert os.read(ready_read, 1)
     os.close(ready_read)
@@ -29,7 +32,7 @@ def start_guest(guest: str, arguments: list[str]) -> tuple[subprocess.Popen[byte
 
 def start_recorder(backend: str, pid: int, output: Path, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "kvmtrace", "record", "--backend", backend, "-p", str(pid),
-                             "-o", str(output), *options])
+                             "-o", str(output), *options], env=ENVIRONMENT)
 
 
 def bpf_runs(output: Path) -> bool:
