@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from dataclasses import replace
@@ -135,10 +136,10 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
         filters=filters_of(vcpu, exit_reasons, sample, slower_than),
         argv=("kvmtrace", *sys.argv[1:]))
     for line in reclaim(settings.output):
-        click.echo(f"kvmtrace: {line}", err=True)
+        say(f"kvmtrace: {line}")
     result = run(settings)
     for line in describe(result):
-        click.echo(line, err=True)
+        say(line)
     if strict and result.lost != 0:
         lost = "some" if result.lost is None else f"{result.lost:,}"
         raise LostEventsError(f"{result.path}: {lost} events were lost; try a larger --buffer-size")
@@ -150,6 +151,12 @@ def filters_of(vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | No
     given = {"vcpu": vcpu, "exit_reason": exit_reasons or None, "sample": sample,
              "slower_than_ns": None if slower_than is None else round(slower_than * 1e9)}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def say(line: str) -> None:
+    """Print a line for people on standard error; that nobody reads it is no reason to fail."""
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(line, err=True)
 
 
 def target_of(guest: str | None, count: int | None, pid: int | None, machine: bool,
@@ -182,7 +189,7 @@ def run(settings: RecordSettings) -> RecordResult:
 
     name, why = choose_backend(settings)
     if why and sys.stderr.isatty():
-        click.echo(f"recording with {name}: {why}", err=True)
+        say(f"recording with {name}: {why}")
     recorder = import_module("kvmtrace.capture.bpf_recorder" if name == "bpf" else "kvmtrace.capture.ftrace")
     result = recorder.record(settings)
     assert isinstance(result, RecordResult)

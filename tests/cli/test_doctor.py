@@ -1,0 +1,75 @@
+"""`kvmtrace doctor` on this host and on imagined ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from kvmtrace.capture import doctor
+from kvmtrace.capture.doctor import MISSING, OK, OPTIONAL, Check, Diagnosis
+from kvmtrace.cli.doctor import render
+
+
+def run(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "kvmtrace", "doctor", *args], capture_output=True, text=True,
+                          timeout=60, check=False, **more)
+
+
+def test_json_agrees_with_the_exit_code() -> None:
+    done = run("--format", "json")
+    report = json.loads(done.stdout)
+    assert report["schema"] == "kvmtrace.doctor/1"
+    assert done.returncode == (0 if report["can_record"] else 4)
+    assert {check["state"] for check in report["checks"]} <= {OK, MISSING, OPTIONAL}
+    assert all(check["remedy"] for check in report["checks"] if check["state"] == MISSING)
+
+
+def test_text_fits_and_has_no_colour_in_a_pipe() -> None:
+    done = run()
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "\x1b" not in done.stdout
+    assert "--backend ftrace" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming nobody takes root")
+def test_nobody_can_record_nothing() -> None:
+    done = run("--format", "json", user=65534, group=65534, extra_groups=[], cwd="/")
+    report = json.loads(done.stdout)
+    assert done.returncode == 4, done.stderr
+    assert not done.stderr
+    states = {check["name"]: check for check in report["checks"]}
+    assert states["privileges"]["state"] == MISSING
+    assert "sudo" in states["tracefs"]["remedy"]
+    assert not report["backends"]["ftrace"]["usable"]
+
+
+def states(**changed: Check) -> dict[str, Check]:
+    names = ["privileges", "lockdown", "tracefs", "tracepoints", "kprobes", "bcc"]
+    return {name: Check(name, OK, "none") for name in names} | changed
+
+
+def test_backends_follow_from_the_checks() -> None:
+    assert doctor._ftrace(states())["records"] == ["tracepoints", "kprobes"]
+    locked = states(lockdown=Check("lockdown", OPTIONAL, "confidentiality"))
+    assert not doctor._ftrace(locked)["usable"]
+    assert not doctor._bpf(locked)["usable"]
+    no_bcc = states(bcc=Check("bcc", OPTIONAL, "not importable"))
+    assert doctor._ftrace(no_bcc)["usable"]
+    assert "bcc: not importable" in doctor._bpf(no_bcc)["why"]
+    no_probes = states(kprobes=Check("kprobes", OPTIONAL, "not in this kernel"))
+    assert doctor._ftrace(no_probes)["records"] == ["tracepoints"]
+
+
+def test_rendering_wraps_remedies() -> None:
+    long = Check("thing", MISSING, "not there", "do this " * 30)
+    diagnosis = Diagnosis({"host": "h", "kernel": "6.1", "cpu_model": None}, (long,),
+                          {"ftrace": {"usable": False, "records": [], "why": "thing: not there"}})
+    lines = render(diagnosis, 60)
+    assert not diagnosis.can_record
+    assert max(len(line) for line in lines if not line.startswith("\x1b")) <= 60
+    assert "unknown CPU" in lines[0]
