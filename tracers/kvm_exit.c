@@ -112,7 +112,7 @@ static __always_inline int keeps_entry(void *ctx)
 #define KVM_ENTRY(name, kind, size, copies) RECORD_IF(is_target() && keeps_entry(ctx), 1, name, kind, size, copies)
 #else
 /* Hold kvm_exit; everything of this thread is dropped until kvm_entry has judged. */
-#define KVM_EXIT(name, kind, size, copies) \
+#define KVM_EXIT(name, number, size, copies) \
 	static __always_inline int hold_##name(void *ctx) \
 	{ \
 		struct cpu_state *state = this_cpu(); \
@@ -125,7 +125,7 @@ static __always_inline int keeps_entry(void *ctx)
 			return 0; \
 		r = &t->held; \
 		copies \
-		r->kind = kind; \
+		r->kind = number; \
 		set_context(r, state, 1); \
 		t->exit_ns = bpf_ktime_get_ns(); \
 		t->dropping = 1; \
