@@ -63,18 +63,15 @@ def _silent(recorded: frozenset[str], *, filtered: bool) -> frozenset[str]:
                      if step.optional or step.kind not in recorded or filtered)
 
 
-def _reach(state: str, rows: tuple[Transition, ...], silent: frozenset[str]) -> dict[str, str]:
-    """Return the states reachable by silent steps -> the guard that this needs ("" if none)."""
-    reached = {state: ""}
+def _reach(state: str, rows: tuple[Transition, ...], silent: frozenset[str]) -> set[str]:
+    """Return the states reachable by silent steps, those without a guard."""
+    reached = {state}
     todo = [state]
     while todo:
         current = todo.pop()
         for row in rows:
-            if row.state != current or row.event not in silent:
-                continue
-            guard = reached[current] or row.guard
-            if row.next not in reached or (reached[row.next] and not guard):
-                reached[row.next] = guard
+            if row.state == current and row.event in silent and not row.guard and row.next not in reached:
+                reached.add(row.next)
                 todo.append(row.next)
     return reached
 
@@ -95,20 +92,20 @@ def _compile(recorded: frozenset[str], traits: frozenset[str], filtered: bool) -
     verdict[UNKNOWN] = LEGAL
     guards: dict[tuple[int, int], frozenset[str]] = {}
     follow_ups = np.zeros(len(STATES), bool)
-    allowed = FOLLOW_UP_STATES | (LATE_EXIT_STATES if "exit_irqs_on" in traits else frozenset())
+    late = not traits.isdisjoint({"exit_irqs_on", "exit_irqs_unknown"})
+    allowed = FOLLOW_UP_STATES | (LATE_EXIT_STATES if late else frozenset())
     for state in STATES:
         reached = _reach(state, rows, silent)
-        follow_ups[STATE[state]] = any(name in allowed and not guard for name, guard in reached.items())
+        follow_ups[STATE[state]] = bool(reached & allowed)
         for row in rows:
             if row.state not in reached:
                 continue
             key = STATE[state], CLASS[row.event]
-            needed = {reached[row.state], row.guard} - {""}
-            if not needed:
+            if not row.guard:
                 verdict[key] = LEGAL
             elif verdict[key] != LEGAL:
                 verdict[key] = GUARDED
-                guards[key] = guards.get(key, frozenset()) | needed
+                guards[key] = guards.get(key, frozenset()) | {row.guard}
     after = np.zeros(N_STEPS + 1, np.uint8)
     for step, state in next_states(rows).items():
         after[CLASS[step]] = STATE[state]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.events.table import TRACE_FLAG_IRQS_OFF
+from kvmtrace.kvm.exit_reasons import ISA_VMX
 from kvmtrace.model.rules import RULES
 
 if TYPE_CHECKING:
@@ -82,10 +83,12 @@ class Evidence:
 
 
 def _exit_irqs_off(table: EventTable) -> bool | None:
-    """Say whether kvm_exit is traced with interrupts off; None if the flags were not recorded."""
+    """Say whether kvm_exit is traced with interrupts off, as VMX always does; None if that is not known."""
     entries, exits = table.rows("kvm_entry"), table.rows("kvm_exit")
     if not len(exits):
         return None
+    if table.has("kvm_exit", "isa") and np.mean(table.field("kvm_exit", "isa") == ISA_VMX) > 0.5:
+        return True
     off = float(np.mean((table.irq_flags[exits] & TRACE_FLAG_IRQS_OFF) != 0))
     if off > 0.5:
         return True
@@ -135,6 +138,7 @@ def _traits(table: EventTable, evidence: Evidence) -> frozenset[str]:
     late = evidence.exit_irqs_off is False
     if evidence.exit_irqs_off is None:
         late = bool(evidence.return_before_exit)
+        traits.add("exit_irqs_unknown")
     traits.add("exit_irqs_on" if late else "exit_irqs_off")
     # 5.10 has neither; each of them alone tells a newer kernel
     new = (table.has("kvm_entry", "immediate_exit") or table.has("kvm_page_fault", "vcpu_id")

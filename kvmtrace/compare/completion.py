@@ -50,17 +50,19 @@ def _check_port_reads(batch: Batch, reason: NDArray[np.int64], errno: NDArray[np
         return
     left = np.flatnonzero((reason == KVM_EXIT_IO) & (errno == 0))
     left = left[left > 0]
-    left = left[segments.linked[left - 1] & segments.linked[left]]
+    left = left[segments.linked[left - 1] & segments.linked[left] & (segments.kind[left - 1] != 0)]
     left = left[~_wrote(batch, left - 1)]
-    done = segments.has("kvm_pio")[left]
+    found = batch.segment_counts("kvm_pio")[left]
+    one = ~segments.has("kvm_emulate_insn")[left - 1]  # the emulator may go on with further elements
+    done = (found == 1) | ((found > 1) & ~one)
     # an early error (waiting for SIPI) precedes completion; userspace may have moved RIP, which cancels it
     excused = (segments.next_kind[left] == USERSPACE) & (errno[np.minimum(left + 1, len(segments) - 1)] < 0)
     excused |= _rip_changed(batch, left)
     bad = left[~done & ~excused]
     batch.findings.check("V8", len(left))
     batch.findings.violate("V8", segments.start[bad + 1], lambda i: (
-        "kvm_pio read before the guest or userspace goes on: a port read was pending",
-        f"{_what(segments.kind[bad[i] + 1])} without it"))
+        "one kvm_pio read before the guest or userspace goes on: a port read was pending",
+        f"{_what(segments.kind[bad[i] + 1])} after {batch.segment_counts('kvm_pio')[bad[i]]}"))
 
 
 def _what(kind: int) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import CLASS, CLASS_NAMES, FOLLOW_UP_MASK, mask_of
 from kvmtrace.compare.batch import EXPECTATIONS, allowed_mask, class_of_kind
+from kvmtrace.compare.decoding import failed_segments
 from kvmtrace.compare.predicates import any_holds, complete
 from kvmtrace.kvm.exit_reasons import ISA_SVM, describe_exit_reason
 
@@ -46,6 +47,8 @@ def _occurrences(batch: Batch, group: Group, kinds: tuple[str, ...]) -> NDArray[
     for kind in kinds:
         if class_of_kind(kind) in CLASS:
             total += batch.segment_counts(class_of_kind(kind))[batch.exits.seg[group]]
+        if kind == "kvm_emulate_insn":
+            total -= failed_segments(batch)[batch.exits.seg[group]]
     return total
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.compare.alphabet import EXIT, USERSPACE
+from kvmtrace.kvm.exit_reasons import ISA_VMX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ KVM_EXIT_FAIL_ENTRY = 9
 VMX_FAST_PATH = frozenset({32, 52})  # MSR_WRITE, PREEMPTION_TIMER (vmx_exit_handlers_fastpath)
 APIC_DM_INIT = 0x500  # kvm_apic_accept_irq traces mode << 8
 LOOK_AHEAD = 4096
+INIT_SERVED_NS = 10_000_000
 
 
 def _value(sequence: Sequence, kind: str, field: str, position: int) -> int | None:
@@ -41,12 +43,18 @@ def _early_error(sequence: Sequence, position: int) -> bool:
     return errno is None or errno < 0
 
 
-def _init_reset(sequence: Sequence, _position: int) -> bool:
-    """Hosts with MPX are rare, INITs too: one accepted anywhere in this part of the recording will do."""
+def _init_reset(sequence: Sequence, position: int) -> bool:
+    """MPX is Intel's, and the INIT was accepted shortly before."""
     table = sequence.table
+    isa = table.field("kvm_exit", "isa") if table.has("kvm_exit", "isa") else np.empty(0)
+    if len(isa) and isa[0] != ISA_VMX:
+        return False
     if not table.has("kvm_apic_accept_irq", "dm"):
         return True
-    return bool(np.any(table.field("kvm_apic_accept_irq", "dm") == APIC_DM_INIT))
+    rows = table.rows("kvm_apic_accept_irq")
+    init = table.field("kvm_apic_accept_irq", "dm") == APIC_DM_INIT
+    age_ns = sequence.ts_ns[position] - table.ts_ns[rows[init]]
+    return bool(np.any((age_ns >= 0) & (age_ns < INIT_SERVED_NS)))
 
 
 def _fastpath_exit(sequence: Sequence, position: int) -> bool:

@@ -170,9 +170,9 @@ def _check_causes(batch: Batch, injections: InjectionTable) -> None:
 
 
 def _check_order(batch: Batch, injections: InjectionTable) -> None:
-    """Check J2: between two entries at most one fresh interrupt, and none after another injection."""
+    """Check J2: between two entries at most one fresh event, and none after another injection."""
     segments = batch.segments
-    fresh = np.flatnonzero(injections.is_interrupt & ~injections.repeated)
+    fresh = np.flatnonzero(~injections.repeated)
     at = injections.position[fresh]
     previous = injections.position[np.maximum(fresh - 1, 0)]
     together = (fresh > 0) & (segments.of[previous] == segments.of[at])
@@ -185,7 +185,7 @@ def _check_order(batch: Batch, injections: InjectionTable) -> None:
     wrong = np.flatnonzero(together & whole & (quiet[number] if len(quiet) else False))
     batch.findings.check("J2", len(fresh))
     batch.findings.violate("J2", at[wrong], lambda i: (
-        "a fresh interrupt only as the first injection before an entry",
+        "a fresh event only as the first injection before an entry",
         f"vector {int(injections.vector[fresh[wrong[i]]]):#x} after another injection"))
 
 

@@ -64,6 +64,8 @@ class MmioChain:
         needed = pieces(last_part) + pieces(length - last_part)
         if self.exits != needed or length < last_part:
             self._note(position, f"{needed} exits KVM_EXIT_MMIO for a read of {length} bytes", f"{self.exits}")
+        elif length != last_part and first_gpa % _PAGE + length <= _PAGE:
+            self._note(position, f"kvm_mmio read of {last_part} bytes, as none crosses a page", f"{length}")
         elif length == last_part <= _PIECE and gpa != first_gpa:
             self._note(position, f"kvm_mmio read of gpa {first_gpa:#x}, which was pending", f"gpa {gpa:#x}")
         self.read = None

@@ -69,7 +69,7 @@ def _smm(batch: Batch, group: Group) -> Mask:
 
 def _fastpath(batch: Batch, group: Group) -> Mask:
     """Kernels that trace kvm_exit late trace the fast path's kvm_msr before it, in the guest segment."""
-    if "exit_irqs_on" not in batch.capability.traits:
+    if batch.capability.traits.isdisjoint({"exit_irqs_on", "exit_irqs_unknown"}):
         return np.zeros(len(group), bool)
     before = batch.exits.seg[group] - 1
     there = (before >= 0) & batch.segments.linked[before]

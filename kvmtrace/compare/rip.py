@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import ENTRY
 from kvmtrace.compare.batch import EXPECTATIONS
+from kvmtrace.compare.decoding import decodes, failed_segments
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.instructions import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
 from kvmtrace.compare.predicates import PREDICATE_COLUMNS
@@ -132,10 +133,14 @@ def _decoded_fits(batch: Batch, group: Group, first: NDArray[np.intp], same: Mas
     length = sequence.values(kind, "len", first).astype(np.int64)
     flags = sequence.values(kind, "flags", first) if batch.has_field(kind, "flags") else np.zeros(len(group))
     where = continuations(sequence.values(kind, "insn", first), length, flags.astype(np.uint8))
-    failed = sequence.values(kind, "failed", first) != 0 if batch.has_field(kind, "failed") else same & False
-    behind = moved == length
-    many = batch.segment_counts(kind)[batch.exits.seg[group]] > 1  # invalid-state emulation, chained
-    found: Mask = (where == ANYWHERE) | failed | many | behind | (same & may_repeat(batch, group, where))
+    good = (where == ANYWHERE) | (moved == length) | (same & may_repeat(batch, group, where))
+    failed = failed_segments(batch)[batch.exits.seg[group]]
+    # invalid-state emulation goes from instruction to instruction without an entry
+    chained = (decodes(batch)[batch.exits.seg[group]] > 1) & ~failed
+    gave_up = same & batch.exits.chain_has("inject exception")[group]
+    if not batch.recorded("kvm_inj_exception"):
+        gave_up = same
+    found: Mask = np.where(failed, gave_up, good | chained)
     return found
 
 

@@ -10,7 +10,7 @@ from kvmtrace.compare.alphabet import USERSPACE
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.predicates import userspace_fields
-from kvmtrace.compare.rip import advance, fits, overridden
+from kvmtrace.compare.rip import fits, overridden
 from kvmtrace.compare.userspace_changes import may_have_changed, sets_registers
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_HLT, KVM_EXIT_IO, KVM_EXIT_MMIO, describe_userspace_exit
 
@@ -41,11 +41,9 @@ def check_rip_after_userspace(batch: Batch) -> None:
         _, reason, errno = userspace_fields(batch, group)
         completed = np.isin(reason, _COMPLETED) & (errno >= 0)
         told &= completed | (errno < 0)
-        # a string access is one element per exit; a port access may be tried again if userspace moved RIP
-        string = batch.exits.has("kvm_emulate_insn")[group] & completed
-        moved = advance(batch, group, new)
-        good |= string & ((moved == 0) | ((moved > 0) & (moved <= 15)))
-        good |= overridden(batch, group, new)
+        if "io_next_rip" in row.checks:
+            plain = completed & (reason == KVM_EXIT_IO) & ((batch.exits.get("info1")[group] & np.uint64(4)) == 0)
+            good &= ~plain | (new == batch.exits.get("info2")[group]) | overridden(batch, group, new)
         batch.findings.check(rule, np.count_nonzero(told), np.count_nonzero(~told))
         _report(batch, rule, group, np.flatnonzero(~good & told), (reason, errno))
 

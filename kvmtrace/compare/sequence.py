@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,6 @@ class Sequence:
     tids : int32, thread ids
     first : bool, first event of its thread here
     broken : bool, knowledge breaks off before this event
-    kidx : int32 over all rows of `table`, position of a row within its kind
     n_tracked : vCPU-thread events of the table, tracked by the model or not
     """
 
@@ -50,8 +50,16 @@ class Sequence:
 
     def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
         """Return field `field` of the events at these positions, which are all of kind `kind`."""
-        rows = self.table.rows(kind)
-        return self.table.field(kind, field)[np.searchsorted(rows, self.row[positions])]
+        return self.table.field(kind, field)[self.position_in_kind[self.row[positions]]]
+
+    @cached_property
+    def position_in_kind(self) -> NDArray[np.intp]:
+        """Return, over all rows of the table, the position of each row among those of its kind."""
+        position = np.empty(len(self.table), np.intp)
+        for kind in self.table.kinds:
+            own = self.table.rows(kind.name)
+            position[own] = np.arange(len(own))
+        return position
 
     def at(self, positions: NDArray[np.bool_] | slice) -> Sequence:
         """Return the part at these positions (thread numbers stay)."""

@@ -105,6 +105,9 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition("guest", "FPU unload", "unloaded", "vmx_vcpu_run (vmx/vmx.c)",
                "VM-entry failed (VMfail): no kvm_exit, KVM_EXIT_FAIL_ENTRY follows.", "entry_failed"),
 
+    Transition("guest", "userspace exit", "left", "vmx_vcpu_run (vmx/vmx.c)",
+               "VM-entry failed (VMfail), FPU not recorded.", "entry_failed"),
+
     # out of KVM_RUN
     Transition("unloaded", "userspace exit", "left", _IOCTL, "KVM_RUN reports its result."),
     Transition("unloaded", "FPU load", "loaded", "kvm_vcpu_reset (x86.c)",
@@ -131,3 +134,5 @@ TRANSITIONS: tuple[Transition, ...] = (
 FOLLOW_UP_STATES: frozenset[str] = frozenset(
     {"unknown", "loaded", "woken", "injecting", "exited", "handling"})
 LATE_EXIT_STATES: frozenset[str] = frozenset({"guest", "switched_out"})
+# the only event that KVM itself traces between kvm_entry and kvm_exit, where that is with interrupts off
+GUEST_EVENTS: frozenset[str] = frozenset({"kvm_wait_lapic_expire"})
