@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kvmtrace.events.table import EventTable
     from kvmtrace.report.lanes import Lanes
 
-PIECE_EVENTS = 1_000_000  # small enough for memory to be reused from one piece to the next
+PIECE_EVENTS = 1 << 18  # small enough for the caches
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class ReportBuilder:
         self._exits.feed(lanes, intervals)
         self._userspace.feed(lanes)
         swept = sweep(lanes, self._clock.durations(lanes))
-        unattributable_halts(lanes, swept, self._lanes.keys.reasons, self._recorded)
+        unattributable_halts(lanes, intervals, swept, self._lanes.keys.reasons, self._recorded)
         moves = halt_polls(lanes, swept, self._recorded)
         self._split.feed(lanes, intervals, swept, moves)
         self._vcpus.feed(lanes, swept, moves)

@@ -94,15 +94,14 @@ class DetailAccumulator:
         present = np.bincount(lanes.step, minlength=len(Step)) > 0
         if not any(present[step] for steps in FAMILIES.values() for step in steps):
             return
-        is_edge = np.zeros(len(lanes), bool)
-        is_edge[edges] = True
         dur_ns = np.full(len(lanes), -1, np.int64)
         dur_ns[handled] = handled_ns
-        edge = lanes.last(is_edge)
-        owner = np.where((edge >= 0) & (dur_ns[edge] >= 0), edge, np.int32(-1))
         for name, steps in FAMILIES.items():
-            rows = np.flatnonzero(np.isin(lanes.step, steps))
-            self._families[name].feed(lanes, rows, owner[rows], dur_ns)
+            if any(present[step] for step in steps):
+                rows = np.flatnonzero((lanes.step >= steps[0]) & (lanes.step <= steps[-1]))
+                edge = intervals.owner[rows]
+                owner = np.where((edge >= 0) & (dur_ns[edge] >= 0), edge, np.int32(-1))
+                self._families[name].feed(lanes, rows, owner, dur_ns)
 
     def feed_table(self, table: EventTable, keys: LaneKeys) -> None:
         """Take in what needs no lanes."""

@@ -47,10 +47,7 @@ class ExitAccumulator:
         left = lanes.step == Step.USERSPACE_EXIT
         if not left.any():
             return
-        edges = intervals.edges
-        is_edge = np.zeros(len(lanes), bool)
-        is_edge[edges] = True
-        owner = lanes.last(is_edge)[left & ~lanes.opening]
+        owner = intervals.owner[left & ~lanes.opening]
         owner = owner[owner >= 0]
         owner = owner[lanes.step[owner] == Step.EXIT]
         # an exit may leave several times before the next entry: it counts once

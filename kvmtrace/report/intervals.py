@@ -22,6 +22,7 @@ class Intervals:
     Attributes
     ----------
     edges : (e,) rows of all entries and exits
+    owner : (n,) of each lane row, the thread's latest entry or exit up to it; -1 for none
     handling : (e-1,) bool, edges i and i+1 are an exit and the entry that ends its handling
     guest : (e-1,) bool, edges i and i+1 are an entry and the exit that ends guest mode
     dur_ns : (e-1,) int64, time from edge i to edge i+1
@@ -29,6 +30,7 @@ class Intervals:
     """
 
     edges: NDArray[np.intp]
+    owner: NDArray[np.int32]
     handling: NDArray[np.bool_]
     guest: NDArray[np.bool_]
     dur_ns: NDArray[np.int64]
@@ -37,7 +39,8 @@ class Intervals:
 
 def find_intervals(lanes: Lanes) -> Intervals:
     """Pair the entries and exits of each thread; an exit that another exit follows has no interval."""
-    edges = np.flatnonzero((lanes.step == Step.ENTRY) | (lanes.step == Step.EXIT))
+    is_edge = lanes.step <= Step.EXIT  # Step.ENTRY or Step.EXIT
+    edges = np.flatnonzero(is_edge)
     is_exit = lanes.step[edges] == Step.EXIT
     thread, ts_ns = lanes.thread[edges], lanes.ts_ns[edges]
     same = thread[:-1] == thread[1:]
@@ -46,4 +49,5 @@ def find_intervals(lanes: Lanes) -> Intervals:
     if lanes.suspect.any():
         n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])[edges]
         sound &= np.diff(n_suspect) == 0
-    return Intervals(edges, same & is_exit[:-1] & ~is_exit[1:], same & ~is_exit[:-1] & is_exit[1:], dur_ns, sound)
+    handling, guest = same & is_exit[:-1] & ~is_exit[1:], same & ~is_exit[:-1] & is_exit[1:]
+    return Intervals(edges, lanes.last(is_edge), handling, guest, dur_ns, sound)

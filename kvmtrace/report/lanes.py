@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +108,10 @@ class Lanes:
         numbers: NDArray[np.int64] = self.arg[rows] & REASON_MASK
         return numbers
 
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        return np.concatenate([[0], np.flatnonzero(~self.same_thread()) + 1]).astype(np.intp)
+
     def same_thread(self) -> NDArray[np.bool_]:
         """Return, for each row but the last, whether the next row is of the same thread; shape (n-1,)."""
         same: NDArray[np.bool_] = self.thread[:-1] == self.thread[1:]
@@ -116,12 +121,17 @@ class Lanes:
         """Return the first row of each thread."""
         if not len(self):
             return np.empty(0, np.intp)
-        return np.concatenate([[0], np.flatnonzero(~self.same_thread()) + 1])
+        return self._starts
 
     def last(self, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Return, for each row, the latest row of its thread up to itself that is wanted; -1 for none."""
-        barrier = wanted.copy()
-        barrier[self.starts()] = True
-        rows = np.arange(len(self), dtype=np.int32)
-        latest = np.maximum.accumulate(np.where(barrier, rows, np.int32(0)))
-        return np.where(wanted[latest], latest, np.int32(-1))
+        starts = self.starts()
+        latest = np.zeros(len(self), np.int32)
+        chosen = np.flatnonzero(wanted)
+        latest[chosen] = chosen
+        latest[starts] = starts
+        np.maximum.accumulate(latest, out=latest)
+        none = starts[~wanted[starts]]  # what follows these up to the next wanted row has none
+        if len(none):
+            latest[~wanted[latest]] = -1
+        return latest

@@ -138,7 +138,8 @@ def _before(lanes: Lanes, decides: NDArray[np.bool_], first: Step, then: Step) -
     rows = np.flatnonzero(decides)
     step, thread = lanes.step[rows], lanes.thread[rows]
     follows = (step[:-1] == first) & (step[1:] == then) & (thread[:-1] == thread[1:])
-    return rows[:-1][follows]
+    before: NDArray[np.intp] = rows[:-1][follows]
+    return before
 
 
 def _read_wraps(lanes: Lanes, part: NDArray[np.uint8], decides: NDArray[np.bool_]) -> None:
@@ -170,7 +171,7 @@ class Moves:
 
     rows: NDArray[np.intp]
     ns: NDArray[np.int64]
-    target: NDArray[np.int64]
+    target: NDArray[np.uint8]
 
 
 def halt_polls(lanes: Lanes, swept: Sweep, recorded: Recorded) -> Moves:
@@ -179,7 +180,9 @@ def halt_polls(lanes: Lanes, swept: Sweep, recorded: Recorded) -> Moves:
     kvm_vcpu_wakeup tells how long the vCPU was halted, polling first. It polled until it was switched out
     asleep, or else to the end. Source: kvm_vcpu_halt, virt/kvm/kvm_main.c
     """
-    wakeups = np.flatnonzero((lanes.step == Step.WAKEUP) & ~lanes.opening)
+    wakeups = np.flatnonzero(lanes.step == Step.WAKEUP)
+    if not len(wakeups):
+        return Moves(wakeups, np.zeros(0, np.int64), np.zeros(0, np.uint8))
     step = lanes.step
     anchors = (step == Step.WAKEUP) | (_AFTER[step] != _KEEPS)
     before = lanes.last(anchors)[np.maximum(wakeups - 1, 0)]
@@ -195,7 +198,7 @@ def halt_polls(lanes: Lanes, swept: Sweep, recorded: Recorded) -> Moves:
     ns = clock[stop] - begin - (preempted[stop] - preempted[before])
     ns = np.clip(ns, 0, in_handler[stop] - in_handler[before])
     slept = (waited == 1) & (not recorded.scheduling)
-    return Moves(before.astype(np.intp), ns, np.where(slept, Part.BLOCKED, Part.HALT_POLL).astype(np.int64))
+    return Moves(before.astype(np.intp), ns, np.where(slept, Part.BLOCKED, Part.HALT_POLL).astype(np.uint8))
 
 
 class PartSums:
@@ -204,14 +207,14 @@ class PartSums:
     def __init__(self) -> None:
         self._sums = Counter()
 
-    def add(self, groups: NDArray[np.int64], parts: NDArray[np.int64], dur_ns: NDArray[np.int64]) -> None:
+    def add(self, groups: NDArray[np.int32], parts: NDArray[np.uint8], dur_ns: NDArray[np.int64]) -> None:
         """Add stretches."""
-        self._sums.add(groups * N_PARTS + parts, dur_ns)
+        self._sums.add(groups * np.int32(N_PARTS) + parts, dur_ns)
 
-    def move(self, groups: NDArray[np.int64], moves_ns: NDArray[np.int64], target: NDArray[np.int64]) -> None:
+    def move(self, groups: NDArray[np.int32], moves_ns: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
         """Move time from the handler to other parts."""
         self.add(groups, target, moves_ns)
-        self.add(groups, np.full(len(groups), Part.HANDLER), -moves_ns)
+        self.add(groups, np.full(len(groups), Part.HANDLER, np.uint8), -moves_ns)
 
     def of(self, group: int) -> dict[Part, int]:
         """Return the parts of a group."""
@@ -229,14 +232,13 @@ class ReasonSplit:
         if len(intervals.edges) < 2:
             return
         exits = intervals.edges[:-1][intervals.handling & intervals.sound]
-        owns = np.zeros(len(lanes), bool)
-        owns[exits] = True
-        owner = lanes.last(owns | (lanes.step == Step.ENTRY) | (lanes.step == Step.EXIT))
-        owned = (owner >= 0) & owns[owner]
-        rows = np.flatnonzero(owned & (swept.dur_ns > 0))
-        self._sums.add(lanes.reasons(owner[rows]), swept.part[rows].astype(np.int64), swept.dur_ns[rows])
-        mine = owned[moves.rows]
-        reasons = lanes.reasons(owner[moves.rows[mine]])
+        group = np.full(len(lanes) + 1, -1, np.int32)  # of each lane row; the last stands for "none"
+        group[exits] = lanes.reasons(exits)
+        groups = group[intervals.owner]
+        rows = np.flatnonzero(groups >= 0)
+        self._sums.add(groups[rows], swept.part[rows], swept.dur_ns[rows])
+        mine = groups[moves.rows] >= 0
+        reasons = groups[moves.rows[mine]]
         self._sums.move(reasons, moves.ns[mine], moves.target[mine])
 
     def of(self, reason: int) -> tuple[int, int, int, int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.events.recording import Recording
     from kvmtrace.events.table import EventTable
+    from kvmtrace.report.intervals import Intervals
     from kvmtrace.report.keys import KeyIndex
     from kvmtrace.report.lanes import Lanes
     from kvmtrace.report.time_sweep import Moves, Recorded, Sweep
@@ -40,8 +41,8 @@ class VcpuAccumulator:
 
     def feed(self, lanes: Lanes, swept: Sweep, moves: Moves) -> None:
         """Take in the next piece."""
-        thread = lanes.thread.astype(np.int64)
-        self._parts.add(thread, swept.part.astype(np.int64), swept.dur_ns)
+        thread = lanes.thread.astype(np.int32)
+        self._parts.add(thread, swept.part, swept.dur_ns)
         self._parts.move(thread[moves.rows], moves.ns, moves.target)
         self._exits.add(thread[lanes.step == Step.EXIT])
         self._userspace_exits.add(thread[(lanes.step == Step.USERSPACE_EXIT) & ~lanes.opening])
@@ -147,7 +148,9 @@ def _text(value: object) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def unattributable_halts(lanes: Lanes, swept: Sweep, reasons: KeyIndex, recorded: Recorded) -> None:
+def unattributable_halts(
+    lanes: Lanes, intervals: Intervals, swept: Sweep, reasons: KeyIndex, recorded: Recorded
+) -> None:
     """Call HLT exits' kernel time unknown where neither scheduling nor wake-ups were recorded.
 
     Without them nobody can tell whether the vCPU slept, polled, or worked.
@@ -155,7 +158,9 @@ def unattributable_halts(lanes: Lanes, swept: Sweep, reasons: KeyIndex, recorded
     if recorded.scheduling or recorded.wakeups:
         return
     halts = np.array([*(split_pair(key) in _HLT for key in reasons.keys()), False])  # noqa: SIM118
-    edge = lanes.last((lanes.step == Step.ENTRY) | (lanes.step == Step.EXIT))
+    if not halts.any():
+        return
+    edge = intervals.owner
     in_exit = (edge >= 0) & (lanes.step[edge] == Step.EXIT)
     in_halt = in_exit & halts[np.where(in_exit, lanes.reasons(edge), -1)]
     swept.part[in_halt & (swept.part == Part.HANDLER)] = Part.UNKNOWN
