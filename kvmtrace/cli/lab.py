@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HOST_OPTIONS = (
+    click.option("--isa", type=click.Choice(["vmx", "svm"]), required=True, help="Which virtualization extension."),
+    click.option("--kernel", type=click.Choice(["6.1", "6.12"]), default="6.1", show_default=True,
+                 help="Debian kernel of the host."),
+    click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), default=900.0, show_default=True,
+                 help="Seconds the command may take."),
+    click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="CPUs of the host (SVM)."),
+    click.option("--memory", "memory_mib", type=click.IntRange(512), default=2048, show_default=True,
+                 help="Memory of the host in MiB."),
+    click.option("--module-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
+                 help="Load kvm.ko, kvm-intel.ko, kvm-amd.ko from there where present."),
+    click.option("--kernel-arg", "kernel_args", multiple=True,
+                 help="For the host kernel's command line; a module's parameter too: kvm_amd.npt=0."),
+)
+
+
+def host_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Add the options that describe the host."""
+    for option in reversed(HOST_OPTIONS):
+        function = option(function)
+    return function
+
 
 class Progress:
-    """One line on standard error that says how far the lab is; nothing unless it is a terminal."""
+    """Says on standard error how far the lab is; nothing unless it is a terminal."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -26,56 +53,52 @@ class Progress:
 
 @click.group(name="lab", epilog="Example: kvmtrace lab run --isa vmx -- kvmtrace record --guest lifecycle")
 def command() -> None:
-    """Run commands on an emulated host with real kvm_intel or kvm_amd.
+    """Run and record on an emulated host with real kvm_intel or kvm_amd.
 
-    The hosts are Debian kernels under Bochs (VMX) and QEMU (SVM): no VMX or SVM of this machine is needed.
+    The hosts are Debian kernels under Bochs (VMX) and QEMU (SVM), so this machine needs neither. Kernels are fetched
+    through apt into $KVMTRACE_LAB_CACHE (~/.cache/kvmtrace/lab) and never installed.
     """
 
 
-@command.command(
-    context_settings={"ignore_unknown_options": True},
-    epilog="Example: kvmtrace lab run --isa svm -o out -- trace-cmd record -e kvm kvmtrace-linux-guest 2",
-)
-@click.option(
-    "--isa", type=click.Choice(["vmx", "svm"]), required=True, help="Which virtualization extension."
-)
-@click.option("--kernel", type=click.Choice(["6.1", "6.12"]), default="6.1", show_default=True)
-@click.option(
-    "-o",
-    "out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Bring the files that CMD makes or changes in its directory back to DIR.",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=1),
-    default=900.0,
-    show_default=True,
-    help="Seconds that CMD may take.",
-)
-@click.option(
-    "--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="CPUs of the host (SVM)."
-)
-@click.option(
-    "--memory", "memory_mib", type=click.IntRange(256), default=2048, show_default=True, help="MiB."
-)
-@click.option(
-    "--module-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Load kvm.ko, kvm-intel.ko, kvm-amd.ko from there where present.",
-)
-@click.option(
-    "--kernel-arg", "kernel_args", multiple=True, help="For the kernel's command line; kvm_amd.npt=0 too."
-)
-@click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
+@command.command(context_settings={"ignore_unknown_options": True},
+                 epilog="Example: kvmtrace lab run --isa svm -o out -- trace-cmd record -e kvm kvmtrace-linux-guest 2")
+@host_options
+@click.option("-o", "out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Bring the files that CMD makes or changes in its directory back to DIR.")
+@click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD ARG...")
 def run(cmd: tuple[str, ...], **settings: Any) -> int:
     """Run CMD as root on an emulated host; the exit code is CMD's.
 
-    CMD sees a copy of the current directory; what it writes there is brought back with -o only.
+    CMD sees a copy of the current directory; what it writes there is brought back with -o only. `kvmtrace` and
+    `kvmtrace-linux-guest [VCPUS]`, which boots a small Linux under QEMU, are on its PATH. The SVM host shares this
+    machine's file system read-only; the VMX host has Python's standard library, busybox, and of QEMU, trace-cmd,
+    perf and strace what is installed here.
     """
     from kvmtrace.lab.job import Job
     from kvmtrace.lab.run import run_lab
 
     job = Job(command=cmd, **settings)
     return run_lab(job, stream=True, phase=Progress(f"{job.isa} lab")).status
+
+
+@command.command(epilog="Example: kvmtrace lab record --isa vmx --guest lifecycle -o vmx.dat")
+@host_options
+@click.option("--guest", required=True, metavar="NAME", help="A bundled guest, or linux: QEMU booting a small Linux.")
+@click.option("--vcpus", type=click.IntRange(1, 2), default=1, show_default=True, help="Of the Linux guest.")
+@click.option("--count", type=click.IntRange(min=1), help="Count argument of the bundled guest.")
+@click.option("--events", type=click.Choice(["minimal", "lifecycle", "all"]), default="lifecycle", show_default=True)
+@click.option("--backend", type=click.Choice(["ftrace", "bpf"]), default="ftrace", show_default=True)
+@click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE",
+              help="Where the recording goes.")
+def record(output: Path, **settings: Any) -> int:
+    """Record a bundled guest, or QEMU booting Linux, on an emulated host."""
+    from kvmtrace.lab.job import Job
+    from kvmtrace.lab.record import LabRecording, record_in_lab
+
+    what = {name: settings.pop(name) for name in ("guest", "vcpus", "count", "events", "backend")}
+    recording = LabRecording(**what)
+    with tempfile.TemporaryDirectory(prefix="kvmtrace-lab-") as out:
+        job = Job(command=("true",), out=Path(out), **settings)
+        record_in_lab([recording], job, stream=True, phase=Progress(f"{job.isa} lab"))
+        shutil.move(Path(out) / f"{recording.name}.dat", output)
+    return 0

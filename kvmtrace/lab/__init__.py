@@ -1,12 +1,14 @@
 """Emulated hosts with real kvm_intel and kvm_amd.
 
-`run_lab(Job(...))` runs a command there; see `kvmtrace lab run` for the command line.
+`run_lab(Job(...))` runs a command there, `record_in_lab([LabRecording(...)], Job(...))` records guests; `kvmtrace lab`
+is the command line.
 """
 
 from __future__ import annotations
 
 from kvmtrace.lab.emulator import LabFailedError
 from kvmtrace.lab.job import Job
+from kvmtrace.lab.record import LabRecording, record_in_lab
 from kvmtrace.lab.run import LabResult, run_lab
 
-__all__ = ["Job", "LabFailedError", "LabResult", "run_lab"]
+__all__ = ["Job", "LabFailedError", "LabRecording", "LabResult", "record_in_lab", "run_lab"]
