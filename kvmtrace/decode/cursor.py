@@ -41,7 +41,7 @@ class Cursor:
         """Return (not raise) an error that locates the position."""
         if found is None:
             found = describe_bytes(self.data[self.pos:self.pos + 17])
-        return FormatError(self.path, self.base + self.pos, expected, found)
+        return FormatError(self.path, self.base + min(self.pos, len(self.data)), expected, found)
 
     def take(self, size: int, what: str) -> memoryview:
         """Return the next `size` bytes; nothing is allocated, so `size` may be untrusted."""

@@ -133,8 +133,10 @@ def read_perf_data(data: memoryview, path: str) -> PerfData:
 
 def _read_attrs(cursor: Cursor, perf: PerfData, attr_size: int, total: int) -> None:
     """Read the attributes; each takes 64 bytes at least, so their number ends with the file."""
-    if attr_size < 64 + 16 or attr_size > 4096 or total > cursor.left:
-        raise cursor.fail("event attributes of 80 to 4096 bytes", f"{attr_size} bytes each, {total} in all")
+    if not 64 + 16 <= attr_size <= 4096:
+        raise cursor.fail("event attributes of 80 to 4096 bytes", f"{attr_size} bytes each")
+    if total > cursor.left:
+        raise cursor.fail(f"{total} bytes of event attributes", f"only {max(cursor.left, 0)} bytes to the end")
     for _ in range(total // attr_size):
         part = bytes(cursor.take(attr_size, "event attribute"))
         numbers = [int.from_bytes(part[i:i + 8], "little") for i in range(0, len(part) - 7, 8)]

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 SUPPORTED = "trace.dat, perf.data, ftrace text, a kvmtrace recording, Parquet or Arrow"
 
 
+# files up to this size are read: a mapped file that somebody truncates meanwhile kills the process (SIGBUS)
+READ_LIMIT = 64 << 20
+
+
 def open_recording(path: str | Path) -> Recording:
     """Open a recording of any supported format.
 
@@ -37,15 +41,15 @@ def open_recording(path: str | Path) -> Recording:
 
 
 def _read(path: str) -> memoryview:
-    """Return the bytes of a file: mapped if it is one, read if it is a pipe."""
+    """Return the bytes of a file: mapped if it is large, read if it is small or a pipe."""
     if path == "-":
         return memoryview(sys.stdin.buffer.read())
     try:
         with Path(path).open("rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return memoryview(file.read())
-            if os.fstat(file.fileno()).st_size == 0:
-                return memoryview(b"")
+            if os.fstat(file.fileno()).st_size <= READ_LIMIT:
+                return memoryview(file.read())
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
