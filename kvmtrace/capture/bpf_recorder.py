@@ -85,7 +85,6 @@ class Session:
     writer: CaptureWriter
     meta: dict[str, Any]
     threads: Threads
-    discarded_bytes: int = 0
 
     @classmethod
     def create(cls, settings: RecordSettings, target: Target) -> Session:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 WAIT_S = 120
@@ -30,8 +31,13 @@ def start_guest(guest: str, arguments: list[str]) -> tuple[subprocess.Popen[byte
     return process, go_write
 
 
+def kvmtrace() -> list[str]:
+    """Return how kvmtrace is started: an emulated host has the command, but not its libraries for this Python."""
+    return [sys.executable, "-m", "kvmtrace"] if find_spec("click") else ["kvmtrace"]
+
+
 def start_recorder(backend: str, pid: int, output: Path, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "kvmtrace", "record", "--backend", backend, "-p", str(pid),
+    return subprocess.Popen([*kvmtrace(), "record", "--backend", backend, "-p", str(pid),
                              "-o", str(output), *options], env=ENVIRONMENT)
 
 
