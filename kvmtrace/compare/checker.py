@@ -19,6 +19,7 @@ from kvmtrace.compare.heuristics import Halted, check_storms
 from kvmtrace.compare.in_service import InService, check_in_service
 from kvmtrace.compare.injection import check_injection
 from kvmtrace.compare.leaving import check_errno, check_leaving
+from kvmtrace.compare.losses import Gaps
 from kvmtrace.compare.parking import materialise
 from kvmtrace.compare.payloads import check_payloads
 from kvmtrace.compare.rip import check_rip
@@ -62,6 +63,7 @@ class Checker:
         self._parked_index = np.empty(0, np.int64)
         self._n_seen = 0
         self._halted = Halted()
+        self._gaps = Gaps()
         self._in_service: dict[int, InService] = {}
 
     def feed(self, table: EventTable) -> None:
@@ -70,6 +72,7 @@ class Checker:
         self._n_seen += len(table)
         self.statistics.n_events += len(table)
         self._evidence.look_at(table)
+        self._gaps.add(table)
         if self._parked is not None and len(self._parked):
             table = EventTable.concat([self._parked, table])
             index = np.concatenate([self._parked_index, index])
@@ -94,7 +97,7 @@ class Checker:
     def _check(self, table: EventTable, index: NDArray[np.int64], *, final: bool) -> None:
         capability = find_capability(self.capture, table, self._evidence)
         self._capability = capability
-        whole = build_sequence(table, self._tids, capability)
+        whole = build_sequence(table, self._tids, capability, self._gaps)
         now, later = (np.ones(len(whole), bool), np.zeros(len(whole), bool)) if final else _cut(whole)
         sequence = whole.at(now)
         self.findings.begin(sequence, index)
@@ -113,6 +116,8 @@ class Checker:
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)
         self._parked_index = index[rows]
+        if len(rows):
+            self._gaps.forget_before(int(self._parked.ts_ns.min()))
 
 
 def run_rules(batch: Batch) -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, ENTRY
+from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT
 from kvmtrace.compare.decoding import failed_segments
 from kvmtrace.compare.follow_ups import exit_name
+from kvmtrace.compare.guest_mode import vcpu_ids
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.kvm.vectors import GP_VECTOR
 
@@ -39,25 +40,28 @@ def check_consistency(batch: Batch) -> None:
 
 def _check_vcpu_ids(batch: Batch) -> None:
     """Check that follow-ups name the vCPU that left the guest last."""
-    exits, sequence = batch.exits, batch.sequence
-    if not batch.has_field("kvm_exit", "vcpu_id") or not len(exits):
+    sequence, segments = batch.sequence, batch.segments
+    if not (batch.has_field("kvm_exit", "vcpu_id") and batch.has_field("kvm_entry", "vcpu_id")):
         return
+    told = (segments.kind == ENTRY) | (segments.kind == EXIT)
+    last = np.maximum.accumulate(np.where(told, np.arange(len(segments)), -1))
+    ids = vcpu_ids(batch, np.arange(len(segments)))
     for kind, name in (("kvm_page_fault", "vcpu_id"), ("kvm_eoi", "apicid"), ("kvm_pv_eoi", "apicid"),
                        ("kvm_smm_transition", "vcpu_id")):
         if not batch.has_field(kind, name):
             continue
         positions = batch.segments.positions(kind)
-        number = np.searchsorted(exits.start, positions) - 1
-        known = (number >= 0) & (batch.thread[np.maximum(number, 0)] == sequence.thread[positions])
-        positions, number = positions[known], number[known]
-        found = sequence.values(kind, name, positions).astype(np.uint64)
-        expected = exits.get("vcpu_id")[number]
+        owner = last[segments.of[positions]]
+        known = (owner >= 0) & (sequence.thread[segments.start[owner]] == sequence.thread[positions])
+        positions, owner = positions[known], owner[known]
+        found = sequence.values(kind, name, positions).astype(np.int64)
+        expected = ids[owner]
         at = np.flatnonzero(found != expected)
         batch.findings.check("V5", len(positions))
         batch.findings.violate("V5", positions[at], _numbers(f"{kind}.{name}", expected[at], found[at]))
 
 
-def _numbers(what: str, expected: NDArray[np.uint64], found: NDArray[np.uint64]) -> Describe:
+def _numbers(what: str, expected: NDArray[np.int64], found: NDArray[np.int64]) -> Describe:
     """Return a description of unequal numbers."""
     return lambda i: (f"{what} {int(expected[i])}, the vCPU that this thread runs", f"{int(found[i])}")
 
@@ -105,7 +109,7 @@ def _check_single_pio(batch: Batch) -> None:
     number = np.searchsorted(exits.start, positions) - 1
     plain = ~string & (number >= 0) & batch.recorded("kvm_emulate_insn")
     count = batch.sequence.values("kvm_pio", "count", positions)
-    at = np.flatnonzero(plain & (count != 1) & (segments.kind[owner] != 0))
+    at = np.flatnonzero(plain & (count != 1) & segments.chain_known[owner])
     batch.findings.violate("V5", positions[at], lambda i: (
         "kvm_pio.count 1: no string instruction was decoded", f"{int(count[at[i]])}"))
 

@@ -34,7 +34,8 @@ def check_guest_mode(batch: Batch) -> None:
     _check_immediate_exit(batch, inside)
 
 
-def _vcpu_ids(batch: Batch, numbers: NDArray[np.intp]) -> NDArray[np.int64]:
+def vcpu_ids(batch: Batch, numbers: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Return the vCPU that each segment's kvm_entry or kvm_exit names, -1 for other segments."""
     segments = batch.segments
     ids = np.full(len(numbers), -1, np.int64)
     for kind, code in (("kvm_entry", ENTRY), ("kvm_exit", EXIT)):
@@ -47,7 +48,7 @@ def _vcpu_ids(batch: Batch, numbers: NDArray[np.intp]) -> NDArray[np.int64]:
 def _check_vcpu(batch: Batch, first: NDArray[np.intp], second: NDArray[np.intp]) -> None:
     if not (batch.has_field("kvm_entry", "vcpu_id") and batch.has_field("kvm_exit", "vcpu_id")):
         return
-    one, other = _vcpu_ids(batch, first), _vcpu_ids(batch, second)
+    one, other = vcpu_ids(batch, first), vcpu_ids(batch, second)
     at = np.flatnonzero(one != other)
     batch.findings.violate("V2", batch.segments.start[second[at]], lambda i: (
         f"vCPU {one[at[i]]}, which this thread runs", f"vCPU {other[at[i]]}"))

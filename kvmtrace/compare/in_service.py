@@ -111,8 +111,10 @@ def _events(batch: Batch) -> dict[str, NDArray[np.int64]]:
         if batch.has_field("kvm_inj_virq", name):
             fresh[virqs] &= sequence.values("kvm_inj_virq", name, position[virqs]) == 0
     broken = sequence.broken[position]
-    return {"position": position[fresh], "what": what[fresh], "vector": vector[fresh],
-            "thread": sequence.thread[position][fresh].astype(np.int64), "broken": broken[fresh]}
+    what = np.where(fresh, what, _FORGET)
+    use = fresh | broken
+    return {"position": position[use], "what": what[use], "vector": vector[use],
+            "thread": sequence.thread[position][use].astype(np.int64), "broken": broken[use]}
 
 
 def _arrivals(batch: Batch) -> dict[int, tuple[NDArray[np.intp], NDArray[np.int64]]]:

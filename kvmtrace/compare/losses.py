@@ -22,24 +22,48 @@ _FAR = np.iinfo(np.int64).max
 _SCHED = CLASS["sched_switch"]
 
 
-def gaps_by_cpu(table: EventTable) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return, per CPU that lost events, the times between which they happened.
+class Gaps:
+    """When which CPU lost events: from the last event before the loss to the first one behind it.
 
-    Returns
-    -------
-    dict of cpu -> (starts, ends), ascending; a gap without a later event on its CPU never ends
+    Fed with consecutive tables; a gap at the end of one is closed by the next.
     """
-    gaps = {}
-    lost = table.rows(LOST_EVENTS)
-    for cpu in np.unique(table.cpu[lost]):
-        on_cpu = np.flatnonzero(table.cpu == cpu)
-        position = np.searchsorted(on_cpu, lost[table.cpu[lost] == cpu])
-        before = np.maximum(position - 1, 0)
-        starts = np.where(position > 0, table.ts_ns[on_cpu[before]], -_FAR)
-        after = np.minimum(position + 1, len(on_cpu) - 1)
-        ends = np.where(position + 1 < len(on_cpu), table.ts_ns[on_cpu[after]], _FAR)
-        gaps[int(cpu)] = (starts, np.maximum.accumulate(ends))
-    return gaps
+
+    def __init__(self) -> None:
+        self.starts: dict[int, list[int]] = {}
+        self.ends: dict[int, list[int]] = {}
+        self._last_ns: dict[int, int] = {}
+
+    def add(self, table: EventTable) -> None:
+        """Take note of a further table, in its recorded order."""
+        lost = table.rows(LOST_EVENTS)
+        for cpu in np.unique(table.cpu):
+            self._add_cpu(int(cpu), table, lost[table.cpu[lost] == cpu])
+
+    def _add_cpu(self, cpu: int, table: EventTable, lost: NDArray[np.intp]) -> None:
+        on_cpu = np.flatnonzero((table.cpu == cpu) & (table.kind != table.kind_index.get(LOST_EVENTS, -1)))
+        ts_ns = table.ts_ns[on_cpu]
+        starts, ends = self.starts.setdefault(cpu, []), self.ends.setdefault(cpu, [])
+        if len(on_cpu) and ends and ends[-1] == _FAR:
+            ends[:] = [min(end, int(ts_ns[0])) for end in ends]
+        behind = np.searchsorted(on_cpu, lost)
+        for position in np.unique(behind).tolist():
+            before = int(ts_ns[position - 1]) if position else self._last_ns.get(cpu, -_FAR)
+            starts.append(before)
+            ends.append(int(ts_ns[position]) if position < len(on_cpu) else _FAR)
+        if len(on_cpu):
+            self._last_ns[cpu] = int(ts_ns[-1])
+
+    def by_cpu(self) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Return cpu -> (starts, ends), both ascending; a gap without a later event never ends."""
+        return {cpu: (np.sort(np.array(starts, np.int64)), np.sort(np.array(self.ends[cpu], np.int64)))
+                for cpu, starts in self.starts.items() if starts}
+
+    def forget_before(self, ts_ns: int) -> None:
+        """Drop gaps that ended before a time: no event that is still waiting is as old."""
+        for cpu, ends in self.ends.items():
+            keep = [i for i, end in enumerate(ends) if end >= ts_ns]
+            self.starts[cpu] = [self.starts[cpu][i] for i in keep]
+            self.ends[cpu] = [ends[i] for i in keep]
 
 
 def _touched(gap: tuple[NDArray[np.int64], NDArray[np.int64]], since: NDArray[np.int64],

@@ -54,7 +54,7 @@ class MmioChain:
         elif kind == MMIO_WRITE:
             continued = gpa == self.write_end and gpa % _PAGE == 0
             self.write_left = pieces(length) + (self.write_left if continued else 0)
-            self.write_end, self.wrote, self.known = gpa + length, False, True
+            self.write_end, self.wrote = gpa + length, False
 
     def _complete(self, position: int, length: int, gpa: int) -> None:
         if self.read is None:

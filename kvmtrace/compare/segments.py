@@ -31,7 +31,7 @@ class Segments:
     Parameters
     ----------
     start, stop : intp, sequence positions; start is the boundary itself
-    kind : uint8, ENTRY, EXIT, USERSPACE, or 0 for what lies before a thread's first boundary
+    kind : uint8, ENTRY, EXIT, USERSPACE, or 0 behind a break or a thread's begin
     mask : uint64, classes of the events in the segment
     linked : bool, the next segment follows in the same thread without a break
     of : intp over the sequence, number of each event's segment
@@ -100,6 +100,13 @@ class Segments:
         return np.cumsum(begins) - 1
 
     @cached_property
+    def chain_known(self) -> NDArray[np.bool_]:
+        """Say of each segment whether its chain begins with a VM-exit, so that all of it is there."""
+        begins = np.flatnonzero(np.diff(self.chain, prepend=-1))
+        known: NDArray[np.bool_] = (self.kind == EXIT)[begins][self.chain]
+        return known
+
+    @cached_property
     def chain_mask(self) -> NDArray[np.uint64]:
         """Return the classes of the events of each segment's whole chain."""
         begins = np.flatnonzero(np.diff(self.chain, prepend=-1))
@@ -129,7 +136,7 @@ def cut_segments(sequence: Sequence) -> Segments:
     """Cut a sequence into segments."""
     cls = sequence.cls
     boundary = (cls == ENTRY) | (cls == EXIT) | (cls == USERSPACE)
-    opens = boundary | sequence.first
+    opens = boundary | sequence.first | sequence.broken
     start = np.flatnonzero(opens)
     stop = np.append(start[1:], len(cls))
     kind = np.where(boundary[start], cls[start], 0).astype(np.uint8)
@@ -140,10 +147,8 @@ def cut_segments(sequence: Sequence) -> Segments:
     bits = np.left_shift(np.uint64(1), cls.astype(np.uint64))
     bits[start[boundary[start]]] = 0
     mask = np.bitwise_or.reduceat(bits, start)
-    n_breaks = np.append(0, np.cumsum(sequence.broken))
     linked = np.zeros(len(start), bool)
-    linked[:-1] = (sequence.thread[start[1:]] == sequence.thread[start[:-1]]) \
-        & (n_breaks[start[1:] + 1] == n_breaks[start[:-1] + 1])
+    linked[:-1] = ~(sequence.first | sequence.broken)[start[1:]]
     return Segments(sequence, start, stop, kind, mask, linked, of)
 
 

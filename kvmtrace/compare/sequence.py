@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.compare.alphabet import VCPU_KINDS, classify
-from kvmtrace.compare.losses import breaks, gaps_by_cpu
+from kvmtrace.compare.losses import breaks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.compare.capability import Capability
+    from kvmtrace.compare.losses import Gaps
     from kvmtrace.events.table import EventTable
 
 
@@ -89,7 +90,9 @@ def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[n
     return np.where(found, position + 1, 0).astype(np.uint16)
 
 
-def build_sequence(table: EventTable, tids: NDArray[np.int32], capability: Capability) -> Sequence:
+def build_sequence(
+    table: EventTable, tids: NDArray[np.int32], capability: Capability, gaps: Gaps
+) -> Sequence:
     """Return the sequence of the given threads (ascending tids, at most 65,534)."""
     classes = classify(table)
     if len(tids) == 0:
@@ -106,7 +109,7 @@ def build_sequence(table: EventTable, tids: NDArray[np.int32], capability: Capab
             row, number = row[order], number[order]
     cls, ts_ns, cpu = classes[row], table.ts_ns[row], table.cpu[row]
     first = first_of(number)
-    broken = breaks(gaps_by_cpu(table), ts_ns, cpu, cls,
+    broken = breaks(gaps.by_cpu(), ts_ns, cpu, cls,
                     sched_recorded="sched_switch" in capability.recorded, filtered=capability.filtered)
     broken[first] = False
     return Sequence(table, row, cls, number - np.uint16(1), tids, first, broken, ts_ns, cpu, n_tracked)
