@@ -7,4 +7,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["LoadedRecording", "load", "load_ipython_extension"]
+
+if TYPE_CHECKING:
+    from kvmtrace.loaded import LoadedRecording, load
+    from kvmtrace.magic import load_ipython_extension
+
+_HOME = {"load": "loaded", "LoadedRecording": "loaded", "load_ipython_extension": "magic"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import pandas and the analysis only for those who use them: recording must start fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module kvmtrace has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"kvmtrace.{_HOME[name]}"), name)

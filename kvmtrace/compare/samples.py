@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 def _group(kind: str, code: NDArray[np.int64], ts_ns: NDArray[np.int64], dur_ns: NDArray[np.int64]
            ) -> dict[Key, Samples]:
     """Split intervals, given in time order, by their key, coded as isa << 40 | reason << 1 | to userspace."""
+    if not len(code):
+        return {}
     order = np.argsort(code, kind="stable")
     values, starts = np.unique(code[order], return_index=True)
     groups = np.split(order, starts[1:])
     return {
         Key(kind, int(value) >> 40, (int(value) >> 1) & 0xFFFFFFFF, "userspace" if int(value) & 1 else "kernel"):
         Samples(ts_ns[rows], dur_ns[rows])
-        for value, rows in zip(values, groups, strict=True) if len(rows)
+        for value, rows in zip(values, groups, strict=True)
     }
 
 
@@ -65,26 +67,45 @@ def _run_rows(events: EventTable) -> NDArray[np.intp]:
     return rows
 
 
-def _userspace_samples(events: EventTable) -> dict[Key, Samples]:
-    """Return the time the VMM took for each userspace exit, by its reason."""
+USERSPACE_DTYPE = np.dtype([
+    ("ts_ns", np.int64), ("dur_ns", np.int64),  # to the thread's next KVM_RUN; -1: none
+    ("tid", np.int32), ("cpu", np.int16), ("reason", np.int64), ("errno", np.int64), ("row", np.int64),
+])  # fmt: skip
+
+
+def userspace_intervals(events: EventTable) -> NDArray[Any]:
+    """Return the time in the VMM after each kvm_userspace_exit, in recorded order.
+
+    Returns
+    -------
+    ndarray[USERSPACE_DTYPE], shape (n,)
+    """
     exits, runs = events.rows("kvm_userspace_exit"), _run_rows(events)
-    if not len(exits) or not len(runs):
-        return {}
+    found = np.zeros(len(exits), USERSPACE_DTYPE)
+    if not len(exits):
+        return found
+    found["row"], found["ts_ns"], found["dur_ns"] = exits, events.ts_ns[exits], -1
+    found["tid"], found["cpu"] = events.tid[exits], events.cpu[exits]
+    for field in ("reason", "errno"):
+        if events.has("kvm_userspace_exit", field):
+            found[field] = events.field("kvm_userspace_exit", field)
     rows = np.concatenate((exits, runs))
     position = np.concatenate((np.arange(len(exits)), np.full(len(runs), -1)))
     order = np.lexsort((rows, group_codes(events.tid[rows])))
     rows, position = rows[order], position[order]
     paired = (position[:-1] >= 0) & (position[1:] < 0) & (events.tid[rows[:-1]] == events.tid[rows[1:]])
-    first, last, which = rows[:-1][paired], rows[1:][paired], position[:-1][paired]
-    reason = events.field("kvm_userspace_exit", "reason")[which].astype(np.int64)
-    if events.has("kvm_userspace_exit", "errno"):
-        keep = events.field("kvm_userspace_exit", "errno")[which] == 0  # else the reason may be a stale one
-        first, last, reason = first[keep], last[keep], reason[keep]
-    by_time = np.argsort(events.ts_ns[first], kind="stable")
-    first, last, reason = first[by_time], last[by_time], reason[by_time]
-    dur_ns = events.ts_ns[last] - events.ts_ns[first]
-    good = dur_ns >= 0
-    return _group("userspace", reason[good] << 1 | 1, events.ts_ns[first][good], dur_ns[good])
+    dur_ns = events.ts_ns[rows[1:][paired]] - events.ts_ns[rows[:-1][paired]]
+    found["dur_ns"][position[:-1][paired]] = np.maximum(dur_ns, -1)
+    return found
+
+
+def _userspace_samples(events: EventTable) -> dict[Key, Samples]:
+    """Return the time the VMM took for each userspace exit, by its reason."""
+    found = userspace_intervals(events)
+    # with an errno the reason may be a stale one
+    found = found[(found["dur_ns"] >= 0) & (found["errno"] == 0)]
+    found = found[np.argsort(found["ts_ns"], kind="stable")]
+    return _group("userspace", found["reason"] << 1 | 1, found["ts_ns"], found["dur_ns"])
 
 
 def collect_samples(

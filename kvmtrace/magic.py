@@ -1,0 +1,47 @@
+"""The IPython magic: `%load_ext kvmtrace`, then `%%kvmtrace` records the cell's shell command."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kvmtrace.errors import CapabilityError
+from kvmtrace.loaded import LoadedRecording, load
+
+
+def record_cell(line: str, cell: str) -> LoadedRecording:
+    """Record a cell's command; the line holds options of `kvmtrace record`.
+
+    `%%kvmtrace --guest lifecycle` with an empty cell records a bundled guest.
+
+    Returns
+    -------
+    LoadedRecording; the file is `-o FILE` of the line, or a temporary one
+
+    Raises
+    ------
+    CapabilityError
+        The recorder failed; its message is shown.
+    """
+    options = shlex.split(line)
+    if "-o" in options:
+        path = Path(options[options.index("-o") + 1])
+    else:
+        path = Path(tempfile.mkdtemp(prefix="kvmtrace-")) / "cell.dat"
+        options += ["-o", str(path)]
+    command = ["--", "/bin/sh", "-c", cell] if cell.strip() else []
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmtrace", "record", *options, *command], capture_output=True, text=True, check=False)
+    print(done.stdout, end="")
+    if done.returncode:
+        raise CapabilityError(done.stderr.strip().removeprefix("kvmtrace: ") or "kvmtrace record failed")
+    return load(path)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Register the cell magic."""
+    ipython.register_magic_function(record_cell, magic_kind="cell", magic_name="kvmtrace")
