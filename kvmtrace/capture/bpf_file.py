@@ -85,8 +85,7 @@ class CaptureWriter:
             except OSError:
                 if not self.whole:
                     raise
-                self.size = self.whole.pop()
-                os.ftruncate(self.fd, self.size)
+                self._cut(self.whole.pop())
             else:
                 return
 
@@ -95,11 +94,16 @@ class CaptureWriter:
         try:
             self._write([FRAME.pack(FRAME_MAGIC, kind, cpu, position, len(data)), data])
         except OSError:
-            self.size = start
-            os.ftruncate(self.fd, start)
+            self._cut(start)
             raise
         self.whole.append(start)
         del self.whole[:-64]
+
+    def _cut(self, size: int) -> None:
+        """Make the file end after `size` bytes, and go on writing there."""
+        self.size = size
+        os.ftruncate(self.fd, size)
+        os.lseek(self.fd, size, os.SEEK_SET)
 
     def _write(self, parts: list[bytes | memoryview]) -> None:
         total = sum(len(part) for part in parts)
