@@ -59,7 +59,7 @@ def _skip(code: int, handler: str, length: int, note: str = "", *, must: tuple[M
     """Return the row of an instruction that KVM carries out and steps over."""
     return ExitExpectation(
         code, handler, RipClass.ADVANCE, length, userspace=userspace | _SKIP_USERSPACE, must=must,
-        may=may | _SKIP_MAY, checks=("emulated_length", *checks), note=note, rip_when=rip_when,
+        may=may | _SKIP_MAY, checks=("emulated_length", "emulated_rip", *checks), note=note, rip_when=rip_when,
         source=f"{handler}; svm_skip_emulated_instruction")
 
 
@@ -172,7 +172,7 @@ _INSTRUCTIONS = (
           must=(Must(("kvm_pio",), (1, 1), unless=("string", "pio_in_userspace")),
                 Must(("kvm_emulate_insn",), (1, 1), unless=("not_string", "exception"))),
           userspace=EMULATOR_USERSPACE, may=EMULATOR_EVENTS,
-          checks=("pio_matches_exitinfo", "io_next_rip", "emulated_rip")),
+          checks=("pio_matches_exitinfo", "io_next_rip")),
     _skip(0x7C, "msr_interception (svm/svm.c), kvm_emulate_rdmsr, kvm_emulate_wrmsr (x86.c)", 2,
           "6.1 traces a fast-path write to the x2APIC ICR before kvm_exit, whose RIP is then advanced.",
           must=(Must(("kvm_msr",), (1, 1), unless=("userspace", "fastpath")),), checks=("msr_direction",),
