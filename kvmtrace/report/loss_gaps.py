@@ -94,8 +94,8 @@ class LossGaps:
         if not scheduling:
             on_cpu[:] = False
         lost_here = same_cpu & (lanes.loss[:-1] != lanes.loss[1:])
-        after = np.searchsorted(self._end, lanes.ts_ns[:-1], side="left")
+        after = np.searchsorted(self._end, lanes.ts_ns[:-1], side="right")
         begin = np.append(self._begin, np.iinfo(np.int64).max)[after]
-        lost_anywhere = ~on_cpu & (begin <= lanes.ts_ns[1:])
+        lost_anywhere = ~on_cpu & (begin < lanes.ts_ns[1:])
         found[:-1] = (lost_here | lost_anywhere) & lanes.same_thread()
         return found

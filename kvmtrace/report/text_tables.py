@@ -97,7 +97,7 @@ def userspace_table(report: Report, style: Style, sort: str | None, limit: int |
 
 BUDGET_PARTS = (("guest", "guest_ns"), ("switch", "entry_exit_ns"), ("kernel", "handler_ns"),
                 ("VMM", "userspace_ns"), ("blocked", "blocked_ns"), ("poll", "halt_poll_ns"),
-                ("preempt", "preempted_ns"), ("unknown", "unknown_ns"))
+                ("preempt", "preempted_ns"), ("unkn", "unknown_ns"))
 
 
 def vcpu_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:

@@ -1,0 +1,184 @@
+"""`kvmtrace report` and `kvmtrace check` as commands: formats, exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kvmtrace.cli import check, report
+from report.tables import KVM_RUN, Row, TableRecording, make_table
+
+
+def run(*args: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-m", "kvmtrace", *map(str, args)], input=stdin, capture_output=True,
+                          timeout=60, check=False)
+
+
+def life() -> list[Row]:
+    """Return a vCPU's events of two KVM_RUNs, as a healthy KVM makes them."""
+    rows: list[Row] = []
+    now = 1_000_000
+    for vcpu_id, tid in ((0, 50), (1, 51)):
+        for turn in range(20):
+            for after, kind, fields in (
+                (1000, "sys_enter_ioctl", {"cmd": KVM_RUN, "fd": 7}), (100, "kvm_fpu", {"load": 1}),
+                (100, "kvm_entry", {"vcpu_id": vcpu_id, "rip": 0x1000}),
+                (500, "kvm_exit", {"vcpu_id": vcpu_id, "exit_reason": 12, "isa": 1, "guest_rip": 0x1000 + turn}),
+                (30 * turn, "kvm_fpu", {"load": 0}), (50, "kvm_userspace_exit", {"reason": 5}),
+                (20, "sys_exit_ioctl", {}),
+            ):
+                now += after
+                rows.append((now, 0, tid, kind, fields))
+    return rows
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every path a recording of `life`."""
+    def opened(path: str) -> TableRecording:
+        return TableRecording(make_table(life()), path=path)
+
+    monkeypatch.setattr("kvmtrace.events.open_recording", opened)
+
+
+@pytest.mark.usefixtures("recording")
+class TestReport:
+    def invoke(self, *args: str) -> str:
+        result = CliRunner().invoke(report.command, args, catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.output
+
+    def test_text(self) -> None:
+        text = self.invoke("a.dat", "--no-model")
+        assert text.startswith("kvmtrace report: a.dat\n")
+        assert "HLT dominates" in text
+
+    def test_json_has_what_the_interface_promises(self) -> None:
+        document = json.loads(self.invoke("a.dat", "--format", "json"))
+        assert document["schema"] == "kvmtrace.report/1"
+        assert set(document) >= {"schema", "capture", "loss", "exits", "perf_compatible", "userspace_exits", "vcpus",
+                                 "detail", "bring_up", "model", "replay"}
+        assert set(document["exits"][0]) >= {
+            "isa", "exit_reason", "name", "count", "samples", "total_ns", "min_ns", "max_ns", "mean_ns", "rel_stderr",
+            "p50_ns", "p90_ns", "p99_ns", "to_userspace", "guest_before_ns"}
+        assert document["capture"]["isa"] == "vmx"
+        assert document["model"]["n_events"] == len(life())
+        assert {"rules", "transitions", "coverage", "violations", "first_divergence", "explained_events",
+                "cannot_see"} <= set(document["model"])
+
+    def test_several_files_are_a_list_in_json(self) -> None:
+        documents = json.loads(self.invoke("a.dat", "b.dat", "--format", "json", "--no-model"))
+        assert [document["capture"]["path"] for document in documents] == ["a.dat", "b.dat"]
+
+    def test_one_vcpu(self) -> None:
+        document = json.loads(self.invoke("a.dat", "--format", "json", "--no-model", "--vcpu", "1"))
+        assert [vcpu["tid"] for vcpu in document["vcpus"]] == [51]
+        assert document["exits"][0]["count"] == 20
+        assert document["capture"]["selection"] == "vCPU 1"
+
+    def test_one_thread(self) -> None:
+        document = json.loads(self.invoke("a.dat", "--format", "json", "--no-model", "--tid", "50"))
+        assert [vcpu["vcpu_id"] for vcpu in document["vcpus"]] == [0]
+
+    def test_a_stretch_of_time(self) -> None:
+        rows = life()
+        exits = [row[0] for row in rows if row[3] == "kvm_exit"]
+        begin, end = exits[3] - rows[0][0], exits[9] - rows[0][0]
+        document = json.loads(self.invoke("a.dat", "--format", "json", "--no-model", "--from", f"{begin}ns", "--to",
+                                          f"{end}ns"))
+        assert document["exits"][0]["count"] == 7
+        absolute = json.loads(self.invoke("a.dat", "--format", "json", "--no-model", "--from", f"@{exits[3]}ns",
+                                          "--to", f"@{exits[9]}ns"))
+        assert absolute["exits"] == document["exits"]
+
+    def test_one_table(self) -> None:
+        text = self.invoke("a.dat", "--no-model", "--by", "rip", "--sort", "key")
+        assert text.index("0x1000 ") < text.index("0x1013 ")
+        assert "Userspace exits" not in text
+
+    def test_output_file(self, tmp_path: Path) -> None:
+        target = tmp_path / "report.txt"
+        assert self.invoke("a.dat", "--no-model", "-o", str(target)) == ""
+        assert target.read_text().startswith("kvmtrace report")
+
+    def test_perf_layout(self) -> None:
+        assert "Analyze events for all VMs, all VCPUs:" in self.invoke("a.dat", "--perf-compatible")
+
+    def test_guest_symbols(self, tmp_path: Path) -> None:
+        symbols = tmp_path / "System.map"
+        symbols.write_text("0000000000001000 T start\n0000000000001010 t loop\n")
+        text = self.invoke("a.dat", "--no-model", "--by", "rip", "--guest-symbols", str(symbols))
+        assert "start+0xf" in text
+        assert "loop+0x3" in text
+
+
+@pytest.mark.usefixtures("recording")
+def test_check_conforms() -> None:
+    result = CliRunner().invoke(check.command, ["a.dat"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "conforms" in result.output
+
+
+@pytest.mark.usefixtures("recording")
+def test_check_json_holds_model_and_nothing_statistical() -> None:
+    result = CliRunner().invoke(check.command, ["a.dat", "--format", "json"], catch_exceptions=False)
+    assert list(json.loads(result.output)) == ["schema", "capture", "loss", "model"]
+
+
+def test_check_reports_a_violation_with_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in life() if not (row[3] == "kvm_entry" and row[2] == 50)][:-3]
+    kept = [row for row in life() if row[2] == 51]
+    monkeypatch.setattr("kvmtrace.events.open_recording",
+                        lambda path: TableRecording(make_table([*rows, *kept]), path=path))
+    result = CliRunner().invoke(check.command, ["a.dat"], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert "VIOLATION" in result.output
+    assert "First divergence from the model: violation of" in result.output
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--from", "soon"], "is no time"), (["--by", "colour"], "--by"), (["--sort", "colour"], "--sort"),
+    (["--from", "1", "--to", "@2"], "both"), (["--tid", "0"], "--tid"), (["--limit", "x"], "--limit"),
+])
+def test_wrong_usage_is_exit_code_2(args: list[str], words: str, tmp_path: Path) -> None:
+    done = run("report", tmp_path / "x.dat", *args)
+    assert done.returncode == 2
+    assert words.encode() in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "check"])
+def test_no_trace_is_exit_code_3_and_one_line(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.dat"
+    path.write_bytes(b"hello" * 100)
+    done = run(command, path)
+    assert done.returncode == 3
+    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"kvmtrace: ")
+
+
+@pytest.mark.parametrize("command", ["report", "check"])
+def test_standard_input_is_read(command: str) -> None:
+    done = run(command, "-", stdin=b"no trace")
+    assert done.returncode == 3
+    assert b"Traceback" not in done.stderr
+
+
+def test_bad_symbols_are_located(tmp_path: Path) -> None:
+    symbols = tmp_path / "System.map"
+    symbols.write_text("0000000000001000 T start\nnonsense\n")
+    done = run("report", tmp_path / "x.dat", "--guest-symbols", symbols)
+    assert done.returncode == 3
+    assert b"offset 0x19" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "check"])
+def test_help_has_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert b"Example: kvmtrace" in done.stdout
