@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NONE: frozenset[int] = frozenset()
-# skip_emulated_instruction without NRIPS decodes (EMULTYPE_SKIP), and a failed decode is an internal error
-_SKIP_MAY = frozenset({"kvm_emulate_insn", "kvm_cpuid"})
+# skip_emulated_instruction without NRIPS decodes (EMULTYPE_SKIP) but never executes, so it traces nothing else;
+# a failed decode is an internal error
+_SKIP_MAY = frozenset({"kvm_emulate_insn"})
 _SKIP_USERSPACE = SKIP_USERSPACE | {KVM_EXIT_INTERNAL_ERROR}
 _INVALID_OP = Must(("kvm_inj_exception",), (1, None), unless=("userspace", "interrupted"))
 
