@@ -24,7 +24,8 @@ def seal(spool: Spool, tail: Tail, meta: dict[str, Any]) -> None:
     meta : capture metadata
     """
     segments = spool.segments()
-    lengths = {name: spool.size_of(name) // PAGE_SIZE * PAGE_SIZE
+    skips: dict[str, int] = spool.manifest.get("skips", {})
+    lengths = {name: spool.size_of(name) // PAGE_SIZE * PAGE_SIZE - skips.get(name, 0)
                for names in segments.values() for name in names}
     sizes = {cpu: sum(lengths[name] for name in names) for cpu, names in segments.items()}
     header, offsets = build_header(spool.read_file("head"), tail, sizes)
@@ -64,7 +65,7 @@ def assemble(spool: Spool, destination: str, owner: tuple[int, int] | None) -> P
         waiting = {name for names in spool.segments().values() for name in names}
         for name, offset in spool.manifest["places"].items():
             if name in waiting:
-                move_pages(spool, name, out, offset)
+                move_pages(spool, name, out, offset, spool.manifest.get("skips", {}).get(name, 0))
         _write_at(out, spool.read_file("trailer"), spool.manifest["end"])
     finally:
         os.close(out)

@@ -9,12 +9,18 @@ kernel/trace/ring_buffer.c (struct buffer_data_page)
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HEADER_SIZE = 16  # u64 time stamp, local_t commit
 COMMIT_MASK = (1 << 27) - 1
 MISSED_EVENTS = 1 << 31  # flag in `commit`: events were lost before this page
 
 PADDING, TIME_EXTEND, TIME_STAMP = 29, 30, 31
+TIME_BITS = 27  # of a time in an event header; the next word has the bits above
+STAMP_KEEPS = ~((1 << 59) - 1)  # an absolute time stamp has 59 bits; those above are the page's
 DATA_TYPES_MAX = 28  # a type_len of 1..28 is the length in words
 
 
@@ -23,24 +29,45 @@ def page_time(page: bytes) -> int:
     return int(struct.unpack_from("<Q", page)[0])
 
 
-def count_events(page: bytes) -> int:
-    """Return how many events a page holds."""
+def iter_events(page: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (offset of its header, time stamp) of each event of a page."""
     commit = struct.unpack_from("<Q", page, 8)[0] & COMMIT_MASK
-    at, end, count = HEADER_SIZE, min(HEADER_SIZE + commit, len(page)), 0
+    at, end, now = HEADER_SIZE, min(HEADER_SIZE + commit, len(page)), page_time(page)
     while at + 4 <= end:
         header = struct.unpack_from("<I", page, at)[0]
         kind, delta = header & 31, header >> 5
         if kind == PADDING and not delta:
-            break  # the rest of the page is empty
-        if kind in (TIME_EXTEND, TIME_STAMP):
+            return  # the rest of the page is empty
+        second = struct.unpack_from("<I", page, at + 4)[0] if at + 8 <= end else 0
+        if kind == TIME_STAMP:
+            now = now & STAMP_KEEPS | second << TIME_BITS | delta
             at += 8
-        elif 0 < kind <= DATA_TYPES_MAX:
-            at += 4 + 4 * kind
-            count += 1
-        else:  # length in the next word: long data (0) or a discarded event (padding)
-            at += 4 + (struct.unpack_from("<I", page, at + 4)[0] if at + 8 <= end else end)
-            count += kind == 0
-    return count
+        elif kind == TIME_EXTEND:
+            now += second << TIME_BITS | delta
+            at += 8
+        else:
+            now += delta
+            if kind != PADDING:
+                yield at, now
+            at += 4 + (4 * kind if 0 < kind <= DATA_TYPES_MAX else second)
+
+
+def count_events(page: bytes) -> int:
+    """Return how many events a page holds."""
+    return sum(1 for _ in iter_events(page))
+
+
+def cut_page(page: bytes, from_ns: int) -> tuple[bytes, int]:
+    """Return the page without the events before `from_ns` (b"" if none is left), and how many those were."""
+    for before, (at, now) in enumerate(iter_events(page)):
+        if now >= from_ns:
+            if not before:
+                return page, 0
+            length = (struct.unpack_from("<Q", page, 8)[0] & COMMIT_MASK) - (at - HEADER_SIZE)
+            first = struct.unpack_from("<I", page, at)[0] & 31  # its time is the page's now: delta 0
+            rest = struct.pack("<I", first) + page[at + 4 : at + length]
+            return (struct.pack("<QQ", now, length) + rest).ljust(len(page), b"\0"), before
+    return b"", count_events(page)
 
 
 def mark_gap(page: bytes) -> bytes:

@@ -12,8 +12,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.pages import count_events, mark_gap, page_time
+from kvmtrace.capture.pages import count_events, cut_page, mark_gap, page_time
 from kvmtrace.capture.spool import PAGE_SIZE, SEGMENT_BYTES, Spool, is_full
+from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -56,6 +57,11 @@ class Reader:
     spool : Spool
     max_bytes : int or None, keep about so much, the newest
 
+    Raises
+    ------
+    UsageError
+        max_bytes is too small for the number of CPUs.
+
     Attributes
     ----------
     dropped : CPU -> events taken from the kernel but not kept, for lack of room on the disk
@@ -69,6 +75,9 @@ class Reader:
         self.cpus = instance.cpus()
         self.segment_bytes = SEGMENT_BYTES
         if max_bytes is not None:
+            least = (len(self.cpus) + 2) * SMALLEST_SEGMENT_BYTES
+            if max_bytes < least:
+                raise UsageError(f"--max-size {max_bytes} is too small for {len(self.cpus)} CPUs; at least {least}")
             share = max_bytes // (4 * len(self.cpus)) // PAGE_SIZE * PAGE_SIZE
             self.segment_bytes = min(SEGMENT_BYTES, max(SMALLEST_SEGMENT_BYTES, share))
         self.dropped: dict[int, int] = {}
@@ -104,8 +113,9 @@ class Reader:
         moved = 0
         while True:
             segment = self._segment(cpu)
+            room = min(self._pipe_bytes, self.segment_bytes - segment.size)
             try:
-                size = os.splice(self.raw[cpu], self._pipe_write, self._pipe_bytes, flags=SPLICE_FLAGS)
+                size = os.splice(self.raw[cpu], self._pipe_write, room, flags=SPLICE_FLAGS)
             except BlockingIOError:
                 return moved
             if not size:
@@ -197,9 +207,13 @@ class Reader:
         self.dropped[cpu] = self.dropped.get(cpu, 0) + count
 
     def _rotate(self, limit: int) -> None:
-        """Delete the oldest segments until the rest leaves room for one more."""
-        while sum(s.size for parts in self.segments.values() for s in parts) + self.segment_bytes > limit:
-            candidates = [(self._start_ns(parts[0]), cpu) for cpu, parts in self.segments.items()
+        """Delete the segments that ended first until the rest leaves room for one more."""
+        while True:
+            sizes = [self.segment_bytes if s.fd >= 0 else s.size for parts in self.segments.values() for s in parts]
+            if sum(sizes) + self.segment_bytes <= limit:  # even if all open ones fill up
+                return
+            # a segment ends where its successor begins
+            candidates = [(self.start_ns(parts[1]), cpu) for cpu, parts in self.segments.items()
                           if len(parts) > 1 and parts[1].size]
             if not candidates:
                 return
@@ -210,7 +224,7 @@ class Reader:
             self.discarded[cpu] = self.discarded.get(cpu, 0) + events
             self.spool.save({"discarded": self.discarded})
 
-    def _start_ns(self, segment: Segment) -> int:
+    def start_ns(self, segment: Segment) -> int:
         """Return the time stamp of a segment's first page."""
         fd = self.spool.open_old(segment.name, os.O_RDONLY)
         try:
@@ -218,10 +232,38 @@ class Reader:
         finally:
             os.close(fd)
 
-    def complete_from_ns(self) -> int | None:
-        """Return the time before which events are missing because of the limit; None if none are."""
-        firsts = [self._start_ns(self.segments[cpu][0]) for cpu in self.discarded]
-        return max(firsts, default=None)
+    def trim(self) -> int | None:
+        """Make all CPUs' data begin at the same time, after the limit deleted some CPU's older segments.
+
+        Returns
+        -------
+        int or None, the time from which on the recording is complete; None if nothing was deleted
+        """
+        kept = {cpu: [s for s in parts if s.size] for cpu, parts in self.segments.items()}
+        firsts = [self.start_ns(kept[cpu][0]) for cpu in self.discarded if kept.get(cpu)]
+        from_ns = max(firsts, default=None)
+        if from_ns is not None:
+            for cpu, parts in kept.items():
+                self._trim_cpu(cpu, parts, from_ns)
+        return from_ns
+
+    def _trim_cpu(self, cpu: int, parts: list[Segment], from_ns: int) -> None:
+        """Skip what a CPU recorded before `from_ns`: at most about one segment."""
+        skips: dict[str, int] = {}
+        gone = 0
+        for segment in parts:
+            fd = self.spool.open_old(segment.name)
+            try:
+                skip, count, done = _skip_pages(fd, segment.size, from_ns)
+            finally:
+                os.close(fd)
+            skips[segment.name] = skip
+            gone += count
+            if done:
+                break
+        self.spool.save({"skips": self.spool.manifest.get("skips", {}) | skips})
+        if gone:
+            self.discarded[cpu] = self.discarded.get(cpu, 0) + gone
 
     def close(self) -> None:
         """Close all descriptors (the instance cannot be removed before)."""
@@ -230,3 +272,22 @@ class Reader:
             os.close(fd)
         self.raw = {}
         self.segments = {}
+
+
+def _skip_pages(fd: int, size: int, from_ns: int) -> tuple[int, int, bool]:
+    """Find where events from `from_ns` on begin in a segment, and cut the page they begin in.
+
+    Returns
+    -------
+    int, int, bool : bytes before that page, events before that time, whether there is such a page
+    """
+    gone = 0
+    for at in range(0, size // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
+        page = os.pread(fd, PAGE_SIZE, at)
+        rest, count = cut_page(page, from_ns)
+        gone += count
+        if rest:
+            if count:
+                os.pwrite(fd, rest, at)
+            return at, gone, True
+    return size // PAGE_SIZE * PAGE_SIZE, gone, False

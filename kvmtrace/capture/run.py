@@ -87,6 +87,7 @@ def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any],
     in_flight : CPU -> events lost between kernel and spool when the recorder was killed, None if unknown
     """
     instance = run.instance
+    complete_from_ns = reader.trim()
     stats = {cpu: instance.stats(cpu) for cpu in reader.cpus}
     left = {cpu: counters.get("entries", 0) for cpu, counters in stats.items()}
     flying = in_flight or {}
@@ -106,7 +107,7 @@ def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any],
     if reader.discarded:
         meta["discarded"] = {"by_cpu": {str(cpu): count for cpu, count in reader.discarded.items()},
                              "events": sum(reader.discarded.values())}
-        meta["complete_from_ns"] = reader.complete_from_ns()
+        meta["complete_from_ns"] = complete_from_ns
     threads.add_saved(instance.tracefs)
     meta["threads"] = threads.as_meta()
     tail = Tail(threads.comms(), {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},

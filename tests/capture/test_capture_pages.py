@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from kvmtrace.capture.pages import MISSED_EVENTS, count_events, mark_gap, page_time
+from kvmtrace.capture.pages import MISSED_EVENTS, count_events, cut_page, iter_events, mark_gap, page_time
 
 PAGE = 4096
 
@@ -54,3 +54,26 @@ def test_mark_gap_changes_one_bit() -> None:
     assert page_time(after) == page_time(before) == 12345
     assert count_events(after) == 1
     assert sum((a ^ b).bit_count() for a, b in zip(before, after, strict=True)) == 1
+
+
+def times(data: bytes) -> list[int]:
+    return [now for _, now in iter_events(data)]
+
+
+def test_times() -> None:
+    # each event is 5 ns later; an extend adds 1 << 27 and 9, a stamp replaces
+    assert times(page(event(1), EXTEND, event(2))) == [82, 82 + (1 << 27) + 9 + 5]
+    assert times(page(event(1), STAMP, event(2))) == [82, (1 << 27) + 9 + 5]
+    assert times(page(DISCARDED, event(1), time_ns=100)) == [100 + 1 + 5]
+
+
+def test_cutting_at_every_time_keeps_the_rest_as_it_was() -> None:
+    whole = page(event(1), LONG, EXTEND, event(3), DISCARDED, event(28), STAMP, event(2), time_ns=1 << 20)
+    all_times = times(whole)
+    for start in sorted(all_times):
+        rest, gone = cut_page(whole, start)
+        assert gone + count_events(rest) == len(all_times)
+        assert times(rest) == all_times[gone:]
+        assert gone == next(i for i, now in enumerate(all_times) if now >= start)
+        assert len(rest) == PAGE
+    assert cut_page(whole, max(all_times) + 1) == (b"", len(all_times))

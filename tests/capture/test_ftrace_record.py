@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from kvmtrace.capture import ftrace
+from kvmtrace.capture.pages import COMMIT_MASK, count_events, iter_events
+from kvmtrace.capture.reader import Reader
 from kvmtrace.capture.registry import RUN_DIR
 from kvmtrace.capture.settings import META_MAGIC, RecordResult, RecordSettings, TargetSpec
+from kvmtrace.capture.spool import PAGE_SIZE, Spool
 from kvmtrace.capture.tracefs import Instance, find_tracefs, mounted
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.events.opening import open_recording
@@ -53,6 +56,11 @@ def record(output: Path, target: TargetSpec, **more: Any) -> RecordResult:
     assert leftovers(os.getpid()) == []
     assert [p.name for p in output.parent.iterdir() if "kvmtrace-" in p.name] == []
     return result
+
+
+def used(page: bytes) -> int:
+    """Return where the events of a page end."""
+    return 16 + (struct.unpack_from("<Q", page, 8)[0] & COMMIT_MASK)
 
 
 def command(*argv: str) -> TargetSpec:
@@ -234,32 +242,37 @@ class TestReader:
             for number in range(first, first + count):
                 marker.write(b"%06d" % number + b"." * 200)
 
-    def test_limit_keeps_the_newest_and_counts_the_rest(self, instance: Instance, tmp_path: Path) -> None:
-        from kvmtrace.capture.pages import count_events
-        from kvmtrace.capture.reader import Reader
-        from kvmtrace.capture.spool import PAGE_SIZE, Spool
-
+    @pytest.mark.parametrize("hop", [1, 3, 40])
+    def test_limit_keeps_the_newest_of_all_cpus_and_counts_the_rest(
+            self, instance: Instance, tmp_path: Path, hop: int) -> None:
         spool = Spool.create(tmp_path / "r.dat")
         reader = Reader(instance, spool, max_bytes=2 << 20)
+        cpus = sorted(os.sched_getaffinity(0))
         try:
             for batch in range(40):
+                os.sched_setaffinity(0, {cpus[batch // hop % len(cpus)]})
                 self.write_markers(instance, batch * 500, 500)
                 reader.drain()
                 kept = sum(spool.size_of(name) for names in spool.segments().values() for name in names)
                 assert kept <= 2 << 20
             instance.write("tracing_on", "0")
             reader.finish()
-            files = [spool.read_file(name) for names in spool.segments().values() for name in names]
-            events = sum(count_events(data[at : at + PAGE_SIZE]) for data in files
-                         for at in range(0, len(data), PAGE_SIZE))
-            assert sum(reader.discarded.values()) > 0
-            assert events + sum(reader.discarded.values()) == 20_000
-            assert any(b"019999" in data for data in files)
-            assert not any(b"000000." in data for data in files)
-            assert reader.complete_from_ns() is not None
+            from_ns = reader.trim()
+            skips = spool.manifest["skips"]
+            files = [spool.read_file(name)[skips.get(name, 0) :]
+                     for names in spool.segments().values() for name in names]
         finally:
+            os.sched_setaffinity(0, cpus)
             reader.close()
             spool.discard()
+        pages = [data[at : at + PAGE_SIZE] for data in files for at in range(0, len(data), PAGE_SIZE)]
+        numbers = sorted(int(n) for page in pages for n in re.findall(rb"(\d{6})\.{190}", page[: used(page)]))
+        discarded = sum(reader.discarded.values())
+        assert numbers == list(range(discarded, 20_000))  # a gapless tail of what was written
+        assert sum(map(count_events, pages)) == len(numbers)
+        assert len(numbers) * 220 > 1 << 20  # at least half of the limit is used
+        assert from_ns is not None
+        assert all(now >= from_ns for page in pages for _, now in iter_events(page))
 
 
 class TestKilled:
