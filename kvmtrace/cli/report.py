@@ -151,6 +151,14 @@ def _render(reports: list[Report], output_format: str, text: TextOptions, *, col
     return "\n".join(render_text(report, text, Style(colour)) for report in reports)
 
 
+def _story(path: str, number: int, tid: int | None, vcpu_id: int | None) -> str:
+    from kvmtrace.compare.explain import explain_exit
+    from kvmtrace.events import open_recording
+    from kvmtrace.report.explain_text import render_story
+
+    return render_story(explain_exit(open_recording(path).events(), number, tid=tid, vcpu=vcpu_id))
+
+
 @click.command(
     "report",
     epilog="Example: kvmtrace report run.dat --by port --sort count. "
@@ -171,16 +179,21 @@ def _render(reports: list[Report], output_format: str, text: TextOptions, *, col
 @click.option("--no-model", is_flag=True, help="Do not compare with the reference model.")
 @click.option("--guest-symbols", type=click.Path(dir_okay=False), metavar="FILE",
               help="System.map or kallsyms of the guest, to name guest addresses.")
+@click.option("--explain", type=click.IntRange(1), metavar="N",
+              help="Tell VM-exit number N (of --tid or --vcpu) as the story of one lifecycle.")
 @click.option("--anonymize", is_flag=True, help="Drop host, thread names and addresses, consistently.")
 def command(
     *, files: tuple[str, ...], output_format: str, output: str | None, by: str | None, sort: str | None,
     tid: int | None, vcpu_id: int | None, begin: tuple[int, bool] | None, end: tuple[int, bool] | None,
-    perf_compatible: bool, no_model: bool, guest_symbols: str | None, anonymize: bool,
+    perf_compatible: bool, no_model: bool, guest_symbols: str | None, explain: int | None, anonymize: bool,
 ) -> None:  # fmt: skip
     """Report on recordings: exits, time budget, attribution, and whether the reference model agrees.
 
     FILE is a kvmtrace recording, trace.dat, perf.data, ftrace text, or - for standard input.
     """
+    if explain is not None:
+        write("\n".join(_story(path, explain, tid, vcpu_id) for path in files), output)
+        return
     from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.build import ReportOptions
     from kvmtrace.report.guest_symbols import read_guest_symbols

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
+from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.detail import DetailAccumulator
 from kvmtrace.report.document import CaptureInfo, Detail, LossInfo, Report
 from kvmtrace.report.exits import ExitAccumulator
@@ -17,7 +18,7 @@ from kvmtrace.report.rate import RateAccumulator
 from kvmtrace.report.selection import Selection
 from kvmtrace.report.time_sweep import Clock, ReasonSplit, Recorded, halt_polls, sweep
 from kvmtrace.report.userspace import UserspaceAccumulator
-from kvmtrace.report.vcpus import Identities, VcpuAccumulator, unattributable_halts
+from kvmtrace.report.vcpus import Identities, VcpuAccumulator, unattributable_halts, with_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,12 +62,18 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     builder = ReportBuilder(options)
     checker = _new_checker(recording) if options.model and not options.perf_only else None
     selection = options.selection.resolved(recording)
+    beginning = Beginning()
     for table in recording.iter_events(PIECE_EVENTS):
         if checker:
             checker.feed(table)
+        if not options.perf_only:
+            beginning.feed(table)
         builder.feed(table, selection.of(table))
         options.progress(builder.n_events)
-    return builder.finish(recording, checker.finish() if checker else None)
+    report = builder.finish(recording, checker.finish() if checker else None)
+    replay = beginning.replay(recording) if checker else None
+    bring_up = beginning.bring_up(recording, report.capture.isa)
+    return replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
 
 
 def check_report(recording: Recording, limit: int = 20, progress: Callable[[int], None] = lambda _: None) -> Report:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmtrace.report import text_tables
+from kvmtrace.report.bring_up_text import bring_up_sections, replay_line, replay_sections
 from kvmtrace.report.perf_text import render_perf_tables
 from kvmtrace.report.terminal import WIDTH, Style, count, duration, escape, percent, plural
 from kvmtrace.report.text_model import model_sections, verdict_line
@@ -59,7 +60,7 @@ def header(report: Report, style: Style) -> list[str]:
         lines += _wrapped("Only", f"{escape(capture.selection)} (the model is compared with the whole recording)")
     loss = _wrapped("Loss", loss_line(report))
     lines += [style.warn(line) for line in loss] if is_lossy(report) else loss
-    lines += verdict_line(report, style)
+    lines += verdict_line(report, style) + replay_line(report, style)
     summary = textwrap.wrap(summary_line(report), WIDTH, break_on_hyphens=False)
     return [*lines, "", *map(style.title, summary)]
 
@@ -162,4 +163,5 @@ def _sections(report: Report, options: TextOptions, style: Style) -> list[str]:
         rows = {"reason": REASON_ROWS, "vcpu": REASON_ROWS, "userspace": REASON_ROWS}.get(name, SHORT_ROWS)
         section = make(report, style, options.sort if name == "reason" else None, rows)
         lines += [*section, ""] if section else []
-    return lines + model_sections(report, style, options.limit)
+    lines += bring_up_sections(report, style)
+    return lines + replay_sections(report, style) + model_sections(report, style, options.limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,8 +76,7 @@ class VcpuAccumulator:
                 sum(parts.values()), Budget(**shown), self._migrations[number], self._exits[number],
                 self._userspace_exits[number], cpus,
             ))
-        return tuple(sorted(rows, key=lambda row: (row.pid or 0, row.vcpu_id if row.vcpu_id is not None else -1,
-                                                   row.tid)))
+        return tuple(sorted(rows, key=_order))
 
 
 class Identities:
@@ -128,6 +128,19 @@ class Identities:
         names = table.field(event, field)[chosen]
         for tid, name in zip(pids[chosen].tolist(), names, strict=True):
             self.comms[int(tid)] = _text(name)
+
+
+def with_ids(rows: tuple[VcpuRow, ...], bring_up: Any) -> tuple[VcpuRow, ...]:
+    """Return the rows with the vCPU ids that only the VM's construction tells (KVM without kvm_entry)."""
+    if bring_up is None:
+        return rows
+    ids = {tid: item.number for item in bring_up.objects if item.kind == "vcpu" for tid in item.run_tids}
+    known = (replace(row, vcpu_id=row.vcpu_id if row.vcpu_id is not None else ids.get(row.tid)) for row in rows)
+    return tuple(sorted(known, key=_order))
+
+
+def _order(row: VcpuRow) -> tuple[int, int, int]:
+    return row.pid or 0, row.vcpu_id if row.vcpu_id is not None else -1, row.tid
 
 
 def _first_of_each(tids: NDArray[np.int32], values: NDArray[np.int64], wanted: list[int]) -> dict[int, int]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from report.tables import KVM_RUN, Row, TableRecording, make_table
 
 from kvmtrace.cli import check, report
-from report.tables import KVM_RUN, Row, TableRecording, make_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def run(*args: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

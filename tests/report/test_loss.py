@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kvmtrace.events.recording import Loss
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.document import Report
 from kvmtrace.report.text import loss_line
 
 from .tables import Row, TableRecording, make_table
+
+if TYPE_CHECKING:
+    from kvmtrace.report.document import Report
 
 CPUID, HLT = 10, 12
 
