@@ -12,6 +12,7 @@ from kvmtrace.compare.batch import make_batch
 from kvmtrace.compare.capability import Evidence, find_capability
 from kvmtrace.compare.completion import check_completion
 from kvmtrace.compare.consistency import check_consistency
+from kvmtrace.compare.decoding import check_decoding
 from kvmtrace.compare.findings import Findings
 from kvmtrace.compare.follow_ups import check_follow_ups
 from kvmtrace.compare.guest_mode import check_guest_mode
@@ -132,6 +133,7 @@ def run_rules(batch: Batch) -> None:
     check_rip_after_userspace(batch)
     check_injection(batch)
     check_consistency(batch)
+    check_decoding(batch)
     check_storms(batch)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT
 from kvmtrace.compare.decoding import failed_segments
+from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.guest_mode import vcpu_ids
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
@@ -23,6 +24,7 @@ _U = np.uint64
 APIC_EOI = 0xB0
 EOI_INDUCED, AVIC_UNACCELERATED = 45, 0x402  # exits whose EOI the hardware began
 TASK_INTERRUPTIBLE = 1
+WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17, 21, 29, 30)  # x86_exception_has_error_code (x86.c)
 HLT = {ISA_VMX: 12, ISA_SVM: 0x78}
 
 
@@ -31,6 +33,8 @@ def check_consistency(batch: Batch) -> None:
     _check_vcpu_ids(batch)
     _check_isa(batch)
     _check_gp(batch)
+    _check_intr_info(batch)
+    _check_error_codes(batch)
     _check_single_pio(batch)
     _check_eoi_origin(batch)
     _check_pv_eoi(batch)
@@ -96,6 +100,35 @@ def _check_gp(batch: Batch) -> None:
     batch.findings.violate("V5", first[at], lambda i: (
         "kvm_msr (#GP) if and only if #GP is injected at the same rip",
         f"exception {int(refused[at[i]])}, injected {int(vector[at[i]])}"))
+
+
+def _check_intr_info(batch: Batch) -> None:
+    """Check that EXCEPTION_NMI and EXTERNAL_INTERRUPT carry information of their own type."""
+    exits = batch.exits
+    if not batch.has_field("kvm_exit", "intr_info"):
+        return
+    group = np.flatnonzero((exits.isa == ISA_VMX) & (exits.code <= 1) & ~exits.failed_entry & ~batch.nested)
+    info = exits.get("intr_info")[group]
+    external = (info >> _U(8)) & _U(7) == 0
+    bad = group[((info & _U(1 << 31)) == 0) | (external != (exits.code[group] == 1))]
+    batch.findings.check("V5", len(group))
+    batch.findings.violate("V5", exits.start[bad], lambda i: (
+        f"intr_info valid, of the type of {exit_name(batch, int(bad[i]))}",
+        f"{int(exits.get('intr_info')[bad[i]]):#x}"))
+
+
+def _check_error_codes(batch: Batch) -> None:
+    """Check that only exceptions that have an error code are injected with one."""
+    if not (batch.has_field("kvm_inj_exception", "has_error")
+            and batch.has_field("kvm_inj_exception", "exception")):
+        return
+    positions = batch.segments.positions("inject exception")
+    vector = batch.sequence.values("kvm_inj_exception", "exception", positions).astype(np.int64)
+    has_error = batch.sequence.values("kvm_inj_exception", "has_error", positions) != 0
+    at = np.flatnonzero(has_error & ~np.isin(vector, WITH_ERROR_CODE))
+    batch.findings.check("V5", len(positions))
+    batch.findings.violate("V5", positions[at], lambda i: (
+        f"no error code: exception {int(vector[at[i]])} has none", "has_error 1"))
 
 
 def _check_single_pio(batch: Batch) -> None:
@@ -174,6 +207,12 @@ def _check_wake_up(batch: Batch) -> None:
     batch.findings.check("V4", len(group))
     batch.findings.violate("V4", segments.start[exits.seg[bad] + 1], lambda i: (
         f"kvm_vcpu_wakeup: {exit_name(batch, int(bad[i]))} put the thread to sleep", "none"))
+    if batch.has_field("kvm_vcpu_wakeup", "waited"):
+        awake = batch.first_in_exit("wake-up", group)
+        awake = awake[awake >= 0]
+        waited = sequence.values("kvm_vcpu_wakeup", "waited", awake) != 0
+        batch.findings.violate("V4", awake[~waited], constant(
+            "kvm_vcpu_wakeup with waited 1: the thread slept", "waited 0 (polled)"))
 
 
 def _check_errno_range(batch: Batch) -> None:

@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.compare.alphabet import ENTRY
+from kvmtrace.compare.batch import EXPECTATIONS
+from kvmtrace.compare.findings import constant
+from kvmtrace.compare.instructions import CS_L
+from kvmtrace.kvm.exit_reasons import ISA_SVM
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.compare.batch import Batch
+
+
+IO_EXIT = 0x7B  # EXITINFO2 tells the next RIP even without NRIPS
+NO_NRIPS_LEAST, NO_NRIPS_SHARE = 16, 50
 
 
 def failed_segments(batch: Batch) -> NDArray[np.bool_]:
@@ -20,6 +30,61 @@ def failed_segments(batch: Batch) -> NDArray[np.bool_]:
         bad = batch.sequence.values("kvm_emulate_insn", "failed", positions) != 0
         marked[batch.segments.of[positions[bad]]] = True
     return marked
+
+
+def check_decoding(batch: Batch) -> None:
+    """Check V4: an exit decodes one instruction, and without NRIPS every skipped instruction is decoded."""
+    if batch.recorded("kvm_emulate_insn") and batch.has_field("kvm_emulate_insn", "rip"):
+        _check_repeated(batch)
+        _check_skips(batch)
+
+
+def _check_repeated(batch: Batch) -> None:
+    """Report an instruction that one exit decodes twice.
+
+    Legal are soft events injected on SVM without NRIPS, and the emulation of invalid guest state on VMX
+    (real mode and switches to it, on hosts without unrestricted guest).
+    """
+    exits, segments, sequence = batch.exits, batch.segments, batch.sequence
+    twice = decodes(batch)[exits.seg] > 1
+    twice &= ~((exits.isa == ISA_SVM) & exits.has("inject interrupt", "inject exception"))
+    positions = segments.positions("kvm_emulate_insn")
+    rip = sequence.values("kvm_emulate_insn", "rip", positions)
+    owner = segments.of[positions]
+    again = np.zeros(len(positions), bool)
+    again[1:] = (owner[1:] == owner[:-1]) & (rip[1:] == rip[:-1])
+    if batch.has_field("kvm_emulate_insn", "flags"):
+        long_mode = sequence.values("kvm_emulate_insn", "flags", positions) & CS_L != 0
+        number = np.minimum(np.searchsorted(exits.seg, owner), max(len(exits) - 1, 0))
+        again &= long_mode | (exits.isa[number] == ISA_SVM) if len(exits) else False
+    if batch.has_field("kvm_emulate_insn", "failed"):
+        again &= sequence.values("kvm_emulate_insn", "failed", positions) == 0
+    marked = np.full(len(segments), -1, np.intp)
+    marked[owner[again]] = positions[again]
+    bad = np.flatnonzero(twice & ~batch.nested & (marked[exits.seg] >= 0))
+    batch.findings.violate("V4", marked[exits.seg[bad]], constant(
+        "one kvm_emulate_insn: the handler decodes an instruction once", "the same instruction again"))
+
+
+def _check_skips(batch: Batch) -> None:
+    """Report skipped instructions that were not decoded, on SVM hosts that must decode to skip."""
+    exits = batch.exits
+    skips = np.zeros(len(exits), bool)
+    for number, group in batch.groups.items():
+        row = EXPECTATIONS[number]
+        if row is not None and "emulated_length" in row.checks and row.code != IO_EXIT:
+            skips[group] = True
+    skips &= (exits.isa == ISA_SVM) & (exits.next_kind == ENTRY)
+    skips &= exits.resume_rip != exits.get("guest_rip")
+    skips &= ~exits.has("inject exception", "kvm_smm_transition")
+    decoded = exits.has("kvm_emulate_insn")
+    with_decode, without = np.count_nonzero(skips & decoded), np.count_nonzero(skips & ~decoded)
+    if with_decode < NO_NRIPS_LEAST or without * NO_NRIPS_SHARE > with_decode:
+        return
+    bad = np.flatnonzero(skips & ~decoded)
+    batch.findings.check("V4", with_decode + without)
+    batch.findings.violate("V4", exits.start[bad], constant(
+        "kvm_emulate_insn: this host decodes every instruction to skip it (no NRIPS)", "none"))
 
 
 def decodes(batch: Batch) -> NDArray[np.intp]:

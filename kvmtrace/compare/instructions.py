@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CS_D = 1 << 2
 CS_L = 1 << 3
 
+MAX_BYTES = 15
 ANYWHERE, BEHIND, REPEATS, PATCHED = 0, 1, 2, 3  # where the guest may continue
 NAMES = ("anywhere", "behind the instruction", "behind it or at it (REP)", "behind it or at it (patched)")
 # segment and stack-engine moves, far returns and mode switches are branches to iced-x86 or change nothing here
@@ -34,7 +35,9 @@ def _bitness(flags: int) -> int:
 
 @lru_cache(maxsize=65536)
 def continuation(code: bytes, flags: int) -> int:
-    """Return where the guest may continue after an instruction: ANYWHERE, BEHIND, REPEATS or PATCHED."""
+    """Return where the guest may continue after an instruction: MAX_BYTES = 15
+    ANYWHERE, BEHIND, REPEATS or PATCHED.
+    """
     from iced_x86 import Decoder, FlowControl
 
     if not code or code.startswith(_RSM):
@@ -44,8 +47,9 @@ def continuation(code: bytes, flags: int) -> int:
     rep, string = is_string(code)
     if string:
         return REPEATS if rep else BEHIND
-    instruction = Decoder(_bitness(flags), code).decode()
-    if instruction.is_invalid or instruction.len != len(code):
+    # bytes that are cut off do not matter: only the kind of instruction is asked for
+    instruction = Decoder(_bitness(flags), code.ljust(MAX_BYTES, b"\0")).decode()
+    if instruction.is_invalid:
         return ANYWHERE
     plain = instruction.flow_control == FlowControl.NEXT
     return BEHIND if plain else ANYWHERE

@@ -14,6 +14,7 @@ from kvmtrace.compare.instructions import ANYWHERE, NAMES, PATCHED, REPEATS, con
 from kvmtrace.compare.predicates import PREDICATE_COLUMNS
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.model.expectation import RipClass
+from kvmtrace.model.lengths import LONGEST_USUAL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -172,6 +173,24 @@ def check_rip(batch: Batch) -> None:
         good, told = fits(batch, group, row, new)
         batch.findings.check("V6", np.count_nonzero(told), np.count_nonzero(~told) + len(whole) - len(group))
         _report(batch, row, group, np.flatnonzero(~good & told))
+        _check_usual_length(batch, group[good & told], row)
+
+
+def _check_usual_length(batch: Batch, group: Group, row: ExitExpectation) -> None:
+    """Report suspiciously long instructions (H6)."""
+    if not len(group):
+        return
+    longest = LONGEST_USUAL.get(int(batch.exits.isa[group[0]]), {}).get(row.code)
+    group = group[~batch.exits.has("kvm_emulate_insn")[group]]
+    if longest is None:
+        return
+    new = batch.exits.resume_rip[group]
+    moved = advance(batch, group, new)
+    at = np.flatnonzero((moved > longest) & (moved <= MAX_INSTRUCTION) & ~overridden(batch, group, new))
+    batch.findings.check("H6", len(group))
+    bad = group[at]
+    batch.findings.violate("H6", batch.segments.start[batch.exits.seg[bad] + 1], lambda i: (
+        f"{exit_name(batch, int(bad[i]))} is at most {longest} bytes long", f"{int(moved[at[i]])} bytes"))
 
 
 def _report(batch: Batch, row: ExitExpectation, group: Group, at: NDArray[np.intp]) -> None:

@@ -146,6 +146,10 @@ RULES: dict[str, Rule] = {rule.id: rule for rule in (
          "The guest continues behind the access that userspace completed, unless userspace set registers.",
          "complete_emulated_io, kvm_skip_emulated_instruction (x86.c)",
          "KVM_CAP_SYNC_REGS changes registers without an ioctl"),
+    Rule("H6", "unusual instruction length", SUSPICION, ("kvm_exit.guest_rip", "kvm_entry.rip"),
+         "The guest resumes no further on than the longest usual encoding of the instruction.",
+         "vmx_skip_emulated_instruction, svm_skip_emulated_instruction; model/lengths.py",
+         "instructions with superfluous prefixes are longer and legal"),
 )}
 
 # Conditions that lift a Must (`unless`), evaluated on the exit's segment: the events from kvm_exit to the
