@@ -38,6 +38,9 @@ demo: setup ## record a real VM on this machine and print its report
 test: setup lint ## run the tests (with one recording in each lab)
 	$(BIN)/python -m pytest -q
 
+bench-record: setup ## what recording costs, against perf, bpftrace and trace-cmd
+	$(BIN)/python tests/bench/bench_record.py -o bench-results/record.json
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
