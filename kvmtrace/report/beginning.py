@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.errors import MissingEventError
 from kvmtrace.events.table import EventTable
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ class Beginning:
         from kvmtrace.compare.bring_up import follow_bring_up
 
         events = self._events()
-        return follow_bring_up(events, processes=recording.processes, isa=isa) if events is not None else None
+        if events is None:
+            return None
+        try:
+            return follow_bring_up(events, processes=recording.processes, isa=isa)
+        except MissingEventError:  # a recorder that kept only some fields of the ioctls
+            return None
 
     def replay(self, recording: Recording) -> Any:
         """Return a bundled guest's prediction beside its recording (Replay), None if it is none, or too long."""
