@@ -11,7 +11,7 @@ The prediction (`model.prediction`) knows nothing of the recording but its capab
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.compare.alignment_observed import Observed, observe
@@ -32,30 +32,60 @@ _EPT_VIOLATION = 48
 _PAGE_FAULTS = {_EPT_VIOLATION, *(number for number, name in SVM_EXIT_REASONS.items() if name == "npf")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AlignedStep:
-    """One line of an alignment.
+    """One line of an alignment; its words are made when somebody reads them.
 
     Parameters
     ----------
     outcome : "matched"; "differs" (a field); "missing" (predicted, not recorded); "unexpected" (recorded, not
         predicted); "asynchronous" (recorded, the host's doing); "absent" (predicted as depending on timing,
         not recorded)
-    address, text : the instruction it belongs to; text "" where none is predicted
-    predicted : the predicted event in words, "" if none
-    observed : the recorded event in words, "" if none
-    row, ts_ns : the recorded event's row of the event table and its time stamp, None if none
+    step : the predicted event, None if none
+    item : the recorded event, None if none
     note : which fields differ, or why it is asynchronous, or what the step is for
     """
 
     outcome: str
-    address: int | None
-    text: str
-    predicted: str
-    observed: str
-    row: int | None
-    ts_ns: int | None
+    step: Step | None
+    item: Observed | None
     note: str = ""
+
+    @property
+    def address(self) -> int | None:
+        """Linear address of the instruction that it belongs to."""
+        return self.step.address if self.step is not None else None
+
+    @property
+    def text(self) -> str:
+        """That instruction, "" where none is predicted."""
+        return self.step.text if self.step is not None else ""
+
+    @property
+    def predicted(self) -> str:
+        """The predicted event in words."""
+        return describe_step(self.step, why=False) if self.step is not None else ""
+
+    @property
+    def observed(self) -> str:
+        """The recorded event in words: the fields that were predicted, or those worth showing."""
+        names = tuple(expected.name for expected in self.step.fields) if self.step is not None else ()
+        return self.item.describe(names) if self.item is not None else ""
+
+    @property
+    def row(self) -> int | None:
+        """The recorded event's row of the event table."""
+        return self.item.row if self.item is not None else None
+
+    @property
+    def ts_ns(self) -> int | None:
+        """The recorded event's time stamp."""
+        return self.item.ts_ns if self.item is not None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict."""
+        names = ("outcome", "address", "text", "predicted", "observed", "row", "ts_ns", "note")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -82,6 +112,11 @@ class Alignment:
     def differences(self) -> tuple[AlignedStep, ...]:
         """The lines that disagree."""
         return tuple(step for step in self.steps if step.outcome in DIFFERENCES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**values, "steps": [step.to_dict() for step in self.steps]}
 
 
 @dataclass(frozen=True)
@@ -113,8 +148,9 @@ class Replay:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict, with `differences` beside the steps."""
-        values = asdict(self)
-        values["differences"] = [{"vcpu_id": vcpu.vcpu_id, **asdict(step)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["vcpus"] = [vcpu.to_dict() for vcpu in self.vcpus]
+        values["differences"] = [{"vcpu_id": vcpu.vcpu_id, **step.to_dict()}
                                  for vcpu in self.vcpus for step in vcpu.differences]
         return values
 
@@ -160,7 +196,7 @@ class _Walk:
             if item is not None and step is not None and agrees(step, item):
                 self._match(step, item)
             elif step is not None and step.optional:
-                self.lines.append(_line(ABSENT, step, None, step.why))
+                self.lines.append(AlignedStep(ABSENT, step, None, step.why))
                 self.at += 1
             elif item is None and step is not None:
                 self._missing(step)
@@ -174,9 +210,9 @@ class _Walk:
         self.here += 1
         rip = item.number("guest_rip") if item.event == "kvm_exit" else -1
         if rip >= 0 and self.path and rip not in self.path:
-            self.lines.append(_line(UNEXPECTED, None, item, f"the guest cannot be at {rip:#x} here"))
+            self.lines.append(AlignedStep(UNEXPECTED, None, item, f"the guest cannot be at {rip:#x} here"))
         else:
-            self.lines.append(_line(ASYNCHRONOUS, None, item, item.asynchronous))
+            self.lines.append(AlignedStep(ASYNCHRONOUS, None, item, item.asynchronous))
         return True
 
     def _take_incidental(self, item: Observed) -> bool:
@@ -189,7 +225,7 @@ class _Walk:
         elif refault := self._refault():
             why, n_taken = "the host had taken the page away", refault
         for taken in self.items[self.here:self.here + n_taken] if why else ():
-            self.lines.append(_line(ASYNCHRONOUS, None, taken, why))
+            self.lines.append(AlignedStep(ASYNCHRONOUS, None, taken, why))
         self.here += n_taken if why else 0
         return bool(why)
 
@@ -205,7 +241,7 @@ class _Walk:
         return found[-1] + 1 - self.here if known and same else 0
 
     def _match(self, step: Step, item: Observed) -> None:
-        self.lines.append(_line(MATCHED, step, item, step.why))
+        self.lines.append(AlignedStep(MATCHED, step, item, step.why))
         if step.event == "kvm_entry":
             self.path = step.path
         elif step.event == "kvm_exit":
@@ -216,7 +252,7 @@ class _Walk:
         self.here += 1
 
     def _missing(self, step: Step) -> None:
-        self.lines.append(_line(MISSING, step, None, step.why))
+        self.lines.append(AlignedStep(MISSING, step, None, step.why))
         self.at += 1
 
     def _find_again(self) -> None:
@@ -249,23 +285,29 @@ class _Walk:
         waiting = [step for step in steps if not step.optional]
         for item in items:
             if item.asynchronous:
-                self.lines.append(_line(ASYNCHRONOUS, None, item, item.asynchronous))
+                self.lines.append(AlignedStep(ASYNCHRONOUS, None, item, item.asynchronous))
                 continue
             ahead = next((n for n, step in enumerate(waiting) if step.event == item.event), None)
             if ahead is None:
-                self.lines.append(_line(UNEXPECTED, None, item, "not predicted"))
+                self.lines.append(AlignedStep(UNEXPECTED, None, item, "not predicted"))
                 continue
-            self.lines += [_line(MISSING, step, None, step.why) for step in waiting[:ahead]]
+            self.lines += [AlignedStep(MISSING, step, None, step.why) for step in waiting[:ahead]]
             step = waiting[ahead]
             wrong = disagreements(step, item)
-            self.lines.append(_line(DIFFERS if wrong else MATCHED, step, item, wrong or step.why))
+            self.lines.append(AlignedStep(DIFFERS if wrong else MATCHED, step, item, wrong or step.why))
             del waiting[:ahead + 1]
-        self.lines += [_line(MISSING, step, None, step.why) for step in waiting]
+        self.lines += [AlignedStep(MISSING, step, None, step.why) for step in waiting]
 
 
 def agrees(step: Step, item: Observed) -> bool:
     """Say whether a recorded event is the predicted one; fields that the recording lacks are not compared."""
-    return step.event == item.event and not disagreements(step, item)
+    if step.event != item.event:
+        return False
+    for expected in step.fields:
+        value = item.get(expected.name)
+        if value is not None and not expected.holds(value):
+            return False
+    return True
 
 
 def disagreements(step: Step, item: Observed) -> str:
@@ -276,12 +318,3 @@ def disagreements(step: Step, item: Observed) -> str:
         if value is not None and not expected.holds(value):
             wrong.append(expected.name)
     return f"{', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''}" if wrong else ""
-
-
-def _line(outcome: str, step: Step | None, item: Observed | None, note: str) -> AlignedStep:
-    names = tuple(expected.name for expected in step.fields) if step is not None else ()
-    return AlignedStep(
-        outcome=outcome, address=step.address if step is not None else None, text=step.text if step is not None else "",
-        predicted=describe_step(step, why=False) if step is not None else "",
-        observed=item.describe(names) if item is not None else "",
-        row=item.row if item is not None else None, ts_ns=item.ts_ns if item is not None else None, note=note)

@@ -7,7 +7,6 @@ with the reason before the prediction is looked at, so that they are never mista
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from kvmtrace.kvm.ioctls import KVM_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from kvmtrace.events.table import EventTable
 
@@ -83,18 +84,15 @@ class Observed:
 
 def show_value(value: Any) -> str:
     """Return a field's value: bytes in hexadecimal, numbers above 9 too."""
-    if isinstance(value, (bytes, np.ndarray)):
-        return bytes(value).hex(" ")
+    if isinstance(value, bytes):
+        return value.hex(" ")
     number = int(value)
     return str(number) if -10 < number < 10 else f"{number:#x}"
 
 
-@dataclass(frozen=True)
-class _Column:
-    """The events of one kind that belong to the thread."""
-
-    name: str
-    columns: dict[str, Any]
+def _as_list(column: NDArray[Any]) -> list[Any]:
+    """Return a column as Python values: quicker to look at one by one."""
+    return [bytes(row) for row in column] if column.ndim > 1 else list(column.tolist())
 
 
 def observe(table: EventTable, tid: int, events: frozenset[str]) -> list[Observed]:
@@ -110,7 +108,7 @@ def observe(table: EventTable, tid: int, events: frozenset[str]) -> list[Observe
         if not len(own):
             continue
         kind = table.kinds[table.kind_index[name]]
-        columns = {field: table.field(name, field) for field in kind.fields}
+        columns = {field: _as_list(table.field(name, field)) for field in kind.fields}
         positions = np.flatnonzero(np.isin(own, rows, assume_unique=True))
         found += [Observed(columns, int(position), int(own[position]), int(table.ts_ns[own[position]]), name)
                   for position in positions]

@@ -65,8 +65,9 @@ class Expected:
         """Say whether a recorded value agrees (bytes-like for bytes, else an integer)."""
         if isinstance(self.value, bytes):
             return bytes(observed)[:len(self.value)] == self.value
-        mask = -1 if self.mask is None else self.mask
-        return (int(observed) ^ self.value) & mask == 0
+        if self.mask is None:
+            return bool(observed == self.value)
+        return (int(observed) ^ self.value) & self.mask == 0
 
 
 @dataclass(frozen=True)
