@@ -90,6 +90,7 @@ class BpfRecording(Recording):
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
         """Yield tables of about `max_events` consecutive rows; memory is bounded by the largest of them."""
+        self._loss.restart()
         spans = self._source.spans
         streams = [_Stream(cpu, np.flatnonzero(spans.cpu == cpu)) for cpu in np.unique(spans.cpu).tolist()]
         sizes = spans.end - spans.start
