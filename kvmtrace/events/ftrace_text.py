@@ -113,6 +113,7 @@ class TextRecording(Recording):
         yield from self._tables(min(max(max_events * LINE_BYTES, 1), 1 << 30))
 
     def _tables(self, size: int) -> Iterator[EventTable]:
+        self._loss.restart()
         n_blocks = 0
         for block in self._blocks(size):
             n_blocks += 1

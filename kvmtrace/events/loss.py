@@ -59,11 +59,18 @@ class LossCounter:
 
     def __init__(self, meta: Mapping[str, Any] | None = None,
                  by_stats: Mapping[int, int] | None = None) -> None:
-        self._told = [_counts_of_meta(meta or {}), dict(by_stats or {})]
+        # the last one: what an earlier pass met
+        self._told: list[dict[int, int]] = [_counts_of_meta(meta or {}), dict(by_stats or {}), {}]
         self._marked: dict[int, int] = {}
         self._uncounted: set[int] = set()
         self._damage: dict[tuple[int, int | None], Damage] = {}
         self._truncated = False
+
+    def restart(self) -> None:
+        """Begin another pass over the recording: what is marked in it is met, and counted, anew."""
+        self._told[-1] = {cpu: max(self._marked.get(cpu, 0), self._told[-1].get(cpu, 0))
+                          for cpu in {*self._marked, *self._told[-1]}}
+        self._marked = {}
 
     def add_faults(self, faults: Iterable[Fault], *, truncated: bool = False) -> None:
         """Take in parts that could not be read; `truncated`: the file ends before its time."""
@@ -86,7 +93,7 @@ class LossCounter:
         for counts in (*self._told, self._marked):
             for cpu, count in counts.items():
                 by_cpu[cpu] = max(by_cpu.get(cpu, 0), count)
-        counted = {cpu for counts in self._told for cpu in counts}
+        counted = {cpu for counts in self._told[:-1] for cpu in counts}
         unknown = bool(self._uncounted - counted) or bool(self._damage)
         known = {cpu: n for cpu, n in sorted(by_cpu.items()) if n}
         total = None if unknown else sum(known.values())

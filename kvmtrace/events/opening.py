@@ -77,6 +77,10 @@ def _recognise(data: memoryview, path: str) -> Recording:
         from kvmtrace.events.perf_data import PerfDataRecording
 
         return PerfDataRecording(read_perf_data(data, path))
+    if head.startswith((b"PAR1", b"ARROW1")):
+        from kvmtrace.events.arrow_reading import ArrowRecording
+
+        return ArrowRecording(data, path)
     if looks_like_text(bytes(data[:65536])):
         return open_text(data, path)
     raise FormatError(path, 0, SUPPORTED, "an empty file" if not head else describe_bytes(head[:17]))

@@ -127,6 +127,7 @@ class PerfDataRecording(Recording):
 
         perf writes rounds: what a round holds is not older than the newest of the round before the last.
         """
+        self._loss.restart()
         at, carried = self._first, self._rows_of_none()
         flush = previous = np.iinfo(np.int64).min
         while at < self._last:
@@ -178,7 +179,9 @@ class PerfDataRecording(Recording):
         if not copies:
             return rows
         notes = self.capture.meta.setdefault("notes", [])
-        notes.append(f"perf wrote {len(copies)} records twice; the copies are left out")
+        note = f"perf wrote {len(copies)} records twice; the copies are left out"
+        if note not in notes:
+            notes.append(note)
         return rows.take(np.setdiff1d(np.arange(len(rows)), copies))
 
     def _copies_of_cpu(self, rows: Rows, mine: NDArray[np.intp]) -> list[int]:

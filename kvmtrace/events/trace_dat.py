@@ -74,6 +74,7 @@ class TraceDatRecording(Recording):
     def events(self) -> EventTable:
         """Return all events (cached)."""
         if self._events is None:
+            self._loss.restart()
             positions = [_Position() for _ in self._source.streams]
             self._events = self._read(positions, START_OF_TIME, END_OF_TIME)
             self.loss = self._loss.loss()
@@ -81,6 +82,7 @@ class TraceDatRecording(Recording):
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
         """Yield tables of about `max_events` consecutive rows; memory is bounded by the largest of them."""
+        self._loss.restart()
         positions = [_Position() for _ in self._source.streams]
         low, event_bytes = START_OF_TIME, float(TYPICAL_EVENT_BYTES)
         while low < END_OF_TIME:

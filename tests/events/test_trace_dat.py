@@ -133,6 +133,15 @@ def test_lost_events_are_rows_before_the_first_event_after_the_gap(save):
     assert (recording.loss.events, recording.loss.by_cpu) == (None, {0: 7})
 
 
+def test_reading_twice_counts_losses_once(save):
+    pages = page(10, [record(entry())]) + page(50, [record(entry())], lost=7)
+    recording = open_recording(save(TraceDatWriter([pages]).v6()))
+    for _ in range(2):
+        list(recording.iter_events(1))
+        recording.events()
+    assert recording.loss.events == 7
+
+
 def test_the_tracer_s_own_statistics_count_losses(save):
     stat = b"CPU: 1\nentries: 5\noverrun: 40\ncommit overrun: 1\nbytes: 9\ndropped events: 2\nread events: 3\n"
     recording = open_recording(save(TraceDatWriter([busy_cpu(1, 1, 1)], options=[(2, stat)]).v6()))

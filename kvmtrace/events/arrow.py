@@ -1,0 +1,143 @@
+"""Write recordings as Parquet, Arrow and CSV; arrow_schema.py describes the files."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from kvmtrace.events.arrow_schema import WINDOW_ROWS, schema_of, table_arrays
+from kvmtrace.events.table import EventTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.events.recording import Recording
+
+MIN_GROUP_ROWS = 20_000  # a thread with fewer in a window shares the row group of the rest
+MAX_GROUPS = 64  # row groups of a window
+_VCPU_EVENTS = ("kvm_entry", "kvm_exit", "kvm_userspace_exit")
+
+
+class _Windows:
+    """The tables of a recording, `rows` each, and which kinds occur; small recordings are decoded once only.
+
+    Parameters
+    ----------
+    recording : Recording
+    rows : int
+    """
+
+    def __init__(self, recording: Recording, rows: int = WINDOW_ROWS) -> None:
+        self._recording = recording
+        self._rows = rows
+        self._held: EventTable | None = None
+        counts = np.zeros(len(recording.kinds), np.int64)
+        for i, table in enumerate(recording.iter_events(rows)):
+            counts += np.bincount(table.kind, minlength=len(counts))
+            self._held = table if i == 0 else None
+        self.occurring = frozenset(np.flatnonzero(counts).tolist())
+
+    def __iter__(self) -> Iterator[tuple[int, EventTable]]:
+        """Yield (first row, table): `rows` rows each, but for the last."""
+        first, kept = 0, list[EventTable]()
+        tables = self._recording.iter_events(self._rows) if self._held is None else iter([self._held])
+        for table in tables:
+            kept.append(table)
+            while sum(map(len, kept)) >= self._rows:
+                whole = EventTable.concat(kept) if len(kept) > 1 else kept[0]
+                yield first, (whole.slice(0, self._rows) if len(whole) > self._rows else whole)
+                kept = [whole.slice(self._rows, len(whole))] if len(whole) > self._rows else []
+                first += self._rows
+        if sum(map(len, kept)):
+            yield first, (EventTable.concat(kept) if len(kept) > 1 else kept[0])
+
+
+def _group_rows(table: EventTable) -> list[NDArray[np.intp]]:
+    """Return the rows of each row group of a window: one for each busy vCPU thread, one for the rest."""
+    vcpu_rows = [table.rows(name) for name in _VCPU_EVENTS]
+    tids = np.unique(table.tid[np.concatenate(vcpu_rows)])
+    groups, rest = [], np.ones(len(table), bool)
+    for tid in tids[:MAX_GROUPS - 1].tolist():
+        rows = np.flatnonzero(table.tid == tid)
+        if len(rows) >= MIN_GROUP_ROWS:
+            groups.append(rows)
+            rest[rows] = False
+    if rest.any() or not groups:
+        groups.append(np.flatnonzero(rest))
+    return groups
+
+
+def write_parquet(recording: Recording, out: IO[bytes]) -> None:
+    """Write a recording as Parquet, window by window.
+
+    Parameters
+    ----------
+    recording : Recording
+    out : binary file
+    """
+    import pyarrow.parquet as pq
+
+    windows = _Windows(recording)
+    schema = schema_of(recording, windows.occurring, with_row=True)
+    plain = {"row", "ts_ns"}
+    with pq.ParquetWriter(out, schema, compression="zstd", compression_level=1,
+                          use_dictionary=[f.name for f in schema if f.name not in plain],
+                          write_statistics=["row", "ts_ns", "tid", "cpu"]) as writer:
+        for first, table in windows:
+            for rows in _group_rows(table):
+                part = table if len(rows) == len(table) else table.take(rows)
+                writer.write_table(table_arrays(part, schema, first + rows), row_group_size=len(table))
+
+
+def write_arrow(recording: Recording, out: IO[bytes]) -> None:
+    """Write a recording as an Arrow file (Feather), one record batch for each window, lz4-compressed.
+
+    Parameters
+    ----------
+    recording : Recording
+    out : binary file
+    """
+    windows = _Windows(recording)
+    schema = schema_of(recording, windows.occurring, with_row=False)
+    with pa.ipc.new_file(out, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        for _, table in windows:
+            writer.write_table(table_arrays(table, schema, np.arange(len(table))), max_chunksize=len(table))
+
+
+def write_csv(recording: Recording, out: IO[bytes]) -> None:
+    """Write a recording as CSV, the columns of the Arrow file; bytes as hexadecimal.
+
+    Parameters
+    ----------
+    recording : Recording
+    out : binary file
+    """
+    from pyarrow import csv
+
+    windows = _Windows(recording, 1 << 17)
+    schema = schema_of(recording, windows.occurring, with_row=False).remove_metadata()
+    text = pa.schema([pa.field(f.name, _csv_type(f.type)) for f in schema])
+    with csv.CSVWriter(out, text) as writer:
+        for _, table in windows:
+            arrays = table_arrays(table, schema, np.arange(len(table)))
+            writer.write_table(pa.table([_csv_column(c) for c in arrays.columns], schema=text))
+
+
+def _csv_type(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if _is_bytes(kind) or pa.types.is_dictionary(kind) else kind
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        return column.cast(pa.string())
+    if not _is_bytes(column.type):
+        return column
+    return pa.chunked_array([[None if v is None else v.hex() for v in column.to_pylist()]], pa.string())

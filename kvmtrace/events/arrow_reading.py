@@ -1,0 +1,215 @@
+"""Parquet and Arrow files that kvmtrace wrote, as a Recording; columns are read when asked for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from kvmtrace.errors import FormatError, MissingEventError
+from kvmtrace.events.arrow_schema import METADATA_KEY, SCHEMA, kinds_of
+from kvmtrace.events.recording import Capture, Damage, Loss, Recording
+from kvmtrace.events.table import COMMON_DTYPES, EventTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.decode.payload import Payload
+
+PARQUET_MAGIC = b"PAR1"
+COMMON_COLUMNS = tuple("event" if name == "kind" else name for name in COMMON_DTYPES)
+
+
+def _column_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Return a field's column at these rows of the file as NumPy values."""
+    if dtype.kind in "SO" or dtype.shape or dtype.kind == "V":
+        chosen = column.take(pa.array(rows))
+        if dtype.kind == "S":
+            values = np.array([v.encode() for v in chosen.to_pylist()] or [b""], "S")[:len(rows)]
+            return values.astype(dtype) if dtype.itemsize else values
+        if dtype.kind == "O":
+            return np.array([*chosen.to_pylist(), None], object)[:-1]
+        joined = b"".join(chosen.to_pylist())
+        return np.frombuffer(joined, dtype.base).reshape(len(rows), *dtype.shape)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    # values stand in place also where they are null, so that no mask is needed
+    parts = [np.frombuffer(c.buffers()[1], column.type.to_pandas_dtype(), len(c), c.offset * c.type.byte_width)
+             if c.buffers()[1] is not None else np.zeros(len(c), column.type.to_pandas_dtype())
+             for c in column.chunks]
+    whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype)])
+    return whole[rows].astype(dtype, copy=False)
+
+
+class ArrowPayload:
+    """Fields of a kind in a columnar file.
+
+    Parameters
+    ----------
+    kind_name, fields : of the kind
+    read : gives a column of the file by its name
+    rows : gives the kind's rows in the file, in recorded order
+    """
+
+    def __init__(self, kind_name: str, fields: Mapping[str, np.dtype[Any]], read: Callable[[str], pa.ChunkedArray],
+                 rows: Callable[[], NDArray[np.intp]]) -> None:
+        self.fields = dict(fields)
+        self._kind_name = kind_name
+        self._read = read
+        self._make_rows = rows
+        self._rows: NDArray[np.intp] | None = None
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if name not in self.fields:
+            raise MissingEventError(f"field {name} was not recorded")
+        if self._rows is None:
+            self._rows = self._make_rows()
+        wanted = self._rows if rows is None else self._rows[rows]
+        return _column_values(self._read(f"{self._kind_name}.{name}"), self.fields[name], wanted)
+
+
+class ArrowRecording(Recording):
+    """Events of a Parquet or Arrow file.
+
+    Parameters
+    ----------
+    data : memoryview, the file
+    path : str
+    """
+
+    def __init__(self, data: memoryview, path: str) -> None:
+        self._path = path
+        self._parquet = bytes(data[:4]) == PARQUET_MAGIC
+        try:
+            self._file = self._open(data)
+            schema = self._file.schema_arrow if self._parquet else self._file.schema
+            told = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
+            self._take_in(told)
+            self._window_rows = max(int(told["window_rows"]), 1)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._fail(error) from error
+        self._index = {kind.name: i for i, kind in enumerate(self.kinds)}
+        self._events: EventTable | None = None
+
+    def _open(self, data: memoryview) -> Any:
+        source = pa.BufferReader(pa.py_buffer(data))
+        if self._parquet:
+            import pyarrow.parquet as pq
+
+            return pq.ParquetFile(source)
+        return pa.ipc.open_file(source)
+
+    def _fail(self, error: Exception) -> FormatError:
+        expected = "a Parquet or Arrow file written by kvmtrace export"
+        return FormatError(self._path, None, expected, " ".join(str(error).split())[:200] or type(error).__name__)
+
+    def _take_in(self, told: Any) -> None:
+        """Take in the metadata."""
+        if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+            raise ValueError("another table")
+        self.kinds = kinds_of(told["kinds"])
+        capture = dict(told["capture"])
+        capture["events"] = tuple(capture.get("events") or ())
+        known = {name: capture[name] for name in Capture.__dataclass_fields__ if name in capture}
+        self.capture = Capture(**{**known, "path": self._path, "format": "parquet" if self._parquet else "arrow"})
+        loss = told["loss"]
+        self.loss = Loss(loss["events"], {int(cpu): int(n) for cpu, n in loss["by_cpu"].items()},
+                         bool(loss["truncated"]), tuple(Damage(**d) for d in loss["damage"]))
+        self.comms = {int(tid): str(comm) for tid, comm in told["comms"].items()}
+        self.processes = {int(tid): int(pid) for tid, pid in told["processes"].items()}
+
+    def events(self) -> EventTable:
+        """Return all events (cached)."""
+        if self._events is None:
+            self._events = self._table(list(range(self._n_groups())))
+        return self._events
+
+    def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
+        """Yield tables of whole windows, `max_events` rows or one window each."""
+        groups: list[int] = []
+        rows, window = 0, -1
+        for group in range(self._n_groups()):
+            own = self._window_of(group)
+            if own != window and rows >= max(max_events - self._window_rows + 1, 1):
+                yield self._table(groups)
+                groups, rows = [], 0
+            groups.append(group)
+            rows += self._group_rows(group)
+            window = own
+        if groups:
+            table = self._table(groups)
+            if len(table):
+                yield table
+
+    def _n_groups(self) -> int:
+        return int(self._file.num_row_groups if self._parquet else self._file.num_record_batches)
+
+    def _group_rows(self, group: int) -> int:
+        if self._parquet:
+            return int(self._file.metadata.row_group(group).num_rows)
+        return int(self._file.get_batch(group).num_rows)
+
+    def _window_of(self, group: int) -> int:
+        """Return the number of the window that a row group belongs to."""
+        if not self._parquet:
+            return group
+        statistics = self._file.metadata.row_group(group).column(0).statistics
+        if statistics is None or not statistics.has_min_max:
+            raise self._fail(ValueError("no statistics of column row"))
+        return int(statistics.min) // self._window_rows
+
+    def _read(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
+        try:
+            if self._parquet:
+                return self._file.read_row_groups(list(groups), columns=list(names))
+            batches = [self._file.get_batch(g) for g in groups]
+            return pa.Table.from_batches(batches, self._file.schema).select(list(names))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise self._fail(error) from error
+
+    def _table(self, groups: Sequence[int]) -> EventTable:
+        common = self._read(groups, [*(["row"] if self._parquet else []), *COMMON_COLUMNS])
+        order = None
+        if self._parquet:
+            row = common.column("row").to_numpy()
+            if len(row) and (np.diff(row) < 0).any():
+                order = np.argsort(row, kind="stable")
+        columns = {name: self._common(common, name, order) for name in COMMON_DTYPES}
+        kinds = columns["kind"]
+        payloads: dict[int, Payload] = {}
+        for index in np.flatnonzero(np.bincount(kinds, minlength=len(self.kinds))).tolist():
+            payloads[index] = self._payload(groups, kinds, order, index)
+        return EventTable(columns, self.kinds, payloads)
+
+    def _payload(self, groups: Sequence[int], kinds: NDArray[np.uint16], order: NDArray[np.intp] | None, index: int
+                 ) -> Payload:
+        def rows() -> NDArray[np.intp]:
+            mine = np.flatnonzero(kinds == index)
+            return mine if order is None else order[mine]
+
+        kind = self.kinds[index]
+        return ArrowPayload(kind.name, kind.fields, lambda name: self._read(groups, [name]).column(name), rows)
+
+    def _common(self, table: pa.Table, name: str, order: NDArray[np.intp] | None) -> NDArray[Any]:
+        column = table.column("event" if name == "kind" else name)
+        if column.null_count:
+            raise self._fail(ValueError(f"nulls in column {name}"))
+        try:
+            values = self._kind_numbers(column) if name == "kind" else column.to_numpy()
+            values = values.astype(COMMON_DTYPES[name], copy=False)
+        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+            raise self._fail(error) from error
+        return values if order is None else values[order]
+
+    def _kind_numbers(self, column: pa.ChunkedArray) -> NDArray[Any]:
+        parts = [np.empty(0, np.uint16)]
+        for chunk in column.chunks:
+            encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+            numbers = np.array([self._index[n] for n in encoded.dictionary.to_pylist()] or [0], np.uint16)
+            parts.append(numbers[encoded.indices.to_numpy()])
+        return np.concatenate(parts)
