@@ -8,23 +8,16 @@ A value of None is one that the listing does not tell (what CPUID returned); it 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Protocol
+
+from kvmtrace.model.predict_instructions import IF, decode, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from kvmtrace.model.predict_instructions import StringIo, Value
     from kvmtrace.workload.listing import Line, Listing
 
-Value = int | None
-
-IF = 1 << 9
-ZF = 1 << 6
-_LETTERS = ("a", "c", "d", "b")
-_WIDE = {"si", "di", "sp", "bp"}
-_MEMORY = re.compile(r"(?:(?P<size>byte|word|dword) )?\[(?:(?P<base>[a-z]+)\+)?(?P<offset>0x[0-9a-f]+|\d+)\]")
-_SIZES = {"byte": 1, "word": 2, "dword": 4}
-_STRING_IO = re.compile(r"(?P<rep>rep )?(?P<way>in|out)s(?P<size>[bwd])$")
 
 
 class Hypervisor(Protocol):
@@ -69,22 +62,6 @@ class Hypervisor(Protocol):
 
     def triple_fault(self, cpu: Cpu) -> None:
         """Shut down."""
-
-
-class StringIo:
-    """An INS or OUTS instruction in execution.
-
-    Parameters
-    ----------
-    out : bool
-    size : bytes per element
-    rep : bool
-    """
-
-    def __init__(self, *, out: bool, size: int, rep: bool) -> None:
-        self.out = out
-        self.size = size
-        self.rep = rep
 
 
 class Cpu:
@@ -133,7 +110,7 @@ class Cpu:
 
     def get(self, name: str) -> Value:
         """Return register `name` of 8, 16 or 32 bits."""
-        full, shift, bits = _locate(name)
+        full, shift, bits = locate(name)
         mask = (1 << bits) - 1
         if self.unknown.get(full, 0) >> shift & mask:
             return None
@@ -141,7 +118,7 @@ class Cpu:
 
     def set(self, name: str, value: Value) -> None:
         """Set register `name` of 8, 16 or 32 bits."""
-        full, shift, bits = _locate(name)
+        full, shift, bits = locate(name)
         mask = (1 << bits) - 1 << shift
         self.unknown[full] = self.unknown.get(full, 0) & ~mask | (mask if value is None else 0)
         self.registers[full] = self.registers.get(full, 0) & ~mask | (value or 0) << shift & mask
@@ -189,7 +166,8 @@ class Cpu:
             if self.line.text == "hlt":
                 yield from self.hypervisor.halt(self)
             else:
-                self._execute(self.line)
+                operation, operands = decode(self.line.text)
+                operation(self, *operands)
             assert not shadow or self.line.text == "hlt"
 
     def advance(self) -> None:
@@ -207,209 +185,3 @@ class Cpu:
             self.push(word)
         self.flags &= ~IF
         self.rip, self.cs_base = target & 0xFFFF, target >> 16 << 4
-
-    def _execute(self, line: Line) -> None:
-        name, _, rest = line.text.partition(" ")
-        if string_io := _STRING_IO.match(line.text):
-            size = {"b": 1, "w": 2, "d": 4}[string_io["size"]]
-            access = StringIo(out=string_io["way"] == "out", size=size, rep=bool(string_io["rep"]))
-            self.hypervisor.string_io(self, access)
-            self.advance()
-            return
-        operation = _OPERATIONS[name]
-        operation(self, *(part.strip() for part in rest.split(",") if part))
-
-    def operand(self, text: str, size: int = 0) -> Value | bytes:
-        """Return an operand's value: register, immediate, or memory of `size` bytes as bytes."""
-        if memory := _MEMORY.fullmatch(text):
-            return self.read(self.address(memory), _SIZES.get(memory["size"] or "", size))
-        return self.get(text) if _is_register(text) else int(text, 0)
-
-    def address(self, memory: re.Match[str]) -> int:
-        """Return the address of a memory operand."""
-        base = self.number(memory["base"]) if memory["base"] else 0
-        return base + int(memory["offset"], 0) & 0xFFFF
-
-    def store(self, text: str, value: Value, size: int) -> None:
-        """Store to a register or to memory."""
-        if memory := _MEMORY.fullmatch(text):
-            assert value is not None, f"{self.line.text} stores a value that is not known"
-            self.write(self.address(memory), value.to_bytes(size, "little"))
-        else:
-            self.set(text, value)
-
-
-def _is_register(text: str) -> bool:
-    return text[-1] in "xlhip" and text.isalpha()
-
-
-def _locate(name: str) -> tuple[str, int, int]:
-    """Return (name without prefix: "ax", shift, bits) of a register."""
-    if name.startswith("e"):
-        return name[1:], 0, 32
-    if name[0] in _LETTERS and name[1] in "lh":
-        return name[0] + "x", 8 if name[1] == "h" else 0, 8
-    return name, 0, 16
-
-
-def _size_of(*operands: str) -> int:
-    """Return the operand size in bytes."""
-    for text in operands:
-        if memory := _MEMORY.fullmatch(text):
-            if memory["size"]:
-                return _SIZES[memory["size"]]
-        elif _is_register(text):
-            return _locate(text)[2] // 8
-    raise AssertionError(operands)
-
-
-def _as_number(value: Value | bytes) -> Value:
-    return int.from_bytes(value, "little") if isinstance(value, bytes) else value
-
-
-def _mov(cpu: Cpu, target: str, source: str) -> None:
-    size = _size_of(target, source)
-    cpu.store(target, _as_number(cpu.operand(source, size)), size)
-    cpu.advance()
-
-
-def _arithmetic(function: Callable[[int, int], int]) -> Callable[[Cpu, str, str], None]:
-    def operation(cpu: Cpu, target: str, source: str) -> None:
-        size = _size_of(target, source)
-        if target == source and function(1, 1) == 0:  # XOR with itself: known, whatever it was
-            cpu.store(target, 0, size)
-            cpu.advance()
-            return
-        right = _as_number(cpu.operand(source, size))
-        assert right is not None
-        mask = (1 << 8 * size) - 1
-        memory = _MEMORY.fullmatch(target)
-        if memory and cpu.hypervisor.is_mmio(cpu.address(memory)):
-            def modify(data: bytes) -> bytes:
-                return (function(int.from_bytes(data, "little"), right) & mask).to_bytes(size, "little")
-
-            cpu.hypervisor.mmio(cpu, cpu.address(memory), size, None, modify)
-        else:
-            left = _as_number(cpu.operand(target, size))
-            cpu.store(target, None if left is None else function(left, right) & mask, size)
-        cpu.advance()
-
-    return operation
-
-
-def _dec(cpu: Cpu, target: str) -> None:
-    value = cpu.number(target) - 1
-    cpu.set(target, value)
-    cpu.flags = cpu.flags & ~ZF | (0 if cpu.get(target) else ZF)
-    cpu.advance()
-
-
-def _jne(cpu: Cpu, target: str) -> None:
-    cpu.advance()
-    if not cpu.flags & ZF:
-        cpu.rip = int(target, 0) - cpu.cs_base
-
-
-def _jmp(cpu: Cpu, target: str) -> None:
-    segment, offset = (int(part, 0) for part in target.split(":"))
-    cpu.cs_base, cpu.rip = segment << 4, offset
-
-
-def _out(cpu: Cpu, port: str, source: str) -> None:
-    size = _size_of(source)
-    value = cpu.number(source)
-    number = _as_number(cpu.operand(port))
-    assert number is not None
-    cpu.hypervisor.out_port(cpu, number, value.to_bytes(size, "little"))
-    cpu.advance()
-
-
-def _in(cpu: Cpu, target: str, port: str) -> None:
-    number = _as_number(cpu.operand(port))
-    assert number is not None
-    data = cpu.hypervisor.in_port(cpu, number, _size_of(target))
-    cpu.set(target, int.from_bytes(data, "little"))
-    cpu.advance()
-
-
-def _cpuid(cpu: Cpu) -> None:
-    cpu.hypervisor.cpuid(cpu)
-    for name in ("eax", "ebx", "ecx", "edx"):
-        cpu.set(name, None)
-    cpu.advance()
-
-
-def _rdmsr(cpu: Cpu) -> None:
-    value = cpu.hypervisor.rdmsr(cpu, cpu.number("ecx"))
-    cpu.set("eax", None if value is None else value & 0xFFFFFFFF)
-    cpu.set("edx", None if value is None else value >> 32)
-    cpu.advance()
-
-
-def _wrmsr(cpu: Cpu) -> None:
-    low, high = cpu.get("eax"), cpu.get("edx")
-    value = None if low is None or high is None else high << 32 | low
-    if cpu.hypervisor.wrmsr(cpu, cpu.number("ecx"), value):
-        cpu.advance()
-    else:
-        cpu.hypervisor.deliver(cpu, 13, exception=True)
-        cpu.interrupt(13, return_rip=cpu.rip)
-
-
-def _sti(cpu: Cpu) -> None:
-    cpu.flags |= IF
-    cpu.shadow = True
-    cpu.advance()
-
-
-def _cli(cpu: Cpu) -> None:
-    cpu.flags &= ~IF
-    cpu.advance()
-
-
-def _push(cpu: Cpu, source: str) -> None:
-    cpu.push(cpu.number(source))
-    cpu.advance()
-
-
-def _pop(cpu: Cpu, target: str) -> None:
-    cpu.set(target, cpu.pop())
-    cpu.advance()
-
-
-def _iret(cpu: Cpu) -> None:
-    rip, segment, cpu.flags = cpu.pop(), cpu.pop(), cpu.pop()
-    cpu.rip, cpu.cs_base = rip, segment << 4
-
-
-def _lidt(cpu: Cpu, source: str) -> None:
-    table = cpu.operand(source, 6)
-    assert isinstance(table, bytes)
-    cpu.idt_limit = int.from_bytes(table[:2], "little")
-    cpu.advance()
-
-
-def _int3(cpu: Cpu) -> None:
-    cpu.interrupt(3, return_rip=cpu.rip + 1)
-
-
-def _movups(cpu: Cpu, target: str, source: str) -> None:
-    if memory := _MEMORY.fullmatch(target):
-        cpu.write(cpu.address(memory), cpu.vectors.get(source, bytes(16)))
-    else:
-        value = cpu.operand(source, 16)
-        assert isinstance(value, bytes)
-        cpu.vectors[target] = value
-    cpu.advance()
-
-
-def _cld(cpu: Cpu) -> None:
-    cpu.advance()
-
-
-_OPERATIONS: dict[str, Callable[..., None]] = {
-    "mov": _mov, "movups": _movups, "add": _arithmetic(lambda a, b: a + b), "or": _arithmetic(lambda a, b: a | b),
-    "xor": _arithmetic(lambda a, b: a ^ b), "dec": _dec, "jne": _jne, "jmp": _jmp, "out": _out, "in": _in,
-    "cpuid": _cpuid, "rdmsr": _rdmsr, "wrmsr": _wrmsr, "sti": _sti, "cli": _cli, "cld": _cld, "push": _push,
-    "pop": _pop, "iret": _iret, "lidt": _lidt, "int3": _int3,
-}

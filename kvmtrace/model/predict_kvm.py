@@ -24,14 +24,13 @@ from kvmtrace.workload.guests import RAM_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kvmtrace.model.predict_cpu import StringIo, Value
+    from kvmtrace.model.predict_instructions import StringIo, Value
     from kvmtrace.model.prediction import Facts
     from kvmtrace.workload import Guest
     from kvmtrace.workload.listing import Line
 
 PAGE = 0x1000
 EAGAIN = 11
-GP_VECTOR = 13
 KVM_EXIT_IO, KVM_EXIT_HLT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN = 2, 5, 6, 8
 MMIO_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2  # KVM_TRACE_MMIO_*
 PIO_IN, PIO_OUT = 0, 1  # KVM_PIO_*
