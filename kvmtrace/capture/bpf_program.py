@@ -17,6 +17,7 @@ from kvmtrace.capture.bpf_syscall import (
     create_map,
     load_program,
 )
+from kvmtrace.capture.bpf_user import UserProbe, find_functions
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_TIDS = 16384
 STREAM_FILES = ["target.h", "record.h", "tracepoint.c", "kvm_exit.c", "sched_switch.c", "function.h",
-                "kvm_vcpu_ioctl.c", "vcpu_run.c"]
+                "kvm_vcpu_ioctl.c", "vcpu_run.c", "user_function.c"]
 PREEMPT_COUNT = "__preempt_count"  # a per-CPU variable up to Linux 6.1 and from 6.15 on, else part of pcpu_hot
 VECTORS = ("local_timer",)  # KVM's timers fire there; no other vector's own code traces KVM events
 
@@ -49,6 +50,7 @@ class Plan:
     conditions : "system:name" -> what of it is recorded, for people
     preempt_count : BTF id of the kernel's preemption counter, None if programs may not read it;
     interrupts : then, the tracepoints by which interrupt.c counts, with its function for each
+    user_probes : probes on the VMM's functions
     """
 
     events: list[TracedEvent]
@@ -61,9 +63,11 @@ class Plan:
     conditions: dict[str, str] = field(default_factory=dict)
     preempt_count: int | None = None
     interrupts: list[tuple[str, TracedEvent]] = field(default_factory=list)
+    user_probes: tuple[UserProbe, ...] = ()
 
 
-def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool, filters: dict[str, Any]) -> Plan:
+def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool, filters: dict[str, Any],
+              user_probes: tuple[UserProbe, ...] = ()) -> Plan:
     """Decide what is traced, from what this kernel has."""
     events, missing = bpf_events.wanted_tracepoints(tracefs, event_set, targeted=targeted)
     probes = [] if event_set == "minimal" else bpf_events.wanted_probes()
@@ -78,7 +82,9 @@ def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool
     conditions = {f"{e.system}:{e.name}": "only of files" for e in events if e.name == "sys_enter_mmap"}
     if not targeted:
         conditions |= {f"syscalls:{name}": "not recorded with -a" for name in sorted(bpf_events.NOT_MACHINE_WIDE)}
-    return Plan([*events, *probes], missing, follow, tgid, targeted, filters, btf, conditions, counter, interrupts)
+    own = [probe.event() for probe in user_probes]
+    return Plan([*events, *probes, *own], missing, follow, tgid, targeted, filters, btf, conditions, counter,
+                interrupts, user_probes)
 
 
 def readable_variable(name: str) -> int | None:
@@ -193,12 +199,23 @@ class Programs:
 
     def attach(self) -> None:
         """Attach every event's program; probes that this kernel does not allow are left out."""
+        by_user = {probe.name: probe for probe in self.plan.user_probes}
         for event in self.plan.events:
-            if event.probe is None:
+            if event.name in by_user:
+                self._attach_user(by_user[event.name])
+            elif event.probe is None:
                 self.attached.tracepoint(event, self.code[f"on_{event.name}"])
             elif not self.attached.function(event, self.code.get(f"on_{event.name}_traced"),
                                             self.code.get(f"on_{event.name}"), self.plan.btf):
                 self.unattached.append(event.name)
+
+    def _attach_user(self, probe: UserProbe) -> None:
+        offset = find_functions(probe.binary, [probe.symbol]).get(probe.symbol)
+        if offset is None:
+            self.unattached.append(probe.name)
+            return
+        self.attached.user_function(probe.name, self.code[f"on_{probe.name}"], probe.binary, offset,
+                                    is_return=probe.is_return)
 
     def close(self) -> None:
         """Detach and free everything."""

@@ -11,7 +11,7 @@ import select
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
 from kvmtrace.capture.bpf_detach import leave_to_child
@@ -29,6 +29,9 @@ from kvmtrace.capture.threads import Threads
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError, UsageError
 
+if TYPE_CHECKING:
+    from kvmtrace.capture.bpf_user import UserProbe
+
 CLOCK = "mono"
 BUFFER_BYTES = 16 << 20  # per CPU
 MEMORY_SHARE = 8  # all rings together take at most this part of the memory
@@ -38,8 +41,13 @@ BUSY_BYTES = 64 << 10  # moved at one look: events come fast
 COUNTERS_S = 1.0  # so often the counters go into the file, for the case that we are killed
 
 
-def record(settings: RecordSettings) -> RecordResult:
+def record(settings: RecordSettings, user_probes: tuple[UserProbe, ...] = ()) -> RecordResult:
     """Record with BPF programs until the target or the time ends, a signal comes or the disk is full.
+
+    Parameters
+    ----------
+    settings : RecordSettings
+    user_probes : functions of the VMM to record too
 
     Raises
     ------
@@ -55,7 +63,7 @@ def record(settings: RecordSettings) -> RecordResult:
     if settings.max_bytes is not None:
         raise UsageError("--max-size needs --backend ftrace")
     with Ending(settings.duration_s) as ending, Target(settings.target) as target:
-        session = Session.create(settings, target)
+        session = Session.create(settings, target, user_probes)
         try:
             return session.run(ending)
         except BaseException:
@@ -87,10 +95,11 @@ class Session:
     threads: Threads
 
     @classmethod
-    def create(cls, settings: RecordSettings, target: Target) -> Session:
+    def create(cls, settings: RecordSettings, target: Target, user_probes: tuple[UserProbe, ...] = ()) -> Session:
         """Compile and load; nothing is attached yet."""
         targeted = settings.target.kind != "all"
-        plan = make_plan(find_tracefs(), settings.event_set, target.pid, targeted=targeted, filters=settings.filters)
+        plan = make_plan(find_tracefs(), settings.event_set, target.pid, targeted=targeted, filters=settings.filters,
+                         user_probes=user_probes)
         size = round_ring_size(settings.buffer_bytes or default_buffer_bytes())
         rings = Rings(size, len(plan.events))
         try:
