@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 CONTEXT_EVENTS = 12
 _SHOWN_FIELDS = 5
+_HEX_FIELDS = frozenset({"rip", "guest_rip", "gpa", "address", "fault_address", "error_code", "intr_info", "info1",
+                         "info2", "port", "ecx", "data", "val", "cmd", "arg"})
 
 
 def verdict_line(report: Report, style: Style) -> list[str]:
@@ -24,7 +26,7 @@ def verdict_line(report: Report, style: Style) -> list[str]:
               f"{count(model.unknown_events)} unknown, {count(model.environment_events)} of other threads; "
               f"{count(checked)} checks")
     suspicions = f", {plural(model.n_suspicions, 'suspicion')}" if model.n_suspicions else ""
-    verdict = f"{plural(model.n_violations, 'VIOLATION')}" if model.n_violations else "conforms"
+    verdict = plural(model.n_violations, "violation").upper() if model.n_violations else "conforms"
     lines = textwrap.wrap(f"{verdict}{suspicions}{counts}", WIDTH, initial_indent="  Model:   ",
                           subsequent_indent=" " * 11, break_on_hyphens=False)
     paint = style.bad if model.n_violations else style.good
@@ -66,9 +68,10 @@ def _violations(model: Any, style: Style, limit: int) -> list[str]:
 def _violation(violation: Any, title: str, style: Style) -> list[str]:
     vcpu = "?" if violation.vcpu_id is None else violation.vcpu_id
     paint = style.bad if violation.severity == "violation" else style.warn
-    lines = [paint(f"{title}: {violation.severity} of {escape(violation.rule)}")
-             + f" at {violation.ts_ns / 1e9:.9f} s, event {count(violation.event_index)} ({escape(violation.event)}), "
-             f"vCPU {vcpu}, thread {violation.tid}, CPU {violation.cpu}"]
+    lines = [paint(f"{title}: {violation.severity} of {escape(violation.rule)}")]
+    where = (f"event {count(violation.event_index)} ({escape(violation.event)}) at {violation.ts_ns / 1e9:.9f} s, "
+             f"vCPU {vcpu}, thread {violation.tid}, CPU {violation.cpu}")
+    lines += textwrap.wrap(where, WIDTH, initial_indent="  at:       ", subsequent_indent=" " * 12)
     for label, words in (("expected", violation.expected), ("observed", violation.observed),
                          ("why", violation.why), ("source", violation.source)):
         lines += textwrap.wrap(escape(words), WIDTH, initial_indent=f"  {label + ':':<10}",
@@ -80,7 +83,7 @@ def _context(violation: Any, style: Style) -> list[str]:
     """Return the events around a violation, the one found wrong marked with `>`."""
     lines = []
     for event in _around(violation.context, violation.event_index):
-        fields = " ".join(f"{name}={_value(value)}" for name, value in list(event.fields.items())[:_SHOWN_FIELDS])
+        fields = " ".join(f"{name}={_value(name, value)}" for name, value in list(event.fields.items())[:_SHOWN_FIELDS])
         mark = ">" if event.event_index == violation.event_index else " "
         delta = (event.ts_ns - violation.ts_ns) / 1000
         line = f"  {mark} {delta:+12.3f} us  [{event.cpu:03d}] {escape(event.event):<22} {escape(fields)}"
@@ -95,8 +98,9 @@ def _around(context: tuple[Any, ...], index: int) -> tuple[Any, ...]:
     return context[start : start + CONTEXT_EVENTS]
 
 
-def _value(value: int | str) -> str:
-    return f"{value:#x}" if isinstance(value, int) and abs(value) > 0xFFFF else str(value)
+def _value(name: str, value: int | str) -> str:
+    as_hex = isinstance(value, int) and (abs(value) > 0xFFFF or name in _HEX_FIELDS)
+    return f"{value:#x}" if as_hex else str(value)
 
 
 def _rules(model: Any, style: Style) -> list[str]:
