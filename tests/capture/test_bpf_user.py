@@ -61,7 +61,8 @@ def test_functions_are_found_where_the_loader_finds_them() -> None:
     raise AssertionError("a64l is not in libc's mapping")
 
 
-@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01" + bytes(20), b"\x7fELF\x01\x01" + bytes(90)])
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01" + bytes(20),
+                                     b"\x7fELF\x01\x01" + bytes(90)])
 def test_what_is_no_elf_file_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(content)
