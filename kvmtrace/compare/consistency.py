@@ -208,10 +208,12 @@ def _check_wake_up(batch: Batch) -> None:
     batch.findings.violate("V4", segments.start[exits.seg[bad] + 1], lambda i: (
         f"kvm_vcpu_wakeup: {exit_name(batch, int(bad[i]))} put the thread to sleep", "none"))
     if batch.has_field("kvm_vcpu_wakeup", "waited"):
-        awake = batch.first_in_exit("wake-up", group)
-        awake = awake[awake >= 0]
-        waited = sequence.values("kvm_vcpu_wakeup", "waited", awake) != 0
-        batch.findings.violate("V4", awake[~waited], constant(
+        wakes = segments.positions("wake-up")
+        waited = np.zeros(len(segments), bool)
+        waited[segments.of[wakes[sequence.values("kvm_vcpu_wakeup", "waited", wakes) != 0]]] = True
+        polled = batch.first_in_exit("wake-up", group)
+        polled = polled[(polled >= 0) & ~waited[exits.seg[group]]]
+        batch.findings.violate("V4", polled, constant(
             "kvm_vcpu_wakeup with waited 1: the thread slept", "waited 0 (polled)"))
 
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import ENTRY
+from kvmtrace.compare.alphabet import ENTRY, EXIT
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.findings import constant
-from kvmtrace.compare.instructions import CS_L
+from kvmtrace.compare.instructions import CS_L, is_string
+from kvmtrace.compare.mmio_chain import MMIO_WRITE
 from kvmtrace.kvm.exit_reasons import ISA_SVM
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def check_decoding(batch: Batch) -> None:
     if batch.recorded("kvm_emulate_insn") and batch.has_field("kvm_emulate_insn", "rip"):
         _check_repeated(batch)
         _check_skips(batch)
+        _check_repeated_write(batch)
 
 
 def _check_repeated(batch: Batch) -> None:
@@ -85,6 +87,28 @@ def _check_skips(batch: Batch) -> None:
     batch.findings.check("V4", with_decode + without)
     batch.findings.violate("V4", exits.start[bad], constant(
         "kvm_emulate_insn: this host decodes every instruction to skip it (no NRIPS)", "none"))
+
+
+def _check_repeated_write(batch: Batch) -> None:
+    """Report an MMIO write that one instruction, no string instruction, does twice."""
+    if not batch.recorded("kvm_mmio") or not batch.has_field("kvm_mmio", "gpa"):
+        return
+    segments, sequence = batch.segments, batch.sequence
+    positions = segments.positions("kvm_mmio")
+    owner = segments.of[positions]
+    same = np.zeros(len(positions), bool)
+    same[1:] = (owner[1:] == owner[:-1]) & (sequence.values("kvm_mmio", "type", positions[1:]) == MMIO_WRITE)
+    for name in ("gpa", "len", "type"):
+        value = sequence.values("kvm_mmio", name, positions)
+        same[1:] &= value[1:] == value[:-1]
+    positions, owner = positions[same], owner[same]
+    insn = segments.first_in("kvm_emulate_insn")[owner]
+    once = (insn >= 0) & (segments.kind[owner] == EXIT) & (segments.counts("kvm_emulate_insn")[owner] == 1)
+    positions, insn = positions[once], insn[once]
+    code = sequence.values("kvm_emulate_insn", "insn", insn)
+    plain = [not is_string(bytes(row))[1] for row in code]
+    batch.findings.violate("V4", positions[np.array(plain, bool)], constant(
+        "one kvm_mmio write: the instruction writes once", "the same write again"))
 
 
 def decodes(batch: Batch) -> NDArray[np.intp]:

@@ -35,9 +35,7 @@ def _bitness(flags: int) -> int:
 
 @lru_cache(maxsize=65536)
 def continuation(code: bytes, flags: int) -> int:
-    """Return where the guest may continue after an instruction: MAX_BYTES = 15
-    ANYWHERE, BEHIND, REPEATS or PATCHED.
-    """
+    """Return where the guest may continue after an instruction: ANYWHERE, BEHIND, REPEATS or PATCHED."""
     from iced_x86 import Decoder, FlowControl
 
     if not code or code.startswith(_RSM):
