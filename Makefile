@@ -41,6 +41,12 @@ test: setup lint ## run the tests (with one recording in each lab)
 bench-record: setup ## what recording costs, against perf, bpftrace and trace-cmd
 	$(BIN)/python tests/bench/bench_record.py -o bench-results/record.json
 
+test-lab: setup ## the whole lab matrix: VMX and SVM, kernels 6.1 and 6.12, all guests, Linux boots
+	$(BIN)/python -m pytest -q -m 'lab or lab_smoke' tests
+
+fixtures: setup ## record the fixtures again, in the labs
+	$(BIN)/python tests/lab/make_fixtures.py
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
