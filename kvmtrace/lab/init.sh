@@ -68,6 +68,11 @@ mount -t tmpfs shm /new/dev/shm
 mount -t tracefs tracefs /new/sys/kernel/tracing
 mount -t debugfs debugfs /new/sys/kernel/debug
 mount -t bpf bpf /new/sys/fs/bpf
+# what runs on the machine below is none of this host's business (locks, process ids, spools of recorders)
+case $(cat /job/cwd) in
+/run/*) ;;
+*) mount -t tmpfs run /new/run ;;
+esac
 # the kernel's packages, where bcc and modprobe look for them
 kernel=$(parameter lab.kernel_root)
 if [ -n "$kernel" ]; then

@@ -1,0 +1,84 @@
+"""`make fixtures`: record every bundled guest and a Linux boot in both labs with both kernels, into fixtures/.
+
+One boot of a lab host records all guests of an ISA and kernel. `make_fixtures.py vmx-6.1 ...` does only these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from counting import count_with_trace_cmd
+
+from kvmtrace.events import open_recording
+from kvmtrace.lab import Job, LabRecording, record_in_lab
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+SCHEMA = "kvmtrace.fixture/1"
+HOSTS = {f"{isa}-{kernel}": (isa, kernel) for isa in ("vmx", "svm") for kernel in ("6.1", "6.12")}
+GUESTS = ("lifecycle", "interrupt", "smp", "string-io", "mmio-split", "triple-fault", "msr-gp")
+# all events of a Linux boot are 3 MB: once per ISA, with one and with two vCPUs
+LINUX = {
+    "vmx-6.1": (1, "lifecycle"), "svm-6.12": (2, "lifecycle"),
+    "vmx-6.12": (1, "minimal"), "svm-6.1": (1, "minimal"),
+}
+
+
+def recordings(host: str) -> list[LabRecording]:
+    """List what is recorded on a host; `storm` is cut to a prime number of rounds."""
+    vcpus, events = LINUX[host]
+    return [*map(LabRecording, GUESTS), LabRecording("storm", count=997), LabRecording("linux", vcpus, events=events)]
+
+
+def main(hosts: list[str]) -> None:
+    """Record on the hosts named, or on all."""
+    FIXTURES.mkdir(exist_ok=True)
+    for host in hosts or HOSTS:
+        isa, kernel = HOSTS[host]
+        with tempfile.TemporaryDirectory() as out:
+            made = recordings(host)
+            record_in_lab(made, Job(isa, ("true",), kernel, out=Path(out)), stream=True)
+            for recording in made:
+                store(Path(out) / f"{recording.name}.dat", host, recording)
+
+
+def store(recorded: Path, host: str, recording: LabRecording) -> None:
+    """Move a recording into fixtures/ and write its manifest."""
+    target = FIXTURES / f"{host}-{recording.name}.dat"
+    shutil.move(recorded, target)
+    target.chmod(0o644)
+    manifest = describe(target, host, recording)
+    target.with_suffix(".dat.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def describe(path: Path, host: str, recording: LabRecording) -> dict[str, object]:
+    """Return the manifest of a fixture; the expected counts are trace-cmd's."""
+    isa, kernel = HOSTS[host]
+    capture = open_recording(str(path)).capture
+    events, reasons = count_with_trace_cmd(path)
+    return {
+        "schema": SCHEMA,
+        "source": "recorded by kvmtrace in its lab: make fixtures",
+        "command": ["kvmtrace", "lab", "run", "--isa", isa, "--kernel", kernel, "--", *recording.command()],
+        "isa": isa,
+        "kernel": capture.kernel,
+        "cpu": capture.cpu_model,
+        "guest": recording.guest,
+        "vcpus": recording.vcpus if recording.guest == "linux" else None,
+        "event_set": recording.events,
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "expected": {
+            "by": "trace-cmd report -R",
+            "events": dict(sorted(events.items())),
+            "exit_reasons": {str(reason): n for reason, n in sorted(reasons.items())},
+        },
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
