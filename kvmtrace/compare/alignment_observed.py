@@ -197,14 +197,20 @@ def _mark_probes(items: list[Observed], index: int, names: set[str]) -> None:
 
 
 def _mark_injections(items: list[Observed]) -> None:
-    """Mark injections that were cancelled or interrupted, and then repeated."""
+    """Mark one of an injection and its repetition: the one that is not beside the guest's own VM-entry."""
     earlier: Observed | None = None
+    entered = False
     for item in items:
         if item.asynchronous:
             continue
         if item.event in {"kvm_inj_virq", "kvm_inj_exception"}:
             if earlier is not None and earlier.event == item.event and item.number("reinjected") > 0:
+                if entered:
+                    item.asynchronous = "the host interrupted the delivery; injected again"
+                    continue
                 earlier.asynchronous = "an injection that was cancelled and repeated"
-            earlier = item
+            earlier, entered = item, False
+        elif item.event == "kvm_entry":
+            entered = True
         elif item.event == "kvm_exit":
             earlier = None

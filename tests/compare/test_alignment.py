@@ -204,6 +204,19 @@ def test_a_cancelled_injection_is_no_difference_but_a_lost_one_is() -> None:
     assert DIFFERENCES & set(outcomes(prediction, [*events[:place], events[place], *events[place:]]))
 
 
+def test_a_delivery_that_the_host_interrupts_is_no_difference() -> None:
+    """VM-entry with an injection, EXTERNAL_INTERRUPT before it is delivered, the same injection again."""
+    (prediction,) = predicted("interrupt", count=2)
+    events = as_events(prediction)
+    place = next(n for n, event in enumerate(events) if event.kind == "kvm_inj_virq")
+    behind = entry(events, place) + 1
+    left, *entered = bounce(int(events[behind - 1].fields["rip"]))
+    again = [left, entered[0], events[place].but(reinjected=1), *entered[1:]]
+    marks = outcomes(prediction, events[:behind] + again + events[behind:])
+    assert not DIFFERENCES & set(marks)
+    assert marks.count("asynchronous") == len(again)
+
+
 def test_blocking_arrivals_and_interrupt_context() -> None:
     (prediction,) = predicted("interrupt", count=2)
     events = as_events(prediction)
