@@ -25,6 +25,8 @@ HOST_OPTIONS = (
                  help="Memory of the host in MiB."),
     click.option("--module-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
                  help="Load kvm.ko, kvm-intel.ko, kvm-amd.ko from there where present."),
+    click.option("--with-bcc", is_flag=True,
+                 help="VMX: an image that also holds bcc and the kernel's headers, for the bpf back end."),
     click.option("--kernel-arg", "kernel_args", multiple=True,
                  help="For the host kernel's command line; a module's parameter too: kvm_amd.npt=0."),
 )

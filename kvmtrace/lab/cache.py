@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 CACHE_VARIABLE = "KVMTRACE_LAB_CACHE"
+KEEP_S = 7 * 24 * 3600.0
 
 
 def cache_dir() -> Path:
@@ -50,6 +52,7 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
     """
     path = cache_dir() / name
     if path.exists():
+        os.utime(path)
         return path
     with locked(name):
         if not path.exists():
@@ -60,7 +63,17 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
                 work.rename(path)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+            _forget_old(name)
     return path
+
+
+def _forget_old(name: str) -> None:
+    """Remove items that `name` has succeeded (all but the digest is equal) and that nobody used for days."""
+    kind = name.rpartition("-")[0]
+    for path in cache_dir().glob(f"{kind}-*"):
+        if path.is_dir() and path.name != name and time.time() - path.stat().st_mtime > KEEP_S:
+            shutil.rmtree(path, ignore_errors=True)
+            (cache_dir() / f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

@@ -12,15 +12,20 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmtrace.errors import CapabilityError
 from kvmtrace.lab.cache import cached, digest, file_key
 from kvmtrace.lab.initramfs import find_busybox
 
+if TYPE_CHECKING:
+    from kvmtrace.lab.kernels import Kernel
+
 # optional programs, and the data QEMU reads
 PROGRAMS = ("trace-cmd", "qemu-system-x86_64", "perf", "strace", "setpriv")
 QEMU_DATA = ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "linuxboot.bin", "pvh.bin")
 SYSTEM_PYTHON = Path("/usr/bin/python3")
+BCC_PACKAGE = Path("/usr/lib/python3/dist-packages/bcc")
 # parts of the standard library that no recording needs
 PYTHON_LEFT_OUT = (
     "test",
@@ -38,21 +43,29 @@ PYTHON_LEFT_OUT = (
 CYLINDER_BYTES = 16 * 63 * 512
 
 
-def root_image() -> Path:
+def root_image(bcc_for: Kernel | None = None) -> Path:
     """Return the image, built when it or anything copied into it has changed.
+
+    Parameters
+    ----------
+    bcc_for : add bcc (with LLVM) and the headers of this kernel, 400 MB
 
     Raises
     ------
     CapabilityError
-        The system's Python or mke2fs is missing.
+        The system's Python, mke2fs or (if wanted) bcc is missing.
     """
     files = _program_files()
+    if bcc_for is not None:
+        files += _bcc_files()
     recipe = Path(__file__).read_bytes()
-    key = digest([recipe, *sorted(map(file_key, files))])
+    key = digest([recipe, *sorted(map(file_key, files)), str(bcc_for and bcc_for.root)])
 
     def build(work: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="kvmtrace-root-", dir=work.parent) as staging:
             _fill(Path(staging), files)
+            if bcc_for is not None:
+                _add_bcc(Path(staging), bcc_for)
             write_ext4(Path(staging), work / "root.img")
 
     return cached(f"vmx-root-{key}", build) / "root.img"
@@ -139,6 +152,25 @@ def _fill(root: Path, files: list[Path]) -> None:
         for file in (Path(folder) / name for name in QEMU_DATA):
             if file.exists():
                 _copy_file(root, file)
+
+
+def _bcc_files() -> list[Path]:
+    """List bcc's library and all that it is linked to."""
+    libraries = sorted(Path("/usr/lib").glob("*-linux-gnu/libbcc.so.0"))
+    if not libraries or not BCC_PACKAGE.is_dir():
+        raise CapabilityError("bcc is missing", "apt-get install python3-bpfcc")
+    return [*libraries, *_libraries(libraries)]
+
+
+def _add_bcc(root: Path, kernel: Kernel) -> None:
+    """Add bcc's Python package and the kernel's headers, where bcc looks for them."""
+    shutil.copytree(BCC_PACKAGE, root / BCC_PACKAGE.relative_to("/"), ignore=shutil.ignore_patterns("__pycache__"))
+    compile_tree(root / BCC_PACKAGE.relative_to("/"))
+    shutil.copytree(kernel.root / "usr" / "src", root / "usr" / "src", symlinks=True)
+    modules = root / "usr" / "lib" / "modules" / kernel.release
+    modules.mkdir(parents=True)
+    for name in ("build", "source"):
+        (modules / name).symlink_to((kernel.modules / name).readlink())
 
 
 def _copy_file(root: Path, file: Path) -> None:

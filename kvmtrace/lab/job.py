@@ -37,6 +37,7 @@ class Job:
     memory_mib : of the lab host
     module_dir : directory with replacements for kvm.ko, kvm-intel.ko, kvm-amd.ko (any subset), or None
     kernel_args : added to the kernel's command line; "kvm_amd.npt=0" sets a module's parameter
+    with_bcc : VMX: put bcc and the kernel's headers into the host's image (the SVM host has this machine's)
     environment : added to the command's environment
     """
 
@@ -50,6 +51,7 @@ class Job:
     memory_mib: int = 2048
     module_dir: Path | None = None
     kernel_args: tuple[str, ...] = ()
+    with_bcc: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 

@@ -59,7 +59,7 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
     _check_tools()
     # Bochs keeps a lock file beside each image, and crashes on long paths: links in its own directory
     (folder / "boot.iso").symlink_to(_boot_iso(kernel, (*KERNEL_ARGS, *job.kernel_args)))
-    (folder / "root.img").symlink_to(root_image())
+    (folder / "root.img").symlink_to(root_image(kernel if job.with_bcc else None))
     _add_package(folder / "job" / "lower" / "usr" / "lib" / "kvmtrace")
     _add_cwd(job, folder / "job" / "lower")
     disk = folder / "job.img"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import lzma
+import os
 import struct
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -144,6 +146,12 @@ def test_cache_builds_once_and_forgets_failures(tmp_path: Path, monkeypatch):
     for _ in range(2):
         assert cached("item", built.append).is_dir()
     assert len(built) == 1
+    old = tmp_path / "cache" / "item-1"
+    for age_s, kept in ((3600, True), (30 * 24 * 3600, False)):
+        old.mkdir(exist_ok=True)
+        os.utime(old, (time.time() - age_s,) * 2)
+        cached(f"item-{age_s}", built.append)
+        assert old.exists() == kept
     assert digest(["ab", "c"]) != digest(["a", "bc"])
 
 
