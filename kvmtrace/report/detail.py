@@ -85,12 +85,14 @@ class DetailAccumulator:
     def feed(self, lanes: Lanes, intervals: Intervals) -> None:
         """Take in the next piece of lanes."""
         edges = intervals.edges
-        exits = edges[lanes.step[edges] == Step.EXIT]
-        self._cpus.add(lanes.cpu[exits].astype(np.int64) + 1)
-        self._site_count.add(self._sites.encode(lanes.arg[exits]))
-        handled = edges[:-1][intervals.handling & intervals.sound]
-        handled_ns = intervals.dur_ns[intervals.handling & intervals.sound]
-        self._site_ns.add(self._sites.encode(lanes.arg[handled]), handled_ns)
+        exits = edges[intervals.is_exit]
+        self._cpus.add(lanes.cpu[exits] + 1)
+        sites = self._sites.encode(lanes.arg[exits])
+        self._site_count.add(sites)
+        is_handled = np.zeros(len(edges), bool)
+        is_handled[:-1] = intervals.handling & intervals.sound
+        handled, handled_ns = edges[is_handled], intervals.dur_ns[is_handled[:-1]]
+        self._site_ns.add(sites[is_handled[intervals.is_exit]], handled_ns)
         present = np.bincount(lanes.step, minlength=len(Step)) > 0
         if not any(present[step] for steps in FAMILIES.values() for step in steps):
             return

@@ -32,14 +32,13 @@ class ExitAccumulator:
 
     def feed(self, lanes: Lanes, intervals: Intervals) -> None:
         """Take in the next piece and its intervals."""
-        edges, sound = intervals.edges, intervals.sound
-        exits = edges[lanes.step[edges] == Step.EXIT]
-        self.count.add(lanes.reasons(exits))
+        reasons, sound = intervals.reasons, intervals.sound
+        self.count.add(reasons[intervals.is_exit])
         handled = intervals.handling & sound
         self.discarded += int((intervals.handling & ~sound).sum())
-        self.samples.add(lanes.reasons(edges[:-1][handled]), intervals.dur_ns[handled])
+        self.samples.add(reasons[:-1][handled], intervals.dur_ns[handled])
         guest = intervals.guest & sound
-        self.guest_before_ns.add(lanes.reasons(edges[1:][guest]), intervals.dur_ns[guest])
+        self.guest_before_ns.add(reasons[1:][guest], intervals.dur_ns[guest])
         self._feed_userspace(lanes, intervals)
 
     def _feed_userspace(self, lanes: Lanes, intervals: Intervals) -> None:

@@ -23,6 +23,8 @@ class Intervals:
     ----------
     edges : (e,) rows of all entries and exits
     owner : (n,) of each lane row, the thread's latest entry or exit up to it; -1 for none
+    is_exit : (e,) bool, the edge is an exit
+    reasons : (e,) int64, of exits the exit reason's number; meaningless for entries
     handling : (e-1,) bool, edges i and i+1 are an exit and the entry that ends its handling
     guest : (e-1,) bool, edges i and i+1 are an entry and the exit that ends guest mode
     dur_ns : (e-1,) int64, time from edge i to edge i+1
@@ -31,6 +33,8 @@ class Intervals:
 
     edges: NDArray[np.intp]
     owner: NDArray[np.int32]
+    is_exit: NDArray[np.bool_]
+    reasons: NDArray[np.int64]
     handling: NDArray[np.bool_]
     guest: NDArray[np.bool_]
     dur_ns: NDArray[np.int64]
@@ -50,4 +54,4 @@ def find_intervals(lanes: Lanes) -> Intervals:
         n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])[edges]
         sound &= np.diff(n_suspect) == 0
     handling, guest = same & is_exit[:-1] & ~is_exit[1:], same & ~is_exit[:-1] & is_exit[1:]
-    return Intervals(edges, lanes.last(is_edge), handling, guest, dur_ns, sound)
+    return Intervals(edges, lanes.last(is_edge), is_exit, lanes.reasons(edges), handling, guest, dur_ns, sound)

@@ -57,8 +57,11 @@ class Threads:
 
     def numbers(self, tids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the number of each thread, -1 for those that are no vCPU."""
-        valid = (tids > 0) & (tids <= MAX_TID)
-        return np.where(valid, self._number[np.where(valid, tids, 0)], np.int32(-1))
+        # number 0 belongs to the idle task, which is no vCPU; so do impossible numbers of damaged files
+        if len(tids) and (int(tids.min()) < 0 or int(tids.max()) > MAX_TID):
+            tids = np.where((tids > 0) & (tids <= MAX_TID), tids, 0)
+        numbers: NDArray[np.int32] = self._number[tids]
+        return numbers
 
     def register(self, tids: NDArray[np.int32]) -> list[int]:
         """Make these threads vCPU threads; return the numbers of those that are new."""
@@ -96,10 +99,20 @@ class LaneBuilder:
         self.scheduling |= table.has("sched_switch")
         loss = self.gaps.feed(table)
         step = self._steps(table)
-        marked = _MARKED[step]
-        new = self.threads.register(table.tid[marked])
-        fresh = self._lanes(table, step, loss)
+        rows = np.flatnonzero(step)
+        threads, new = self._threads_of(table, step, rows)
+        fresh = self._lanes(table, step, loss, rows[threads >= 0], threads[threads >= 0])
         return self._emit(fresh, new)
+
+    def _threads_of(self, table: EventTable, steps: NDArray[np.uint8], rows: NDArray[np.intp]
+                    ) -> tuple[NDArray[np.int32], set[int]]:
+        """Return the thread number of each row, -1 for no vCPU; and the numbers that are new."""
+        tids = table.tid[rows]
+        threads = self.threads.numbers(tids)
+        if not (threads < 0).any():
+            return threads, set()
+        new = self.threads.register(tids[(threads < 0) & _MARKED[steps[rows]]])
+        return (self.threads.numbers(tids) if new else threads), set(new)
 
     def finish(self) -> Lanes:
         """Return what was held back."""
@@ -135,11 +148,9 @@ class LaneBuilder:
             runnable = table.field("sched_switch", "prev_state").astype(np.int64) & TASK_STATE_MASK == 0
             steps[table.rows("sched_switch")] = np.where(runnable, Step.PREEMPT, Step.BLOCK)
 
-    def _lanes(self, table: EventTable, steps: NDArray[np.uint8], loss: NDArray[np.int32]) -> Lanes:
+    def _lanes(self, table: EventTable, steps: NDArray[np.uint8], loss: NDArray[np.int32], rows: NDArray[np.intp],
+               threads: NDArray[np.int32]) -> Lanes:
         """Return the table's steps of vCPU threads, in the order of recording."""
-        rows = np.flatnonzero(steps)
-        threads = self.threads.numbers(table.tid[rows])
-        rows, threads = rows[threads >= 0], threads[threads >= 0]
         step, arg = steps[rows], self._args(table)[rows]
         if table.has("sched_switch", "next_pid") and not self._perf_only:
             switched_in = self.threads.numbers(table.field("sched_switch", "next_pid").astype(np.int32))
@@ -170,14 +181,17 @@ class LaneBuilder:
             arg[table.rows("kvm_vcpu_wakeup")] = ns * 2 + waited
         return arg
 
-    def _emit(self, fresh: Lanes, new: list[int]) -> Lanes:
+    def _emit(self, fresh: Lanes, new: set[int]) -> Lanes:
         """Append to what is held; cut each thread behind the last row that nothing can change any more."""
         rows = Lanes.concat([self._held, fresh]) if len(self._held) else fresh
         order = _by_thread(rows.thread)
-        step, thread = rows.step[order], rows.thread[order]
-        emitted = np.zeros(len(order), bool)
-        held = np.zeros(len(order), bool)
-        bounds = np.concatenate([[0], np.flatnonzero(thread[1:] != thread[:-1]) + 1, [len(order)]])
+        if order is None:
+            step, thread = rows.step, rows.thread
+        else:
+            step, thread = rows.step[order], rows.thread[order]
+        n = len(rows)
+        emitted, held = np.zeros(n, bool), np.zeros(n, bool)
+        bounds = np.concatenate([[0], np.flatnonzero(thread[1:] != thread[:-1]) + 1, [n]])
         for first, stop in itertools.pairwise(bounds.tolist()):
             if first == stop:
                 continue
@@ -186,21 +200,32 @@ class LaneBuilder:
             cut = start + _cut(step[start:stop])
             emitted[start : cut + 1] = cut > start
             held[cut:stop] = True
-        piece, rest = rows.take(order[emitted]), rows.take(order[held])
+        piece, rest = _taken(rows, order, emitted), _taken(rows, order, held)
         is_first = np.ones(len(rest), bool)
         is_first[1:] = ~rest.same_thread()
         was_emitted = emitted[held]
-        rest.opening[is_first & was_emitted] = True
-        self._held = rest
+        self._held = replace(rest, opening=rest.opening | (is_first & was_emitted))
         return self._checked(piece)
 
     def _checked(self, piece: Lanes) -> Lanes:
         return replace(piece, suspect=self.gaps.suspect(piece, scheduling=self.scheduling))
 
 
-def _by_thread(thread: NDArray[np.uint16]) -> NDArray[np.intp]:
-    """Return the stable order by thread."""
+def _by_thread(thread: NDArray[np.uint16]) -> NDArray[np.intp] | None:
+    """Return the stable order by thread, None if the rows already are in it."""
+    if (thread[:-1] <= thread[1:]).all():
+        return None
     return np.argsort(thread, kind="stable")  # radix sort: uint16
+
+
+def _taken(rows: Lanes, order: NDArray[np.intp] | None, wanted: NDArray[np.bool_]) -> Lanes:
+    """Return the wanted rows (a mask over the ordered rows), without copying where they are one stretch."""
+    positions = np.flatnonzero(wanted)
+    if order is not None:
+        return rows.take(order[positions])
+    if len(positions) and positions[-1] - positions[0] + 1 == len(positions):
+        return rows.take(slice(int(positions[0]), int(positions[-1]) + 1))
+    return rows.take(positions)
 
 
 def _cut(step: NDArray[np.uint8]) -> int:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from kvmtrace.report.lanes import Lanes
 
 
+_TAIL = 4096
+
+
 class LossGaps:
     """The gaps of a recording, fed table by table."""
 
@@ -59,13 +62,17 @@ class LossGaps:
         return list(zip(before.tolist(), ts_ns[lost].tolist(), strict=True))
 
     def _remember(self, table: EventTable) -> None:
-        """Keep the time of each CPU's latest event."""
-        if len(table):
-            n_cpus = int(table.cpu.max()) + 2
-            latest = np.full(n_cpus, -1, np.intp)
-            latest[table.cpu] = np.arange(len(table))  # the last assignment stays
-            for cpu in np.flatnonzero(latest >= 0):
-                self._last_ts[int(cpu)] = int(table.ts_ns[latest[cpu]])
+        """Keep the time of each CPU's latest event; mostly the last rows hold one of every CPU."""
+        if not len(table):
+            return
+        n_cpus = int(table.cpu.max()) + 1
+        for start in (max(len(table) - _TAIL, 0), 0):
+            latest = np.full(n_cpus + 1, -1, np.intp)  # one more for CPU -1
+            latest[table.cpu[start:]] = np.arange(start, len(table))  # the last assignment stays
+            if start == 0 or (latest[:n_cpus] >= 0).all():
+                break
+        for cpu in np.flatnonzero(latest[:n_cpus] >= 0):
+            self._last_ts[int(cpu)] = int(table.ts_ns[latest[cpu]])
 
     def _merge(self, gaps: list[tuple[int, int]]) -> None:
         """Add gaps and keep all of them disjoint and sorted."""

@@ -146,13 +146,15 @@ def _shifted(last: NDArray[np.int32], lanes: Lanes) -> NDArray[np.int32]:
 
 def _until_entry(lanes: Lanes, step: Step) -> _Closed:
     """Return the samples from each `step` to the VM-entry that follows with no other `step` in between."""
-    rows = np.flatnonzero((lanes.step == step) | (lanes.step == Step.ENTRY))
-    is_begin = lanes.step[rows] == step
-    thread = lanes.thread[rows]
-    closes = is_begin[:-1] & ~is_begin[1:] & (thread[:-1] == thread[1:])
-    begin = rows[:-1][closes]
-    key = lanes.reasons(begin) if step == Step.EXIT else lanes.arg[begin]
-    return _Closed(begin, rows[1:][closes], key)
+    begin = np.flatnonzero(lanes.step == step)
+    entries = np.append(np.flatnonzero(lanes.step == Step.ENTRY), len(lanes) - 1)
+    if not len(begin):
+        return _Closed(begin, begin, lanes.arg[begin])
+    end = entries[np.minimum(np.searchsorted(entries, begin), len(entries) - 1)]
+    last_of_kind = np.append(begin[1:], len(lanes)) > end
+    closes = last_of_kind & (lanes.step[end] == Step.ENTRY) & (end > begin) & (lanes.thread[end] == lanes.thread[begin])
+    begin, end = begin[closes], end[closes]
+    return _Closed(begin, end, lanes.reasons(begin) if step == Step.EXIT else lanes.arg[begin])
 
 
 def _mmio_samples(steps: Lanes) -> _Closed:

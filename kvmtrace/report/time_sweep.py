@@ -231,9 +231,9 @@ class ReasonSplit:
         """Take in the next piece."""
         if len(intervals.edges) < 2:
             return
-        exits = intervals.edges[:-1][intervals.handling & intervals.sound]
+        handled = intervals.handling & intervals.sound
         group = np.full(len(lanes) + 1, -1, np.int32)  # of each lane row; the last stands for "none"
-        group[exits] = lanes.reasons(exits)
+        group[intervals.edges[:-1][handled]] = intervals.reasons[:-1][handled]
         groups = group[intervals.owner]
         rows = np.flatnonzero(groups >= 0)
         self._sums.add(groups[rows], swept.part[rows], swept.dur_ns[rows])
