@@ -1,0 +1,262 @@
+"""What recording costs: added time per VM-exit and per event, of every recorder this machine has, in one run.
+
+    .venv/bin/python tests/bench/bench_record.py [--count N] [--rounds R] [--only NAME,...] [-o FILE]
+
+Every round runs the bundled guest `storm` once per contender, in turn, so that a busy moment hits all alike;
+the figures come from the best and from the median round. What is measured is the CPU time that the VMM's
+process takes for the run of the guest, without the start of the interpreter: waiting for a CPU that others
+use does not count. What a recorder itself takes (`CPU s`) stands beside it; for perf, bpftrace and trace-cmd
+it holds their start and end too. All record the same tracepoints, those that this KVM fires for a `storm`;
+kvmtrace records its whole event set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace.events.opening import open_recording
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# the most frequent first; those that this machine's KVM does not fire for CPUID are harmless
+TRACEPOINTS = ("kvm_entry", "kvm_exit", "kvm_cpuid", "kvm_emulate_insn", "kvm_fpu", "kvm_pio", "kvm_userspace_exit")
+SETTLE_S = 0.5  # the kernel detaches BPF programs and frees buffers after their process has ended
+KVMTRACE = [sys.executable, "-m", "kvmtrace"]
+
+
+@dataclass
+class Run:
+    """One run of the guest under one contender."""
+
+    cpu_ns: float  # of the VMM
+    wall_ns: int
+    events: int | None = None
+    lost: int | None = None
+    recorder_cpu_s: float | None = None
+
+
+@dataclass
+class Contender:
+    """A recorder, and how it is started."""
+
+    name: str
+    run: Callable[[int, Path], Run]
+    runs: list[Run] = field(default_factory=list)
+    refused: str = ""
+
+
+GUEST = """
+import json, resource, sys, time
+from kvmtrace.workload import run_guest
+def cpu():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+before, began = cpu(), time.monotonic_ns()
+run = run_guest("storm", {"count": int(sys.argv[1])}, timeout_s=280)
+assert run.succeeded, run
+json.dump({"cpu_ns": (cpu() - before) * 1e9, "wall_ns": time.monotonic_ns() - began}, open(sys.argv[2], "w"))
+"""
+
+
+@dataclass
+class Guest:
+    """The guest's command line and where it says how long it took."""
+
+    argv: list[str]
+    result: Path
+
+    @classmethod
+    def prepare(cls, count: int, directory: Path) -> Guest:
+        """Return a guest of `count` VM-exits."""
+        result = directory / "guest.json"
+        result.unlink(missing_ok=True)
+        return cls([sys.executable, "-c", GUEST, str(count), str(result)], result)
+
+    def run(self, prefix: list[str]) -> tuple[Run, subprocess.CompletedProcess[str]]:
+        """Run it under `prefix`; the CPU time of everything but the guest is the recorder's."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([*prefix, *self.argv], capture_output=True, text=True, timeout=300, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if not self.result.exists():
+            raise RuntimeError(((done.stderr + done.stdout).strip().splitlines() or ["the guest did not run"])[-1])
+        took = json.loads(self.result.read_text())
+        cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Run(took["cpu_ns"], took["wall_ns"], recorder_cpu_s=cpu_s - took["cpu_ns"] / 1e9), done
+
+
+def run_bare(count: int, directory: Path) -> Run:
+    """No recorder."""
+    return Guest.prepare(count, directory).run([])[0]
+
+
+def run_kvmtrace(*options: str) -> Callable[[int, Path], Run]:
+    """Return a runner of `kvmtrace record OPTIONS`."""
+    def run(count: int, directory: Path) -> Run:
+        output = directory / "kvmtrace.dat"
+        run, _ = Guest.prepare(count, directory).run([*KVMTRACE, "record", *options, "-o", str(output), "--"])
+        text = output.read_bytes()
+        meta = json.loads(text)["meta"] if text[:1] == b"{" else open_recording(output).capture.meta
+        output.unlink()
+        cpu_ns = meta.get("recorder_cpu_ns")
+        return replace(run, events=meta.get("n_events"), lost=meta["loss"]["events"],
+                       recorder_cpu_s=cpu_ns and cpu_ns / 1e9)
+    return run
+
+
+def run_perf(count: int, directory: Path) -> Run:
+    """Run perf record with buffers that hold what comes."""
+    output = directory / "perf.data"
+    prefix = ["perf", "record", "-m", "16M", "-o", str(output)]
+    for name in known_tracepoints():
+        prefix += ["-e", f"kvm:{name}"]
+    run, _ = Guest.prepare(count, directory).run([*prefix, "--"])
+    report = subprocess.run(["perf", "report", "-i", str(output), "--stats"], capture_output=True, text=True,
+                            check=True)
+    samples = re.search(r"SAMPLE events:\s+(\d+)", report.stdout)
+    lost = re.search(r"LOST_SAMPLES events:\s+(\d+)|LOST events:\s+(\d+)", report.stdout)
+    output.unlink()
+    if samples is None or int(samples[1]) < count:
+        raise RuntimeError("a BPF program on the same tracepoints keeps the samples from perf")
+    return replace(run, events=int(samples[1]), lost=int(lost[1] or lost[2]) if lost else 0)
+
+
+def run_trace_cmd(count: int, directory: Path) -> Run:
+    """Run trace-cmd record, which refuses on a locked-down host."""
+    output = directory / "trace.dat"
+    prefix = ["trace-cmd", "record", "-C", "mono", "-b", "16384", "-o", str(output), "-F", "-c"]
+    for name in known_tracepoints():
+        prefix += ["-e", f"kvm:{name}"]
+    run, done = Guest.prepare(count, directory).run(prefix)
+    if not output.exists():
+        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
+    output.unlink()
+    return run
+
+
+def run_bpftrace(count: int, directory: Path) -> Run:
+    """Count events by name in a BPF map: no event leaves the kernel."""
+    program = ",".join(f"tracepoint:kvm:{name}" for name in known_tracepoints()) + " { @[probe] = count(); }"
+    # not with -c: it must be attached before the guest begins
+    with subprocess.Popen(["bpftrace", "-e", f'BEGIN {{ printf("up\\n"); }} {program}'], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stdout is not None
+        while (line := tracer.stdout.readline()) and line.strip() != "up":
+            pass
+        if not line:
+            raise RuntimeError((tracer.communicate()[1].strip().splitlines() or ["bpftrace failed"])[-1])
+        try:
+            run, _ = Guest.prepare(count, directory).run([])
+        finally:
+            tracer.send_signal(2)
+            counts = tracer.communicate(timeout=30)[0]
+    events = sum(int(n) for n in re.findall(r"\]: (\d+)", counts))
+    return replace(run, events=events, lost=0, recorder_cpu_s=None)
+
+
+def known_tracepoints() -> list[str]:
+    """Return those of TRACEPOINTS that this kernel has."""
+    return [name for name in TRACEPOINTS if Path("/sys/kernel/tracing/events/kvm", name).exists()]
+
+
+def contenders() -> list[Contender]:
+    """Return everything that is compared; the first is the baseline."""
+    return [
+        Contender("none", run_bare),
+        Contender("kvmtrace ftrace", run_kvmtrace("--backend", "ftrace")),
+        Contender("kvmtrace bpf", run_kvmtrace("--backend", "bpf")),
+        Contender("kvmtrace --summary", run_kvmtrace("--summary")),
+        Contender("perf record", run_perf),
+        Contender("bpftrace count", run_bpftrace),
+        Contender("trace-cmd record", run_trace_cmd),
+    ]
+
+
+def measure(chosen: list[Contender], count: int, rounds: int) -> None:
+    """Run all contenders in turn, `rounds` times."""
+    with tempfile.TemporaryDirectory(prefix="kvmtrace-bench-") as name:
+        for _ in range(rounds):
+            for contender in chosen:
+                if contender.refused:
+                    continue
+                time.sleep(SETTLE_S)
+                try:
+                    contender.runs.append(contender.run(count, Path(name)))
+                except (RuntimeError, OSError, KeyError, subprocess.SubprocessError) as error:
+                    contender.refused = str(error).splitlines()[0]
+
+
+def summarise(chosen: list[Contender], count: int) -> list[dict[str, Any]]:
+    """Return a row per contender: added ns per VM-exit and per event over the first contender."""
+    rows = []
+    base = chosen[0].runs
+    for contender in chosen:
+        row: dict[str, Any] = {"name": contender.name, "refused": contender.refused}
+        if contender.runs:
+            for label, pick in (("best", min), ("median", statistics.median)):
+                own = pick([run.cpu_ns for run in contender.runs])
+                added = (own - pick([run.cpu_ns for run in base])) / count
+                row[f"ns_per_exit_{label}"] = added
+                events = contender.runs[0].events
+                row[f"ns_per_event_{label}"] = added * count / events if events else None
+            last = min(contender.runs, key=lambda run: run.cpu_ns)
+            row |= {"events": last.events, "lost": last.lost, "recorder_cpu_s": last.recorder_cpu_s,
+                    "guest_s": last.cpu_ns / 1e9,
+                    "events_per_s": last.events / last.wall_ns * 1e9 if last.events else None}
+        rows.append(row)
+    return rows
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a table."""
+    def number(value: float | None, form: str = ",.0f") -> str:
+        return "-" if value is None else format(value, form)
+
+    titles = f"{'recorder':20} {'guest s':>8} {'+ns/exit':>9} {'median':>8} {'+ns/event':>10} {'median':>8}"
+    lines = [titles + f" {'events':>11} {'lost':>8} {'events/s':>10} {'CPU s':>6}"]
+    for row in rows:
+        if row["refused"]:
+            lines.append(f"{row['name']:20} {row['refused']}")
+            continue
+        lines.append(
+            f"{row['name']:20} {row['guest_s']:8.3f} {number(row['ns_per_exit_best']):>9}"
+            f" {number(row['ns_per_exit_median']):>8} {number(row['ns_per_event_best']):>10}"
+            f" {number(row['ns_per_event_median']):>8} {number(row['events']):>11} {number(row['lost']):>8}"
+            f" {number(row['events_per_s']):>10} {number(row['recorder_cpu_s'], '.2f'):>6}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=300_000, help="VM-exits per run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="names of contenders, separated by commas")
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench-results/record.json"))
+    options = parser.parse_args()
+    chosen = contenders()
+    if options.only:
+        chosen = [c for c in chosen if c.name in {"none", *options.only.split(",")}]
+    measure(chosen, options.count, options.rounds)
+    rows = summarise(chosen, options.count)
+    print(f"storm of {options.count:,} VM-exits, {options.rounds} rounds, {os.uname().release}")
+    print(render(rows))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"count": options.count, "rounds": options.rounds, "rows": rows}, indent=2))
+    print(f"\n{options.output}")
+
+
+if __name__ == "__main__":
+    main()
