@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmtrace.report.document import Report, dump
+
+if TYPE_CHECKING:
+    from kvmtrace.report.timeline import Timeline
 
 PAGE_MASK = 0xFFF
 _ADDRESS_FIELDS = frozenset({
@@ -55,7 +58,17 @@ def anonymized(report: Report) -> Report:
     return replace(
         report, capture=capture, vcpus=vcpus, detail=detail, model=_model(report.model, names),
         bring_up=_plain(report.bring_up, names), replay=_plain(report.replay, names),
+        timeline=_timeline(report.timeline, names),
     )
+
+
+def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
+    """Return the timeline with numbered lanes and stand-in addresses."""
+    if timeline is None:
+        return None
+    lanes = tuple(replace(lane, label=f"vCPU lane {i + 1}") for i, lane in enumerate(timeline.lanes))
+    chosen = tuple(replace(one, guest_rip=names.address(one.guest_rip)) for one in timeline.chosen)
+    return replace(timeline, lanes=lanes, chosen=chosen)
 
 
 def _model(model: Any, names: StandIns) -> Any:

@@ -15,8 +15,10 @@ from kvmtrace.report.lane_builder import LaneBuilder
 from kvmtrace.report.lane_keys import split_pair
 from kvmtrace.report.perf_tables import PerfAccumulator
 from kvmtrace.report.rate import RateAccumulator
+from kvmtrace.report.segments import collect_segments
 from kvmtrace.report.selection import Selection
 from kvmtrace.report.time_sweep import Clock, ReasonSplit, Recorded, halt_polls, sweep
+from kvmtrace.report.timeline import build_timeline
 from kvmtrace.report.userspace import UserspaceAccumulator
 from kvmtrace.report.vcpus import Identities, VcpuAccumulator, unattributable_halts, with_ids
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from kvmtrace.events.recording import Recording
     from kvmtrace.events.table import EventTable
     from kvmtrace.report.lanes import Lanes
+    from kvmtrace.report.selection import ResolvedSelection
+    from kvmtrace.report.timeline import Timeline
 
 PIECE_EVENTS = 1 << 18  # small enough for the caches
 
@@ -40,6 +44,7 @@ class ReportOptions:
     model : compare with the reference model
     perf_only : nothing but the perf-compatible tables
     symbol : guest address -> its symbol, None if there is none
+    timeline : reduce the recording to what renderers draw over time (a second pass)
     progress : called with the number of events read so far
     """
 
@@ -47,6 +52,7 @@ class ReportOptions:
     model: bool = True
     perf_only: bool = False
     symbol: Callable[[int], str | None] = lambda _: None
+    timeline: bool = False
     progress: Callable[[int], None] = lambda _: None
 
 
@@ -73,7 +79,16 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     report = builder.finish(recording, checker.finish() if checker else None)
     replay = beginning.replay(recording) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
-    return replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
+    report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
+    return replace(report, timeline=_timeline(recording, report, selection)) if options.timeline else report
+
+
+def _timeline(recording: Recording, report: Report, selection: ResolvedSelection) -> Timeline | None:
+    """Reduce the selected part to what is drawn over time."""
+    segments = collect_segments(selection.of(table) for table in recording.iter_events(PIECE_EVENTS))
+    labels = {row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
+              for row in report.vcpus}
+    return build_timeline(segments, labels, report.model.violations if report.model else ())
 
 
 def check_report(recording: Recording, limit: int = 20, progress: Callable[[int], None] = lambda _: None) -> Report:

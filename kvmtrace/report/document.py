@@ -293,6 +293,7 @@ class Report:
     bring_up: Any = None
     model: Any = None
     replay: Any = None
+    timeline: Any = None  # only for renderers that draw over time; null in JSON
     schema: str = SCHEMA
 
 

@@ -113,12 +113,12 @@ def _rules(model: Any, style: Style) -> list[str]:
         Column("held", [count(rule.held) for _, rule in rules]),
         Column("violated", [count(rule.violated) for _, rule in rules]),
         Column("unknown", [count(rule.unknown) for _, rule in rules]),
-        Column("what must hold", [_meaning(name) for name, _ in rules], left=True, flexible=True),
+        Column("what must hold", [meaning_of(name) for name, _ in rules], left=True, flexible=True),
     ]
     return [style.title("Rules of the reference model"), *table(columns, style), ""]
 
 
-def _meaning(rule: str) -> str:
+def meaning_of(rule: str) -> str:
     """Return a rule's sentence, "" if the model has none for it."""
     from kvmtrace.model.rules import RULES
 

@@ -1,0 +1,227 @@
+"""A bounded picture of a recording over time: budget per time bin, latency per time bin, segments around chosen exits.
+
+However long the recording, the result is a few hundred kilobytes: the overview has a fixed number of bins, and
+the segments are those of the whole recording only if it is short; else those around the VM-exits that one would
+look at first (the slowest and the first of each reason, and every violation).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace.report.segments import PART_NAMES
+from kvmtrace.report.time_sweep import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.report.segments import Segments
+
+OVERVIEW_BINS = 160
+MAX_SEGMENTS = 60_000  # about 600 kB of HTML
+AROUND = 60  # segments on either side of a chosen exit
+SLOWEST = 4  # exits chosen per reason
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The overview of one vCPU thread: `share[part][bin]` is the part's time in the bin, ns."""
+
+    tid: int
+    label: str
+    parts: tuple[str, ...]
+    share: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive segments of one thread.
+
+    Parameters
+    ----------
+    lane : index of the thread's lane
+    start_ns : begin of the first segment, since the recording's start
+    dur_ns : length of each segment; they follow each other without gaps
+    code : part + len(parts) * (index of the exit reason + 1)
+    """
+
+    lane: int
+    start_ns: int
+    dur_ns: tuple[int, ...]
+    code: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChosenExit:
+    """A VM-exit worth a look: `ts_ns` since the start, `dur_ns` to the next VM-entry, `why` in a word or two."""
+
+    lane: int
+    ts_ns: int
+    dur_ns: int
+    reason: str
+    guest_rip: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Exit→entry times over time: per bin the median, 99th percentile and maximum, ns; 0 in bins without exits."""
+
+    p50_ns: tuple[int, ...]
+    p99_ns: tuple[int, ...]
+    max_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What the HTML report draws over time."""
+
+    start_ns: int
+    bin_ns: float
+    parts: tuple[str, ...]
+    reasons: tuple[str, ...]
+    lanes: tuple[Lane, ...]
+    latency: Latency
+    windows: tuple[Window, ...]
+    chosen: tuple[ChosenExit, ...]
+    complete: bool  # windows hold every segment of the recording
+
+
+@dataclass(frozen=True)
+class _Exits:
+    """VM-exits among segments: first segment, index of the guest segment behind, duration."""
+
+    at: NDArray[np.intp]
+    dur_ns: NDArray[np.int64]
+
+
+def _find_exits(segments: Segments) -> _Exits:
+    at = np.flatnonzero(segments.guest_rip != 0)
+    guests = np.flatnonzero(segments.part == Part.GUEST)
+    if not len(at) or not len(guests):
+        return _Exits(np.empty(0, np.intp), np.empty(0, np.int64))
+    after = np.searchsorted(guests, at)
+    found = after < len(guests)
+    at, entry = at[found], guests[after[found]]
+    same = segments.thread[at] == segments.thread[entry]
+    at, entry = at[same], entry[same]
+    return _Exits(at, segments.ts_ns[entry] - segments.ts_ns[at])
+
+
+def _shares(segments: Segments, thread: int, edges: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """Return each part's time per bin: differences of its cumulative time, interpolated at the edges."""
+    own = segments.thread == thread
+    ts_ns, dur_ns, part = segments.ts_ns[own], segments.dur_ns[own], segments.part[own]
+    points = np.append(ts_ns, ts_ns[-1] + dur_ns[-1])
+    shares = []
+    for which in Part:
+        spent = np.concatenate([[0], np.cumsum(np.where(part == which, dur_ns, 0))])
+        shares.append(np.rint(np.diff(np.interp(edges, points, spent))).astype(np.int64))
+    return shares
+
+
+def _latency(segments: Segments, exits: _Exits, edges: NDArray[np.float64]) -> Latency:
+    where = np.clip(np.searchsorted(edges, segments.ts_ns[exits.at], "right") - 1, 0, OVERVIEW_BINS - 1)
+    order = np.lexsort((exits.dur_ns, where))
+    dur_ns, where = exits.dur_ns[order], where[order]
+    starts = np.searchsorted(where, np.arange(OVERVIEW_BINS))
+    counts = np.searchsorted(where, np.arange(OVERVIEW_BINS), "right") - starts
+
+    def at(quantile: float) -> tuple[int, ...]:
+        if not len(dur_ns):
+            return (0,) * OVERVIEW_BINS
+        pick = np.minimum(starts + np.floor(quantile * np.maximum(counts - 1, 0)).astype(np.intp), len(dur_ns) - 1)
+        return tuple(np.where(counts > 0, dur_ns[pick], 0).tolist())
+
+    return Latency(at(0.5), at(0.99), at(1.0))
+
+
+def _choose(segments: Segments, exits: _Exits) -> list[tuple[int, int, str]]:
+    """Return (position in exits, segment, why) of the exits worth a look."""
+    chosen: dict[int, str] = {}
+    reason = segments.reason[exits.at]
+    for number in np.unique(reason):
+        own = np.flatnonzero(reason == number)
+        chosen.setdefault(int(own[0]), "first of its reason")
+        for rank, slow in enumerate(own[np.argsort(-exits.dur_ns[own], kind="stable")[:SLOWEST]]):
+            chosen.setdefault(int(slow), "slowest of its reason" if rank == 0 else "slow")
+    return [(i, int(exits.at[i]), why) for i, why in chosen.items()]
+
+
+def _ranges(segments: Segments, wanted: Iterable[int]) -> list[tuple[int, int]]:
+    """Return ranges of segments around the wanted ones, merged, each within one thread."""
+    if len(segments) <= MAX_SEGMENTS:
+        bounds = np.flatnonzero(np.diff(segments.thread)) + 1
+        edges = [0, *bounds.tolist(), len(segments)]
+        return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+    ranges: list[tuple[int, int]] = []
+    left = MAX_SEGMENTS
+    for i in sorted(wanted):
+        first = np.searchsorted(segments.thread, segments.thread[i])
+        stop = np.searchsorted(segments.thread, segments.thread[i], "right")
+        a, b = max(int(first), i - AROUND), min(int(stop), i + AROUND)
+        if ranges and a <= ranges[-1][1] and segments.thread[ranges[-1][0]] == segments.thread[i]:
+            a, b = ranges.pop()[0], max(b, a)
+        if b - a > left:
+            break
+        ranges.append((a, b))
+        left -= b - a
+    return ranges
+
+
+def _window(segments: Segments, first: int, stop: int, start_ns: int) -> Window:
+    code = segments.part[first:stop].astype(np.int64) + len(Part) * (segments.reason[first:stop].astype(np.int64) + 1)
+    return Window(int(segments.thread[first]), int(segments.ts_ns[first]) - start_ns,
+                  tuple(segments.dur_ns[first:stop].tolist()), tuple(code.tolist()))
+
+
+def build_timeline(segments: Segments, labels: Mapping[int, str], violations: Iterable[Any] = ()) -> Timeline | None:
+    """Reduce a recording's segments to what fits a page.
+
+    Parameters
+    ----------
+    segments : from collect_segments
+    labels : tid -> label
+    violations : objects with tid and ts_ns; segments around them are kept
+
+    Returns
+    -------
+    Timeline, or None without any segment
+    """
+    if not len(segments):
+        return None
+    start = int(segments.ts_ns.min())
+    stop = int((segments.ts_ns + segments.dur_ns).max())
+    edges = np.linspace(start, max(stop, start + 1), OVERVIEW_BINS + 1)
+    parts = tuple(PART_NAMES[part] for part in Part)
+    lanes = tuple(
+        Lane(tid, labels.get(tid, str(tid)), parts, tuple(tuple(s.tolist()) for s in _shares(segments, i, edges)))
+        for i, tid in enumerate(segments.tids) if (segments.thread == i).any()
+    )
+    lane_of = {tid: i for i, tid in enumerate(lane.tid for lane in lanes)}
+    exits = _find_exits(segments)
+    chosen = _choose(segments, exits)
+    wanted = [segment for _, segment, _ in chosen]
+    for violation in violations:
+        if violation.tid in segments.tids:
+            own = np.flatnonzero(segments.thread == segments.tids.index(violation.tid))
+            if len(own):
+                at = np.searchsorted(segments.ts_ns[own], violation.ts_ns, "right") - 1
+                wanted.append(int(own[max(int(at), 0)]))
+    windows = []
+    for a, b in _ranges(segments, wanted):
+        made = _window(segments, a, b, start)
+        windows.append(Window(lane_of[segments.tids[made.lane]], made.start_ns, made.dur_ns, made.code))
+    described = tuple(
+        ChosenExit(lane_of[segments.tids[int(segments.thread[at])]], int(segments.ts_ns[at]) - start,
+                   int(exits.dur_ns[i]), segments.reasons[int(segments.reason[at])], int(segments.guest_rip[at]), why)
+        for i, at, why in sorted(chosen, key=lambda item: -int(exits.dur_ns[item[0]]))
+    )
+    return Timeline(start, (stop - start) / OVERVIEW_BINS, parts, segments.reasons, lanes,
+                    _latency(segments, exits, edges), tuple(windows), described, len(segments) <= MAX_SEGMENTS)
