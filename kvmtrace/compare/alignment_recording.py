@@ -88,7 +88,8 @@ def facts_of(capture: Capture, events: EventTable) -> Facts | None:
                      "svm_vcpu_run_return"}
     nrips = isa != "svm" or not _skips_by_emulation(events)
     inside = isa == "vmx" or "exit_irqs_on" not in capability.traits
-    return Facts(isa, frozenset(recorded), nrips, inside)
+    apicv = isa == "vmx" and events.count("kvm_apicv_accept_irq") > 0
+    return Facts(isa, frozenset(recorded), nrips, inside, apicv)
 
 
 def _isa_of(capture: Capture, events: EventTable) -> str | None:

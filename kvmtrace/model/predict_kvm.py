@@ -140,6 +140,8 @@ class Machine:
 
     def wrmsr(self, cpu: Cpu, msr: int, value: Value) -> bool:
         """WRMSR of a register that KVM intercepts; x2APIC registers have effects of their own."""
+        if msr == X2APIC_EOI and self.facts.apicv:
+            return True  # virtualised: the guest stays in guest mode
         story = self.stories[cpu.vcpu_id]
         info1 = 0 if self.facts.isa == "vmx" else 1
         fast = msr == X2APIC_ICR and self._has_fast_path(value)
@@ -244,7 +246,7 @@ class Machine:
                       why="instead of skipping the instruction")
         elif self.facts.isa == "pvm":
             self._eoi(cpu, vector, "PVM ends the interrupt as it delivers it")
-        else:
+        elif not self.facts.apicv:
             story.add("kvm_inj_virq", Expected("vector", vector), Expected("soft", 0), why="wakes the guest")
         if self.facts.isa != "pvm":
             story.enter(cpu.rip)

@@ -38,12 +38,15 @@ class Facts:
         skip an instruction, and that is traced
     exit_inside_run : kvm_exit is traced before vmx_vcpu_run / svm_vcpu_run returns; on SVM before Linux 6.5 it
         is traced behind
+    apicv : the processor delivers interrupts and ends them itself (Intel's APIC virtualisation): neither
+        kvm_inj_virq nor a VM-exit for EOI
     """
 
     isa: str
     events: frozenset[str] = PREDICTABLE
     nrips: bool = True
     exit_inside_run: bool = True
+    apicv: bool = False
 
 
 @dataclass(frozen=True)

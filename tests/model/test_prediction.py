@@ -99,6 +99,14 @@ def test_ipi_is_sent_on_the_fast_path() -> None:
     assert names_of(slow, 0x1064) == ["kvm_exit", "svm_vcpu_run_return", *SENT, "kvm_emulate_insn"]
 
 
+def test_apic_virtualisation_spares_injections_and_eoi_exits() -> None:
+    plain = Counter(step.event for step in predicted("interrupt", "vmx")[0].steps)
+    virtual = Counter(step.event for step in predicted("interrupt", "vmx", apicv=True)[0].steps)
+    assert (plain["kvm_inj_virq"], plain["kvm_eoi"]) == (23, 23)
+    assert (virtual["kvm_inj_virq"], virtual["kvm_eoi"]) == (0, 0)
+    assert plain["kvm_exit"] - virtual["kvm_exit"] == 23
+
+
 def test_late_kvm_exit() -> None:
     """Before Linux 6.5, SVM traces kvm_exit behind svm_vcpu_run's return."""
     (each,) = predicted("triple-fault", "svm", exit_inside_run=False)
