@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from kvmtrace.errors import CapabilityError
 from kvmtrace.lab.cache import cached, digest, file_key
 from kvmtrace.lab.initramfs import find_busybox
+from kvmtrace.lab.tools import run_tool
 
 if TYPE_CHECKING:
     from kvmtrace.lab.kernels import Kernel
@@ -83,22 +84,8 @@ def write_ext4(source: Path, image: Path) -> None:
     cylinders = int(content * 1.15 + 16e6) // CYLINDER_BYTES
     with image.open("wb") as handle:
         handle.truncate(cylinders * CYLINDER_BYTES)
-    _run(
-        [
-            "mke2fs",
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-O",
-            "^has_journal",
-            "-E",
-            "root_owner=0:0,lazy_itable_init=1",
-            "-d",
-            str(source),
-            str(image),
-        ]
-    )
+    features = ["-O", "^has_journal", "-E", "root_owner=0:0,lazy_itable_init=1"]
+    run_tool(["mke2fs", "-q", "-F", "-t", "ext4", *features, "-d", str(source), str(image)])
 
 
 def _program_files() -> list[Path]:
@@ -183,7 +170,7 @@ def _copy_file(root: Path, file: Path) -> None:
 def _add_busybox(root: Path) -> None:
     busybox = find_busybox()
     shutil.copy(busybox, root / "usr" / "bin" / "busybox")
-    for name in _run([str(busybox), "--list"]).split():
+    for name in run_tool([str(busybox), "--list"]).split():
         link = root / "usr" / "bin" / name
         if not link.exists():
             link.symlink_to("busybox")
@@ -206,24 +193,5 @@ def _add_python(root: Path) -> None:
 
 def compile_tree(folder: Path) -> None:
     """Compile Python sources once and for all: compiling under emulation takes longer than recording."""
-    _run(
-        [
-            str(SYSTEM_PYTHON),
-            "-m",
-            "compileall",
-            "-q",
-            "-j",
-            "2",
-            "--invalidation-mode",
-            "unchecked-hash",
-            str(folder),
-        ]
-    )
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).splitlines()
-        raise CapabilityError(f"{command[0]} failed: {lines[-1] if lines else done.returncode}")
-    return done.stdout
+    command = [str(SYSTEM_PYTHON), "-m", "compileall", "-q", "-j", "2", "--invalidation-mode", "unchecked-hash"]
+    run_tool([*command, str(folder)])

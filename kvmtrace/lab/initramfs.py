@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import struct
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from kvmtrace.lab import kernels
 from kvmtrace.lab.cache import cached, digest, file_key
 from kvmtrace.lab.cpio import CpioArchive
 from kvmtrace.lab.kernels import read_module
+from kvmtrace.lab.tools import find_program
 
 if TYPE_CHECKING:
     from kvmtrace.lab.kernels import Kernel
@@ -32,10 +33,17 @@ def find_busybox() -> Path:
     CapabilityError
         There is none.
     """
-    path = shutil.which("busybox")
-    if path is None:
-        raise CapabilityError("busybox is missing", "apt-get install busybox-static")
-    return Path(path).resolve()
+    path = Path(find_program("busybox")).resolve()
+    if _has_interpreter(path.read_bytes()):
+        raise CapabilityError(f"{path} needs libraries", "apt-get install busybox-static")
+    return path
+
+
+def _has_interpreter(elf: bytes) -> bool:
+    """Whether an ELF program asks for the dynamic loader (PT_INTERP)."""
+    (table,) = struct.unpack_from("<Q", elf, 32)
+    size, count = struct.unpack_from("<HH", elf, 54)
+    return any(struct.unpack_from("<I", elf, table + i * size)[0] == 3 for i in range(count))
 
 
 def lab_initramfs(kernel: Kernel, isa: str) -> Path:

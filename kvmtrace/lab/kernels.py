@@ -5,7 +5,6 @@ from __future__ import annotations
 import lzma
 import re
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.cache import cache_dir, cached, locked
 from kvmtrace.lab.repack import repack_kernel
+from kvmtrace.lab.tools import run_tool
 
 # kernel series -> names of its packages in Debian's archive (the newest is taken)
 SERIES: dict[str, re.Pattern[str]] = {
@@ -21,6 +21,7 @@ SERIES: dict[str, re.Pattern[str]] = {
 }
 
 
+FETCH_REMEDY = "run apt-get update, or check the network"
 # counts changes of what an unpacked kernel holds
 LAYOUT = 2
 
@@ -128,7 +129,7 @@ def _chosen_release(series: str) -> str:
 
 
 def _newest_release(series: str) -> str:
-    names = _run(["apt-cache", "pkgnames", "linux-image-6."]).split()
+    names = run_tool(["apt-cache", "pkgnames", "linux-image-6."]).split()
     releases = [found.group(1) for found in map(SERIES[series].fullmatch, names) if found]
     if not releases:
         raise CapabilityError(f"apt knows no Debian kernel {series}", "run apt-get update (Debian 12)")
@@ -144,25 +145,10 @@ def _packages(release: str) -> list[str]:
 
 def _unpack(release: str, root: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="kvmtrace-debs-") as folder:
-        _run(["apt-get", "download", "-q", *_packages(release)], cwd=folder)
+        run_tool(["apt-get", "download", "-q", *_packages(release)], cwd=folder, remedy=FETCH_REMEDY)
         for package in sorted(Path(folder).glob("*.deb")):
-            _run(["dpkg-deb", "-x", str(package), str(root)])
+            run_tool(["dpkg-deb", "-x", str(package), str(root)])
     shutil.rmtree(root / "usr" / "share", ignore_errors=True)
-    _run(["depmod", "-b", str(root), release])
+    run_tool(["depmod", "-b", str(root), release])
     compressed = root / "boot" / f"vmlinuz-{release}"
     (root / "boot" / "bzImage").write_bytes(repack_kernel(compressed.read_bytes()))
-
-
-def _run(command: list[str], cwd: str | None = None) -> str:
-    """Run a packaging tool and return what it prints; its last line of complaint becomes the error."""
-    if shutil.which(command[0]) is None:
-        raise CapabilityError(f"{command[0]} is missing", "the lab needs Debian's apt and kmod")
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.splitlines()
-        lines = [line for line in lines if line.startswith("E:")] or lines
-        raise CapabilityError(
-            f"{' '.join(command[:2])} failed: {lines[-1] if lines else done.returncode}",
-            "run apt-get update, or check the network",
-        )
-    return done.stdout

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from kvmtrace.errors import CapabilityError
 from kvmtrace.lab.emulator import Emulator, Limits
 from kvmtrace.lab.initramfs import lab_initramfs
+from kvmtrace.lab.tools import find_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +27,7 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
     CapabilityError
         QEMU is missing.
     """
-    program = shutil.which("qemu-system-x86_64")
-    if program is None:
-        raise CapabilityError("qemu-system-x86_64 is missing", "apt-get install qemu-system-x86")
+    program = find_program("qemu-system-x86_64")
     share = folder / "job"
     arguments = (*KERNEL_ARGS, f"lab.kernel_root={kernel.root}", *job.kernel_args)
     command = [

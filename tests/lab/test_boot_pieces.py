@@ -124,7 +124,7 @@ def test_a_modules_signature_is_cut_off(tmp_path: Path, suffix: str):
 def test_the_newest_kernel_is_chosen_by_number(monkeypatch):
     releases = ("9-amd64", "56-amd64", "56-rt-amd64", "57-cloud-amd64")
     names = "\n".join(f"linux-image-6.1.0-{release}" for release in releases)
-    monkeypatch.setattr(kernels, "_run", lambda command, cwd=None: names)
+    monkeypatch.setattr(kernels, "run_tool", lambda command: names)
     assert kernels._newest_release("6.1") == "6.1.0-56-amd64"
     with pytest.raises(CapabilityError, match="apt-get update"):
         kernels._newest_release("6.12")
