@@ -7,6 +7,10 @@ the guest physical address, on VMX (unrestricted guest), SVM and PVM alike. Memo
     0x1000  code                        0x4000  code of further vCPUs (start-up IPI vector 4)
     0x2000  stack, downwards from 0x3000
     0x8000  end of RAM; what lies above is MMIO
+
+A further guest is a listing (address, bytes, text: the tests hold the bytes against a disassembler), a function
+that states its counts, and a row in `GUESTS`. If it uses an instruction that no guest used before, the model's
+`predict_instructions.py` has to learn it.
 """
 
 from __future__ import annotations
