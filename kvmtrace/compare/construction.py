@@ -171,7 +171,7 @@ class Construction:
         self.processes = processes
         self.words = {
             "vendor": isa or "{vmx,svm}",
-            "control": {"vmx": "VMCS", "svm": "VMCB"}.get(isa or "", "VMCS/VMCB"),
+            "control": {"vmx": "VMCS", "svm": "VMCB", "pvm": "switcher state"}.get(isa or "", "VMCS/VMCB"),
         }
         self.objects: dict[str, KvmObject] = {}
         self.steps: list[Step] = []
@@ -197,9 +197,17 @@ class Construction:
         if known is None or known.kind != "vcpu":
             return
         self.objects[known.id] = replace(known, mmap_bytes=call.arg)
-        self._add(call, "mmap", "kvm_run", known.id, Judgement(
-            "ok", f"{call.arg} bytes: kvm_run, the PIO page and the coalesced-MMIO ring",
-            "kvm_vcpu_mmap (virt/kvm/kvm_main.c)"))
+        self._add(
+            call,
+            "mmap",
+            "kvm_run",
+            known.id,
+            Judgement(
+                "ok",
+                f"{call.arg} bytes: kvm_run, the PIO page and the coalesced-MMIO ring",
+                "kvm_vcpu_mmap (virt/kvm/kvm_main.c)",
+            ),
+        )
 
     def _follow_close(self, call: Call) -> None:
         key = (self._pid(call.tid), call.fd)
@@ -209,9 +217,17 @@ class Construction:
             return
         self._closed[key] = name
         self.objects[name] = replace(self.objects[name], closed_ts_ns=call.ts_ns)
-        self._add(call, "close", "close", name, Judgement(
-            "ok", "the object itself lives until its last file, mapping and child are gone",
-            "kvm_put_kvm (virt/kvm/kvm_main.c)"))
+        self._add(
+            call,
+            "close",
+            "close",
+            name,
+            Judgement(
+                "ok",
+                "the object itself lives until its last file, mapping and child are gone",
+                "kvm_put_kvm (virt/kvm/kvm_main.c)",
+            ),
+        )
 
     # -- ioctls ----------------------------------------------------------------------------------
 
@@ -239,9 +255,7 @@ class Construction:
             return Judgement("explained", f"{what}: the descriptor is not open", "ksys_ioctl (fs/ioctl.c)")
         return Judgement("unknown", "the descriptor was made before the recording began, or elsewhere")
 
-    def _judge(
-        self, call: Call, target: KvmObject, contract: Contract, levels: tuple[str, ...]
-    ) -> Judgement:
+    def _judge(self, call: Call, target: KvmObject, contract: Contract, levels: tuple[str, ...]) -> Judgement:
         """Say what the contract says of one ioctl on a known object."""
         if call.ret is None:
             return Judgement("unknown", "its return was not recorded")
@@ -294,8 +308,9 @@ class Construction:
             parent = vms[-1].id if vms else self._make(call, "vm", parent, None, assumed=True)
         name = self._make(opened or call, level, parent, call.fd, assumed=opened is None)
         if opened is not None:
-            judgement = Judgement("ok", "its descriptor was then used as KVM's system file",
-                                  "kvm_chardev_ops (virt/kvm/kvm_main.c)")
+            judgement = Judgement(
+                "ok", "its descriptor was then used as KVM's system file", "kvm_chardev_ops (virt/kvm/kvm_main.c)"
+            )
             self._add(opened, "open", "/dev/kvm", name, judgement, fd=call.fd, makes=name)
         else:
             self.notes.append(f"{name} was made before the recording began")
@@ -377,6 +392,19 @@ class Construction:
         self, call: Call, kind: str, name: str, target: str, judgement: Judgement, *, fd: int | None = None,
         makes: str = "",
     ) -> None:  # fmt: skip
-        self.steps.append(Step(
-            call.event_index, call.ts_ns, call.dur_ns, call.tid, kind, name, call.fd if fd is None else fd,
-            call.arg, call.ret, target, makes, *judgement))
+        self.steps.append(
+            Step(
+                call.event_index,
+                call.ts_ns,
+                call.dur_ns,
+                call.tid,
+                kind,
+                name,
+                call.fd if fd is None else fd,
+                call.arg,
+                call.ret,
+                target,
+                makes,
+                *judgement,
+            )
+        )

@@ -64,13 +64,13 @@ def _violations(model: Any) -> list[dict[str, Any]]:
             for event in around]
         where = f"vCPU {'?' if v.vcpu_id is None else v.vcpu_id}, thread {v.tid}, CPU {v.cpu}, event {v.event_index:,}"
         found.append({"severity": v.severity, "title": f"{v.severity} of {v.rule} at {v.ts_ns / 1e9:.9f} s: {where}",
-                      "expected": v.expected, "observed": v.observed, "why": v.why, "source": v.source,
+                      "expected": escape(v.expected), "observed": escape(v.observed), "why": v.why, "source": v.source,
                       "context": lines})
     return found
 
 
 def _field(value: int | str) -> str:
-    return value if isinstance(value, str) else (str(value) if abs(value) < 10 else f"{value & (1 << 64) - 1:#x}")
+    return escape(value) if isinstance(value, str) else (str(value) if abs(value) < 10 else f"{value & (1 << 64) - 1:#x}")
 
 
 def _timeline_json(timeline: Timeline) -> str:
@@ -170,7 +170,7 @@ def build_page(report: Report) -> dict[str, Any]:
     """Return all that the template shows."""
     capture = report.capture
     page: dict[str, Any] = {
-        "path": capture.path, "version": __version__, "summary": summary_line(report),
+        "path": escape(capture.path), "version": __version__, "summary": summary_line(report),
         "verdict": " ".join(" ".join(verdict_line(report, Style())).split()).removeprefix("Model: "),
         "lossy": is_lossy(report), "loss": loss_line(report),
         "facts": [("Capture", capture_line(capture)),

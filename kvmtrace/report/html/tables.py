@@ -85,7 +85,7 @@ def rule_table(model: Any, meaning: Callable[[str], str]) -> HtmlTable:
     columns = [("rule", False), ("what must hold", False), ("checked", True), ("held", True), ("violated", True),
                ("unknown", True)]
     return _table("rules", "Rules of the reference model", "Unknown: the recording does not say enough.",
-                  columns, model.rules.items(), lambda item: (
+                  columns, [item for item in model.rules.items() if item[1].checked or item[1].unknown], lambda item: (
                       Cell(item[0]), Cell(meaning(item[0])), _count(item[1].checked), _count(item[1].held),
                       _count(item[1].violated), _count(item[1].unknown)))
 
