@@ -70,7 +70,9 @@ def _violations(model: Any) -> list[dict[str, Any]]:
 
 
 def _field(value: int | str) -> str:
-    return escape(value) if isinstance(value, str) else (str(value) if abs(value) < 10 else f"{value & (1 << 64) - 1:#x}")
+    if isinstance(value, str):
+        return escape(value)
+    return str(value) if abs(value) < 10 else f"{value & (1 << 64) - 1:#x}"
 
 
 def _timeline_json(timeline: Timeline) -> str:
