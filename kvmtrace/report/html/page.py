@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +124,7 @@ def _time_part(report: Report) -> dict[str, Any]:
                 drawn.append((f"{what} per second", _safe(charts.rate_chart(counts, report.rate.bin_ns, what))))
     if timeline is None:
         return {"charts": drawn, "timeline": "", "overviews": []}
+    timeline = replace(timeline, lanes=tuple(replace(lane, label=escape(lane.label)) for lane in timeline.lanes))
     latency = charts.latency_chart(timeline)
     if latency:
         drawn.append(("VM-exit to VM-entry: median (blue), 99th percentile (orange), maximum (dotted); logarithmic",
