@@ -141,9 +141,9 @@ def _boot_iso(kernel: Kernel, arguments: tuple[str, ...]) -> Path:
 
 
 def _add_package(target: Path) -> None:
-    """Add this kvmtrace and click, compiled for the image's Python."""
-    sources = sorted((package_parent() / "kvmtrace").rglob("*"))
-    sources = [path for path in sources if path.is_file() and path.suffix != ".pyc"]
+    """Add this kvmtrace (its tracers too, where it runs from a checkout) and click, compiled for the image."""
+    trees = [package_parent() / "kvmtrace", package_parent() / "tracers"]
+    sources = sorted(path for tree in trees for path in tree.rglob("*") if path.is_file() and path.suffix != ".pyc")
     key = digest([*(path.read_bytes() for path in sources), *map(str, sources), metadata.version("click")])
 
     def build(work: Path) -> None:
