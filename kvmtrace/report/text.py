@@ -60,6 +60,8 @@ def header(report: Report, style: Style) -> list[str]:
         lines += _wrapped("Only", f"{escape(capture.selection)} (the model is compared with the whole recording)")
     loss = _wrapped("Loss", loss_line(report))
     lines += [style.warn(line) for line in loss] if is_lossy(report) else loss
+    kept = filter_line(capture.filters)
+    lines += [style.warn(line) for line in _wrapped("Filter", kept)] if kept else []
     lines += verdict_line(report, style) + replay_line(report, style)
     summary = textwrap.wrap(summary_line(report), WIDTH, break_on_hyphens=False)
     return [*lines, "", *map(style.title, summary)]
@@ -96,6 +98,19 @@ def _counts_line(report: Report) -> str:
 def is_lossy(report: Report) -> bool:
     """Say whether events are missing, as far as anybody knows."""
     return report.loss.events != 0 or report.loss.truncated or bool(report.loss.damage)
+
+
+VM_EXIT_FILTERS = ("vcpu", "exit_reason", "sample", "slower_than_ns")
+
+
+def filter_line(filters: object) -> str:
+    """Say which VM-exits the recorder left out on purpose, and what that does to the figures; "" for none."""
+    if not isinstance(filters, dict):
+        return ""
+    kept = [escape(str(filters[name])) for name in VM_EXIT_FILTERS if name in filters]
+    if not kept:
+        return ""
+    return "; ".join(kept) + ". Counts, shares and guest time are of what was kept, not of all that the guest did"
 
 
 def loss_line(report: Report) -> str:

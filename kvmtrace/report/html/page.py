@@ -11,7 +11,7 @@ from kvmtrace import __version__
 from kvmtrace.report.html import charts, tables
 from kvmtrace.report.segments import PART_NAMES
 from kvmtrace.report.terminal import Style, count, duration, escape, percent, plural
-from kvmtrace.report.text import capture_line, is_lossy, loss_line, summary_line
+from kvmtrace.report.text import capture_line, filter_line, is_lossy, loss_line, summary_line
 from kvmtrace.report.text_model import meaning_of, verdict_line
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def build_page(report: Report) -> dict[str, Any]:
         "lossy": is_lossy(report), "loss": loss_line(report),
         "facts": [("Capture", capture_line(capture)),
                   ("Events", f"{count(capture.n_events)} in {duration(capture.duration_ns)}"),
-                  ("Loss", loss_line(report))],
+                  ("Loss", loss_line(report)),
+                  *([("Filter", filter_line(capture.filters))] if filter_line(capture.filters) else [])],
         "parts": [(name, charts.part_class(name)) for name in PARTS.values()],
         "budgets": [_budget(vcpu) for vcpu in report.vcpus],
         "exits": tables.exit_table(report), "userspace": tables.userspace_table(report),
