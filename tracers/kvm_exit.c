@@ -4,7 +4,7 @@
  * A VM-exit is kept or dropped whole: kvm_exit, what KVM does about it, and the kvm_entry that ends it. With
  * FILTER_SLOWER_NS the verdict falls at kvm_entry, so kvm_exit waits in the thread's state and both are written then,
  * with their own time stamps; what happened between is not held. The loader defines, by the format files:
- * EXIT_REASON_OFFSET, EXIT_VCPU_OFFSET, ENTRY_VCPU_OFFSET, EXIT_SIZE, and FILTER_REASONS(r) as a condition.
+ * EXIT_REASON_OFFSET, EXIT_VCPU_OFFSET, ENTRY_VCPU_OFFSET, EXIT_WORDS, and FILTER_REASONS(r) as a condition.
  */
 #if defined(FILTER_VCPU) || defined(FILTER_REASONS) || defined(FILTER_SAMPLE) || defined(FILTER_SLOWER_NS)
 #define EXITS_FILTERED
@@ -95,8 +95,7 @@ static __always_inline int keeps_entry(void *ctx)
 #ifdef FILTER_VCPU
 	t->other_vcpu = *(volatile u32 *)(ctx + ENTRY_VCPU_OFFSET) != FILTER_VCPU;
 #endif
-	dropped = t->dropping || t->other_vcpu;
-	t->dropping = 0;
+	dropped = t->dropping || t->other_vcpu;  /* until the next kvm_exit: probes may follow in the guest's time */
 	if (dropped)
 		count_filtered();
 	return !dropped;
@@ -149,7 +148,7 @@ static __always_inline int judge_exit(void)
 		t->dropping = 1;
 		return 0;
 	}
-	r = reserve(t->held.kind, EXIT_SIZE, 1, &flags);
+	r = reserve(t->held.kind, 8 * EXIT_WORDS, 1, &flags);
 	if (r) {
 		r->ts_ns = t->exit_ns;
 		r->irq_flags = t->held.irq_flags;

@@ -21,6 +21,9 @@
 
 #define N_BUCKETS 32        /* bucket i: 2^i to 2^(i+1)-1 ns, the last also all above */
 
+/* Hides what the compiler knows of a value, so that it keeps the mask that the verifier needs to see. */
+#define opaque(value) asm volatile("" : "+r"(value))
+
 struct cell {
 	u64 count;          /* times it happened */
 	u64 samples;        /* of them, how many ended (the durations below) */
@@ -99,7 +102,10 @@ static __always_inline struct thread *this_thread(u64 now)
 
 static __always_inline void enter_phase(struct thread *t, u32 phase, u64 now)
 {
-	t->time_ns[t->phase & (N_PHASES - 1)] += now - t->since_ns;
+	u32 old = t->phase;
+
+	opaque(old);
+	t->time_ns[old & (N_PHASES - 1)] += now - t->since_ns;
 	t->since_ns = now;
 	t->phase = phase;
 }
@@ -114,6 +120,7 @@ static __always_inline void add_sample(struct cell *cell, u64 ns)
 	cell->total_ns += ns;
 	if (ns > cell->max_ns)
 		cell->max_ns = ns;
+	opaque(bucket);
 	cell->buckets[bucket & (N_BUCKETS - 1)]++;
 }
 
@@ -134,6 +141,7 @@ static __always_inline struct cell *find_cell(struct thread *t)
 	u32 index = t->exit_cell;
 	struct cell fresh = {}, *cell;
 
+	opaque(index);
 	if (index != CELL_OTHER)
 		return &t->exits[index & (N_EXITS - 1)];
 	cell = lookup(MAP_OTHERS, &key);
@@ -203,6 +211,7 @@ static __always_inline int count_userspace_exit(void *ctx)
 		return 0;
 	if (error < 0)
 		cell = error == -4 /* -EINTR */ ? CELL_INTERRUPTED : CELL_ERROR;
+	opaque(cell);
 	t->userspace[cell & (N_USERSPACE - 1)].count++;
 	t->left_cell = cell;
 	t->left_ns = now;
@@ -215,14 +224,17 @@ static __always_inline int count_kvm_run(void *ctx)
 {
 	u64 now = bpf_ktime_get_ns();
 	struct thread *t;
+	u32 cell;
 
 	if (!*(volatile u32 *)(ctx + FPU_LOAD_OFFSET))
 		return 0;
 	t = this_thread(now);
 	if (!t)
 		return 0;
+	cell = t->left_cell;
+	opaque(cell);
 	if (t->left_ns)
-		add_sample(&t->userspace[t->left_cell & (N_USERSPACE - 1)], now - t->left_ns);
+		add_sample(&t->userspace[cell & (N_USERSPACE - 1)], now - t->left_ns);
 	t->left_ns = 0;
 	enter_phase(t, PHASE_KERNEL, now);
 	return 0;

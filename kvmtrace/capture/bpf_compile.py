@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
+import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from kvmtrace.errors import CapabilityError
 
+LOAD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
 NO_BCC = "install bcc for the system Python (Debian: apt-get install python3-bpfcc), or use --backend ftrace"
 
 
@@ -95,6 +100,76 @@ def compile_source(text: str, include: Path | None = None) -> dict[str, bytes]:
         return _instructions(lib, module)
     finally:
         lib.bpf_module_destroy(module)
+
+
+def cache_folder() -> Path:
+    """Return where compiled programs are kept: $KVMTRACE_BPF_CACHE, or the system's or user's cache."""
+    named = os.environ.get("KVMTRACE_BPF_CACHE")
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:  # never below a home that sudo may have left as it was
+        return Path("/var/cache/kvmtrace/bpf")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmtrace" / "bpf"
+
+
+def compile_cached(text: str) -> dict[str, bytes]:
+    """Compile a source, or take what it was compiled to before; bcc is needed only for the former.
+
+    Parameters and errors are those of compile_source.
+    """
+    folder = cache_folder()
+    path = folder / hashlib.sha256(text.encode()).hexdigest()
+    found = _read_cached(path)
+    if found is not None:
+        return found
+    code = compile_source(text)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no cache
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_private(folder):
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps({name: value.hex() for name, value in code.items()}))
+            temporary.rename(path)
+    return code
+
+
+def _is_private(folder: Path) -> bool:
+    """Say whether nobody else can have put programs there."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _read_cached(path: Path) -> dict[str, bytes] | None:
+    try:
+        if not _is_private(path.parent):
+            return None
+        value = json.loads(path.read_text())
+        return {str(name): bytes.fromhex(code) for name, code in value.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def relocate(code: dict[str, bytes], values: dict[int, int]) -> dict[str, bytes]:
+    """Put what is known only now into compiled programs.
+
+    Parameters
+    ----------
+    code : function name -> instructions
+    values : placeholder -> value, of 64-bit loads (maps by descriptor, kernel variables by id, constants)
+    """
+    return {name: _relocate(instructions, values) for name, instructions in code.items()}
+
+
+def _relocate(instructions: bytes, values: dict[int, int]) -> bytes:
+    out = bytearray(instructions)
+    at = 0
+    while at < len(out):
+        if out[at] == LOAD_IMM64:
+            number = int.from_bytes(out[at + 4:at + 8], "little")
+            if number in values:
+                out[at + 4:at + 8] = values[number].to_bytes(4, "little")
+            at += 8  # it takes two slots
+        at += 8
+    return bytes(out)
 
 
 def _instructions(lib: Any, module: int) -> dict[str, bytes]:

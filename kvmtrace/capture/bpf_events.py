@@ -187,7 +187,6 @@ def filter_defines(filters: dict[str, Any], events: list[TracedEvent]) -> dict[s
         return defines
     leaving, entering = by_name["kvm_exit"], by_name["kvm_entry"]
     defines["EXIT_REASON_OFFSET"] = str(leaving.fields["exit_reason"][0])
-    defines["EXIT_SIZE"] = str(leaving.data_bytes)
     defines["EXIT_WORDS"] = str((leaving.data_bytes + 7) // 8)
     if "vcpu" in filters:
         defines["EXIT_VCPU_OFFSET"] = str(leaving.fields["vcpu_id"][0])

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture import bpf_btf, bpf_events
 from kvmtrace.capture.bpf_attach import Attachments
-from kvmtrace.capture.bpf_compile import compile_source
+from kvmtrace.capture.bpf_compile import compile_cached, relocate
 from kvmtrace.capture.bpf_syscall import (
     MAP_TYPE_HASH,
     PROG_TYPE_TRACEPOINT,
-    BpfMap,
     create_map,
     load_program,
 )
 from kvmtrace.capture.bpf_user import UserProbe, find_functions
+from kvmtrace.capture.tracefs import lockdown_mode
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MAX_TIDS = 16384
 STREAM_FILES = ["target.h", "record.h", "tracepoint.c", "kvm_exit.c", "sched_switch.c", "function.h",
                 "kvm_vcpu_ioctl.c", "vcpu_run.c", "user_function.c"]
+# in the source, instead of what is known only when the programs are loaded
+PLACEHOLDERS = {name: 0x7e570000 + i for i, name in enumerate((
+    "MAP_RINGS", "MAP_CPUS", "MAP_LOST", "MAP_TIDS", "MAP_THREADS", "TARGET_TGID", "PREEMPT_COUNT_BTF_ID",
+    "MAP_OTHERS", "MAP_BLANK"))}
 PREEMPT_COUNT = "__preempt_count"  # a per-CPU variable up to Linux 6.1 and from 6.15 on, else part of pcpu_hot
 VECTORS = ("local_timer",)  # KVM's timers fire there; no other vector's own code traces KVM events
 
@@ -64,6 +68,11 @@ class Plan:
     preempt_count: int | None = None
     interrupts: list[tuple[str, TracedEvent]] = field(default_factory=list)
     user_probes: tuple[UserProbe, ...] = ()
+
+    @property
+    def may_trace(self) -> bool:
+        """Say whether function probes are compiled for fentry/fexit too: the kernel has BTF and is not locked."""
+        return (bpf_btf.BTF_FOLDER / "vmlinux").exists() and lockdown_mode() in (None, "none")
 
 
 def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool, filters: dict[str, Any],
@@ -115,19 +124,19 @@ def interrupt_events(tracefs: Path) -> list[tuple[str, TracedEvent]]:
     return [(function, event) for function, event in found if event is not None]
 
 
-def plan_source(plan: Plan, maps: dict[str, BpfMap], wake_every: int) -> str:
+def plan_source(plan: Plan, wake_every: int) -> str:
     """Return the C source of all programs of a plan; the recorder is woken every `wake_every` records of a CPU."""
-    defines = {name: str(table.fd) for name, table in maps.items()}
+    defines = {name: str(PLACEHOLDERS[name]) for name in PLACEHOLDERS if name.startswith("MAP_")}
     defines["WAKE_EVERY"] = str(wake_every)
     defines["N_KINDS"] = str(len(plan.events))
     if plan.targeted:
         defines["TARGETED"] = "1"
         if plan.tgid is not None:
-            defines["TARGET_TGID"] = str(plan.tgid)
-    if plan.btf:
+            defines["TARGET_TGID"] = str(PLACEHOLDERS["TARGET_TGID"])
+    if plan.may_trace:
         defines["PROGRAMS_NEST"] = "1"
     if plan.preempt_count is not None:
-        defines["PREEMPT_COUNT_BTF_ID"] = str(plan.preempt_count)
+        defines["PREEMPT_COUNT_BTF_ID"] = str(PLACEHOLDERS["PREEMPT_COUNT_BTF_ID"])
     defines |= bpf_events.filter_defines(plan.filters, plan.events)
     defines |= _follow_offsets(plan)
     files = [*STREAM_FILES, *(["follow.c"] if plan.follow else []), *(["interrupt.c"] if plan.interrupts else [])]
@@ -161,7 +170,7 @@ def _event_lines(plan: Plan) -> list[str]:
             lines.append(bpf_events.tracepoint_source(event, kind))
             continue
         lines.append(bpf_events.probe_source(event, kind, traced=False))
-        if event.probe[0] in plan.btf:
+        if plan.may_trace:
             lines.append(bpf_events.probe_source(event, kind, traced=True))
     return lines
 
@@ -182,7 +191,10 @@ class Programs:
                                   MAX_TIDS if plan.filters else 1)
         self.attached = Attachments()
         maps = rings.maps() | {"MAP_TIDS": self.tids, "MAP_THREADS": self.threads}
-        self.code = compile_source(plan_source(plan, maps, rings.wake_every))
+        values = {PLACEHOLDERS[name]: table.fd for name, table in maps.items()}
+        values[PLACEHOLDERS["TARGET_TGID"]] = plan.tgid or 0
+        values[PLACEHOLDERS["PREEMPT_COUNT_BTF_ID"]] = plan.preempt_count or 0
+        self.code = relocate(compile_cached(plan_source(plan, rings.wake_every)), values)
         self.unattached: list[str] = []
 
     def add_tids(self, tids: Iterable[int]) -> None:

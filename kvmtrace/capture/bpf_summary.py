@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace import __version__
 from kvmtrace.capture import bpf_events
 from kvmtrace.capture.bpf_attach import Attachments
-from kvmtrace.capture.bpf_compile import compile_source
+from kvmtrace.capture.bpf_compile import compile_cached, relocate
 from kvmtrace.capture.bpf_detach import leave_to_child
+from kvmtrace.capture.bpf_program import PLACEHOLDERS
 from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, BpfMap, create_map
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.host import host_facts
@@ -78,7 +79,9 @@ class SummaryPrograms:
             ("follow_fork", "sched_process_fork"), ("follow_free", "sched_process_free")))
             if e is not None and tgid is not None}
         self.attached = Attachments()
-        self.code = compile_source(self._source(tgid))
+        values = {PLACEHOLDERS[name]: table.fd for name, table in self._maps().items()}
+        values[PLACEHOLDERS["TARGET_TGID"]] = tgid or 0
+        self.code = relocate(compile_cached(self._source(targeted=tgid is not None)), values)
 
     def attach(self, tids: Iterable[int] = ()) -> None:
         """Attach all programs; `tids` are threads of the target."""
@@ -126,10 +129,10 @@ class SummaryPrograms:
     def _maps(self) -> dict[str, BpfMap]:
         return {"MAP_THREADS": self.threads, "MAP_OTHERS": self.others, "MAP_BLANK": self.blank, "MAP_TIDS": self.tids}
 
-    def _source(self, tgid: int | None) -> str:
-        defines = {name: str(table.fd) for name, table in self._maps().items()}
-        if tgid is not None:
-            defines |= {"TARGETED": "1", "TARGET_TGID": str(tgid)}
+    def _source(self, *, targeted: bool) -> str:
+        defines = {name: str(PLACEHOLDERS[name]) for name in self._maps()}
+        if targeted:
+            defines |= {"TARGETED": "1", "TARGET_TGID": str(PLACEHOLDERS["TARGET_TGID"])}
         fields = {event.name: event.fields for event in self.events}
         for macro, (event, name) in OFFSETS.items():
             if name in fields.get(event, {}):

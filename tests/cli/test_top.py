@@ -1,0 +1,100 @@
+"""What `kvmtrace top` shows, from looks at the maps to the lines on the screen."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from kvmtrace.capture.bpf_rates import rates_between
+from kvmtrace.cli import top
+from kvmtrace.report.text import filter_line
+
+PHASES = ("unknown", "guest", "kernel", "userspace", "blocked", "preempted")
+
+
+def row(tid: int, pid: int = 50, vcpu_id: int | None = 0, exits: dict[int, int] | None = None,
+        userspace: dict[int, int] | None = None, **times: int) -> dict[str, Any]:
+    return {"tid": tid, "pid": pid, "comm": f"t{tid}", "vcpu_id": vcpu_id, "isa": "vmx",
+            "time_ns": dict.fromkeys(PHASES, 0) | times,
+            "exits": [{"exit_reason": reason, "count": count} for reason, count in (exits or {}).items()],
+            "userspace_exits": [{"reason": reason, "error": None, "count": count}
+                                for reason, count in (userspace or {}).items()]}
+
+
+def test_rates_are_differences_per_second_and_shares_of_the_time_between() -> None:
+    before = [row(1, exits={48: 100, 10: 7}, guest=1000, kernel=1000)]
+    after = [row(1, exits={48: 300, 10: 7}, userspace={2: 50}, guest=4000, kernel=2000)]
+    (rates,) = rates_between(before, after, 2.0)
+    assert rates.exits == {48: 100.0}
+    assert rates.userspace_exits == {2: 25.0}
+    assert rates.shares["guest"] == pytest.approx(0.75)
+    assert sum(rates.shares.values()) == pytest.approx(1)
+
+
+def test_a_thread_that_is_new_counts_from_its_start() -> None:
+    (rates,) = rates_between([], [row(1, exits={10: 5}, kernel=3)], 1.0)
+    assert rates.exit_rate == 5
+
+
+def test_vms_stay_together_and_the_busiest_is_first() -> None:
+    rates = rates_between([], [row(1, 50, 0, {10: 5}), row(2, 60, 0, {10: 1}), row(3, 50, 1, {10: 1}),
+                               row(4, 60, 1, {10: 90})], 1.0)
+    assert [r.tid for r in top.arrange(rates, "exits")] == [4, 2, 1, 3]
+    assert [r.tid for r in top.arrange(rates, "vcpu")] == [1, 3, 2, 4]
+
+
+def test_plain_lines_name_reasons_and_fit_the_columns() -> None:
+    screen = top.Screen(rates=rates_between([], [row(1, exits={48: 20, 999: 1}, guest=9, kernel=1)], 1.0))
+    lines = top.render_plain(screen).splitlines()
+    assert lines[0].startswith("1 VM, 1 vCPU, 21 exits/s")
+    assert "EPT_VIOLATION 20" in lines[2]
+    assert "90.0" in lines[2]
+    assert len(lines) == 3
+
+
+def test_without_vm_exits_it_says_what_cannot_be_seen() -> None:
+    screen = top.Screen(rates=rates_between([], [row(1, vcpu_id=None, userspace={2: 20}, kernel=1)], 1.0))
+    text = top.render_plain(screen)
+    assert "IO 20" in text
+    assert top.NO_EXITS in text
+    assert text.splitlines()[2].split()[4:5] == ["20"]
+
+
+def test_keys() -> None:
+    screen = top.Screen()
+    assert screen.press("p")
+    assert screen.paused
+    assert screen.press("p")
+    assert not screen.paused
+    for key, name in top.SORT_KEYS.items():
+        assert screen.press(key)
+        assert screen.sort == name
+    assert screen.press("x")
+    assert not screen.press("q")
+
+
+def test_the_live_screen_renders_at_any_width() -> None:
+    from rich.console import Console
+
+    rates = rates_between([], [row(1, exits={48: 20}, guest=9, kernel=1), row(2, 60, 1, {10: 3})], 1.0)
+    for width in (40, 100, 200):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(top.render(top.Screen(rates=rates, paused=True)))
+        text = console.export_text()
+        assert "PAUSED" in text
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_no_such_process() -> None:
+    result = CliRunner().invoke(top.command, ["-p", "999999999"])
+    assert result.exit_code != 0
+    assert "there is no process 999999999" in str(result.exception)
+
+
+def test_the_report_says_what_was_filtered() -> None:
+    assert filter_line({"sample": "1 in 10 VM-exits"}).startswith("1 in 10 VM-exits.")
+    assert not filter_line({"syscalls:sys_enter_mmap": "fd < 0x7fffffff"})
+    assert not filter_line(None)
