@@ -1,0 +1,85 @@
+"""`kvmtrace export`: a recording as Parquet, Arrow, CSV or Perfetto."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from kvmtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmtrace.events.recording import Recording
+
+SUFFIXES = (".parquet", ".arrow", ".csv", ".perfetto.json", ".pftrace")
+
+
+def _write_perfetto(recording: Recording, out: IO[bytes], *, as_json: bool) -> None:
+    import io
+
+    from kvmtrace.compare.checker import check_recording
+    from kvmtrace.report.perfetto import write_pftrace, write_trace_json
+    from kvmtrace.report.segments import collect_segments, label_threads
+
+    segments = collect_segments(recording.iter_events())
+    labels = label_threads(recording, segments.tids)
+    violations = check_recording(recording).violations
+    if not as_json:
+        write_pftrace(out, segments, labels=labels, violations=violations, clock=recording.capture.clock)
+        return
+    text = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
+    write_trace_json(text, segments, labels=labels, violations=violations)
+    text.detach()
+
+
+def _writer(name: str) -> Callable[[Recording, IO[bytes]], None]:
+    """Return the writer of a file's suffix."""
+    from functools import partial
+
+    lower = name.lower()
+    if lower.endswith(".perfetto.json"):
+        return partial(_write_perfetto, as_json=True)
+    if lower.endswith(".pftrace"):
+        return partial(_write_perfetto, as_json=False)
+    from kvmtrace.events import arrow
+
+    writers: dict[str, Callable[[Recording, IO[bytes]], None]] = {
+        ".parquet": arrow.write_parquet, ".arrow": arrow.write_arrow, ".csv": arrow.write_csv}
+    return writers[Path(lower).suffix]
+
+
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write beside the destination, readable by its owner only, and rename: no half file, no planted link."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            write(out)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@click.command("export", epilog="Example: kvmtrace export run.dat -o run.parquet")
+@click.argument("file", metavar="FILE")
+@click.option("-o", "--output", required=True, metavar="OUT",
+              help="Where to; the suffix decides the format: " + ", ".join(SUFFIXES) + ".")
+def command(*, file: str, output: str) -> None:
+    """Write a recording in another tool's format.
+
+    .parquet and .arrow hold every event with its fields (read them with pandas, DuckDB, Polars); .csv the
+    same as text; .pftrace and .perfetto.json are timelines for the Perfetto viewer, a track per vCPU.
+    """
+    if not output.lower().endswith(SUFFIXES):
+        raise UsageError(f"{output}: the suffix must be one of {', '.join(SUFFIXES)}")
+    from kvmtrace.events import open_recording
+
+    recording = open_recording(file)
+    write = _writer(output)
+    _write_atomically(Path(output), lambda out: write(recording, out))
+    click.echo(f"{output}: {Path(output).stat().st_size:,} bytes")

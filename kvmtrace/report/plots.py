@@ -1,0 +1,165 @@
+"""Plots for notebooks: each takes a loaded recording and matplotlib Axes (or makes them) and returns the Axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter
+
+from kvmtrace.report.segments import PART_NAMES
+from kvmtrace.report.terminal import duration
+from kvmtrace.report.time_sweep import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from kvmtrace.loaded import LoadedRecording
+
+# Okabe and Ito's palette, which people with colour-vision deficiencies can tell apart
+COLOURS = {
+    "guest": "#009e73", "switch": "#cc79a7", "kernel": "#0072b2", "userspace": "#e69f00", "blocked": "#c3c8ce",
+    "halt-poll": "#f0e442", "preempted": "#d55e00", "unknown": "#6b6b6b",
+}
+BUDGET = {
+    "guest_ns": "guest", "entry_exit_ns": "switch", "handler_ns": "kernel", "userspace_ns": "userspace",
+    "blocked_ns": "blocked", "halt_poll_ns": "halt-poll", "preempted_ns": "preempted", "unknown_ns": "unknown",
+}
+TOP = 8  # reasons shown where none are named
+
+
+def _axes(ax: Axes | None, size: tuple[float, float] = (9, 3.6)) -> Axes:
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def _time_axis(axis: object) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda ns, _: duration(ns) if ns else "0"))  # type: ignore[attr-defined]
+
+
+def _top_reasons(rec: LoadedRecording, reasons: Sequence[str] | None) -> list[str]:
+    if reasons is not None:
+        return list(reasons)
+    exits = rec.vm_exits
+    spent = exits.groupby("name", observed=True)["dur_ns"].sum()
+    return [str(name) for name in spent.sort_values(ascending=False).index[:TOP]]
+
+
+def plot_budget(rec: LoadedRecording, ax: Axes | None = None) -> Axes:
+    """Draw the time budget of each vCPU as a bar of 100 %."""
+    vcpus = rec.vcpus
+    ax = _axes(ax, (9, 1.2 + 0.45 * len(vcpus)))
+    labels = [f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id}" for row in rec.report().document.vcpus]
+    left = np.zeros(len(vcpus))
+    for field, part in BUDGET.items():
+        share = vcpus[field].fillna(0).to_numpy(float) / vcpus["wall_ns"].to_numpy(float) * 100
+        if share.any():
+            ax.barh(labels, share, left=left, color=COLOURS[part], label=part)
+        left += share
+    ax.invert_yaxis()
+    ax.set_xlim(0, 100)
+    ax.set_xlabel("% of wall time")
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return ax
+
+
+def plot_latency(rec: LoadedRecording, reasons: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the distribution of exit→entry times of some reasons as cumulative shares; the busiest by default."""
+    ax = _axes(ax)
+    exits = rec.vm_exits
+    for name in _top_reasons(rec, reasons):
+        values = np.sort(exits.loc[(exits["name"] == name) & exits["dur_ns"].notna(), "dur_ns"].to_numpy(np.int64))
+        if len(values):
+            ax.step(np.maximum(values, 1), np.arange(1, len(values) + 1) / len(values) * 100, where="post",
+                    label=f"{name} ({len(values):,})")
+    ax.set_xscale("log")
+    _time_axis(ax.xaxis)
+    ax.set_xlabel("VM-exit to VM-entry")
+    ax.set_ylabel("% of VM-exits")
+    ax.grid(visible=True, alpha=0.3)
+    if ax.lines:
+        ax.legend(frameon=False)
+    return ax
+
+
+def plot_exit_rate(rec: LoadedRecording, reasons: Sequence[str] | None = None, bins: int = 200,
+                   ax: Axes | None = None) -> Axes:
+    """Draw VM-exits per second over time, stacked by reason."""
+    ax = _axes(ax)
+    exits = rec.vm_exits
+    if not len(exits):
+        return ax
+    start, stop = exits["ts_ns"].min(), exits["ts_ns"].max()
+    edges = np.linspace(start, max(stop, start + 1), bins + 1)
+    names = _top_reasons(rec, reasons)
+    rates = [np.histogram(exits.loc[exits["name"] == name, "ts_ns"], edges)[0] / np.diff(edges) * 1e9 for name in names]
+    ax.stackplot(edges[:-1] - start, rates, labels=names, step="post")
+    _time_axis(ax.xaxis)
+    ax.set_xlabel("time")
+    ax.set_ylabel("VM-exits per second")
+    ax.legend(frameon=False, fontsize="small", ncols=2)
+    return ax
+
+
+def plot_latency_over_time(rec: LoadedRecording, reasons: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw every exit→entry time at its time; at most 50,000 points, of which the slowest are all shown."""
+    ax = _axes(ax)
+    exits = rec.vm_exits
+    exits = exits[exits["dur_ns"].notna()]
+    start = exits["ts_ns"].min() if len(exits) else 0
+    for name in _top_reasons(rec, reasons):
+        own = exits[exits["name"] == name]
+        if len(own) > 50_000 // TOP:
+            slow = own.nlargest(1000, "dur_ns")
+            own = own.iloc[:: len(own) // (50_000 // TOP) + 1]
+            ax.plot(slow["ts_ns"] - start, slow["dur_ns"].astype("int64"), ".", markersize=2.5, color="black", alpha=0.3)
+        ax.plot(own["ts_ns"] - start, own["dur_ns"].astype("int64"), ".", markersize=3, label=name, alpha=0.6)
+    ax.set_yscale("log")
+    _time_axis(ax.xaxis)
+    _time_axis(ax.yaxis)
+    ax.set_xlabel("time")
+    ax.set_ylabel("VM-exit to VM-entry")
+    if ax.lines:
+        ax.legend(frameon=False, fontsize="small", ncols=2, markerscale=3)
+    return ax
+
+
+def plot_timeline(rec: LoadedRecording, start_ns: int | None = None, stop_ns: int | None = None,
+                  ax: Axes | None = None) -> Axes:
+    """Draw what each vCPU was doing from `start_ns` to `stop_ns` (trace clock); the whole recording by default."""
+    made = rec.segments
+    ax = _axes(ax, (9, 1.2 + 0.5 * max(len(made.tids), 1)))
+    if not len(made):
+        return ax
+    start = int(made.ts_ns.min()) if start_ns is None else start_ns
+    stop = int((made.ts_ns + made.dur_ns).max()) if stop_ns is None else stop_ns
+    shown = (made.ts_ns < stop) & (made.ts_ns + made.dur_ns > start)
+    labels = {row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id}" for row in rec.report().document.vcpus}
+    for part in Part:
+        for thread in range(len(made.tids)):
+            own = np.flatnonzero(shown & (made.part == part) & (made.thread == thread))
+            if len(own):
+                spans = np.column_stack((made.ts_ns[own] - start, made.dur_ns[own]))
+                ax.broken_barh([tuple(span) for span in spans.tolist()], (thread - 0.4, 0.8),
+                               color=COLOURS[PART_NAMES[part]], label=PART_NAMES[part])
+    ax.set_yticks(range(len(made.tids)), [labels.get(tid, str(tid)) for tid in made.tids])
+    ax.set_xlim(0, stop - start)
+    ax.invert_yaxis()
+    _time_axis(ax.xaxis)
+    handles, names = ax.get_legend_handles_labels()
+    unique = dict(zip(names, handles, strict=True))
+    ax.legend(unique.values(), unique.keys(), ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return ax
+
+
+def plot_around_exit(rec: LoadedRecording, row: int, span_ns: int | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the timeline around one VM-exit, by its index in `rec.vm_exits`."""
+    one = rec.vm_exits.loc[row]
+    lasted = 0 if one["dur_ns"] is None or one["dur_ns"] != one["dur_ns"] else int(one["dur_ns"])  # noqa: PLR0124 (NA)
+    span = span_ns or max(3 * lasted, 20_000)
+    centre = int(one["ts_ns"]) + lasted // 2
+    ax = plot_timeline(rec, centre - span // 2, centre + span // 2, ax)
+    ax.axvline(int(one["ts_ns"]) - (centre - span // 2), color="black", linewidth=0.8)
+    return ax
