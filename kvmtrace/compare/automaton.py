@@ -59,8 +59,16 @@ def rows_for(traits: frozenset[str]) -> tuple[Transition, ...]:
 
 def _silent(recorded: frozenset[str], *, filtered: bool) -> frozenset[str]:
     """Return the steps whose absence proves nothing."""
+    return frozenset(name for name, step in STEPS.items() if step.optional or name not in recorded or filtered)
+
+
+def _recorded_steps(capability: Capability) -> frozenset[str]:
+    """Return the steps that the recording tells apart."""
+    def told(kind: str, field: str) -> bool:
+        return kind in capability.recorded and (not field or f"{kind}.{field}" in capability.described)
+
     return frozenset(name for name, step in STEPS.items()
-                     if step.optional or step.kind not in recorded or filtered)
+                     if told(step.kind, step.condition[0].removesuffix("!=")))
 
 
 def _reach(state: str, rows: tuple[Transition, ...], silent: frozenset[str]) -> set[str]:
@@ -114,8 +122,7 @@ def _compile(recorded: frozenset[str], traits: frozenset[str], filtered: bool) -
 
 def compile_automaton(capability: Capability) -> Automaton:
     """Return the transition table as it applies to a recording."""
-    steps = frozenset(step.kind for step in STEPS.values())
-    return _compile(capability.recorded & steps, capability.traits, capability.filtered)
+    return _compile(_recorded_steps(capability), capability.traits, capability.filtered)
 
 
 def model_edges(traits: frozenset[str]) -> set[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from kvmtrace.compare.in_service import InService, check_in_service
 from kvmtrace.compare.injection import check_injection
 from kvmtrace.compare.leaving import check_errno, check_leaving
 from kvmtrace.compare.losses import Gaps
+from kvmtrace.compare.order import check_order
 from kvmtrace.compare.parking import materialise
 from kvmtrace.compare.payloads import check_payloads
 from kvmtrace.compare.rip import check_rip
@@ -28,9 +30,12 @@ from kvmtrace.compare.rip_after_userspace import check_rip_after_userspace
 from kvmtrace.compare.sequence import build_sequence, vcpu_tids
 from kvmtrace.compare.statistics import Statistics
 from kvmtrace.compare.steps import check_steps, check_stray_follow_ups, take_steps
+from kvmtrace.errors import MissingEventError
 from kvmtrace.events.table import EventTable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from kvmtrace.compare.batch import Batch
@@ -39,6 +44,21 @@ if TYPE_CHECKING:
     from kvmtrace.compare.sequence import Sequence
     from kvmtrace.events.recording import Capture, Recording
 
+CHECKS: tuple[Callable[[Batch], None], ...] = (
+    check_follow_ups,
+    check_payloads,
+    check_rip,
+    check_leaving,
+    check_errno,
+    check_guest_mode,
+    check_completion,
+    check_rip_after_userspace,
+    check_injection,
+    check_consistency,
+    check_decoding,
+    check_storms,
+    check_order,
+)
 MAX_PARKED = 65_536  # events of a thread that wait for their continuation; more are given up as unknown
 
 
@@ -110,8 +130,10 @@ class Checker:
         check_stray_follow_ups(sequence, steps, automaton, self.findings)
         self._learn_vcpu_ids(batch)
         run_rules(batch)
-        check_in_service(batch, self._in_service)
-        self._halted.add(batch, whole)
+        with contextlib.suppress(MissingEventError):
+            check_in_service(batch, self._in_service)
+        with contextlib.suppress(MissingEventError):
+            self._halted.add(batch, whole)
         if final:
             self._halted.report(batch)
         rows = np.sort(whole.row[later])
@@ -122,19 +144,10 @@ class Checker:
 
 
 def run_rules(batch: Batch) -> None:
-    """Apply every rule to a batch."""
-    check_follow_ups(batch)
-    check_payloads(batch)
-    check_rip(batch)
-    check_leaving(batch)
-    check_errno(batch)
-    check_guest_mode(batch)
-    check_completion(batch)
-    check_rip_after_userspace(batch)
-    check_injection(batch)
-    check_consistency(batch)
-    check_decoding(batch)
-    check_storms(batch)
+    """Apply every rule to a batch; one whose fields were not recorded says nothing."""
+    for check in CHECKS:
+        with contextlib.suppress(MissingEventError):
+            check(batch)
 
 
 def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -53,7 +53,9 @@ def _check_port_reads(batch: Batch, reason: NDArray[np.int64], errno: NDArray[np
     left = left[segments.linked[left - 1] & segments.linked[left] & (segments.kind[left - 1] != 0)]
     left = left[~_wrote(batch, left - 1)]
     found = batch.segment_counts("kvm_pio")[left]
-    one = ~segments.has("kvm_emulate_insn")[left - 1]  # the emulator may go on with further elements
+    # the emulator may go on with further elements
+    one = ~segments.has("kvm_emulate_insn")[left - 1] & (segments.kind[left - 1] == EXIT)
+    one &= batch.recorded("kvm_emulate_insn")
     done = (found == 1) | ((found > 1) & ~one)
     # an early error (waiting for SIPI) precedes completion; userspace may have moved RIP, which cancels it
     excused = (segments.next_kind[left] == USERSPACE) & (errno[np.minimum(left + 1, len(segments) - 1)] < 0)

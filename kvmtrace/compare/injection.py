@@ -14,7 +14,7 @@ from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.userspace_changes import may_have_changed
-from kvmtrace.kvm.exit_reasons import ISA_SVM
+from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 
 if TYPE_CHECKING:
 
@@ -26,6 +26,7 @@ INTERRUPTS = (EXTERNAL, SOFT_INTERRUPT)
 EXCEPTIONS = (HARD_EXCEPTION, PRIVILEGED_SOFT, SOFT_EXCEPTION)
 TASK_SWITCH = {1: 9, 2: 0x7D}
 RESET_RIPS = (0xFFF0, 0x0)
+SMI_RIP = 0x8000
 _VIRQ, _EXCEPTION = CLASS["inject interrupt"], CLASS["inject exception"]
 
 
@@ -55,8 +56,10 @@ class InjectionTable:
             if not len(at):
                 continue
             name = next((n for n in vectors if batch.has_field(kind, n)), None)
-            if name is not None:
-                self.vector[mine] = sequence.values(kind, name, at).astype(np.int64)
+            if name is None:
+                self.told = False
+                continue
+            self.vector[mine] = sequence.values(kind, name, at).astype(np.int64)
             if batch.has_field(kind, "reinjected"):
                 self.repeated[mine] = sequence.values(kind, "reinjected", at) != 0
             else:
@@ -120,7 +123,7 @@ def _words(injection: Injection) -> str:
 def _repeats(found: list[Injection], info: int, *, told: bool) -> bool:
     """Say whether the interrupted event is among the injections."""
     interrupt = info >> 8 & 7 in INTERRUPTS
-    return any(one.is_interrupt == interrupt and one.vector == info & 0xFF and (one.repeated or not told)
+    return any(one.is_interrupt == interrupt and one.vector in (info & 0xFF, -1) and (one.repeated or not told)
                for one in found)
 
 
@@ -130,7 +133,7 @@ def _legally_lost(batch: Batch, number: int, info: int, found: list[Injection]) 
     kind, vector, isa = info >> 8 & 7, info & 0xFF, int(exits.isa[number])
     if exits.chain_has("kvm_smm_transition")[number] or int(exits.code[number]) == TASK_SWITCH.get(isa):
         return True
-    if int(exits.later_rip[number]) in RESET_RIPS:
+    if int(exits.later_rip[number]) in (*RESET_RIPS, SMI_RIP):
         return True
     emulated = bool(exits.chain_has("kvm_emulate_insn")[number])
     replaced = any(not injection.is_interrupt for injection in found)
@@ -148,7 +151,8 @@ def _check_causes(batch: Batch, injections: InjectionTable) -> None:
         number = int(np.searchsorted(exits.start, position)) - 1
         same_thread = number >= 0 and sequence.thread[exits.start[number]] == sequence.thread[position]
         direct = same_thread and segments.of[position] == exits.seg[number]
-        if not direct or sequence.broken[exits.start[number] + 1:position + 1].any() or batch.nested[number]:
+        broken = sequence.broken[exits.start[number] + 1:position + 1].any() or batch.nested[number]
+        if not direct or broken or not _tells_vectoring(batch, number):
             batch.findings.check(rule, 0, 1)  # userspace between, or the recording begins here
             continue
         batch.findings.check(rule, 1)
@@ -167,6 +171,12 @@ def _check_causes(batch: Batch, injections: InjectionTable) -> None:
                     "was cancelled")
         batch.findings.violate(rule, [position], constant(
             expected, f"injection of {vector:#x} [reinjected]"))
+
+
+def _tells_vectoring(batch: Batch, number: int) -> bool:
+    """Say whether kvm_exit was recorded with the field that holds the interrupted delivery."""
+    field = {ISA_SVM: "intr_info", ISA_VMX: "info2"}.get(int(batch.exits.isa[number]))
+    return field is not None and batch.has_field("kvm_exit", field)
 
 
 def _check_order(batch: Batch, injections: InjectionTable) -> None:

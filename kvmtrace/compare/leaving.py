@@ -56,9 +56,10 @@ def check_leaving(batch: Batch) -> None:
 
 
 def _check_reason(batch: Batch, group: Group, row: ExitExpectation) -> None:
-    if not batch.has_field("kvm_userspace_exit", "reason"):
-        return
     leaves, reason, errno = userspace_fields(batch, group)
+    if not batch.has_field("kvm_userspace_exit", "reason") or not batch.has_field("kvm_userspace_exit", "errno"):
+        batch.findings.check("V7", 0, np.count_nonzero(leaves))  # with errno < 0 the reason is stale
+        return
     group, reason, errno = group[leaves], reason[leaves], errno[leaves]
     allowed = np.full(len(group), _ANY | _bits(row.userspace))
     allowed |= np.where(batch.exits.bus_lock[group], _bits(BUS_LOCK_USERSPACE), _U(0))

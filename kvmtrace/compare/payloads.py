@@ -111,12 +111,23 @@ CLAIMS: dict[str, tuple[str, Callable[[Batch, Group], list[Claim]]]] = {
 }
 
 
+# fields of kvm_exit that a check reads
+NEEDED: dict[str, tuple[str, ...]] = {
+    "pio_matches_qualification": ("info1",), "pio_matches_exitinfo": ("info1",),
+    "page_fault_matches_exit": ("guest_rip", "info1", "info2"), "msr_direction": ("info1",),
+    "cr_matches_qualification": ("info1",), "emulated_rip": ("guest_rip",),
+    "io_next_rip": ("guest_rip", "info1", "info2"),
+}
+
+
 def check_payloads(batch: Batch) -> None:
     """Check V5 for every exit whose table row asks for it, and the exact next RIP of port accesses."""
     for number, group in batch.groups.items():
         row = EXPECTATIONS[number]
         assert row is not None
         for name in row.checks:
+            if not all(batch.has_field("kvm_exit", field) for field in NEEDED.get(name, ())):
+                continue
             if name in CLAIMS:
                 kind, claims = CLAIMS[name]
                 for claim in claims(batch, group):

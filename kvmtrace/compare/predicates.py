@@ -97,13 +97,13 @@ def _is_in(batch: Batch, group: Group) -> Mask:
 
 def _pio_in_userspace(batch: Batch, group: Group) -> Mask:
     leaves, reason, _ = userspace_fields(batch, group)
-    found: Mask = _is_in(batch, group) & leaves & (reason == KVM_EXIT_IO)
+    found: Mask = _is_in(batch, group) & leaves & np.isin(reason, (KVM_EXIT_IO, -1))
     return found
 
 
 def _userspace_pio(batch: Batch, group: Group) -> Mask:
     leaves, reason, _ = userspace_fields(batch, group)
-    found: Mask = leaves & (reason == KVM_EXIT_IO)
+    found: Mask = leaves & np.isin(reason, (KVM_EXIT_IO, -1))
     return found
 
 
@@ -179,11 +179,23 @@ PREDICATE_COLUMNS: dict[str, Callable[[Batch, Group], Mask]] = {
 }
 
 
+# predicates that look at info1
+_ON_INFO1 = frozenset({"string", "not_string", "pio_in_userspace", "no_mmio", "not_eoi", "no_decode_assist"})
+_ON_INTR_INFO = frozenset({"not_pf", "not_ud"})
+
+
+def _untold(batch: Batch, group: Group, name: str) -> Mask | None:
+    """Return all true if kvm_exit lacks the field that decides: a duty that depends on it is lifted."""
+    field = "info1" if name in _ON_INFO1 else "intr_info" if name in _ON_INTR_INFO else "exit_reason"
+    return None if batch.has_field("kvm_exit", field) else np.ones(len(group), bool)
+
+
 def any_holds(names: tuple[str, ...], batch: Batch, group: Group) -> Mask:
     """Say for which exits of the group one of the named predicates holds."""
     held = np.zeros(len(group), bool)
     for name in names:
-        held |= PREDICATE_COLUMNS[name](batch, group)
+        untold = _untold(batch, group, name)
+        held |= PREDICATE_COLUMNS[name](batch, group) if untold is None else untold
     return held
 
 

@@ -32,6 +32,7 @@ MAX_INSTRUCTION = 15
 VMGEXIT = 0x403
 RESET_RIPS = (0xFFF0, 0x0)  # INIT, SIPI: kvm_vcpu_reset, kvm_vcpu_deliver_sipi_vector
 SMI_RIP = 0x8000
+VMX_FAULTS, SVM_FAULTS = (0, 48, 49), (0x4E, 0x400)  # #PF, EPT violation and misconfiguration; #PF, NPF
 
 
 def classes_of(batch: Batch, group: Group, row: ExitExpectation) -> NDArray[np.uint8]:
@@ -43,6 +44,8 @@ def classes_of(batch: Batch, group: Group, row: ExitExpectation) -> NDArray[np.u
         classes[held] = CLASSES.index(rip_class)
         open_ &= ~held
     decoded = batch.exits.has("kvm_emulate_insn")[group] & (row.rip is not RipClass.NEVER)
+    if any(name.startswith("pio_matches") for name in row.checks):  # string I/O, decode recorded or not
+        decoded = decoded | PREDICATE_COLUMNS["string"](batch, group)
     classes[decoded & (classes != ANY)] = EMULATED
     return classes
 
@@ -60,6 +63,8 @@ def overridden(batch: Batch, group: Group, new: NDArray[np.uint64]) -> Mask:
     """Say where something else than the exit's handler may have moved RIP."""
     exits = batch.exits
     free = exits.chain_has("kvm_smm_transition")[group] | np.isin(new, RESET_RIPS)
+    if not batch.recorded("kvm_smm_transition"):
+        free |= new == SMI_RIP
     soft = exits.chain_has("inject exception")[group] & (exits.isa[group] == ISA_SVM)
     soft |= _has_soft_interrupt(batch, group)
     # vm86 injection (kvm_inject_realmode_interrupt): hosts without unrestricted guest
@@ -108,6 +113,8 @@ def fits(batch: Batch, group: Group, row: ExitExpectation, new: NDArray[np.uint6
     told = np.ones(len(group), bool)
     emulated = np.flatnonzero(classes == EMULATED)
     good[emulated], told[emulated] = _emulated_fits(batch, group[emulated], same[emulated], moved[emulated])
+    if any(name.startswith("pio_matches") for name in row.checks) and not batch.has_field("kvm_exit", "info1"):
+        told[:] = False  # string I/O or not?
     if not batch.recorded("kvm_inj_exception"):
         told &= ~((classes == ADVANCE) & same)
     good |= overridden(batch, group, new)
@@ -153,7 +160,8 @@ def may_repeat(batch: Batch, group: Group, where: NDArray[np.uint8]) -> Mask:
     """
     exits = batch.exits
     repeats = (where == REPEATS) | (where == PATCHED) | exits.chain_has("inject exception")[group]
-    fault = exits.has("kvm_page_fault")[group] | np.isin(exits.code[group], (49,))
+    vmx = exits.isa[group] == ISA_VMX
+    fault = np.where(vmx, np.isin(exits.code[group], VMX_FAULTS), np.isin(exits.code[group], SVM_FAULTS))
     done = exits.has("kvm_mmio", "kvm_pio", "kvm_msr", "kvm_cpuid", "kvm_apic")[group]
     found: Mask = repeats | (fault & ~done)
     return found

@@ -41,7 +41,7 @@ def check_rip_after_userspace(batch: Batch) -> None:
         _, reason, errno = userspace_fields(batch, group)
         completed = np.isin(reason, _COMPLETED) & (errno >= 0)
         told &= completed | (errno < 0)
-        if "io_next_rip" in row.checks:
+        if "io_next_rip" in row.checks and batch.has_field("kvm_exit", "info2"):
             plain = completed & (reason == KVM_EXIT_IO) & ((batch.exits.get("info1")[group] & np.uint64(4)) == 0)
             good &= ~plain | (new == batch.exits.get("info2")[group]) | overridden(batch, group, new)
         batch.findings.check(rule, np.count_nonzero(told), np.count_nonzero(~told))

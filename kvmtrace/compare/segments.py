@@ -227,7 +227,8 @@ class Exits:
     def vectoring(self) -> NDArray[np.uint64]:
         """Return the information on the interrupted delivery: info2 (VMX), intr_info (SVM); 0 if not valid."""
         info = np.where(self.isa == ISA_SVM, self.get("intr_info"), self.get("info2")) & np.uint64(0xFFFFFFFF)
-        return np.where(info & np.uint64(VALID), info, np.uint64(0))
+        told = ((info & np.uint64(VALID)) != 0) & ((self.isa == ISA_VMX) | (self.isa == ISA_SVM))
+        return np.where(told, info, np.uint64(0))
 
     @cached_property
     def resume_rip(self) -> NDArray[np.uint64]:
