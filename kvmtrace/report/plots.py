@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
 from kvmtrace.report.segments import PART_NAMES
@@ -114,7 +115,8 @@ def plot_latency_over_time(rec: LoadedRecording, reasons: Sequence[str] | None =
         if len(own) > 50_000 // TOP:
             slow = own.nlargest(1000, "dur_ns")
             own = own.iloc[:: len(own) // (50_000 // TOP) + 1]
-            ax.plot(slow["ts_ns"] - start, slow["dur_ns"].astype("int64"), ".", markersize=2.5, color="black", alpha=0.3)
+            slow_ns = slow["dur_ns"].astype("int64")
+            ax.plot(slow["ts_ns"] - start, slow_ns, ".", markersize=2.5, color="black", alpha=0.3)
         ax.plot(own["ts_ns"] - start, own["dur_ns"].astype("int64"), ".", markersize=3, label=name, alpha=0.6)
     ax.set_yscale("log")
     _time_axis(ax.xaxis)
@@ -157,7 +159,7 @@ def plot_timeline(rec: LoadedRecording, start_ns: int | None = None, stop_ns: in
 def plot_around_exit(rec: LoadedRecording, row: int, span_ns: int | None = None, ax: Axes | None = None) -> Axes:
     """Draw the timeline around one VM-exit, by its index in `rec.vm_exits`."""
     one = rec.vm_exits.loc[row]
-    lasted = 0 if one["dur_ns"] is None or one["dur_ns"] != one["dur_ns"] else int(one["dur_ns"])  # noqa: PLR0124 (NA)
+    lasted = 0 if pd.isna(one["dur_ns"]) else int(one["dur_ns"])
     span = span_ns or max(3 * lasted, 20_000)
     centre = int(one["ts_ns"]) + lasted // 2
     ax = plot_timeline(rec, centre - span // 2, centre + span // 2, ax)
