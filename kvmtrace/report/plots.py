@@ -145,7 +145,7 @@ def plot_timeline(rec: LoadedRecording, start_ns: int | None = None, stop_ns: in
             if len(own):
                 spans = np.column_stack((made.ts_ns[own] - start, made.dur_ns[own]))
                 ax.broken_barh([tuple(span) for span in spans.tolist()], (thread - 0.4, 0.8),
-                               color=COLOURS[PART_NAMES[part]], label=PART_NAMES[part])
+                               facecolor=COLOURS[PART_NAMES[part]], linewidth=0, label=PART_NAMES[part])
     ax.set_yticks(range(len(made.tids)), [labels.get(tid, str(tid)) for tid in made.tids])
     ax.set_xlim(0, stop - start)
     ax.invert_yaxis()
