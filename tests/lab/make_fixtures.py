@@ -41,7 +41,8 @@ def main(hosts: list[str]) -> None:
         isa, kernel = HOSTS[host]
         with tempfile.TemporaryDirectory() as out:
             made = recordings(host)
-            record_in_lab(made, Job(isa, ("true",), kernel, out=Path(out)), stream=True)
+            result = record_in_lab(made, Job(isa, ("true",), kernel, out=Path(out)), stream=True)
+            print(f"{host}: {len(made)} recordings in {result.wall_s:.0f} s, booted in {result.booted_s:.0f} s")
             for recording in made:
                 store(Path(out) / f"{recording.name}.dat", host, recording)
 
