@@ -5,9 +5,9 @@
 Every round runs the bundled guest `storm` once per contender, in turn, so that a busy moment hits all alike;
 the figures come from the best and from the median round. What is measured is the CPU time that the VMM's
 process takes for the run of the guest, without the start of the interpreter: waiting for a CPU that others
-use does not count. What a recorder itself takes (`CPU s`) stands beside it; for perf, bpftrace and trace-cmd
-it holds their start and end too. All record the same tracepoints, those that this KVM fires for a `storm`;
-kvmtrace records its whole event set.
+use does not count (it does in the column `wall`, the best round's elapsed time per event). What a recorder
+itself takes (`CPU s`) stands beside it; for perf and trace-cmd it holds their start and end too. All record
+the same tracepoints, those that this KVM fires for a `storm`; kvmtrace records its whole event set.
 """
 
 from __future__ import annotations
@@ -116,21 +116,32 @@ def run_kvmtrace(*options: str) -> Callable[[int, Path], Run]:
     return run
 
 
-def run_perf(count: int, directory: Path) -> Run:
-    """Run perf record with buffers that hold what comes."""
+def run_perf(*options: str) -> Callable[[int, Path], Run]:
+    """Return a runner of `perf record OPTIONS`."""
+    return lambda count, directory: _run_perf(count, directory, options)
+
+
+def _run_perf(count: int, directory: Path, options: tuple[str, ...]) -> Run:
     output = directory / "perf.data"
-    prefix = ["perf", "record", "-m", "16M", "-o", str(output)]
+    prefix = ["perf", "record", *options, "-o", str(output)]
     for name in known_tracepoints():
         prefix += ["-e", f"kvm:{name}"]
     run, _ = Guest.prepare(count, directory).run([*prefix, "--"])
     report = subprocess.run(["perf", "report", "-i", str(output), "--stats"], capture_output=True, text=True,
                             check=True)
     samples = re.search(r"SAMPLE events:\s+(\d+)", report.stdout)
-    lost = re.search(r"LOST_SAMPLES events:\s+(\d+)|LOST events:\s+(\d+)", report.stdout)
+    lost = _perf_lost(output) if re.search(r"\bLOST(_SAMPLES)? events:", report.stdout) else 0
     output.unlink()
     if samples is None or int(samples[1]) < count:
         raise RuntimeError("a BPF program on the same tracepoints keeps the samples from perf")
-    return replace(run, events=int(samples[1]), lost=int(lost[1] or lost[2]) if lost else 0)
+    return replace(run, events=int(samples[1]), lost=lost)
+
+
+def _perf_lost(path: Path) -> int:
+    """Return how many samples perf says it lost."""
+    script = subprocess.run(["perf", "script", "-i", str(path), "--show-lost-events", "-F", "event"],
+                            capture_output=True, text=True, check=True)
+    return sum(int(number) for number in re.findall(r"PERF_RECORD_LOST(?:_SAMPLES)? lost (\d+)", script.stdout))
 
 
 def run_trace_cmd(count: int, directory: Path) -> Run:
@@ -178,7 +189,8 @@ def contenders() -> list[Contender]:
         Contender("kvmtrace ftrace", run_kvmtrace("--backend", "ftrace")),
         Contender("kvmtrace bpf", run_kvmtrace("--backend", "bpf")),
         Contender("kvmtrace --summary", run_kvmtrace("--summary")),
-        Contender("perf record", run_perf),
+        Contender("perf record", run_perf()),
+        Contender("perf record -m 16M", run_perf("-m", "16M")),
         Contender("bpftrace count", run_bpftrace),
         Contender("trace-cmd record", run_trace_cmd),
     ]
@@ -189,7 +201,7 @@ def measure(chosen: list[Contender], count: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="kvmtrace-bench-") as name:
         for _ in range(rounds):
             for contender in chosen:
-                if contender.refused:
+                if contender.refused and not contender.runs:
                     continue
                 time.sleep(SETTLE_S)
                 try:
@@ -211,6 +223,8 @@ def summarise(chosen: list[Contender], count: int) -> list[dict[str, Any]]:
                 row[f"ns_per_exit_{label}"] = added
                 events = contender.runs[0].events
                 row[f"ns_per_event_{label}"] = added * count / events if events else None
+                walls = pick([run.wall_ns for run in contender.runs]) - pick([run.wall_ns for run in base])
+                row[f"wall_ns_per_event_{label}"] = walls / events if events else None
             last = min(contender.runs, key=lambda run: run.cpu_ns)
             row |= {"events": last.events, "lost": last.lost, "recorder_cpu_s": last.recorder_cpu_s,
                     "guest_s": last.cpu_ns / 1e9,
@@ -224,16 +238,17 @@ def render(rows: list[dict[str, Any]]) -> str:
     def number(value: float | None, form: str = ",.0f") -> str:
         return "-" if value is None else format(value, form)
 
-    titles = f"{'recorder':20} {'guest s':>8} {'+ns/exit':>9} {'median':>8} {'+ns/event':>10} {'median':>8}"
+    titles = f"{'recorder':20} {'guest s':>8} {'+ns/exit':>9} {'median':>8} {'+ns/event':>10} {'median':>8} {'wall':>6}"
     lines = [titles + f" {'events':>11} {'lost':>8} {'events/s':>10} {'CPU s':>6}"]
     for row in rows:
-        if row["refused"]:
+        if "guest_s" not in row:
             lines.append(f"{row['name']:20} {row['refused']}")
             continue
         lines.append(
             f"{row['name']:20} {row['guest_s']:8.3f} {number(row['ns_per_exit_best']):>9}"
             f" {number(row['ns_per_exit_median']):>8} {number(row['ns_per_event_best']):>10}"
-            f" {number(row['ns_per_event_median']):>8} {number(row['events']):>11} {number(row['lost']):>8}"
+            f" {number(row['ns_per_event_median']):>8} {number(row['wall_ns_per_event_best']):>6}"
+            f" {number(row['events']):>11} {number(row['lost']):>8}"
             f" {number(row['events_per_s']):>10} {number(row['recorder_cpu_s'], '.2f'):>6}")
     return "\n".join(lines)
 
