@@ -71,7 +71,7 @@ def _record(settings: RecordSettings, run: Run, ending: Ending,
     run.spool.write_file("head", head)
     run.spool.save({"state": "recording", "meta": meta, "owner": invoking_user()})
     run.reader = reader = Reader(run.instance, run.spool, settings.max_bytes)
-    threads = Threads(target.pid)
+    threads = Threads(target.pid, run.instance.tracefs)
     cpu_before = time.process_time()
     run.instance.write("tracing_on", "1")
     started_ns = time.monotonic_ns()

@@ -14,12 +14,16 @@ class Threads:
     Parameters
     ----------
     pid : int or None, the process; None for the whole machine
+    tracefs : Path or None, to tell threads that begin from now on from the kernel's memory of older ones
     """
 
-    def __init__(self, pid: int | None) -> None:
+    def __init__(self, pid: int | None, tracefs: Path | None = None) -> None:
         self.pid = pid
         self.known: dict[int, tuple[int, str]] = {}
         self._next = 0.0
+        before = _pairs(_read(tracefs / "saved_cmdlines")) if tracefs else []
+        self._before = {tid for tid, _ in before} if tracefs else None
+        self._others: set[int] = set()  # not the target's, but switched to and from
 
     def look(self, *, force: bool = False) -> None:
         """Note the threads that exist now; does nothing if that was done a moment ago, unless forced."""
@@ -35,20 +39,27 @@ class Threads:
                     self.known[int(tid)] = int(pid), comm
 
     def add_saved(self, tracefs: Path) -> None:
-        """Add what the kernel noted of threads that have ended since."""
+        """Add what the kernel noted of threads that have ended since, and of those that still live."""
         pids = dict(_pairs(_read(tracefs / "saved_tgids")))
         for tid, comm in _pairs(_read(tracefs / "saved_cmdlines")):
-            if tid not in self.known and comm != "<...>":
-                pid = pids.get(tid, "")
-                self.known[tid] = int(pid) if pid.isdigit() else -1, comm
+            if tid in self.known or comm == "<...>":
+                continue
+            pid = int(pids[tid]) if pids.get(tid, "").isdigit() else -1
+            began = self._before is not None and tid not in self._before
+            if began or pid == self.pid:
+                self.known[tid] = pid, comm
+            elif Path("/proc", str(tid)).exists():
+                self.known[tid] = pid, comm
+                self._others.add(tid)
 
     def comms(self) -> dict[int, str]:
         """Return tid -> thread name."""
         return {tid: comm for tid, (_, comm) in self.known.items()}
 
     def as_meta(self) -> dict[str, list[int | str]]:
-        """Return the metadata's `threads`: tid -> [pid or -1, comm]."""
-        return {str(tid): [pid, comm] for tid, (pid, comm) in sorted(self.known.items())}
+        """Return the metadata's `threads`: tid -> [pid or -1, comm]; with a target its own and new ones."""
+        left_out = self._others if self.pid is not None else set()
+        return {str(tid): [pid, comm] for tid, (pid, comm) in sorted(self.known.items()) if tid not in left_out}
 
 
 def _names(path: Path) -> list[str]:
