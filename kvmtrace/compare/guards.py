@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import EXIT, USERSPACE
+from kvmtrace.compare.alphabet import CLASS, EXIT, USERSPACE
 from kvmtrace.kvm.exit_reasons import ISA_VMX
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ KVM_EXIT_FAIL_ENTRY = 9
 VMX_FAST_PATH = frozenset({32, 52})  # MSR_WRITE, PREEMPTION_TIMER (vmx_exit_handlers_fastpath)
 APIC_DM_INIT = 0x500  # kvm_apic_accept_irq traces mode << 8
 LOOK_AHEAD = 4096
+_RUNS = (CLASS["call KVM_RUN"], CLASS["KVM_RUN"])
+_CALLS = (*_RUNS, CLASS["call ioctl"], CLASS["vCPU ioctl"])
 INIT_SERVED_NS = 10_000_000
 
 
@@ -57,6 +59,14 @@ def _init_reset(sequence: Sequence, position: int) -> bool:
     return bool(np.any((age_ns >= 0) & (age_ns < INIT_SERVED_NS)))
 
 
+def _other_ioctl(sequence: Sequence, position: int) -> bool:
+    """Look for the thread's last call."""
+    begin = max(position - LOOK_AHEAD, 0)
+    mine = sequence.thread[begin:position] == sequence.thread[position]
+    calls = np.flatnonzero(mine & np.isin(sequence.cls[begin:position], _CALLS))
+    return not len(calls) or sequence.cls[begin + calls[-1]] not in _RUNS
+
+
 def _fastpath_exit(sequence: Sequence, position: int) -> bool:
     before = np.flatnonzero(sequence.cls[max(position - 64, 0):position] == EXIT)
     if not len(before):
@@ -69,6 +79,7 @@ _GUARDS: dict[str, Callable[[Sequence, int], bool]] = {
     "entry_failed": _entry_failed,
     "early_error": _early_error,
     "init_reset": _init_reset,
+    "other_ioctl": _other_ioctl,
     "fastpath_exit": _fastpath_exit,
 }
 

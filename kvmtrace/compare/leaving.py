@@ -9,7 +9,7 @@ import numpy as np
 from kvmtrace.compare.alphabet import CLASS, ENTRY, USERSPACE
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.follow_ups import exit_name
-from kvmtrace.compare.predicates import userspace_fields
+from kvmtrace.compare.predicates import PREDICATE_COLUMNS, userspace_fields
 from kvmtrace.kvm.exit_reasons import ISA_VMX
 from kvmtrace.kvm.userspace_exits import (
     KVM_EXIT_INTERNAL_ERROR,
@@ -62,6 +62,9 @@ def _check_reason(batch: Batch, group: Group, row: ExitExpectation) -> None:
         return
     group, reason, errno = group[leaves], reason[leaves], errno[leaves]
     allowed = np.full(len(group), _ANY | _bits(row.userspace))
+    if any(name.startswith("pio_matches") for name in row.checks):  # only string I/O touches memory
+        plain = ~PREDICATE_COLUMNS["string"](batch, group) & batch.has_field("kvm_exit", "info1")
+        allowed &= np.where(plain, ~_U(1 << KVM_EXIT_MMIO), ~_U(0))
     allowed |= np.where(batch.exits.bus_lock[group], _bits(BUS_LOCK_USERSPACE), _U(0))
     allowed |= np.where(batch.exits.vectoring[group] != 0, _U(1 << KVM_EXIT_INTERNAL_ERROR), _U(0))
     fits = (allowed >> np.clip(reason, 0, 63).astype(np.uint64)) & _U(1) == 1

@@ -29,6 +29,7 @@ GUARDS: dict[str, str] = {
                     "failed",
     "early_error": "errno is negative: KVM_RUN failed before it loaded the FPU",
     "init_reset": "an INIT reached this vCPU: kvm_vcpu_reset puts and loads the FPU on hosts with MPX",
+    "other_ioctl": "the thread's last call was another ioctl than KVM_RUN",
     "fastpath_exit": "the exit before was handled by fast path (MSR write, preemption timer)",
 }
 
@@ -122,9 +123,9 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition("ioctl", "FPU load", "loaded", "kvm_arch_vcpu_ioctl_get_mpstate (x86.c)",
                "KVM_GET_MP_STATE loads and puts the FPU on hosts with MPX."),
     Transition("unloaded", "ioctl ends", "returned", "kvm_arch_vcpu_ioctl_get_mpstate (x86.c)",
-               "KVM_GET_MP_STATE is over.", "init_reset"),
+               "KVM_GET_MP_STATE is over.", "other_ioctl"),
     Transition("unloaded", "return to VMM", "user", "kvm_arch_vcpu_ioctl_get_mpstate (x86.c)",
-               "KVM_GET_MP_STATE is over.", "init_reset"),
+               "KVM_GET_MP_STATE is over.", "other_ioctl"),
     Transition("ioctl", "ioctl ends", "returned", _IOCTL, "The request is done."),
     Transition("ioctl", "return to VMM", "user", _SYSCALL, "The request is done."),
 )
