@@ -38,6 +38,17 @@ try_mount() {
     die "mount $*: $(cat /tmp/why)"
 }
 
+# the disk at a SCSI address: names like sda are given in the order of probing, which varies
+find_disk() {
+    for wait in 0 1 1 2 4 8; do
+        sleep $wait
+        for name in /sys/class/scsi_device/$1/device/block/*; do
+            [ -b "/dev/${name##*/}" ] && echo "/dev/${name##*/}" && return
+        done
+    done
+    echo /dev/missing
+}
+
 load_modules root
 isa=$(parameter lab.isa)
 if [ "$isa" = svm ]; then
@@ -46,10 +57,10 @@ if [ "$isa" = svm ]; then
     try_mount -t 9p -o cache=none,$nine job /job
     exec_out=/job/stdout exec_err=/job/stderr results=/job/out.tar
 else
-    try_mount -t ext4 -o ro,noload /dev/sda /ro
+    try_mount -t ext4 -o ro,noload $(find_disk 0:0:0:0) /ro
     mount -t tmpfs -o size=75% job /job
-    tar -x -f /dev/sdb -C /job || die "the job disk is no tar archive"
-    exec_out=/dev/ttyS1 exec_err=/dev/ttyS2 results=/dev/sdc
+    tar -x -f $(find_disk 0:0:1:0) -C /job && [ -d /job/lower ] || die "the job disk holds no job"
+    exec_out=/dev/ttyS1 exec_err=/dev/ttyS2 results=$(find_disk 1:0:1:0)
     for port in $exec_out $exec_err; do stty -F $port 115200 raw -echo; done
 fi
 mount -t tmpfs -o size=75% rw /rw

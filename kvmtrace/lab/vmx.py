@@ -1,7 +1,7 @@
 """The VMX lab: Bochs emulates an Intel processor with VMX and EPT; its disks are built here.
 
-Disks: sda the root file system (shared, never written), sdb the job as a tar archive, sdc the job's results
-as a tar archive. The kernel and the initramfs are on a CD, started by ISOLINUX.
+Disks: the root file system (shared, never written), the job as a tar archive, and the job's results as a tar
+archive. The kernel and the initramfs are on a CD, started by ISOLINUX.
 """
 
 from __future__ import annotations
