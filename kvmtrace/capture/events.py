@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvmtrace.capture.vmm_probes import add_vmm_probes
 from kvmtrace.errors import CapabilityError
 from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM, PROBES
 
@@ -78,6 +79,9 @@ def plan_events(instance: Instance, probes: Probes, settings: RecordSettings) ->
             plan.missing.append(event)
     if settings.event_set != "minimal":
         _plan_probes(probes, plan)
+        rows = add_vmm_probes(probes, settings.target)
+        plan.probes += rows
+        plan.events += [(probes.group, row["event"]) for row in rows]
     return plan
 
 

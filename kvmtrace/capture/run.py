@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
 from kvmtrace.capture.assemble import assemble, seal
+from kvmtrace.capture.cost import cost_ns_per_event
 from kvmtrace.capture.spool import Spool
 from kvmtrace.capture.tracedat import Tail
 from kvmtrace.capture.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes
@@ -112,5 +113,7 @@ def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any],
     meta["threads"] = threads.as_meta()
     tail = Tail(threads.comms(), {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},
                 instance.read("trace_clock"), f"kvmtrace {__version__}")
+    if in_flight is None:  # the recorder itself, not a command that finishes a dead one's work
+        meta["cost_ns_per_event"] = cost_ns_per_event(instance)
     run.remove_tracing()
     seal(run.spool, tail, meta)

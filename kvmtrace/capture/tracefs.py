@@ -217,7 +217,7 @@ class Instance:
 
 
 class Probes:
-    """kprobe and kretprobe events in a group of our own.
+    """kprobe, kretprobe and uprobe events in a group of our own.
 
     Parameters
     ----------
@@ -227,6 +227,7 @@ class Probes:
 
     def __init__(self, tracefs: Path, group: str) -> None:
         self.control = tracefs / "kprobe_events"
+        self.user_control = tracefs / "uprobe_events"
         self.group = group
         self.events: list[str] = []
 
@@ -249,8 +250,18 @@ class Probes:
             old = old.replace(argument, register)
         return any(self._write(f"{kind}:{self.group}/{name} {function} {fields}") for fields in (text, old))
 
-    def _write(self, line: str) -> bool:
-        fd = os.open(self.control, os.O_WRONLY | os.O_APPEND)  # truncating would remove everybody's probes
+    def add_user(self, name: str, place: str, fields: Iterable[str], *, is_return: bool) -> bool:
+        """Add a uprobe event at `place` ("/path/of/binary:0xoffset"); say whether the kernel took it."""
+        if not os.access(self.user_control, os.W_OK):
+            return False
+        line = f"{'r' if is_return else 'p'}:{self.group}/{name} {place} {' '.join(fields)}"
+        return self._write(line.rstrip(), self.user_control)
+
+    def _write(self, line: str, control: Path | None = None) -> bool:
+        try:
+            fd = os.open(control or self.control, os.O_WRONLY | os.O_APPEND)  # truncating removes everybody's probes
+        except OSError:
+            return False
         try:
             os.write(fd, line.encode() + b"\n")
         except OSError:  # no such function, or locked down
@@ -261,22 +272,23 @@ class Probes:
 
     def remove(self) -> None:
         """Remove every probe of the group, whoever added it."""
-        try:
-            lines = self.control.read_text().splitlines()
-        except OSError:
-            return
-        for line in lines:
-            event = line.split(" ", 1)[0].partition(":")[2]
-            if event.startswith(f"{self.group}/"):
-                self._write(f"-:{event}")
+        for control in (self.control, self.user_control):
+            try:
+                lines = control.read_text().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                event = line.split(" ", 1)[0].partition(":")[2]
+                if event.startswith(f"{self.group}/"):
+                    self._write(f"-:{event}", control)
 
     @staticmethod
     def groups(tracefs: Path) -> list[str]:
         """Name all probe groups of ours that exist, whoever made them."""
-        try:
-            lines = (tracefs / "kprobe_events").read_text().splitlines()
-        except OSError:
-            return []
+        lines: list[str] = []
+        for name in ("kprobe_events", "uprobe_events"):
+            with contextlib.suppress(OSError):
+                lines += (tracefs / name).read_text().splitlines()
         found = {line.split(" ", 1)[0].partition(":")[2].partition("/")[0] for line in lines}
         return sorted(group for group in found if group.startswith(GROUP_PREFIX))
 

@@ -210,6 +210,8 @@ def describe(result: RecordResult) -> list[str]:
                      + (", ..." if len(top) > 6 else ""))
     each = f", {result.recorder_cpu_s / result.n_events * 1e9:,.0f} ns per event" if result.n_events else ""
     cost = f"the recorder took {result.recorder_cpu_s:.2f} s of CPU time{each}"
+    if meta.get("cost_ns_per_event"):
+        cost += f", the traced threads {meta['cost_ns_per_event']:.0f} ns per event"
     lines.append(f"lost {describe_loss(result)}; {cost}")
     discarded = meta.get("discarded")
     if discarded:

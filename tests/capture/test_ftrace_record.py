@@ -103,6 +103,7 @@ class TestGuest:
         assert "kvm:kvm_userspace_exit" in meta["events"]
         assert meta["loss"] == {"by_cpu": {}, "events": 0}
         assert meta["duration_ns"] > 0
+        assert 1 < meta["cost_ns_per_event"] < 5000
 
     def test_vcpu_thread_is_named(self, recorded: RecordResult) -> None:
         tid = recorded.meta["guest_run"]["vcpu_tids"]["0"]
