@@ -9,7 +9,7 @@ static __always_inline int add_child(void *ctx)
 
 	if (is_target())
 		update(MAP_TIDS, &child, &one);
-	return 0;
+	return 1;
 }
 
 static __always_inline int drop_thread(void *ctx)
@@ -17,7 +17,7 @@ static __always_inline int drop_thread(void *ctx)
 	u32 tid = *(volatile u32 *)(ctx + FREED_PID_OFFSET);
 
 	bpf_map_delete_elem_(bpf_pseudo_fd(1, MAP_TIDS), &tid);
-	return 0;
+	return 1;
 }
 
 int follow_fork(void *ctx) { return add_child(ctx); }

@@ -12,7 +12,7 @@
 		struct cpu_state *state = this_cpu(); \
 		if (state && ((step) > 0 || state->counter)) \
 			state->counter += (step); \
-		return 0; \
+		return 1; \
 	}
 
 INTERRUPT(hardirq_entry, hardirqs, 1)

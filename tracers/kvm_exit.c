@@ -118,17 +118,17 @@ static __always_inline int keeps_entry(void *ctx)
 		struct thread *t; \
 		struct record *r; \
 		if (!is_target() || !keeps_exit(ctx)) \
-			return 0; \
+			return 1; \
 		t = this_thread(); \
 		if (!t || !state) \
-			return 0; \
+			return 1; \
 		r = &t->held; \
 		copies \
 		r->kind = number; \
 		set_context(r, state, 1); \
 		t->exit_ns = bpf_ktime_get_ns(); \
 		t->dropping = 1; \
-		return 0; \
+		return 1; \
 	} \
 	int on_##name(void *ctx) { return hold_##name(ctx); }
 

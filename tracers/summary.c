@@ -159,7 +159,7 @@ static __always_inline int count_exit(void *ctx)
 	struct cell *cell;
 
 	if (!t)
-		return 0;
+		return 1;
 	if (t->phase == PHASE_GUEST)
 		add_sample(&t->guest, now - t->since_ns);
 	enter_phase(t, PHASE_KERNEL, now);
@@ -173,7 +173,7 @@ static __always_inline int count_exit(void *ctx)
 	cell = find_cell(t);
 	if (cell)
 		cell->count++;
-	return 0;
+	return 1;
 }
 
 static __always_inline int count_entry(void)
@@ -183,7 +183,7 @@ static __always_inline int count_entry(void)
 	struct cell *cell;
 
 	if (!t)
-		return 0;
+		return 1;
 	if (t->exit_ns) {
 		cell = find_cell(t);
 		if (cell)
@@ -192,7 +192,7 @@ static __always_inline int count_entry(void)
 	}
 	t->guest.count++;
 	enter_phase(t, PHASE_GUEST, now);
-	return 0;
+	return 1;
 }
 
 int on_kvm_exit(void *ctx) { return count_exit(ctx); }
@@ -208,7 +208,7 @@ static __always_inline int count_userspace_exit(void *ctx)
 	u32 cell = reason < CELL_INTERRUPTED ? reason : CELL_ERROR;
 
 	if (!t)
-		return 0;
+		return 1;
 	if (error < 0)
 		cell = error == -4 /* -EINTR */ ? CELL_INTERRUPTED : CELL_ERROR;
 	opaque(cell);
@@ -216,7 +216,7 @@ static __always_inline int count_userspace_exit(void *ctx)
 	t->left_cell = cell;
 	t->left_ns = now;
 	enter_phase(t, PHASE_USERSPACE, now);
-	return 0;
+	return 1;
 }
 
 /* KVM loads the guest's FPU state once, when KVM_RUN begins. */
@@ -227,17 +227,17 @@ static __always_inline int count_kvm_run(void *ctx)
 	u32 cell;
 
 	if (!*(volatile u32 *)(ctx + FPU_LOAD_OFFSET))
-		return 0;
+		return 1;
 	t = this_thread(now);
 	if (!t)
-		return 0;
+		return 1;
 	cell = t->left_cell;
 	opaque(cell);
 	if (t->left_ns)
 		add_sample(&t->userspace[cell & (N_USERSPACE - 1)], now - t->left_ns);
 	t->left_ns = 0;
 	enter_phase(t, PHASE_KERNEL, now);
-	return 0;
+	return 1;
 }
 
 static __always_inline int count_switch(void *ctx)
@@ -256,7 +256,7 @@ static __always_inline int count_switch(void *ctx)
 	t = lookup(MAP_THREADS, &next);
 	if (t)
 		enter_phase(t, t->resume, bpf_ktime_get_ns());
-	return 0;
+	return 1;
 }
 
 int on_kvm_userspace_exit(void *ctx) { return count_userspace_exit(ctx); }

@@ -12,19 +12,23 @@
 #define COPY2(offset) *(u16 *)((u8 *)r->data + (offset) - 8) = *(volatile u16 *)(ctx + (offset));
 #define COPY1(offset) *(u8 *)((u8 *)r->data + (offset) - 8) = *(volatile u8 *)(ctx + (offset));
 
+/*
+ * What a program returns matters to others: 0 would keep the event from everybody's perf. `own` is 1 for programs that
+ * perf's tracepoints and kprobes call, and 0 for fentry/fexit, which must return 0 (see set_context for its other use).
+ */
 #define RECORD_IF(condition, own, name, kind, size, copies) \
 	static __always_inline int record_##name(void *ctx) \
 	{ \
 		struct record *r; \
 		u64 flags; \
 		if (!(condition)) \
-			return 0; \
+			return own; \
 		r = reserve(kind, size, own, &flags); \
 		if (r) { \
 			copies \
 			bpf_ringbuf_submit(r, flags); \
 		} \
-		return 0; \
+		return own; \
 	} \
 	int on_##name(void *ctx) { return record_##name(ctx); }
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
-from kvmtrace.capture.bpf_detach import leave_to_child
+from kvmtrace.capture.bpf_detach import closing_elsewhere
 from kvmtrace.capture.bpf_events import describe_filters
 from kvmtrace.capture.bpf_file import CaptureWriter, encode_header
 from kvmtrace.capture.bpf_program import Plan, Programs, make_plan
@@ -135,9 +135,9 @@ class Session:
 
     def close(self) -> None:
         """Free what the kernel holds for us."""
-        leave_to_child()
-        self.programs.close()
-        self.rings.close()
+        with closing_elsewhere():
+            self.programs.close()
+            self.rings.close()
 
     def _attach(self) -> None:
         self.programs.follow()

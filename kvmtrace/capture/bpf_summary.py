@@ -17,7 +17,7 @@ from kvmtrace import __version__
 from kvmtrace.capture import bpf_events
 from kvmtrace.capture.bpf_attach import Attachments
 from kvmtrace.capture.bpf_compile import compile_cached, relocate
-from kvmtrace.capture.bpf_detach import leave_to_child
+from kvmtrace.capture.bpf_detach import closing_elsewhere
 from kvmtrace.capture.bpf_program import PLACEHOLDERS
 from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, BpfMap, create_map
 from kvmtrace.capture.ending import Ending
@@ -199,8 +199,8 @@ def record_summary(settings: RecordSettings) -> RecordResult:
             spool.discard()
             raise
         finally:
-            leave_to_child()
-            programs.close()
+            with closing_elsewhere():
+                programs.close()
 
 
 def _summarise(settings: RecordSettings, programs: SummaryPrograms, spool: Spool, ending: Ending,

@@ -23,6 +23,7 @@ SYS_MEMBARRIER = 324
 MEMBARRIER_CMD_GLOBAL = 1
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD = range(6)
+PROG_NEXT_ID, PROG_FD_BY_ID = 11, 13
 OBJ_GET_INFO = 15
 RAW_TRACEPOINT_OPEN = 17
 BTF_GET_FD_BY_ID = 19
@@ -35,12 +36,13 @@ PROG_TYPE_KPROBE, PROG_TYPE_TRACEPOINT, PROG_TYPE_TRACING = 2, 5, 26
 ATTACH_TRACE_FENTRY, ATTACH_TRACE_FEXIT = 24, 25
 
 PERF_TYPE_TRACEPOINT = 2
-PERF_EVENT_IOC_ENABLE = 0x2400
 PERF_EVENT_IOC_SET_BPF = 0x40042408
 PERF_FLAG_FD_CLOEXEC = 8
 PERF_ATTR_SIZE = 128
+PERF_DISABLED = 1
 
 LOG_BYTES = 1 << 20
+PROGRAM_PREFIX = "kvmt_"  # of the names under which the kernel lists our programs
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -124,6 +126,28 @@ def object_name(name: str) -> bytes:
     return "".join(c if c.isalnum() else "_" for c in name).encode()[:15]
 
 
+def loaded_programs() -> list[str]:
+    """Name the programs of ours that the kernel holds now, whoever loaded them."""
+    names: list[str] = []
+    number = 0
+    while True:
+        buffer = ctypes.create_string_buffer(struct.pack("<III", number, 0, 0), 12)
+        try:
+            raw_syscall(SYS_BPF, ctypes.c_int(PROG_NEXT_ID), buffer, ctypes.c_uint(12))
+            number = struct.unpack_from("<I", buffer.raw, 4)[0]
+            fd = bpf(PROG_FD_BY_ID, struct.pack("<III", number, 0, 0))
+        except FileNotFoundError:  # the last one, or one that just went
+            if buffer.raw[4:8] == bytes(4):
+                return names
+            continue
+        info = ctypes.create_string_buffer(256)
+        bpf(OBJ_GET_INFO, struct.pack("<IIQ", fd, len(info), address_of(info)))
+        os.close(fd)
+        name = info.raw[64:80].partition(b"\0")[0].decode("ascii", "replace")
+        if name.startswith(PROGRAM_PREFIX):
+            names.append(name)
+
+
 def create_map(name: str, map_type: int, key_bytes: int, value_bytes: int, entries: int,
                *, flags: int = 0, inner_fd: int = 0) -> BpfMap:
     """Create a map.
@@ -156,12 +180,12 @@ def load_program(name: str, program_type: int, instructions: bytes, *, attach_ty
         The kernel refused it; the message ends with the verifier's last line.
     """
     code, n_instructions = ctypes.create_string_buffer(instructions, len(instructions)), len(instructions) // 8
-    license_text = ctypes.create_string_buffer(b"GPL")
+    license_text, label = ctypes.create_string_buffer(b"GPL"), object_name(PROGRAM_PREFIX + name)
 
     def attributes(log: ctypes.Array[ctypes.c_char] | None) -> bytes:
         return struct.pack(
             "<IIQQIIQII16sIIIIQIIQIII", program_type, n_instructions, address_of(code), address_of(license_text),
-            1 if log else 0, len(log) if log else 0, address_of(log) if log else 0, 0, 0, object_name(name),
+            1 if log else 0, len(log) if log else 0, address_of(log) if log else 0, 0, 0, label,
             0, attach_type, 0, 0, 0, 0, 0, 0, 0, btf_id, btf_fd)
 
     try:
@@ -184,17 +208,20 @@ def _refusal(name: str, error: OSError, log: bytes) -> CapabilityError:
 
 def perf_event_open(event_type: int, config: int, *, config1: int = 0, config2: int = 0, pid: int = -1,
                     cpu: int = 0) -> int:
-    """Open a perf event that only serves to hang a BPF program on; it samples and counts nothing itself."""
-    attributes = struct.pack("<IIQQQQQIIQQ", event_type, PERF_ATTR_SIZE, config, 0, 0, 0, 0, 0, 0, config1, config2)
+    """Open a perf event that only serves to hang a BPF program on.
+
+    It stays disabled, so it counts nothing itself, and programs that let the event pass (return 1) cost nothing more.
+    """
+    attributes = struct.pack("<IIQQQQQIIQQ", event_type, PERF_ATTR_SIZE, config, 0, 0, 0, PERF_DISABLED, 0, 0, config1,
+                             config2)
     buffer = ctypes.create_string_buffer(attributes, PERF_ATTR_SIZE)
     return raw_syscall(SYS_PERF_EVENT_OPEN, buffer, ctypes.c_int(pid), ctypes.c_int(cpu), ctypes.c_int(-1),
                     ctypes.c_ulong(PERF_FLAG_FD_CLOEXEC))
 
 
 def hang_program(event_fd: int, program_fd: int) -> None:
-    """Run the program whenever the perf event fires, on every CPU, until either descriptor is closed."""
+    """Run the program whenever the event happens, on every CPU, until either descriptor is closed."""
     fcntl.ioctl(event_fd, PERF_EVENT_IOC_SET_BPF, program_fd)
-    fcntl.ioctl(event_fd, PERF_EVENT_IOC_ENABLE, 0)
 
 
 def open_tracing_link(program_fd: int) -> int:

@@ -236,7 +236,7 @@ def command(pid: int | None, interval: float, count: int | None, sort: str) -> N
 
     Counts grow in BPF maps of the kernel, no events are sent: watching costs next to nothing.
     """
-    from kvmtrace.capture.bpf_detach import leave_to_child
+    from kvmtrace.capture.bpf_detach import closing_elsewhere
     from kvmtrace.capture.bpf_summary import SummaryPrograms
 
     if pid is not None and not os.path.isdir(f"/proc/{pid}"):  # noqa: PTH112
@@ -249,5 +249,5 @@ def command(pid: int | None, interval: float, count: int | None, sort: str) -> N
         with contextlib.suppress(KeyboardInterrupt):
             (show_live if live else show_plain)(Sampler(programs), Screen(sort), interval, count)
     finally:
-        leave_to_child()
-        programs.close()
+        with closing_elsewhere():
+            programs.close()
