@@ -5,6 +5,7 @@ Pages are handed out in units that can be loaded alone: single pages of a mapped
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -176,6 +177,11 @@ class PageSource:
     Parameters
     ----------
     trace : TraceDat
+
+    Attributes
+    ----------
+    streams : list of Stream
+    mapped : bool, pages are used where they stand in the file, nothing is copied
     """
 
     def __init__(self, trace: TraceDat) -> None:
@@ -187,7 +193,7 @@ class PageSource:
             for cpu in buffer.cpus:
                 make = _chunked_stream if buffer.compressed else _mapped_stream
                 self.streams.append(make(trace, buffer, cpu, layout, len(self.streams)))
-        self._mapped = not any(s.packed is not None or (s.n_units and s.offset[0] % 4) for s in self.streams)
+        self.mapped = not any(s.packed is not None or (s.n_units and s.offset[0] % 4) for s in self.streams)
 
     def _layout(self, buffer: Buffer) -> PageLayout:
         """Return the layout of a buffer's pages; version 7 states a page size for each buffer."""
@@ -200,10 +206,20 @@ class PageSource:
 
     def load(self, spans: Sequence[Span]) -> Loaded:
         """Return the pages of some units; of an uncompressed file nothing is copied."""
-        if self._mapped:
+        if self.mapped:
             offsets = [span.stream.offset[span.first:span.last] for span in spans]
             return Loaded(self._words, [offset // 4 for offset in offsets], offsets, [])
         return self._copy(spans)
+
+    def release(self, stream: Stream, first: int, last: int) -> None:
+        """Let go of the memory of units first..last; they are read from the file again if asked for."""
+        buffer = self._trace.data.obj
+        if not self.mapped or not isinstance(buffer, mmap.mmap) or last <= first:
+            return
+        begin = -(-int(stream.offset[first]) // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (int(stream.offset[last - 1]) + stream.layout.page_size - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+        if size > 0:
+            buffer.madvise(mmap.MADV_DONTNEED, begin, size)
 
     def _copy(self, spans: Sequence[Span]) -> Loaded:
         sizes = [int(s.stream.pages[s.first:s.last].sum()) * s.stream.layout.page_size for s in spans]

@@ -122,18 +122,21 @@ def _walk(words: NDArray[np.uint32], first: NDArray[np.int64], end: NDArray[np.i
     """
     pos, steps, damage = first.copy(), [], []
     while True:
-        if not np.any(pos < end):
+        live = pos < end
+        n_live = np.count_nonzero(live)
+        if not n_live:
             break
         steps.append(pos)
         heads = words.take(pos, mode="clip")
         step = _STEP.take(heads & 31)
-        odd = np.flatnonzero(step == 0)
-        if len(odd):
+        step *= live
+        if np.count_nonzero(step) < n_live:
+            odd = np.flatnonzero(live & (step == 0))
             step[odd] = _odd_steps(words, pos[odd], heads[odd], end[odd] - pos[odd])
         pos = pos + step
         over = pos > end
-        if over.any():
-            for page in np.flatnonzero(over & (steps[-1] < end)):
+        if np.count_nonzero(over):
+            for page in np.flatnonzero(over):
                 damage.append(_overrun(int(page), int(steps[-1][page]), int(pos[page]), int(end[page])))
                 end[page] = steps[-1][page]
             np.minimum(pos, end, out=pos)

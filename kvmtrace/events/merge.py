@@ -54,6 +54,55 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
     return Rows(**columns)
 
 
+def no_rows(start_dtype: np.dtype[Any]) -> Rows:
+    """Return no rows."""
+    return Rows(np.empty(0, np.int64), np.empty(0, np.int16), np.empty(0, np.int32), np.empty(0, np.uint16),
+                np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, start_dtype))
+
+
+def occurring(kind: NDArray[np.uint16], n_kinds: int) -> list[int]:
+    """Return the kinds that occur, ascending; in parts, as bincount makes eight bytes of each."""
+    counts = np.zeros(n_kinds, np.int64)
+    for first in range(0, len(kind), 1 << 18):
+        counts += np.bincount(kind[first:first + (1 << 18)], minlength=n_kinds)
+    found: list[int] = np.flatnonzero(counts).tolist()
+    return found
+
+
+class RowsBuilder:
+    """Rows put one behind the other in columns that are there from the start: nothing is held twice.
+
+    Parameters
+    ----------
+    capacity : int, how many rows there may be; memory is taken as rows come, so it may be far too large
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._rows: Rows | None = None
+        self._n = 0
+
+    def add(self, rows: Rows) -> None:
+        """Put rows behind those that are there."""
+        end = self._n + len(rows)
+        if self._rows is None or end > len(self._rows):
+            self._grow(max(end, self._capacity), rows)
+        for f in fields(Rows):
+            getattr(self._rows, f.name)[self._n:end] = getattr(rows, f.name)
+        self._n = end
+
+    def _grow(self, size: int, like: Rows) -> None:
+        old, self._rows = self._rows, Rows(*(np.empty(size, getattr(like, f.name).dtype) for f in fields(Rows)))
+        self._capacity = size + size // 2
+        for f in fields(Rows) if old is not None else ():
+            getattr(self._rows, f.name)[:self._n] = getattr(old, f.name)[:self._n]
+
+    def finish(self) -> Rows:
+        """Return all rows."""
+        assert self._rows is not None
+        return self._rows.slice(0, self._n)
+
+
 def order_keys(ts_ns: NDArray[np.int64], floor: int) -> NDArray[np.int64]:
     """Return the times by which one CPU's events are merged: the latest time so far, at least `floor`.
 

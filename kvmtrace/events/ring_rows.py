@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvmtrace.decode.format_text import PageLayout
     from kvmtrace.events.kinds import KindTable
 
-BATCH_PAGES = 512  # pages of a batch stay in the processor's cache from the walk to the columns
+BATCH_PAGES = 1024  # pages of a batch stay in the processor's cache from the walk to the columns
 
 
 @dataclass

@@ -14,7 +14,7 @@ from kvmtrace.decode.trace_dat import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
 from kvmtrace.events.capture import capture_of, processes_of_meta
 from kvmtrace.events.kinds import KindTable, make_kind_table
 from kvmtrace.events.loss import LossCounter, lost_by_cpu_stats
-from kvmtrace.events.merge import Rows, merge_rows
+from kvmtrace.events.merge import Rows, RowsBuilder, merge_rows, no_rows, occurring
 from kvmtrace.events.recording import Recording
 from kvmtrace.events.ring_rows import StreamDecoder, StreamRows, loaded_count
 from kvmtrace.events.table import EventTable
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 START_OF_TIME = np.iinfo(np.int64).min
 END_OF_TIME = np.iinfo(np.int64).max
 TYPICAL_EVENT_BYTES = 40
+SMALLEST_EVENT_BYTES = 16  # head, common fields and one more
+WINDOW_BYTES = 16 << 20  # pages decoded and merged at once
 
 
 @dataclass
@@ -68,6 +70,7 @@ class TraceDatRecording(Recording):
         for stream in self._source.streams:
             self._loss.add_faults(stream.faults, truncated=True)
         self.loss = self._loss.loss()
+        self._units: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         # per stream, when each unit begins, ascending
         self._unit_ns = [_ascending(self._converter.to_ns(s.unit_ts, s.cpu)) for s in self._source.streams]
 
@@ -75,10 +78,25 @@ class TraceDatRecording(Recording):
         """Return all events (cached)."""
         if self._events is None:
             self._loss.restart()
-            positions = [_Position() for _ in self._source.streams]
-            self._events = self._read(positions, START_OF_TIME, END_OF_TIME)
+            words, rows = self._read_all()
+            self._events = self._table(words, rows)
             self.loss = self._loss.loss()
         return self._events
+
+    def _read_all(self) -> tuple[NDArray[np.uint32], Rows]:
+        """Return all rows: of a mapped file window by window, so that what is made on the way stays small."""
+        positions = [_Position() for _ in self._source.streams]
+        if not self._source.mapped:
+            return self._read(positions, START_OF_TIME, END_OF_TIME)
+        total = self._unit_order()[1]
+        builder, low = RowsBuilder(int(total[-1]) // SMALLEST_EVENT_BYTES if len(total) else 0), START_OF_TIME
+        while True:
+            high = self._next_limit(low, WINDOW_BYTES)
+            words, rows = self._read(positions, low, high)
+            builder.add(rows)
+            low = high
+            if low == END_OF_TIME:
+                return words, builder.finish()
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
         """Yield tables of about `max_events` consecutive rows; memory is bounded by the largest of them."""
@@ -86,14 +104,17 @@ class TraceDatRecording(Recording):
         positions = [_Position() for _ in self._source.streams]
         low, event_bytes = START_OF_TIME, float(TYPICAL_EVENT_BYTES)
         while low < END_OF_TIME:
-            high = self._next_limit(positions, low, int(max_events * event_bytes))
+            high = self._next_limit(low, int(max_events * event_bytes))
             before = [p.unit for p in positions]
-            table = self._read(positions, low, high)
-            event_bytes = self._measure(before, positions, len(table)) or event_bytes
+            words, rows = self._read(positions, low, high)
+            event_bytes = self._measure(before, positions, len(rows)) or event_bytes
             low = high
+            table = self._table(words, rows)
             self.loss = self._loss.loss()
             if len(table):
                 yield table
+            for stream, first, position in zip(self._source.streams, before, positions, strict=True):
+                self._source.release(stream, first, position.unit)
 
     def _measure(self, before: list[int], positions: list[_Position], n_rows: int) -> float | None:
         """Return the bytes that a row took, None where there are too few to tell."""
@@ -101,21 +122,27 @@ class TraceDatRecording(Recording):
                    for s, a, p in zip(self._source.streams, before, positions, strict=True))
         return max(size / n_rows, 16.0) if n_rows > 100 and size else None
 
-    def _next_limit(self, positions: list[_Position], low: int, n_bytes: int) -> int:
-        """Return the time up to which some `n_bytes` of pages reach, later than `low`."""
-        begins, sizes = [], []
-        for stream, unit_ns, position in zip(self._source.streams, self._unit_ns, positions, strict=True):
-            begins.append(unit_ns[position.unit:])
-            sizes.append(stream.pages[position.unit:] * stream.layout.page_size)
-        begin = np.concatenate(begins) if begins else np.empty(0, np.int64)
-        order = np.argsort(begin, kind="stable")
-        total = np.cumsum(np.concatenate(sizes)[order]) if len(order) else np.empty(0, np.int64)
-        later = np.flatnonzero((total > n_bytes) & (begin[order] > low))
+    def _next_limit(self, low: int, n_bytes: int) -> int:
+        """Return the time up to which some `n_bytes` of pages reach that begin at `low` or later."""
+        begin, total = self._unit_order()
+        first = int(np.searchsorted(begin, low))
+        before = int(total[first - 1]) if first else 0
         # the unit that exceeds the budget is left to the next table, unless it is the first one
-        return int(begin[order[later[0]]]) if len(later) else END_OF_TIME
+        after = max(int(np.searchsorted(total, before + n_bytes, "right")), int(np.searchsorted(begin, low, "right")))
+        return int(begin[after]) if after < len(begin) else END_OF_TIME
 
-    def _read(self, positions: list[_Position], low: int, high: int) -> EventTable:
-        """Return the rows whose time to merge by is in low..high, and move the positions on."""
+    def _unit_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (begin, bytes so far) of the units of all streams by the time they begin."""
+        if self._units is None:
+            begin = np.concatenate([*self._unit_ns, np.empty(0, np.int64)])
+            size = np.concatenate([*(s.pages * s.layout.page_size for s in self._source.streams),
+                                   np.empty(0, np.int64)])
+            order = np.argsort(begin, kind="stable")
+            self._units = begin[order], np.cumsum(size[order])
+        return self._units
+
+    def _read(self, positions: list[_Position], low: int, high: int) -> tuple[NDArray[np.uint32], Rows]:
+        """Return the rows whose time to merge by is in low..high and their buffer, and move the positions on."""
         spans = [Span(stream, position.unit, _first_at(unit_ns, high))
                  for stream, unit_ns, position
                  in zip(self._source.streams, self._unit_ns, positions, strict=True)]
@@ -132,13 +159,12 @@ class TraceDatRecording(Recording):
             parts.append(got.rows.slice(first, last))
             keys.append(got.keys[first:last])
         if not parts:
-            return self._table(loaded.words, _no_rows())
-        return self._table(loaded.words, merge_rows(parts, keys))
+            return loaded.words, no_rows(np.dtype(np.uint32))
+        return loaded.words, merge_rows(parts, keys)
 
     def _table(self, words: NDArray[np.uint32], rows: Rows) -> EventTable:
         payloads: dict[int, Payload] = {}
-        counts = np.bincount(rows.kind, minlength=len(self.kinds))
-        for index in np.flatnonzero(counts).tolist():
+        for index in occurring(rows.kind, len(self.kinds)):
             payloads[index] = self._payload(words, rows, index)
         columns = {name: getattr(rows, name)
                    for name in ("ts_ns", "cpu", "tid", "kind", "irq_flags", "preempt_count")}
@@ -161,11 +187,6 @@ def _first_at(ascending: NDArray[np.int64], time: int) -> int:
 
 def _ascending(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.maximum.accumulate(values) if len(values) else values
-
-
-def _no_rows() -> Rows:
-    return Rows(np.empty(0, np.int64), np.empty(0, np.int16), np.empty(0, np.int32), np.empty(0, np.uint16),
-                np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint32))
 
 
 def _advance(position: _Position, span: Span, got: StreamRows, last: int) -> None:
