@@ -1,0 +1,82 @@
+"""Every committed recording: budgets sum exactly, splits sum exactly, cuts change nothing, the guest's counts hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmtrace.events import open_recording
+from kvmtrace.kvm.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.report.build import ReportOptions, build_report
+from kvmtrace.report.document import render_json
+from kvmtrace.report.text import render_text
+
+from .tables import TableRecording
+
+if TYPE_CHECKING:
+    from kvmtrace.report.document import Report
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+PATHS = sorted(FIXTURES.glob("*.dat"))
+
+
+@pytest.fixture(scope="module", params=PATHS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def report(path: Path) -> Report:
+    return build_report(open_recording(str(path)), ReportOptions(model=False))
+
+
+def test_there_are_fixtures_of_both_isas() -> None:
+    assert {path.name.split("-")[0] for path in PATHS} >= {"svm", "vmx"}
+
+
+def test_parts_sum_to_the_wall_time_exactly(report: Report) -> None:
+    assert report.vcpus
+    for vcpu in report.vcpus:
+        assert vcpu.budget.total_ns() == vcpu.wall_ns
+        assert all(value is None or value >= 0 for value in vars(vcpu.budget).values())
+    for row in report.exits:
+        if row.samples:
+            parts = (row.kernel_ns, row.userspace_ns, row.waiting_ns, row.unknown_ns)
+            assert sum(parts) == row.total_ns, row.name
+            assert sum(row.histogram) == row.samples
+            assert row.min_ns <= row.p50_ns <= row.p90_ns <= row.p99_ns <= row.p999_ns <= row.max_ns
+
+
+def test_cuts_change_nothing(path: Path, report: Report) -> None:
+    table = open_recording(str(path)).events()
+    whole = TableRecording(table)
+    pieces = TableRecording(table, range(997, len(table), 997))
+    one, many = (render_json(build_report(r, ReportOptions(model=False))) for r in (whole, pieces))
+    assert many == one
+
+
+def test_the_guests_own_counts(path: Path, report: Report) -> None:
+    known = (open_recording(str(path)).capture.meta.get("guest_run") or {}).get("known", {})
+    isa = report.capture.isa
+    exits = {row.name: row.count for row in report.exits if row.isa == isa}
+    for name, count in known.get(isa, {}).items():
+        assert exits.get(name, 0) == count, name
+    userspace = {row.name: row.count for row in report.userspace_exits if row.errno == 0}
+    for name, count in known.get("userspace_exits", {}).items():
+        assert userspace.get(name, 0) == count, name
+    perf = report.perf_compatible
+    ports = {row.key: row.samples for row in perf.ioport}
+    for key, count in known.get("ports", {}).items():
+        if key != "0xf4:POUT":  # the last access ends the guest: no VM-entry closes it
+            assert ports.get(key, 0) == count, key
+
+
+def test_names_are_the_kernels(report: Report) -> None:
+    numbers = {name: number for number, name in ISA_NAMES.items()}
+    assert all(row.name == describe_exit_reason(numbers[row.isa], row.exit_reason) for row in report.exits if row.isa)
+
+
+def test_text_fits_100_columns(report: Report) -> None:
+    assert max(map(len, render_text(report).splitlines())) <= 100
