@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.compare.construction import Call, Construction
+from kvmtrace.compare.vmm_steps import follow_vmm
 from kvmtrace.events.syscalls import pair_syscalls
 from kvmtrace.kvm import ioctls
 from kvmtrace.model.bring_up import RUN_AGAIN, STRUCTURAL
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.compare.construction import KvmObject, Step
+    from kvmtrace.compare.vmm_steps import VmmStart
     from kvmtrace.events.table import EventTable
 
 MAX_CALLS = 20_000  # of one construction; QEMU with a large guest needs some hundreds
@@ -35,6 +37,7 @@ class BringUp:
     n_explained : calls that KVM refused as its contract says
     n_violations : calls whose result contradicts the contract
     notes : what the recording does not show
+    vmm : the VMM's own start, None if its functions were not probed
     """
 
     steps: tuple[Step, ...]
@@ -43,6 +46,7 @@ class BringUp:
     n_explained: int = 0
     n_violations: int = 0
     notes: tuple[str, ...] = ()
+    vmm: VmmStart | None = None
 
     @property
     def conforms(self) -> bool:
@@ -151,6 +155,7 @@ def follow_bring_up(
     for call in sorted(calls, key=lambda call: call.event_index):
         construction.follow(call)
     steps = tuple(construction.steps)
+    first = {step.name: step.event_index for step in reversed(steps)}
     return BringUp(
         steps,
         tuple(construction.objects.values()),
@@ -158,4 +163,5 @@ def follow_bring_up(
         sum(step.verdict == "explained" for step in steps),
         sum(step.verdict == "violation" for step in steps),
         tuple(construction.notes),
+        follow_vmm(events, first),
     )

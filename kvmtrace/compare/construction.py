@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvmtrace.kvm import ioctls
 from kvmtrace.model.bring_up import (
+    ASK_AGAIN,
     CONTRACTS,
     OBJECT_KINDS,
     OTHER_PROCESS,
@@ -152,6 +153,8 @@ def _judge_failure(call: Call, misuse: str) -> Judgement:
     assert call.ret is not None
     if misuse and -call.ret in WRONG_FILE:
         return Judgement("explained", misuse, SOURCES)
+    if call.cmd in ASK_AGAIN and call.ret == -errno.E2BIG:
+        return Judgement("explained", "the array is too small: the VMM asks again with a larger one", SOURCES)
     if call.cmd == ioctls.KVM_RUN and -call.ret in RUN_AGAIN:
         sentence = f"back to userspace with {_describe_errno(call.ret)}, to be called again"
         return Judgement("ok", sentence, SOURCES)

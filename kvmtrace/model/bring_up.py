@@ -261,6 +261,34 @@ STRUCTURAL = frozenset(
     }
 )
 
+# QEMU's start, as (what must come first, what needs it); vmm_... are the probes of kvm/vmm_symbols.py
+VMM_ORDER: tuple[tuple[str, str], ...] = (
+    ("vmm_accel_find", "vmm_accel_init_machine"),
+    ("vmm_accel_init_machine", "KVM_CREATE_VM"),
+    ("KVM_CREATE_VM", "vmm_accel_init_machine_return"),
+    ("vmm_accel_init_machine_return", "vmm_board_init"),
+    ("vmm_board_init", "vmm_cpus_init"),
+    ("vmm_cpus_init", "vmm_cpu_new"),
+    ("vmm_cpu_new", "vmm_init_vcpu"),
+    ("vmm_init_vcpu", "vmm_kvm_init_vcpu"),
+    ("vmm_kvm_init_vcpu", "KVM_CREATE_VCPU"),
+    ("KVM_CREATE_VCPU", "vmm_kvm_arch_init_vcpu"),
+    ("vmm_board_init", "vmm_memory_init"),
+)
+
+# QEMU 7.2's chains of QOM types that a KVM machine rests on (accel/kvm/kvm-all.c, target/i386/cpu.c, host-cpu.c)
+INHERITANCE: tuple[tuple[str, ...], ...] = (
+    ("kvm-accel", "accel", "object"),
+    ("tcg-accel", "accel", "object"),
+    ("host-x86_64-cpu", "max-x86_64-cpu", "x86_64-cpu", "cpu", "device", "object"),
+    ("pc-i440fx-7.2-machine", "generic-pc-machine", "x86-machine", "machine", "object"),
+)
+
+# errnos by which KVM says "ask again, with a larger array"
+ASK_AGAIN = frozenset({
+    ioctls.KVM_GET_SUPPORTED_CPUID, ioctls.KVM_GET_MSR_INDEX_LIST, ioctls.KVM_GET_MSR_FEATURE_INDEX_LIST,
+})
+
 # answers of KVM_RUN that mean "come back", not "failed"
 RUN_AGAIN = frozenset({errno.EINTR, errno.EAGAIN})
 
