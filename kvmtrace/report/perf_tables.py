@@ -132,7 +132,8 @@ class PerfAccumulator:
         """Return a table's rows by samples, descending; ties as perf's hash table leaves them."""
         moments = self._moments[name]
         keys = index.keys()
-        numbers = [n for n in range(len(keys)) if moments.count[n]]
+        # keys without a single sample may lie behind the last counter
+        numbers = [n for n in range(min(len(keys), len(moments.count))) if moments.count[n]]
         numbers.sort(key=lambda n: (-moments.count[n], bucket(keys[n]) % HASH_BUCKETS, -n))
         return tuple(PerfRow(**row(keys[n]), **moments.summary(n)) for n in numbers)
 
