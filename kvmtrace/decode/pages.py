@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from kvmtrace.decode.trace_dat import Buffer, CpuData, TraceDat
 
 
+SCAN_BYTES = 32 << 20  # of a mapped file whose page headers are read before the pages are let go
+
+
+def release_mapped(data: memoryview, first: int, last: int) -> None:
+    """Let go of the memory of bytes first..last of a mapped file; they come back from the file if asked for."""
+    if not isinstance(data.obj, mmap.mmap):
+        return
+    begin, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, last // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > begin:
+        data.obj.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
 @dataclass(frozen=True)
 class Fault:
     """Bytes of a CPU that cannot be read: what should be at file offset `offset`."""
@@ -123,9 +135,12 @@ def _mapped_stream(trace: TraceDat, buffer: Buffer, cpu: CpuData, layout: PageLa
     start, count = _clip_range(trace, cpu, layout.page_size, faults)
     offset = start + np.arange(count, dtype=np.int64) * layout.page_size
     heads = np.zeros((count, 12), np.uint8)
-    if count:
-        part = np.frombuffer(trace.data, np.uint8, count * layout.page_size, start).reshape(count, -1)
-        heads = np.ascontiguousarray(part[:, :12])
+    block = max(SCAN_BYTES // layout.page_size, 1)
+    for first in range(0, count, block):
+        size, at = min(block, count - first) * layout.page_size, start + first * layout.page_size
+        part = np.frombuffer(trace.data, np.uint8, size, at).reshape(-1, layout.page_size)
+        heads[first:first + block] = part[:, :12]
+        release_mapped(trace.data, at, at + size)
     unit_ts = _unit_stamps(heads, layout)
     pages = np.ones(count, np.int64)
     return Stream(index, buffer.name, cpu.cpu, layout, offset, pages, unit_ts, None, faults)
@@ -213,13 +228,9 @@ class PageSource:
 
     def release(self, stream: Stream, first: int, last: int) -> None:
         """Let go of the memory of units first..last; they are read from the file again if asked for."""
-        buffer = self._trace.data.obj
-        if not self.mapped or not isinstance(buffer, mmap.mmap) or last <= first:
-            return
-        begin = -(-int(stream.offset[first]) // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = (int(stream.offset[last - 1]) + stream.layout.page_size - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-        if size > 0:
-            buffer.madvise(mmap.MADV_DONTNEED, begin, size)
+        if self.mapped and last > first:
+            end = int(stream.offset[last - 1]) + stream.layout.page_size
+            release_mapped(self._trace.data, int(stream.offset[first]), end)
 
     def _copy(self, spans: Sequence[Span]) -> Loaded:
         sizes = [int(s.stream.pages[s.first:s.last].sum()) * s.stream.layout.page_size for s in spans]

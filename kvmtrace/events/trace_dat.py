@@ -78,24 +78,25 @@ class TraceDatRecording(Recording):
         """Return all events (cached)."""
         if self._events is None:
             self._loss.restart()
-            words, rows = self._read_all()
+            positions = [_Position() for _ in self._source.streams]
+            words, rows = self._read_windows(positions, START_OF_TIME, END_OF_TIME)
             self._events = self._table(words, rows)
             self.loss = self._loss.loss()
         return self._events
 
-    def _read_all(self) -> tuple[NDArray[np.uint32], Rows]:
-        """Return all rows: of a mapped file window by window, so that what is made on the way stays small."""
-        positions = [_Position() for _ in self._source.streams]
+    def _read_windows(self, positions: list[_Position], low: int, high: int) -> tuple[NDArray[np.uint32], Rows]:
+        """Do what _read does: of a mapped file window by window, so that what is made on the way stays small."""
         if not self._source.mapped:
-            return self._read(positions, START_OF_TIME, END_OF_TIME)
-        total = self._unit_order()[1]
-        builder, low = RowsBuilder(int(total[-1]) // SMALLEST_EVENT_BYTES if len(total) else 0), START_OF_TIME
+            return self._read(positions, low, high)
+        n_bytes = sum(int(s.pages[p.unit:_first_at(unit_ns, high)].sum()) * s.layout.page_size for s, unit_ns, p in zip(
+            self._source.streams, self._unit_ns, positions, strict=True))
+        builder = RowsBuilder(n_bytes // SMALLEST_EVENT_BYTES)
         while True:
-            high = self._next_limit(low, WINDOW_BYTES)
-            words, rows = self._read(positions, low, high)
+            limit = min(self._next_limit(low, WINDOW_BYTES), high)
+            words, rows = self._read(positions, low, limit)
             builder.add(rows)
-            low = high
-            if low == END_OF_TIME:
+            low = limit
+            if low == high:
                 return words, builder.finish()
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
@@ -106,7 +107,7 @@ class TraceDatRecording(Recording):
         while low < END_OF_TIME:
             high = self._next_limit(low, int(max_events * event_bytes))
             before = [p.unit for p in positions]
-            words, rows = self._read(positions, low, high)
+            words, rows = self._read_windows(positions, low, high)
             event_bytes = self._measure(before, positions, len(rows)) or event_bytes
             low = high
             table = self._table(words, rows)
