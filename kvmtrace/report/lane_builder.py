@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_TID = 4 * 1024 * 1024  # PID_MAX_LIMIT, include/linux/threads.h
 TASK_STATE_MASK = 0xFF  # prev_state without TASK_REPORT_MAX ("R+"), include/linux/sched.h
 MMIO_READ, MMIO_WRITE = 1, 2  # KVM_TRACE_MMIO_*, include/trace/events/kvm.h
+MAX_THREADS = 0xFFFF  # lanes number threads in 16 bits; more vCPU threads than that are a damaged file
 # a thread that never reaches a point where it can be cut is cut anyway, so that memory stays bounded
 MAX_HELD_ROWS = 1_000_000
 
@@ -71,7 +72,7 @@ class Threads:
             return []
         seen = np.zeros(int(tids.max()) + 1, bool)
         seen[tids] = True
-        new = np.flatnonzero(seen)
+        new = np.flatnonzero(seen)[: MAX_THREADS - len(self.tids)]
         numbers = range(len(self.tids), len(self.tids) + len(new))
         self._number[new] = numbers
         self.tids += new.tolist()

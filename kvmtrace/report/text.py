@@ -130,7 +130,9 @@ def loss_line(report: Report) -> str:
               f"{escape(str(d['found']))}" for d in loss.damage[:3]]
     if len(loss.damage) > 3:
         words.append(f"{len(loss.damage) - 3} more damaged places")
-    return "; ".join(words) + f"; {plural(loss.discarded_intervals, 'interval')} that may span a loss left out"
+    if loss.discarded_intervals:
+        words.append(f"{plural(loss.discarded_intervals, 'interval')} that may span a loss left out")
+    return "; ".join(words)
 
 
 def summary_line(report: Report) -> str:
