@@ -22,6 +22,7 @@ from kvmtrace import __version__
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.events import Plan, enable, plan_events
 from kvmtrace.capture.host import host_facts
+from kvmtrace.capture.qmp import QmpWitness
 from kvmtrace.capture.reader import DiskFullError, Reader
 from kvmtrace.capture.run import Run, complete
 from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
@@ -77,11 +78,14 @@ def _record(settings: RecordSettings, run: Run, ending: Ending,
     started_ns = time.monotonic_ns()
     ending.start()
     target.release()
+    witness = QmpWitness(settings.qmp)
+    witness.start()
     ended_by = _pump(reader, ending, target, threads)
     run.instance.write("tracing_on", "0")
     meta["duration_ns"] = time.monotonic_ns() - started_ns
     threads.look(force=True)
     target.close()
+    meta["qmp"] = witness.finish()
     if ended_by != "disk full":
         ended_by = _finish(reader, ended_by)
     cpu_s = time.process_time() - cpu_before

@@ -55,6 +55,7 @@ class RecordSettings:
     argv : the command line, for the metadata
     filters : in-kernel filters of the bpf back end, name -> value as the user gave it
         ("vcpu", "exit_reason", "slower_than_ns", "sample")
+    qmp : Path or None, QMP socket of the QEMU that is recorded; only questions are asked
     """
 
     output: Path
@@ -68,6 +69,7 @@ class RecordSettings:
     buffer_bytes: int | None = None
     argv: tuple[str, ...] = ()
     filters: dict[str, Any] = field(default_factory=dict)
+    qmp: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -118,13 +118,16 @@ more than SIZE (plus the header) is on the disk.
 @click.option("--strict", is_flag=True, help="Exit code 5 if any event was lost.")
 @click.option("--clock", metavar="NAME", help="Trace clock (ftrace); default mono, ordered across CPUs.")
 @click.option("--buffer-size", type=Size(), help="Kernel buffer per CPU; default 16M, less if memory is short.")
+@click.option("--qmp", type=click.Path(path_type=Path), metavar="SOCKET",
+              help="QMP socket of the recorded QEMU: its own word on vCPU threads and types is kept (ftrace).")
 @click.option("--as-root", is_flag=True, help="Under sudo: run the command as root, not as yourself.")
 @click.argument("command_line", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARG...]")
 def command(*, output: str, backend: str, event_set: str, guest: str | None, count: int | None,
             pid: int | None, machine: bool, duration: float | None, max_size: int | None, summary: bool,
             vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
             slower_than: float | None, strict: bool,
-            clock: str | None, buffer_size: int | None, as_root: bool, command_line: tuple[str, ...]) -> None:
+            clock: str | None, buffer_size: int | None, as_root: bool, qmp: Path | None,
+            command_line: tuple[str, ...]) -> None:
     """Record a VM until it ends, the time is over, or Ctrl-C.
 
     Says what to record with one of --guest NAME, -p PID, -a, or a command behind "--".
@@ -134,7 +137,7 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
         output=Path(output), target=replace(spec, as_root=as_root), backend=backend, event_set=event_set,
         duration_s=duration, max_bytes=max_size, summary=summary, clock=clock, buffer_bytes=buffer_size,
         filters=filters_of(vcpu, exit_reasons, sample, slower_than),
-        argv=("kvmtrace", *sys.argv[1:]))
+        argv=("kvmtrace", *sys.argv[1:]), qmp=qmp)
     for line in reclaim(settings.output):
         say(f"kvmtrace: {line}")
     result = run(settings)

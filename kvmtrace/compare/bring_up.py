@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.compare.construction import Call, Construction
+from kvmtrace.compare.qmp_check import check_qmp
 from kvmtrace.compare.vmm_steps import follow_vmm
 from kvmtrace.events.syscalls import pair_syscalls
 from kvmtrace.kvm import ioctls
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.compare.construction import KvmObject, Step
+    from kvmtrace.compare.qmp_check import QmpCheck
     from kvmtrace.compare.vmm_steps import VmmStart
     from kvmtrace.events.table import EventTable
 
@@ -38,6 +40,7 @@ class BringUp:
     n_violations : calls whose result contradicts the contract
     notes : what the recording does not show
     vmm : the VMM's own start, None if its functions were not probed
+    qmp : what QEMU itself said, beside what the trace shows; None if it was not asked
     """
 
     steps: tuple[Step, ...]
@@ -47,6 +50,7 @@ class BringUp:
     n_violations: int = 0
     notes: tuple[str, ...] = ()
     vmm: VmmStart | None = None
+    qmp: QmpCheck | None = None
 
     @property
     def conforms(self) -> bool:
@@ -129,7 +133,11 @@ def _counts(events: EventTable) -> dict[str, int]:
 
 
 def follow_bring_up(
-    events: EventTable, *, processes: Mapping[int, int] | None = None, isa: str | None = None
+    events: EventTable,
+    *,
+    processes: Mapping[int, int] | None = None,
+    isa: str | None = None,
+    qmp: Any = None,
 ) -> BringUp | None:
     """Follow the construction of every VM in a recording.
 
@@ -138,6 +146,7 @@ def follow_bring_up(
     events : EventTable with sys_enter_ioctl and sys_exit_ioctl; openat, mmap and close where recorded
     processes : tid -> pid where known; a KVM file belongs to the process that made it
     isa : "vmx" or "svm", names the kernel's objects
+    qmp : what QEMU said of itself, from the capture's metadata
 
     Returns
     -------
@@ -164,4 +173,5 @@ def follow_bring_up(
         sum(step.verdict == "violation" for step in steps),
         tuple(construction.notes),
         follow_vmm(events, first),
+        check_qmp(qmp, construction.objects.values()),
     )

@@ -41,7 +41,8 @@ class Beginning:
         if events is None:
             return None
         try:
-            return follow_bring_up(events, processes=recording.processes, isa=isa)
+            return follow_bring_up(events, processes=recording.processes, isa=isa,
+                                    qmp=recording.capture.meta.get("qmp"))
         except MissingEventError:  # a recorder that kept only some fields of the ioctls
             return None
 

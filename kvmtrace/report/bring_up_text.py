@@ -23,6 +23,7 @@ def bring_up_sections(report: Report, style: Style) -> list[str]:
     refused = f", {plural(bring_up.n_explained, 'refusal')} explained" if bring_up.n_explained else ""
     lines = [style.title("Bring-up of the VM") + f"  {plural(len(bring_up.steps), 'step')}, {verdict}{refused}"]
     lines += [_object_line(item) for item in bring_up.objects] + _threads(report) + [""]
+    lines += _qmp(bring_up, style)
     lines += _vmm(bring_up, style)
     lines += _steps(bring_up, style)
     for step in bring_up.steps:
@@ -52,6 +53,21 @@ def _threads(report: Report) -> list[str]:
                      f"({escape(row.comm or 'unnamed')}): ran on CPU {where}, {plural(row.migrations, 'migration')}"
                      f"{waited}"[:WIDTH])
     return lines
+
+
+def _qmp(bring_up: Any, style: Style) -> list[str]:
+    """Return whether QEMU's own word agrees."""
+    qmp = bring_up.qmp
+    if qmp is None:
+        return []
+    if qmp.error:
+        return [style.warn(f"  QMP: {escape(qmp.error)}"[:WIDTH]), ""]
+    words = f"QMP: QEMU {escape(qmp.version)} agrees in {plural(len(qmp.agreed), 'point')}"
+    lines = [f"  {words}" + (": " + escape(qmp.agreed[0]) if qmp.agreed else "")]
+    for text in qmp.differed:
+        lines += [style.bad(line) for line in textwrap.wrap(f"QMP differs: {escape(text)}", WIDTH,
+                                                            initial_indent="  ", subsequent_indent="    ")]
+    return [*(line[:WIDTH] for line in lines), ""]
 
 
 def _vmm(bring_up: Any, style: Style) -> list[str]:
