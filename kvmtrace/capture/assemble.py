@@ -25,7 +25,7 @@ def seal(spool: Spool, tail: Tail, meta: dict[str, Any]) -> None:
     """
     segments = spool.segments()
     skips: dict[str, int] = spool.manifest.get("skips", {})
-    lengths = {name: spool.size_of(name) // PAGE_SIZE * PAGE_SIZE - skips.get(name, 0)
+    lengths = {name: max(0, spool.size_of(name) // PAGE_SIZE * PAGE_SIZE - skips.get(name, 0))
                for names in segments.values() for name in names}
     sizes = {cpu: sum(lengths[name] for name in names) for cpu, names in segments.items()}
     header, offsets = build_header(spool.read_file("head"), tail, sizes)

@@ -70,6 +70,21 @@ def cut_page(page: bytes, from_ns: int) -> tuple[bytes, int]:
     return b"", count_events(page)
 
 
+def cut_tail(page: bytes, until_ns: int) -> tuple[bytes, int]:
+    """Return the page without the events from `until_ns` on (b"" if none is left), and how many those were."""
+    events = list(iter_events(page))
+    kept = next((i for i, (_, now) in enumerate(events) if now >= until_ns), len(events))
+    if kept == len(events):
+        return page, 0
+    if not kept:
+        return b"", len(events)
+    length = events[kept][0] - HEADER_SIZE
+    # a stored count of missed events lies behind the data, and goes; that some were missed is still said
+    flags = struct.unpack_from("<Q", page, 8)[0] & MISSED_EVENTS
+    header = page[:8] + struct.pack("<Q", length | flags)
+    return (header + page[HEADER_SIZE : HEADER_SIZE + length]).ljust(len(page), b"\0"), len(events) - kept
+
+
 def mark_gap(page: bytes) -> bytes:
     """Return the page with the mark that events before it, nobody knows how many, were lost."""
     commit = struct.unpack_from("<Q", page, 8)[0] | MISSED_EVENTS

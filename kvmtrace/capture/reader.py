@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.pages import count_events, cut_page, mark_gap, page_time
+from kvmtrace.capture.pages import count_events, mark_gap, page_time
 from kvmtrace.capture.spool import PAGE_SIZE, SEGMENT_BYTES, Spool, is_full
 from kvmtrace.errors import UsageError
 
@@ -65,6 +65,7 @@ class Reader:
     Attributes
     ----------
     dropped : CPU -> events taken from the kernel but not kept, for lack of room on the disk
+    dropped_from_ns : CPU -> time stamp from which on events were not kept
     discarded : CPU -> events deleted because of max_bytes
     """
 
@@ -81,6 +82,7 @@ class Reader:
             share = max_bytes // (4 * len(self.cpus)) // PAGE_SIZE * PAGE_SIZE
             self.segment_bytes = min(SEGMENT_BYTES, max(SMALLEST_SEGMENT_BYTES, share))
         self.dropped: dict[int, int] = {}
+        self.dropped_from_ns: dict[int, int] = {}
         kept = spool.manifest.get("discarded", {})
         self.discarded: dict[int, int] = {int(cpu): count for cpu, count in kept.items()}
         self.segments: dict[int, list[Segment]] = {cpu: [] for cpu in self.cpus}
@@ -203,6 +205,7 @@ class Reader:
         data = os.pread(segment.fd, segment.size - whole, whole) + rest
         os.ftruncate(segment.fd, whole)
         segment.size = whole
+        self.dropped_from_ns.setdefault(cpu, page_time(data))
         count = sum(count_events(data[at : at + PAGE_SIZE]) for at in range(0, len(data), PAGE_SIZE))
         self.dropped[cpu] = self.dropped.get(cpu, 0) + count
 
@@ -232,39 +235,6 @@ class Reader:
         finally:
             os.close(fd)
 
-    def trim(self) -> int | None:
-        """Make all CPUs' data begin at the same time, after the limit deleted some CPU's older segments.
-
-        Returns
-        -------
-        int or None, the time from which on the recording is complete; None if nothing was deleted
-        """
-        kept = {cpu: [s for s in parts if s.size] for cpu, parts in self.segments.items()}
-        firsts = [self.start_ns(kept[cpu][0]) for cpu in self.discarded if kept.get(cpu)]
-        from_ns = max(firsts, default=None)
-        if from_ns is not None:
-            for cpu, parts in kept.items():
-                self._trim_cpu(cpu, parts, from_ns)
-        return from_ns
-
-    def _trim_cpu(self, cpu: int, parts: list[Segment], from_ns: int) -> None:
-        """Skip what a CPU recorded before `from_ns`: at most about one segment."""
-        skips: dict[str, int] = {}
-        gone = 0
-        for segment in parts:
-            fd = self.spool.open_old(segment.name)
-            try:
-                skip, count, done = _skip_pages(fd, segment.size, from_ns)
-            finally:
-                os.close(fd)
-            skips[segment.name] = skip
-            gone += count
-            if done:
-                break
-        self.spool.save({"skips": self.spool.manifest.get("skips", {}) | skips})
-        if gone:
-            self.discarded[cpu] = self.discarded.get(cpu, 0) + gone
-
     def close(self) -> None:
         """Close all descriptors (the instance cannot be removed before)."""
         open_segments = [s.fd for parts in self.segments.values() for s in parts if s.fd >= 0]
@@ -272,22 +242,3 @@ class Reader:
             os.close(fd)
         self.raw = {}
         self.segments = {}
-
-
-def _skip_pages(fd: int, size: int, from_ns: int) -> tuple[int, int, bool]:
-    """Find where events from `from_ns` on begin in a segment, and cut the page they begin in.
-
-    Returns
-    -------
-    int, int, bool : bytes before that page, events before that time, whether there is such a page
-    """
-    gone = 0
-    for at in range(0, size // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
-        page = os.pread(fd, PAGE_SIZE, at)
-        rest, count = cut_page(page, from_ns)
-        gone += count
-        if rest:
-            if count:
-                os.pwrite(fd, rest, at)
-            return at, gone, True
-    return size // PAGE_SIZE * PAGE_SIZE, gone, False

@@ -13,6 +13,7 @@ from kvmtrace.capture.cost import cost_ns_per_event
 from kvmtrace.capture.spool import Spool
 from kvmtrace.capture.tracedat import Tail
 from kvmtrace.capture.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes
+from kvmtrace.capture.trim import trim_head, trim_tail
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +89,8 @@ def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any],
     in_flight : CPU -> events lost between kernel and spool when the recorder was killed, None if unknown
     """
     instance = run.instance
-    complete_from_ns = reader.trim()
+    complete_from_ns = trim_head(reader)
+    complete_until_ns = trim_tail(reader)
     stats = {cpu: instance.stats(cpu) for cpu in reader.cpus}
     left = {cpu: counters.get("entries", 0) for cpu, counters in stats.items()}
     flying = in_flight or {}
@@ -103,6 +105,7 @@ def complete(run: Run, reader: Reader, threads: Threads, meta: dict[str, Any],
     not_kept = sum(left.values()) + sum(reader.dropped.values())
     if not_kept:
         meta["notes"].append(f"{not_kept} events at the end were lost because the disk was full")
+        meta["complete_until_ns"] = complete_until_ns
     if missed := run.probes.missed():
         meta["notes"].append(f"{missed} hits of probes were missed by the kernel")
     if reader.discarded:

@@ -210,6 +210,17 @@ class Instance:
                 counters[name] = int(value)
         return counters
 
+    def oldest_ns(self, cpu: int) -> int | None:
+        """Return the time of the oldest event that was not read yet, at most 1 us too early; None if all were."""
+        if not self.stats(cpu).get("entries"):
+            return None
+        lines = self.read(f"per_cpu/cpu{cpu}/stats").splitlines()
+        text = next(line.partition(":")[2].strip() for line in lines if line.startswith("oldest event ts"))
+        seconds, point, micros = text.partition(".")
+        if not point:  # a clock that does not count ns
+            return int(seconds)
+        return int(seconds) * 10**9 + (int(micros) - 1) * 1000  # it is printed rounded
+
     def lost(self, cpu: int) -> int:
         """Return how many events of a CPU were lost so far, for whatever reason."""
         counters = self.stats(cpu)

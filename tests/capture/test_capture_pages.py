@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from kvmtrace.capture.pages import MISSED_EVENTS, count_events, cut_page, iter_events, mark_gap, page_time
+from kvmtrace.capture.pages import MISSED_EVENTS, count_events, cut_page, cut_tail, iter_events, mark_gap, page_time
 
 PAGE = 4096
 
@@ -77,3 +77,20 @@ def test_cutting_at_every_time_keeps_the_rest_as_it_was() -> None:
         assert gone == next(i for i, now in enumerate(all_times) if now >= start)
         assert len(rest) == PAGE
     assert cut_page(whole, max(all_times) + 1) == (b"", len(all_times))
+
+
+def test_cutting_the_tail_at_every_time_keeps_the_beginning() -> None:
+    whole = page(event(1), LONG, EXTEND, event(3), DISCARDED, event(28), time_ns=1 << 20)
+    all_times = times(whole)
+    for end in all_times:
+        rest, gone = cut_tail(whole, end)
+        assert times(rest or page()) == [now for now in all_times if now < end]
+        assert gone == sum(now >= end for now in all_times)
+    assert cut_tail(whole, all_times[-1] + 1) == (whole, 0)
+
+
+def test_cutting_the_tail_keeps_the_mark_of_a_gap() -> None:
+    whole = mark_gap(page(event(1), event(2)))
+    rest, _ = cut_tail(whole, times(whole)[1])
+    assert struct.unpack_from("<Q", rest, 8)[0] & MISSED_EVENTS
+    assert count_events(rest) == 1

@@ -22,6 +22,7 @@ from kvmtrace.capture.registry import RUN_DIR
 from kvmtrace.capture.settings import META_MAGIC, RecordResult, RecordSettings, TargetSpec
 from kvmtrace.capture.spool import PAGE_SIZE, Spool
 from kvmtrace.capture.tracefs import Instance, find_tracefs, mounted
+from kvmtrace.capture.trim import trim_head
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.events.opening import open_recording
 from kvmtrace.kvm.tracepoints import EVENT_SETS
@@ -258,7 +259,7 @@ class TestReader:
                 assert kept <= 2 << 20
             instance.write("tracing_on", "0")
             reader.finish()
-            from_ns = reader.trim()
+            from_ns = trim_head(reader)
             skips = spool.manifest["skips"]
             files = [spool.read_file(name)[skips.get(name, 0) :]
                      for names in spool.segments().values() for name in names]
@@ -393,6 +394,7 @@ class TestPlaces:
             saved.unlink()
         assert meta["n_events"] == len(table) - table.count("lost_events") > 10_000
         assert meta["loss"]["events"] > 0
+        assert table.ts_ns.max() < meta["complete_until_ns"]
 
     def test_tracefs_not_mounted(self, tmp_path: Path) -> None:
         kvmtrace = " ".join(KVMTRACE)
