@@ -107,6 +107,7 @@ def run_kvmtrace(*options: str) -> Callable[[int, Path], Run]:
     def run(count: int, directory: Path) -> Run:
         output = directory / "kvmtrace.dat"
         run, _ = Guest.prepare(count, directory).run([*KVMTRACE, "record", *options, "-o", str(output), "--"])
+        wait_detached()
         text = output.read_bytes()
         meta = json.loads(text)["meta"] if text[:1] == b"{" else open_recording(output).capture.meta
         output.unlink()
@@ -114,6 +115,14 @@ def run_kvmtrace(*options: str) -> Callable[[int, Path], Run]:
         return replace(run, events=meta.get("n_events"), lost=meta["loss"]["events"],
                        recorder_cpu_s=cpu_ns and cpu_ns / 1e9)
     return run
+
+
+def wait_detached() -> None:
+    """Wait until the kernel has detached the last recording's programs: they would cost the next contender time."""
+    from kvmtrace.capture.bpf_syscall import loaded_programs
+
+    while loaded_programs():
+        time.sleep(0.2)
 
 
 def run_perf(*options: str) -> Callable[[int, Path], Run]:
