@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, EXIT, USERSPACE
+from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, USERSPACE
 from kvmtrace.kvm.exit_reasons import ISA_VMX
 
 if TYPE_CHECKING:
@@ -30,13 +30,16 @@ def _value(sequence: Sequence, kind: str, field: str, position: int) -> int | No
 
 
 def _entry_failed(sequence: Sequence, position: int) -> bool:
-    """Look for the thread's next userspace exit."""
+    """Look for the thread's next userspace exit; a vCPU that enters the guest again has not failed."""
     stop = min(position + LOOK_AHEAD, len(sequence))
     ahead = sequence.thread[position:stop] == sequence.thread[position]
-    hits = np.flatnonzero(ahead & (sequence.cls[position:stop] == USERSPACE))
+    hits = np.flatnonzero(ahead & np.isin(sequence.cls[position:stop], (ENTRY, EXIT, USERSPACE)))
     if not len(hits):  # the recording ends first
         return True
-    reason = _value(sequence, "kvm_userspace_exit", "reason", position + int(hits[0]))
+    first = position + int(hits[0])
+    if sequence.cls[first] != USERSPACE:
+        return False
+    reason = _value(sequence, "kvm_userspace_exit", "reason", first)
     return reason is None or reason == KVM_EXIT_FAIL_ENTRY
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, mask_of
+from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, N_STEPS, mask_of
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
@@ -60,6 +60,9 @@ _NEVER_WITH_CALLS = {
 _CALL_KIND = np.full(N_CLASSES, -1, np.int8)
 _CALL_KIND[[CLASS[name] for name in _CALL_NAMES]] = np.arange(len(_CALL_NAMES))
 _NOT_BEFORE_LATE_EXIT = mask_of(*(name for name in FOLLOW_UPS if name != "kvm_msr"))
+_NOT_IN_FAST_PATH = _NOT_BEFORE_LATE_EXIT
+_RUNS = (CLASS["run VMX"], CLASS["run SVM"])
+_RETURNS = (CLASS["run VMX returns"], CLASS["run SVM returns"])
 _INJECTIONS = ("inject interrupt", "inject exception")
 
 
@@ -157,11 +160,12 @@ def _check_calls(batch: Batch) -> None:
     """
     sequence = batch.sequence
     calls = batch.recorded("sys_enter_ioctl", "sys_exit_ioctl") and not batch.capability.filtered
-    legal = _legal_pairs(calls=calls, paired=calls and _paired(batch))
     kind = _CALL_KIND[sequence.cls]
     position = np.flatnonzero(kind >= 0)
     before, after = kind[position[:-1]], kind[position[1:]]
-    wrong = np.flatnonzero(~legal[before, after] & _joined(batch, position)) + 1
+    told = _both_ways(batch)[sequence.thread[position[1:]]] & calls
+    strict = _legal_pairs(calls=True, paired=calls and _paired(batch))
+    wrong = np.flatnonzero(told & ~strict[before, after] & _joined(batch, position)) + 1
     batch.findings.check("V1", len(position))
     batch.findings.violate("V1", position[wrong], lambda i: (
         f"after {_CALL_NAMES[before[wrong[i] - 1]]}: the next step of the call",
@@ -184,6 +188,17 @@ def _legal_pairs(*, calls: bool, paired: bool) -> NDArray[np.bool_]:
     return legal
 
 
+def _both_ways(batch: Batch) -> Mask:
+    """Say of which threads calls and returns were recorded; a recorder may trace those of its target only."""
+    sequence = batch.sequence
+    n_threads = len(sequence.tids)
+    calls = np.isin(sequence.cls, (CLASS["call KVM_RUN"], CLASS["call ioctl"]))
+    n_calls = np.bincount(sequence.thread[calls], minlength=n_threads)
+    n_returns = np.bincount(sequence.thread[sequence.cls == CLASS["return to VMM"]], minlength=n_threads)
+    found: Mask = (n_calls > 0) & (n_returns > 0) & (np.abs(n_calls - n_returns) <= 2)
+    return found
+
+
 def _paired(batch: Batch) -> bool:
     """Say whether calls and returns were recorded alike: a filter by file descriptor can drop calls only."""
     calls = len(batch.segments.positions("call KVM_RUN")) + len(batch.segments.positions("call ioctl"))
@@ -192,21 +207,30 @@ def _paired(batch: Batch) -> bool:
 
 
 def _check_run_function(batch: Batch) -> None:
-    """Check V2: kvm_entry is the first thing that the run function does; SVM enters the guest whenever it runs."""
-    if "entry_in_run" not in batch.capability.traits:
+    """Check V2: what the run function traces, between its probe and its return.
+
+    kvm_entry is the first thing it does; behind kvm_exit only the fast path (an MSR write, a timer) runs in it.
+    """
+    if "entry_in_run" not in batch.capability.traits or not batch.recorded("kvm_entry"):
         return
     sequence = batch.sequence
-    runs = mask_of("run VMX", "run SVM")
-    position = np.flatnonzero((runs >> sequence.cls.astype(np.uint64)) & np.uint64(1) == 1)
-    position = position[position + 1 < len(sequence)]
-    following = position + 1
-    known = ~(sequence.broken | sequence.first)[following]
-    returns = np.isin(sequence.cls[following], (CLASS["run VMX returns"], ENTRY))  # VMX: invalid guest state
-    silent = sequence.cls[position] == CLASS["run VMX"]  # its return may have been missed
-    silent &= ~np.isin(sequence.cls[following], (CLASS["run VMX"], CLASS["kvm_page_fault"]))
-    wrong = following[known & ~returns & ~silent]
-    batch.findings.check("V2", len(position))
-    batch.findings.violate("V2", wrong, constant("kvm_entry, first thing in the run function", "another event"))
+    steps = np.flatnonzero((sequence.cls > 0) & (sequence.cls <= N_STEPS))
+    before, after = sequence.cls[steps[:-1]], sequence.cls[steps[1:]]
+    joined = _joined(batch, steps)
+    apart = steps[1:] > steps[:-1] + 1
+    runs, returns = np.isin(before, _RUNS), np.isin(after, _RETURNS)
+    late = np.flatnonzero(runs & (after == ENTRY) & joined & apart)
+    twice = np.flatnonzero(np.isin(before, _RETURNS) & returns & joined)
+    batch.findings.check("V2", np.count_nonzero(runs | returns))
+    batch.findings.violate("V2", steps[late] + 1, constant(
+        "kvm_entry, first thing in the run function", "another event"))
+    batch.findings.violate("V2", steps[twice + 1], constant("the run function returns once", "a second return"))
+    inside = np.flatnonzero((before == EXIT) & returns & joined & apart)
+    strays = _NOT_IN_FAST_PATH >> sequence.cls.astype(np.uint64) & np.uint64(1)
+    total = np.append(0, np.cumsum(strays))
+    bad = inside[total[steps[inside + 1]] > total[steps[inside]]]
+    batch.findings.violate("V2", steps[bad + 1], constant(
+        "the run function returns before the exit's handler runs", "a handler's event before the return"))
 
 
 def _joined(batch: Batch, position: NDArray[np.intp]) -> Mask:
