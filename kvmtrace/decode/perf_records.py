@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 RECORD_LOST, RECORD_COMM, RECORD_FORK, RECORD_SAMPLE, RECORD_LOST_SAMPLES = 2, 3, 7, 9, 13
 RECORD_FINISHED_ROUND, RECORD_COMPRESSED = 68, 81
 
-LANE_WORDS = 8192  # u64 words between walkers
-LOOK_WORDS = 512  # how far a walker looks for a place to begin
+LANE_WORDS = 2048  # u64 words between walkers
+MAX_TABLE = 1 << 20
+LOOK_WORDS = 64  # how far a walker looks for a place to begin
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class Walk:
     sound: bool
 
 
+def is_one_of(values: NDArray[np.uint64], ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Say which values are event ids, by a table: the kernel numbers events one after the other."""
+    top = int(ids.max(initial=0))
+    if top >= MAX_TABLE:
+        return np.isin(values, ids)
+    table = np.zeros(top + 2, bool)
+    table[ids.astype(np.int64)] = True
+    return table.take(np.minimum(values, np.uint64(top + 1)).astype(np.int64))
+
+
 def _lane_starts(words: NDArray[np.uint64], first: int, last: int, ids: NDArray[np.uint64] | None) -> NDArray[np.int64]:
     """Return places that look like the head of a sample, about one for each LANE_WORDS, the first of them `first`.
 
@@ -71,7 +82,7 @@ def _lane_starts(words: NDArray[np.uint64], first: int, last: int, ids: NDArray[
     size = (head >> np.uint64(48)).astype(np.int64)
     good = (head & np.uint64(0xFFFFFFFF) == RECORD_SAMPLE) & (size >= 16) & (size % 8 == 0)
     if ids is not None:
-        good &= np.isin(words[around + 1], ids)
+        good &= is_one_of(words[around + 1], ids)
     found = good.any(axis=1)
     starts = bases[found] + good[found].argmax(axis=1)
     return np.concatenate(([first], starts))

@@ -32,6 +32,7 @@ from kvmtrace.decode.perf_records import (
     RECORD_LOST_SAMPLES,
     RECORD_SAMPLE,
     SampleLayout,
+    is_one_of,
     sample_id_places,
     sample_layout,
     walk_records,
@@ -39,7 +40,7 @@ from kvmtrace.decode.perf_records import (
 from kvmtrace.events.capture import capture_of
 from kvmtrace.events.kinds import make_kind_table
 from kvmtrace.events.loss import LossCounter
-from kvmtrace.events.merge import Rows, concat_rows
+from kvmtrace.events.merge import Rows, RowsBuilder, concat_rows, no_rows, occurring
 from kvmtrace.events.recording import Recording
 from kvmtrace.events.ring_rows import loaded_count, stored_count
 from kvmtrace.events.table import EventTable
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 MAX_RECORD = 1 << 16
 SAMPLE_BYTES = 100  # typical
+SMALLEST_SAMPLE_BYTES = 32
+WINDOW_WORDS = 1 << 20
 END_OF_TIME = np.iinfo(np.int64).max
 
 
@@ -115,7 +118,7 @@ class PerfDataRecording(Recording):
     def events(self) -> EventTable:
         """Return all events (cached)."""
         if self._events is None:
-            self._events = next(iter(self._tables(1 << 62)), self._table(self._rows_of_none()))
+            self._events = next(iter(self._tables(1 << 62)), self._table(no_rows(self._start_dtype)))
         return self._events
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
@@ -128,20 +131,18 @@ class PerfDataRecording(Recording):
         perf writes rounds: what a round holds is not older than the newest of the round before the last.
         """
         self._loss.restart()
-        at, carried = self._first, self._rows_of_none()
+        at, carried = self._first, no_rows(self._start_dtype)
         flush = previous = np.iinfo(np.int64).min
         while at < self._last:
             stop = min(at + n_bytes // 8, self._last)
-            walk = walk_records(self._words, at, stop, self._ids(), self._last)
-            types = self._words[walk.at].astype(np.uint32)
-            rows = self._rows(walk.at, types)
-            if not walk.sound:
-                self._note_damage(walk.stop)
-            done = walk.stop >= self._last or not walk.sound
-            flush, previous = self._flush_limit(walk.at, types, rows, flush, previous)
-            at = walk.stop
+            rows, rounds, at, sound = self._read_part(at, stop)
+            if not sound:
+                self._note_damage(at)
+            done = at >= self._last or not sound
+            flush, previous = self._flush_limit(rounds, rows, flush, previous)
             rows = self._drop_copies(concat_rows([carried, rows]))
-            rows = rows.take(np.argsort(rows.ts_ns, kind="stable"))
+            if (rows.ts_ns[1:] < rows.ts_ns[:-1]).any():
+                rows = rows.take(np.argsort(rows.ts_ns, kind="stable").astype(np.uint32))
             n_out = len(rows) if done else int(np.searchsorted(rows.ts_ns, flush, "right"))
             carried = rows.slice(n_out, len(rows))
             if n_out:
@@ -152,19 +153,36 @@ class PerfDataRecording(Recording):
                 break
         self.loss = self._loss.loss()
 
+    def _read_part(self, at: int, stop: int) -> tuple[Rows, list[int], int, bool]:
+        """Return the rows of records that begin in words at..stop, where rounds end, and where and how reading ended.
+
+        It goes window by window, so that a window's words are still in the cache when they are gathered.
+        """
+        builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES)
+        builder.add(no_rows(self._start_dtype))
+        rounds: list[int] = []
+        ids = self._ids()
+        while at < stop:
+            walk = walk_records(self._words, at, min(at + WINDOW_WORDS, stop), ids, self._last)
+            types = self._words[walk.at].astype(np.uint32)
+            builder.add(self._rows(walk.at, types))
+            rounds += walk.at[types == RECORD_FINISHED_ROUND].tolist()
+            at = walk.stop
+            if not walk.sound:
+                return builder.finish(), rounds, at, False
+        return builder.finish(), rounds, at, True
+
     def _ids(self) -> NDArray[np.uint64] | None:
         if not all(a.sample_type & SAMPLE_IDENTIFIER for a in self._perf.attrs):
             return None
         return np.array([i for a in self._perf.attrs for i in a.ids], np.uint64)
 
-    def _flush_limit(self, at: NDArray[np.int64], types: NDArray[np.uint32], rows: Rows, flush: int, previous: int
-                     ) -> tuple[int, int]:
+    def _flush_limit(self, rounds: list[int], rows: Rows, flush: int, previous: int) -> tuple[int, int]:
         """Return up to which time all events were read, and the newest time of finished rounds."""
-        rounds = at[types == RECORD_FINISHED_ROUND]
-        if not len(rounds) or not len(rows):
+        if not rounds or not len(rows):
             return flush, previous
         where = rows.start.astype(np.int64) // 2  # u64 words
-        newest = [int(rows.ts_ns[where < r].max(initial=previous)) for r in rounds[-2:].tolist()]
+        newest = [int(rows.ts_ns[where < r].max(initial=previous)) for r in rounds[-2:]]
         if len(newest) == 1:
             newest.insert(0, previous)
         return max(newest[0], flush), newest[1]
@@ -213,10 +231,6 @@ class PerfDataRecording(Recording):
         found = f"size {head >> 48} of type {head & 0xFFFFFFFF}"
         self._loss.add_faults([Fault(word * 8, -1, "a record with a size that fits", found)], truncated=True)
 
-    def _rows_of_none(self) -> Rows:
-        return Rows(np.empty(0, np.int64), np.empty(0, np.int16), np.empty(0, np.int32), np.empty(0, np.uint16),
-                    np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, self._start_dtype))
-
     def _rows(self, at: NDArray[np.int64], types: NDArray[np.uint32]) -> Rows:
         """Return the rows of records in file order, and remember threads."""
         samples = at[types == RECORD_SAMPLE]
@@ -225,7 +239,7 @@ class PerfDataRecording(Recording):
         if len(lost):
             parts.append(self._lost_rows(lost))
         self._read_threads(at[(types == RECORD_COMM) | (types == RECORD_FORK)])
-        rows = concat_rows([part for part, _ in parts]) if parts else self._rows_of_none()
+        rows = concat_rows([part for part, _ in parts]) if parts else no_rows(self._start_dtype)
         if len(parts) > 1:
             rows = rows.take(np.argsort(np.concatenate([where for _, where in parts]), kind="stable"))
         return rows
@@ -234,7 +248,7 @@ class PerfDataRecording(Recording):
                      ) -> tuple[Rows, NDArray[np.int64]]:
         words = self._words
         if ids is not None:
-            at = at[np.isin(words.take(at + 1, mode="clip"), ids)]
+            at = at[is_one_of(words.take(at + 1, mode="clip"), ids)]
         raw = at + layout.raw
         if layout.chain >= 0:
             raw = raw + np.minimum(words.take(at + layout.chain, mode="clip"), MAX_RECORD).astype(np.int64)
@@ -281,7 +295,7 @@ class PerfDataRecording(Recording):
 
     def _table(self, rows: Rows) -> EventTable:
         payloads: dict[int, Payload] = {}
-        for index in np.flatnonzero(np.bincount(rows.kind, minlength=len(self.kinds))).tolist():
+        for index in occurring(rows.kind, len(self.kinds)):
             payloads[index] = self._payload(rows, index)
         columns: dict[str, Any] = {name: getattr(rows, name) for name in (
             "ts_ns", "cpu", "tid", "kind", "irq_flags", "preempt_count")}
