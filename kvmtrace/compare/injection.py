@@ -145,7 +145,7 @@ def _legally_lost(batch: Batch, number: int, info: int, found: list[Injection]) 
 def _check_causes(batch: Batch, injections: InjectionTable) -> None:
     """Check V10 and J4: [reinjected] needs an interrupted delivery, a cancelled entry, or userspace."""
     segments, exits, sequence = batch.segments, batch.exits, batch.sequence
-    for i in np.flatnonzero(injections.repeated):
+    for i in np.flatnonzero(injections.repeated) if len(exits) else ():
         position = int(injections.position[i])
         rule = "V10" if injections.is_interrupt[i] else "J4"
         number = int(np.searchsorted(exits.start, position)) - 1

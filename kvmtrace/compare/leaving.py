@@ -12,6 +12,7 @@ from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.predicates import PREDICATE_COLUMNS, userspace_fields
 from kvmtrace.kvm.exit_reasons import ISA_VMX
 from kvmtrace.kvm.userspace_exits import (
+    KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_INTERNAL_ERROR,
     KVM_EXIT_INTR,
     KVM_EXIT_IO,
@@ -66,6 +67,8 @@ def _check_reason(batch: Batch, group: Group, row: ExitExpectation) -> None:
         plain = ~PREDICATE_COLUMNS["string"](batch, group) & batch.has_field("kvm_exit", "info1")
         allowed &= np.where(plain, ~_U(1 << KVM_EXIT_MMIO), ~_U(0))
     allowed |= np.where(batch.exits.bus_lock[group], _bits(BUS_LOCK_USERSPACE), _U(0))
+    if not batch.recorded("kvm_entry"):  # the entry that failed was not seen
+        allowed |= _U(1 << KVM_EXIT_FAIL_ENTRY)
     allowed |= np.where(batch.exits.vectoring[group] != 0, _U(1 << KVM_EXIT_INTERNAL_ERROR), _U(0))
     fits = (allowed >> np.clip(reason, 0, 63).astype(np.uint64)) & _U(1) == 1
     fits |= reason > 63

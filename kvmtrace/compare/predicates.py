@@ -181,11 +181,14 @@ PREDICATE_COLUMNS: dict[str, Callable[[Batch, Group], Mask]] = {
 
 # predicates that look at info1
 _ON_INFO1 = frozenset({"string", "not_string", "pio_in_userspace", "no_mmio", "not_eoi", "no_decode_assist"})
+_ON_USERSPACE = frozenset({"userspace", "interrupted", "pio_in_userspace", "userspace_pio"})
 _ON_INTR_INFO = frozenset({"not_pf", "not_ud"})
 
 
 def _untold(batch: Batch, group: Group, name: str) -> Mask | None:
     """Return all true if kvm_exit lacks the field that decides: a duty that depends on it is lifted."""
+    if name in _ON_USERSPACE and not batch.recorded("kvm_userspace_exit"):
+        return np.ones(len(group), bool)
     field = "info1" if name in _ON_INFO1 else "intr_info" if name in _ON_INTR_INFO else "exit_reason"
     return None if batch.has_field("kvm_exit", field) else np.ones(len(group), bool)
 

@@ -1,0 +1,168 @@
+"""The checker as a whole: no alarm without reason, the same answer in pieces, losses, missing events."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from writers.healthy import joined, with_loss
+
+from kvmtrace.compare.checker import Checker
+from kvmtrace.compare.parking import materialise
+from kvmtrace.decode.payload import ColumnPayload
+from kvmtrace.events.table import EventKind, EventTable
+
+if TYPE_CHECKING:
+    from kvmtrace.compare.comparison import Comparison
+    from kvmtrace.events.recording import Capture
+
+ISAS = ("vmx", "svm")
+
+
+def check(capture: Capture, table: EventTable, pieces: int | None = None) -> Comparison:
+    checker = Checker(capture)
+    size = pieces or max(len(table), 1)
+    for start in range(0, len(table), size):
+        checker.feed(table.slice(start, min(start + size, len(table))))
+    return checker.finish()
+
+
+def alarms(comparison: Comparison) -> list[tuple[str, int, str, str]]:
+    return [(v.rule, v.event_index, v.expected, v.observed) for v in comparison.violations]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_healthy_threads_conform(isa: str) -> None:
+    capture, table = joined(isa)
+    comparison = check(capture, table)
+    assert alarms(comparison) == []
+    assert comparison.isa == isa
+    assert comparison.conforms
+    assert comparison.n_events == len(table)
+    assert comparison.explained_events + comparison.unknown_events + comparison.environment_events == len(table)
+    assert comparison.explained_events > 0.7 * len(table)
+    assert all(result.checked == result.held for result in comparison.rules.values())
+    assert comparison.rules["V6"].checked > 5
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pieces", [1, 2, 7, 50])
+def test_pieces_give_the_same_answer(isa: str, pieces: int) -> None:
+    capture, table = joined(isa)
+    whole, parts = check(capture, table), check(capture, table, pieces)
+    assert alarms(parts) == []
+    steps = {"VM-entry", "VM-exit", "FPU unload", "userspace exit"}
+    assert [t for t in parts.transitions if t.event in steps] == [t for t in whole.transitions if t.event in steps]
+    for rule in ("V2", "V4", "V6", "V7", "V8"):
+        assert parts.rules[rule].checked == whole.rules[rule].checked, rule
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_violation_is_found_in_pieces_at_its_place(isa: str) -> None:
+    capture, table = joined(isa)
+    rip = table.payloads[table.kind_index["kvm_entry"]].columns["rip"]
+    rip += np.where(np.arange(len(rip)) % 2 == 1, 0x100000, 0).astype(rip.dtype)
+    expected = alarms(check(capture, table))
+    assert expected
+    for pieces in (3, 11, 64):
+        assert [a[:2] for a in alarms(check(capture, table, pieces))] == [a[:2] for a in expected]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("seed", range(40))
+def test_losses_invent_nothing(isa: str, seed: int) -> None:
+    rng = random.Random(seed)
+    capture, table = joined(isa)
+    for _ in range(rng.randrange(1, 4)):
+        cpu = rng.randrange(4)
+        table = with_loss(table, cpu, rng.randrange(1, max(2, int((table.cpu == cpu).sum()) - 8)), rng.randrange(1, 6))
+    assert alarms(check(capture, table, rng.choice([None, 9, 40]))) == []
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("seed", range(40))
+def test_mid_run_start_invents_nothing(isa: str, seed: int) -> None:
+    rng = random.Random(seed)
+    capture, table = joined(isa)
+    start = rng.randrange(len(table) - 2)
+    part = materialise(table, np.arange(start, rng.randrange(start + 1, len(table))))
+    assert alarms(check(capture, part)) == []
+
+
+def without(table: EventTable, gone: set[str], fields: set[tuple[str, str]]) -> EventTable:
+    """Return the table as if these kinds and fields had never been recorded."""
+    kept = [kind for kind in table.kinds if kind.name not in gone]
+    part = materialise(table, np.flatnonzero(~np.isin(table.kind, [table.kind_index[name] for name in gone])))
+    kinds = tuple(EventKind(k.name, k.system, {f: d for f, d in k.fields.items() if (k.name, f) not in fields})
+                  for k in kept)
+    index = {kind.name: i for i, kind in enumerate(kinds)}
+    mapping = np.array([index.get(kind.name, 0) for kind in part.kinds], np.uint16)
+    payloads = {index[part.kinds[i].name]: ColumnPayload(
+        {f: c for f, c in payload.columns.items() if (part.kinds[i].name, f) not in fields})
+        for i, payload in part.payloads.items()}
+    columns = {name: getattr(part, name) for name in ("ts_ns", "cpu", "tid", "irq_flags", "preempt_count")}
+    return EventTable({**columns, "kind": mapping[part.kind]}, kinds, payloads)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("seed", range(60))
+def test_missing_events_and_fields_invent_nothing(isa: str, seed: int) -> None:
+    rng = random.Random(seed)
+    capture, table = joined(isa)
+    names = sorted({table.kinds[i].name for i in np.unique(table.kind)})
+    gone = set(rng.sample(names, rng.randrange(1, len(names) - 3)))
+    fields = {(kind.name, field) for kind in table.kinds for field in kind.fields if rng.random() < 0.06}
+    poorer = without(table, gone, fields)
+    events = tuple(f"kvm:{kind.name}" for kind in poorer.kinds)
+    comparison = check(dataclasses.replace(capture, events=events if seed % 2 else ()), poorer)
+    assert alarms(comparison) == []
+    if "kvm_exit" in gone:
+        assert any("kvm_exit" in line for line in comparison.cannot_see)
+
+
+def test_empty_recording() -> None:
+    capture, table = joined("vmx")
+    comparison = check(capture, table.slice(0, 0))
+    assert comparison.conforms
+    assert comparison.n_events == 0
+    assert comparison.isa is None
+
+
+def test_filtered_exits_are_not_joined() -> None:
+    capture, table = joined("vmx")
+    entries = table.rows("kvm_entry")
+    sampled = materialise(table, np.setdiff1d(np.arange(len(table)), entries[::2]))
+    assert check(capture, sampled).n_violations > 0
+    told = dataclasses.replace(capture, meta={"filters": {"sample": 2}})
+    assert alarms(check(told, sampled)) == []
+
+
+def test_unrelated_threads_are_environment() -> None:
+    capture, table = joined("vmx")
+    table.tid[table.tid >= 1010] = 5  # many vCPUs' events of one thread would not fit together
+    keep = np.flatnonzero((table.tid != 5) | (table.kind == table.kind_index["sched_switch"]))
+    part = materialise(table, keep)
+    comparison = check(capture, part)
+    assert comparison.environment_events >= int((part.tid == 5).sum())
+
+
+def test_limit_bounds_the_list_not_the_count() -> None:
+    capture, table = joined("vmx")
+    rip = table.payloads[table.kind_index["kvm_entry"]].columns["rip"]
+    rip += 0x100000
+    checker = Checker(capture, limit=2)
+    checker.feed(table)
+    comparison = checker.finish()
+    assert comparison.rules["V6"].violated > 2
+    assert sum(v.rule == "V6" for v in comparison.violations) == 2
+
+
+def test_document_has_the_interface_keys() -> None:
+    capture, table = joined("vmx")
+    document = check(capture, table).to_dict()
+    assert {"name", "isa", "rules", "transitions", "coverage", "violations", "first_divergence", "explained_events",
+            "n_events", "cannot_see"} <= document.keys()
+    assert {"from", "event", "to", "count", "p50_ns", "p99_ns"} == document["transitions"][0].keys()
