@@ -7,15 +7,16 @@ stay visible. Durations, counts, reasons, ports and MSRs are kept: they are what
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.report.document import Report, dump
-
 if TYPE_CHECKING:
+    from kvmtrace.report.document import Report
     from kvmtrace.report.timeline import Timeline
 
 PAGE_MASK = 0xFFF
+FIRST_HIDDEN = 0x10000  # below lie the vectors and stubs of every real-mode guest
+FIRST_PAGE = 0x10_0000  # of the stand-ins: from 4 GiB on
 _ADDRESS_FIELDS = frozenset({
     "rip", "guest_rip", "gpa", "gva", "address", "fault_address", "val", "data", "vcpu", "arg", "a0", "a1", "a2", "a3",
     "info2", "filp", "hva", "gfn", "ingpa", "outgpa", "rax", "rbx", "rcx", "rdx",
@@ -32,8 +33,10 @@ class StandIns:
         self._names: dict[str, str] = {}
 
     def address(self, value: int) -> int:
-        """Return an address on a stand-in page; the offset within the page is kept."""
-        page = self._pages.setdefault(value >> 12, len(self._pages) + 1)
+        """Return an address on a stand-in page; the offset within the page is kept, and so is the first 64 KiB."""
+        if value < FIRST_HIDDEN:
+            return value
+        page = self._pages.setdefault(value >> 12, FIRST_PAGE + len(self._pages))
         return page << 12 | value & PAGE_MASK
 
     def name(self, value: str) -> str:
@@ -57,7 +60,7 @@ def anonymized(report: Report) -> Report:
     )
     return replace(
         report, capture=capture, vcpus=vcpus, detail=detail, model=_model(report.model, names),
-        bring_up=_plain(report.bring_up, names), replay=_plain(report.replay, names),
+        bring_up=_cleaned("", report.bring_up, names), replay=_cleaned("", report.replay, names),
         timeline=_timeline(report.timeline, names),
     )
 
@@ -95,19 +98,18 @@ def _violation(violation: Any, names: StandIns) -> Any:
 def _field(name: str, value: Any, names: StandIns) -> Any:
     if name in _COMM_FIELDS and isinstance(value, str):
         return names.name(value)
-    if name in _ADDRESS_FIELDS and isinstance(value, int):
-        return names.address(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        is_address = name in _ADDRESS_FIELDS or (value >= 1 << 32 and not name.endswith("_ns"))
+        return names.address(value) if is_address else value
     return names.text(value) if isinstance(value, str) else value
 
 
-def _plain(value: Any, names: StandIns) -> Any:
-    """Return a document of another layer as plain data, cleaned throughout."""
-    return None if value is None else _cleaned("", dump(value), names)
-
-
 def _cleaned(name: str, value: Any, names: StandIns) -> Any:
+    """Return a document of another layer, cleaned throughout; dataclasses stay what renderers know."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _cleaned(f.name, getattr(value, f.name), names) for f in fields(value)})
     if isinstance(value, dict):
-        return {key: _cleaned(key, item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_cleaned(name, item, names) for item in value]
+        return {key: _cleaned(str(key), item, names) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cleaned(name, item, names) for item in value)
     return _field(name, value, names)

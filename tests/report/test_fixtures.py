@@ -9,6 +9,7 @@ import pytest
 
 from kvmtrace.events import open_recording
 from kvmtrace.kvm.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.report.document import render_json
 from kvmtrace.report.text import render_text
@@ -76,6 +77,20 @@ def test_the_guests_own_counts(path: Path, report: Report) -> None:
 def test_names_are_the_kernels(report: Report) -> None:
     numbers = {name: number for number, name in ISA_NAMES.items()}
     assert all(row.name == describe_exit_reason(numbers[row.isa], row.exit_reason) for row in report.exits if row.isa)
+
+
+@pytest.mark.parametrize("name", ["svm-6.1-lifecycle", "vmx-6.1-linux-1vcpu"])
+def test_anonymized_reports_render_and_name_nobody(name: str) -> None:
+    path = str(FIXTURES / f"{name}.dat")
+    plain = build_report(open_recording(path))
+    hidden = anonymized(plain)
+    text, document = render_text(hidden), render_json(hidden)
+    assert hidden.bring_up is not None
+    secrets = {plain.capture.host, plain.capture.cpu_model, path, *(row.comm for row in plain.vcpus)}
+    secrets |= {f"{row.rip:#x}" for row in plain.detail.rips if row.rip >= 1 << 32}
+    secrets |= {str(row.rip) for row in plain.detail.rips if row.rip >= 1 << 32}
+    assert not [secret for secret in secrets - {None} if secret in text + document]
+    assert [row.total_ns for row in hidden.exits] == [row.total_ns for row in plain.exits]
 
 
 def test_text_fits_100_columns(report: Report) -> None:
