@@ -139,7 +139,8 @@ class PerfDataRecording(Recording):
             if not sound:
                 self._note_damage(at)
             done = at >= self._last or not sound
-            flush, previous = self._flush_limit(rounds, rows, flush, previous)
+            if not done:
+                flush, previous = self._flush_limit(rounds, rows, flush, previous)
             rows = self._drop_copies(concat_rows([carried, rows]))
             if (rows.ts_ns[1:] < rows.ts_ns[:-1]).any():
                 rows = rows.take(np.argsort(rows.ts_ns, kind="stable").astype(np.uint32))
