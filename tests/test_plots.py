@@ -9,10 +9,10 @@ import pytest
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402 (the backend first)
+import matplotlib.pyplot as plt
 
-import kvmtrace  # noqa: E402
-from kvmtrace import plots  # noqa: E402
+import kvmtrace
+from kvmtrace import plots
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PLOTS = [plots.plot_budget, plots.plot_latency, plots.plot_exit_rate, plots.plot_latency_over_time, plots.plot_timeline]
