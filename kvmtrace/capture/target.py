@@ -232,6 +232,7 @@ def _exec_guest(argv: list[str], keep: tuple[int, ...]) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         _default_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the recorder, which then ends the guest
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         for fd in keep:
             os.set_inheritable(fd, True)

@@ -343,6 +343,18 @@ class TestSignals:
         assert len(open_recording(output).events()) == metadata(output)["n_events"]
         assert leftovers(recorder.pid) == []
 
+    def test_ctrl_c_on_a_terminal_reaches_guest_and_recorder(self, tmp_path: Path) -> None:
+        output = tmp_path / "c.dat"
+        argv = [*KVMTRACE, "record", "--backend", "ftrace", "-o", str(output), "--guest", "storm", "--count", "9999999"]
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True) as recorder:
+            time.sleep(1.2)
+            os.killpg(recorder.pid, signal.SIGINT)
+            errors = recorder.communicate(timeout=30)[1]
+        assert recorder.returncode == 0
+        assert "Traceback" not in errors
+        assert metadata(output)["ended_by"] == "interrupt"
+        assert metadata(output)["target_status"] == -signal.SIGTERM
+
     def test_target_dies(self, tmp_path: Path) -> None:
         with subprocess.Popen(["sleep", "30"]) as child:
             output = tmp_path / "t.dat"
