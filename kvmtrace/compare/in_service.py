@@ -34,24 +34,32 @@ class InService:
     certain : vectors that are in service for sure
     ended : vectors that are not in service for sure
     pending : vectors seen arriving at the LAPIC, not injected since
+    injected : vectors injected since anything is known
+    least : lowest vector that the LAPIC had injected since then; 256 for none
     """
 
     certain: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
     pending: set[int] = field(default_factory=set)
+    injected: set[int] = field(default_factory=set)
+    least: int = 256
 
     def forget(self) -> None:
         """Drop what was known."""
         self.certain.clear()
         self.ended.clear()
         self.pending.clear()
+        self.injected.clear()
+        self.least = 256
 
     def inject(self, vector: int, *, from_lapic: bool) -> str | None:
         """Take a fresh injection; return what is wrong with its priority, if anything."""
         self.ended.discard(vector)
         self.pending.discard(vector)
+        self.injected.add(vector)
         if not from_lapic:
             return None
+        self.least = min(self.least, vector)
         top = max(self.certain, default=-1)
         wrong = top >> 4 >= vector >> 4
         self.certain.add(vector)
@@ -69,6 +77,9 @@ class InService:
             wrong = f"EOI of {top:#x}, the highest in service"
         elif vector in self.ended:
             wrong = f"no EOI of {vector:#x}: it ended before and was not injected since"
+        elif vector not in self.injected and self.least >> 4 <= vector >> 4:
+            # had it been in service all the time, its class would have held back what was injected
+            wrong = f"no EOI of {vector:#x}: it was not injected, nor in service when {self.least:#x} was"
         self.certain.discard(vector)
         self.ended.add(vector)
         return wrong
