@@ -174,10 +174,11 @@ class Exits:
     def __len__(self) -> int:
         return len(self.seg)
 
-    @property
+    @cached_property
     def start(self) -> NDArray[np.intp]:
         """Return the sequence positions of the kvm_exit events."""
-        return self.segments.start[self.seg]
+        positions: NDArray[np.intp] = self.segments.start[self.seg]
+        return positions
 
     def get(self, name: str) -> NDArray[np.uint64]:
         """Return a field of kvm_exit as uint64 (cached); zeros if it was not recorded."""
@@ -207,8 +208,13 @@ class Exits:
     def chain_has(self, *names: str) -> NDArray[np.bool_]:
         """Say the same, the events behind userspace exits up to the next entry included."""
         bits = np.uint64(sum(1 << CLASS[name] for name in names))
-        found: NDArray[np.bool_] = (self.segments.chain_mask[self.seg] & bits) != 0
+        found: NDArray[np.bool_] = (self._chain_mask & bits) != 0
         return found
+
+    @cached_property
+    def _chain_mask(self) -> NDArray[np.uint64]:
+        mask: NDArray[np.uint64] = self.segments.chain_mask[self.seg]
+        return mask
 
     @cached_property
     def failed_entry(self) -> NDArray[np.bool_]:
