@@ -194,6 +194,8 @@ def command(
     if explain is not None:
         write("\n".join(_story(path, explain, tid, vcpu_id) for path in files), output)
         return
+    from dataclasses import replace
+
     from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.build import ReportOptions
     from kvmtrace.report.guest_symbols import read_guest_symbols
@@ -206,10 +208,9 @@ def command(
     if output_format == "html" and len(files) > 1:
         raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
     options = ReportOptions(_selection(tid, vcpu_id, begin, end), model=not no_model,
-                            perf_only=perf_compatible and output_format == "text")
+                            perf_only=perf_compatible and output_format == "text", timeline=output_format == "html")
     if guest_symbols:
-        options = ReportOptions(options.selection, options.model, options.perf_only,
-                                read_guest_symbols(guest_symbols).name)
+        options = replace(options, symbol=read_guest_symbols(guest_symbols).name)
     reports = [load_report(path, options) for path in files]
     if anonymize:
         reports = [anonymized(report) for report in reports]
