@@ -1,0 +1,74 @@
+"""The faults as data, and how they are applied to a source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from faults.catalogue import FAULTS, Fault, apply_fault
+from kvmtrace.model.rules import RULES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SOURCE = """\
+static int grow(struct vcpu *vcpu, int by);
+/* int grow(int) is described elsewhere */
+static int shrink(struct vcpu *vcpu)
+{
+\tvcpu->size = vcpu->size + 1;
+\treturn 1;
+}
+
+static int grow(struct vcpu *vcpu, int by)
+{
+\tif (by) {
+\t\tvcpu->size = vcpu->size + by;
+\t}
+\treturn 1;
+}
+
+static int last(void)
+{
+\treturn 2;
+}
+"""
+FAULT = Fault("grow-twice", "svm", "kvm/x.c", "static int grow", r"vcpu->size \+ by;", "vcpu->size + by + by;", (),
+              frozenset({"V6"}), "It grows twice.")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Return a directory with one source file."""
+    (tmp_path / "kvm").mkdir()
+    (tmp_path / "kvm" / "x.c").write_text(SOURCE)
+    return tmp_path
+
+
+def test_one_line_changes_in_the_definition(source: Path) -> None:
+    apply_fault(source, FAULT)
+    changed = (source / "kvm" / "x.c").read_text()
+    assert changed == SOURCE.replace("vcpu->size + by;", "vcpu->size + by + by;")
+
+
+@pytest.mark.parametrize("fault", [
+    replace(FAULT, function="static int wither"), replace(FAULT, pattern="return 2;"),
+    replace(FAULT, pattern="vcpu"),
+], ids=["no function", "other function's line", "many matches"])
+def test_what_does_not_fit_is_refused(source: Path, fault: Fault) -> None:
+    with pytest.raises(ValueError, match=r"kvm/x\.c"):
+        apply_fault(source, fault)
+    assert (source / "kvm" / "x.c").read_text() == SOURCE
+
+
+def test_the_catalogue_covers_both_isas() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 6
+    for isa in ("vmx", "svm"):
+        assert sum(fault.isa == isa for fault in FAULTS) >= 3
+    for fault in FAULTS:
+        assert fault.rules
+        assert fault.rules <= set(RULES)
+        assert "\n" not in fault.replacement
+        assert fault.what.endswith(".")
