@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.report import Progress, wants_colour, write
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def command(*, files: tuple[str, ...], output_format: str, limit: int) -> None:
     from kvmtrace.report.terminal import Style
     from kvmtrace.report.text_check import render_check
 
+    finish_interrupted(files)
     reports = [_check(path, limit) for path in files]
     if output_format == "json":
         documents = [render_json(report, only=("capture", "loss", "model")) for report in reports]

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def command(*, file: str, output: str) -> None:
         raise UsageError(f"{output}: the suffix must be one of {', '.join(SUFFIXES)}")
     from kvmtrace.events import open_recording
 
+    finish_interrupted([file])
     recording = open_recording(file)
     write = _writer(output)
     _write_atomically(Path(output), lambda out: write(recording, out))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ def command(
 
     FILE is a kvmtrace recording, trace.dat, perf.data, ftrace text, or - for standard input.
     """
+    finish_interrupted(files)
     if explain is not None:
         write("\n".join(_story(path, explain, tid, vcpu_id) for path in files), output)
         return
