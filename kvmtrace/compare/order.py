@@ -12,6 +12,7 @@ from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.events.table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 from kvmtrace.model.exits_any import EMULATOR_EVENTS
+from kvmtrace.model.expectation import RipClass
 from kvmtrace.model.states import FOLLOW_UPS
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ _CALL_KIND = np.full(N_CLASSES, -1, np.int8)
 _CALL_KIND[[CLASS[name] for name in _CALL_NAMES]] = np.arange(len(_CALL_NAMES))
 _NOT_BEFORE_LATE_EXIT = mask_of(*(name for name in FOLLOW_UPS if name != "kvm_msr"))
 _NOT_IN_FAST_PATH = _NOT_BEFORE_LATE_EXIT
+_PREPARATION = (CLASS["inject interrupt"], CLASS["inject exception"], CLASS["wake-up"], CLASS["halt poll"])
+FAST_PATH_MSRS = (0x830, 0x6E0)  # x2APIC ICR, TSC deadline: handle_fastpath_set_msr_irqoff
 _RUNS = (CLASS["run VMX"], CLASS["run SVM"])
 _RETURNS = (CLASS["run VMX returns"], CLASS["run SVM returns"])
 _INJECTIONS = ("inject interrupt", "inject exception")
@@ -74,6 +77,8 @@ def check_order(batch: Batch) -> None:
     for earlier, later in ORDER_LAST:
         _check_pair(batch, usable, earlier, later, last=True)
     _check_needs_decode(batch)
+    _check_skip_order(batch)
+    _check_apic_msrs(batch)
     _check_fast_mmio(batch, usable)
     _check_late_exit(batch)
     _check_calls(batch)
@@ -104,7 +109,7 @@ def _check_pair(batch: Batch, usable: Group, earlier: str, later: str, *, last: 
 
 def _decoded_only(row: ExitExpectation) -> list[str]:
     """Return the events that this exit can trace by emulating an instruction only."""
-    own = {name for must in row.must for name in must.events}
+    own = {name for must in row.must for name in must.events} - {"kvm_mmio"}
     return sorted((row.may & EMULATOR_EVENTS) - own - {"kvm_emulate_insn"})
 
 
@@ -129,6 +134,45 @@ def _check_needs_decode(batch: Batch) -> None:
                 f"{name} without a decoded instruction"))
 
 
+def _check_skip_order(batch: Batch) -> None:
+    """Check that an instruction is decoded for skipping (SVM without NRIPS) behind what its handler traces."""
+    for number, group in batch.groups.items():
+        row = EXPECTATIONS[number]
+        assert row is not None
+        if row.rip is not RipClass.ADVANCE or row.may >= EMULATOR_EVENTS:
+            continue
+        for name in sorted({name for must in row.must for name in must.events} & set(FOLLOW_UPS)):
+            some = group[batch.exits.has(name)[group] & batch.exits.has("kvm_emulate_insn")[group]]
+            decode = batch.first_in_exit("kvm_emulate_insn", some)
+            bad = np.flatnonzero(decode < batch.first_in_exit(name, some))
+            batch.findings.check("V13", len(some))
+            batch.findings.violate("V13", decode[bad], constant(f"{name} before the instruction is skipped",
+                                                                "kvm_emulate_insn first"))
+
+
+def _check_apic_msrs(batch: Batch) -> None:
+    """Check V5: an x2APIC register is traced once, by its offset, whenever its MSR is accessed without #GP."""
+    fields = (("kvm_msr", "ecx"), ("kvm_msr", "exception"), ("kvm_apic", "reg"))
+    if not batch.recorded("kvm_apic", "kvm_msr") or not all(batch.has_field(*field) for field in fields):
+        return
+    segments, sequence = batch.segments, batch.sequence
+    positions = segments.positions("kvm_msr")
+    ecx = sequence.values("kvm_msr", "ecx", positions).astype(np.int64)
+    owner = segments.of[positions]
+    own = np.isin(ecx >> 8, (8,)) & (sequence.values("kvm_msr", "exception", positions) == 0)
+    own &= (segments.kind[owner] == EXIT) & np.isin(owner, batch.exits.seg[~batch.nested])
+    positions, ecx, owner = positions[own], ecx[own], owner[own]
+    counts = batch.segment_counts("kvm_apic")[owner]
+    first = segments.first_in("kvm_apic")[owner]
+    offset = np.full(len(positions), -1, np.int64)
+    offset[first >= 0] = sequence.values("kvm_apic", "reg", first[first >= 0])
+    bad = np.flatnonzero((counts != 1) | (offset != (ecx - 0x800) << 4))
+    batch.findings.check("V5", len(positions))
+    batch.findings.violate("V5", positions[bad], lambda i: (
+        f"one kvm_apic of register {int(ecx[bad[i]]) - 0x800 << 4:#x}",
+        f"{counts[bad[i]]}, the first of register {offset[bad[i]]:#x}"))
+
+
 def _check_fast_mmio(batch: Batch, usable: Group) -> None:
     """Check that an MMIO write taken by an ioeventfd (kvm_fast_mmio) is not emulated as well."""
     group = usable[batch.exits.has("kvm_fast_mmio")[usable]]
@@ -146,7 +190,9 @@ def _check_late_exit(batch: Batch) -> None:
         return
     segments = batch.segments
     inside = np.flatnonzero((segments.kind == ENTRY) & (segments.next_kind == EXIT))
-    stray = (segments.mask[inside] & _NOT_BEFORE_LATE_EXIT) != 0
+    slow = np.zeros(len(segments), bool)
+    slow[segments.of[_slow_msrs(batch)]] = True
+    stray = ((segments.mask[inside] & _NOT_BEFORE_LATE_EXIT) != 0) | slow[inside]
     batch.findings.check("V13", len(inside))
     batch.findings.violate("V13", segments.start[inside[stray]] + 1, constant(
         "no handler's event before kvm_exit", "a follow-up of the exit in guest mode"))
@@ -225,12 +271,30 @@ def _check_run_function(batch: Batch) -> None:
     batch.findings.violate("V2", steps[late] + 1, constant(
         "kvm_entry, first thing in the run function", "another event"))
     batch.findings.violate("V2", steps[twice + 1], constant("the run function returns once", "a second return"))
+    again = np.flatnonzero(runs & np.isin(after, _RUNS) & joined & ~apart)
+    batch.findings.violate("V2", steps[again + 1], constant("kvm_entry, or a return", "a second call"))
+    # run function, something else, kvm_entry: no way back into the run function was seen in between
+    between = np.flatnonzero(runs[:-1] & (np.isin(after, _PREPARATION) | returns)[:-1] & (after[1:] == ENTRY)
+                             & joined[:-1] & joined[1:])
+    batch.findings.violate("V2", steps[between + 1], constant(
+        "kvm_entry, first thing in the run function", "another event, and kvm_entry behind it"))
     inside = np.flatnonzero((before == EXIT) & returns & joined & apart)
     strays = _NOT_IN_FAST_PATH >> sequence.cls.astype(np.uint64) & np.uint64(1)
+    strays[_slow_msrs(batch)] = 1
     total = np.append(0, np.cumsum(strays))
     bad = inside[total[steps[inside + 1]] > total[steps[inside]]]
     batch.findings.violate("V2", steps[bad + 1], constant(
         "the run function returns before the exit's handler runs", "a handler's event before the return"))
+
+
+def _slow_msrs(batch: Batch) -> NDArray[np.intp]:
+    """Return the positions of kvm_msr events that no fast path traces."""
+    positions = batch.segments.positions("kvm_msr")
+    if not (batch.has_field("kvm_msr", "ecx") and batch.has_field("kvm_msr", "write")):
+        return positions[:0]
+    fast = np.isin(batch.sequence.values("kvm_msr", "ecx", positions), FAST_PATH_MSRS)
+    slow: NDArray[np.intp] = positions[~fast | (batch.sequence.values("kvm_msr", "write", positions) == 0)]
+    return slow
 
 
 def _joined(batch: Batch, position: NDArray[np.intp]) -> Mask:
