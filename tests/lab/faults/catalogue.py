@@ -65,7 +65,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "svm-interrupted-delivery-is-lost", "svm", "arch/x86/kvm/svm/svm.c", "static void svm_complete_interrupts",
         r"kvm_queue_interrupt\(vcpu, vector, false\);", ";",
-        ("--", "kvmtrace-linux-guest", "1"), frozenset({"V9", "J3"}),
+        ("-d", "15", "--", "kvmtrace-linux-guest", "1"), frozenset({"V9", "J3"}),
         "An interrupt whose delivery the exit interrupted is never delivered.",
         # with shadow paging, page faults interrupt deliveries often; with nested paging hardly ever
         kernel_args=("kvm_amd.npt=0",)),
