@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("kvmtrace: interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:

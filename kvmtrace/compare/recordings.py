@@ -70,6 +70,7 @@ class RunSamples:
     violations : int
     late_exit : bool or None, kvm_exit is traced with interrupts on, after host interrupts were served (SVM up to
         6.4); None if the recording does not say
+    recorded : the kinds of events that make up a noticeable part of the recording
     """
 
     name: str
@@ -81,6 +82,7 @@ class RunSamples:
     transitions: Mapping[tuple[str, str, str], int]
     violations: int = 0
     late_exit: bool | None = None
+    recorded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -302,6 +304,12 @@ def _notes(base: Sequence[RunSamples], new: Sequence[RunSamples], *, by_run: boo
         )
     if any(run.guest_ns is None for run in (*base, *new)):
         notes.append("guest time is not in every recording: rates are per second of wall time")
+    different = _recorded(base) ^ _recorded(new)
+    if different:
+        notes.append(
+            f"the sides recorded different events ({', '.join(sorted(different)[:4])}{' ...' * (len(different) > 4)}): "
+            "tracing itself cost them differently, and that is part of every time above"
+        )
     if {True, False} <= {run.late_exit for run in (*base, *new)}:
         notes.append(
             "kvm_exit is traced at different places (before or after host interrupts are served): exits by host "
@@ -368,6 +376,10 @@ def compare_runs(
         violations=(sum(run.violations for run in base), sum(run.violations for run in new)),
         notes=_notes(base, new, by_run=by_run),
     )
+
+
+def _recorded(side: Sequence[RunSamples]) -> frozenset[str]:
+    return frozenset[str]().union(*(run.recorded for run in side))
 
 
 def _without_guest_time(run: RunSamples) -> RunSamples:
