@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.decode.format_text import STATIC
 from kvmtrace.decode.gather import gather_field
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ def _is_usual(common: Mapping[str, Field]) -> bool:
     return all(n not in common or (common[n].offset, common[n].size) == place for n, place in _USUAL.items())
 
 
+def _is_number(field: Field) -> bool:
+    return field.dtype.kind in "iub" and not field.dtype.shape and field.place == STATIC
+
+
 def gather_common(words: NDArray[np.uint32], start: NDArray[Any], common: Mapping[str, Field]
                   ) -> tuple[NDArray[np.uint16], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int32]]:
     """Return (type, flags, preempt count, pid) of records.
@@ -39,6 +44,6 @@ def gather_common(words: NDArray[np.uint32], start: NDArray[Any], common: Mappin
         first = np.ascontiguousarray(words.take(start, mode="clip")).view(np.uint8).reshape(-1, 4)
         pid = words.take(start + 1, mode="clip").view(np.int32)
         return first[:, :2].copy().view(np.uint16).reshape(-1), first[:, 2].copy(), first[:, 3].copy(), pid
-    columns = [gather_field(words, start, common[n]).astype(dtype) if n in common
+    columns = [gather_field(words, start, common[n]).astype(dtype) if n in common and _is_number(common[n])
                else np.zeros(len(start), dtype) for n, dtype in _DTYPES.items()]
     return columns[0], columns[1], columns[2], columns[3]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvmtrace.decode.trace_dat import Buffer, CpuData, TraceDat
 
 
+MAX_CPU = 32767
 SCAN_BYTES = 32 << 20  # of a mapped file whose page headers are read before the pages are let go
 
 
@@ -98,12 +99,14 @@ class Loaded:
     words : the buffer as little-endian u32
     pages : per span, int64, word index of each page
     offsets : per span, int64, file offset of each page (of its chunk, if compressed)
+    units : per span, int64, unit of each page
     faults : units that could not be decompressed (their pages are left out)
     """
 
     words: NDArray[np.uint32]
     pages: list[NDArray[np.int64]]
     offsets: list[NDArray[np.int64]]
+    units: list[NDArray[np.int64]]
     faults: list[Fault]
 
 
@@ -118,7 +121,7 @@ def _clip_range(trace: TraceDat, cpu: CpuData, page_size: int, stream_faults: li
     elif cpu.size % page_size:
         stream_faults.append(Fault(cpu.offset + cpu.size - cpu.size % page_size, cpu.cpu,
                                    f"pages of {page_size} bytes", f"{cpu.size % page_size} bytes left over"))
-    return cpu.offset, present // page_size
+    return min(cpu.offset, total), present // page_size
 
 
 def _unit_stamps(heads: NDArray[np.uint8], layout: PageLayout) -> NDArray[np.uint64]:
@@ -206,6 +209,8 @@ class PageSource:
         for buffer in trace.buffers:
             layout = self._layout(buffer)
             for cpu in buffer.cpus:
+                if cpu.cpu > MAX_CPU:
+                    raise FormatError(trace.path, None, f"a CPU number up to {MAX_CPU}", str(cpu.cpu))
                 make = _chunked_stream if buffer.compressed else _mapped_stream
                 self.streams.append(make(trace, buffer, cpu, layout, len(self.streams)))
         self.mapped = not any(s.packed is not None or (s.n_units and s.offset[0] % 4) for s in self.streams)
@@ -223,7 +228,8 @@ class PageSource:
         """Return the pages of some units; of an uncompressed file nothing is copied."""
         if self.mapped:
             offsets = [span.stream.offset[span.first:span.last] for span in spans]
-            return Loaded(self._words, [offset // 4 for offset in offsets], offsets, [])
+            units = [np.arange(span.first, span.last) for span in spans]
+            return Loaded(self._words, [offset // 4 for offset in offsets], offsets, units, [])
         return self._copy(spans)
 
     def release(self, stream: Stream, first: int, last: int) -> None:
@@ -235,11 +241,12 @@ class PageSource:
     def _copy(self, spans: Sequence[Span]) -> Loaded:
         sizes = [int(s.stream.pages[s.first:s.last].sum()) * s.stream.layout.page_size for s in spans]
         buffer = bytearray(sum(sizes))
-        loaded = Loaded(as_words(buffer), [], [], [])
+        loaded = Loaded(as_words(buffer), [], [], [], [])
         at = 0
         for span in spans:
             pages: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
             offsets = [np.empty(0, np.int64)]
+            units = [np.empty(0, np.int64)]
             page = int(span.stream.pages[:span.first].sum())
             for unit in range(span.first, span.last):
                 count = int(span.stream.pages[unit])
@@ -248,10 +255,12 @@ class PageSource:
                     buffer[at:at + len(part)] = part
                     pages.append((at + np.arange(count) * span.stream.layout.page_size) // 4)
                     offsets.append(np.full(count, span.stream.offset[unit]))
+                    units.append(np.full(count, unit))
                     at += len(part)
                 page += count
             loaded.pages.append(np.concatenate(pages))
             loaded.offsets.append(np.concatenate(offsets))
+            loaded.units.append(np.concatenate(units))
         return loaded
 
     def _unit(self, stream: Stream, unit: int, page: int, faults: list[Fault]) -> bytes | memoryview | None:

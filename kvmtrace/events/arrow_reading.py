@@ -53,14 +53,16 @@ class ArrowPayload:
     kind_name, fields : of the kind
     read : gives a column of the file by its name
     rows : gives the kind's rows in the file, in recorded order
+    fail : makes the error that says that the file is damaged
     """
 
     def __init__(self, kind_name: str, fields: Mapping[str, np.dtype[Any]], read: Callable[[str], pa.ChunkedArray],
-                 rows: Callable[[], NDArray[np.intp]]) -> None:
+                 rows: Callable[[], NDArray[np.intp]], fail: Callable[[Exception], FormatError]) -> None:
         self.fields = dict(fields)
         self._kind_name = kind_name
         self._read = read
         self._make_rows = rows
+        self._fail = fail
         self._rows: NDArray[np.intp] | None = None
 
     def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
@@ -70,7 +72,11 @@ class ArrowPayload:
         if self._rows is None:
             self._rows = self._make_rows()
         wanted = self._rows if rows is None else self._rows[rows]
-        return _column_values(self._read(f"{self._kind_name}.{name}"), self.fields[name], wanted)
+        column = self._read(f"{self._kind_name}.{name}")
+        try:
+            return _column_values(column, self.fields[name], wanted)
+        except (pa.ArrowException, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+            raise self._fail(error) from error
 
 
 class ArrowRecording(Recording):
@@ -166,11 +172,16 @@ class ArrowRecording(Recording):
     def _read(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         try:
             if self._parquet:
-                return self._file.read_row_groups(list(groups), columns=list(names))
-            batches = [self._file.get_batch(g) for g in groups]
-            return pa.Table.from_batches(batches, self._file.schema).select(list(names))
+                table = self._file.read_row_groups(list(groups), columns=list(names))
+            else:
+                batches = [self._file.get_batch(g) for g in groups]
+                table = pa.Table.from_batches(batches, self._file.schema).select(list(names))
+                table.validate(full=True)  # its buffers are the file's bytes as they are
         except (pa.ArrowException, OSError, KeyError) as error:
             raise self._fail(error) from error
+        if set(table.column_names) != set(names):
+            raise self._fail(ValueError(f"no column {', '.join(set(names) - set(table.column_names))}"))
+        return table
 
     def _table(self, groups: Sequence[int]) -> EventTable:
         common = self._read(groups, [*(["row"] if self._parquet else []), *COMMON_COLUMNS])
@@ -193,7 +204,8 @@ class ArrowRecording(Recording):
             return mine if order is None else order[mine]
 
         kind = self.kinds[index]
-        return ArrowPayload(kind.name, kind.fields, lambda name: self._read(groups, [name]).column(name), rows)
+        return ArrowPayload(kind.name, kind.fields, lambda name: self._read(groups, [name]).column(0), rows, self._fail)
+
 
     def _common(self, table: pa.Table, name: str, order: NDArray[np.intp] | None) -> NDArray[Any]:
         column = table.column("event" if name == "kind" else name)
@@ -202,7 +214,7 @@ class ArrowRecording(Recording):
         try:
             values = self._kind_numbers(column) if name == "kind" else column.to_numpy()
             values = values.astype(COMMON_DTYPES[name], copy=False)
-        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        except (pa.ArrowException, LookupError, ValueError, TypeError) as error:
             raise self._fail(error) from error
         return values if order is None else values[order]
 

@@ -110,13 +110,15 @@ class StreamDecoder:
         self._cpu = cpu
         self._start_dtype = np.dtype(np.uint32 if len(words) < 0xFFFFFF00 else np.int64)
 
-    def decode(self, pages: NDArray[np.int64], offsets: NDArray[np.int64], floor: int) -> StreamRows:
+    def decode(self, pages: NDArray[np.int64], offsets: NDArray[np.int64], begins: NDArray[np.int64], floor: int
+               ) -> StreamRows:
         """Decode pages into rows.
 
         Parameters
         ----------
         pages : int64, shape (n,), word index of each page
         offsets : int64, shape (n,), file offset of each page, to say where damage is
+        begins : int64, shape (n,), ascending, the least time to merge each page by
         floor : int, the least time to merge by: the latest of the CPU's events before these pages
         """
         parts, keys, counts, floors, faults = [], [], [], [], []
@@ -126,7 +128,7 @@ class StreamDecoder:
             records = decode_pages(self._words, batch, headers, self._layout)
             page_ns = self._converter.to_ns(headers.ts, self._cpu)
             rows, page_rows = self._rows(headers, records, page_ns)
-            page_floor = order_keys(np.where(headers.size > 0, page_ns, floor), floor)
+            page_floor = np.maximum(begins[first:first + BATCH_PAGES], floor)
             key = order_keys(rows.ts_ns, floor) if len(rows) else rows.ts_ns
             key = np.maximum(key, np.repeat(page_floor, page_rows))
             floor = max(int(key[-1]) if len(key) else floor, int(page_floor[-1]) if len(batch) else floor)

@@ -153,7 +153,8 @@ class TraceDatRecording(Recording):
         for i, (span, position) in enumerate(zip(spans, positions, strict=True)):
             stream = span.stream
             decoder = StreamDecoder(loaded.words, stream.layout, self._kinds, self._converter, stream.cpu)
-            got = decoder.decode(loaded.pages[i], loaded.offsets[i], position.floor)
+            begins = self._unit_ns[i][loaded.units[i]]
+            got = decoder.decode(loaded.pages[i], loaded.offsets[i], begins, position.floor)
             self._loss.add_faults(got.faults)
             first, last = _first_at(got.keys, low), _first_at(got.keys, high)
             _advance(position, span, got, last)
