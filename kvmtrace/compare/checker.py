@@ -59,6 +59,7 @@ CHECKS: tuple[Callable[[Batch], None], ...] = (
     check_storms,
     check_order,
 )
+BEFORE_ALL = -(1 << 62)  # ns
 MAX_PARKED = 65_536  # events of a thread that wait for their continuation; more are given up as unknown
 
 
@@ -86,6 +87,10 @@ class Checker:
         self._halted = Halted()
         self._gaps = Gaps()
         self._in_service: dict[int, InService] = {}
+
+    def know_ends(self, last_ns: dict[int, int]) -> None:
+        """Take note of where each CPU's events end in a damaged recording (cpu -> ns)."""
+        self._gaps.end_at(last_ns)
 
     def feed(self, table: EventTable) -> None:
         """Check a further table, all but the unfinished ends of its threads."""
@@ -172,6 +177,23 @@ def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return position <= at, position >= at
 
 
+def _damaged_ends(recording: Recording) -> dict[int, int]:
+    """Return cpu -> time of its last event if the recording is cut off or damaged, else nothing.
+
+    The CPUs of such a file end at different times, and a thread may go on where nothing was kept.
+    """
+    if not (recording.loss.truncated or recording.loss.damage):
+        return {}
+    ends: dict[int, int] = {}
+    for table in recording.iter_events():
+        for cpu in np.unique(table.cpu):
+            ends[int(cpu)] = int(table.ts_ns[np.flatnonzero(table.cpu == cpu)[-1]])
+    damaged = {damage.cpu for damage in recording.loss.damage if damage.cpu is not None}
+    for cpu in damaged | set(range(recording.capture.n_cpus or 0)):
+        ends.setdefault(cpu, BEFORE_ALL)  # nothing of this CPU was kept
+    return ends
+
+
 def check_recording(recording: Recording, limit: int = 20) -> Comparison:
     """Compare a recording with the reference model.
 
@@ -181,6 +203,7 @@ def check_recording(recording: Recording, limit: int = 20) -> Comparison:
     limit : int, violations described per rule; all are counted
     """
     checker = Checker(recording.capture, limit)
+    checker.know_ends(_damaged_ends(recording))
     for table in recording.iter_events():
         checker.feed(table)
     return checker.finish()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kvmtrace.events.table import EventTable
 
 _FAR = np.iinfo(np.int64).max
+DOUBTFUL = 8  # events
+_NEVER = _FAR - 1  # unlike a gap at the end of a table, no later event closes it
 _SCHED = CLASS["sched_switch"]
 
 
@@ -48,10 +50,17 @@ class Gaps:
         behind = np.searchsorted(on_cpu, lost)
         for position in np.unique(behind).tolist():
             before = int(ts_ns[position - 1]) if position else self._last_ns.get(cpu, -_FAR)
-            starts.append(before)
-            ends.append(int(ts_ns[position]) if position < len(on_cpu) else _FAR)
+            after = int(ts_ns[position]) if position < len(on_cpu) else _FAR
+            starts.append(min(before, after))  # time stamps around damage may be garbage
+            ends.append(max(before, after))
         if len(on_cpu):
             self._last_ns[cpu] = int(ts_ns[-1])
+
+    def end_at(self, last_ns: dict[int, int]) -> None:
+        """Take a CPU's events as lost from its last one on: the recording is damaged or cut off."""
+        for cpu, ts_ns in last_ns.items():
+            self.starts.setdefault(cpu, []).append(ts_ns)
+            self.ends.setdefault(cpu, []).append(_NEVER)
 
     def by_cpu(self) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Return cpu -> (starts, ends), both ascending; a gap without a later event never ends."""
@@ -73,6 +82,37 @@ def _touched(gap: tuple[NDArray[np.int64], NDArray[np.int64]], since: NDArray[np
     began = np.searchsorted(starts, until, "right")
     over = np.searchsorted(ends, since, "left")
     return began > over
+
+
+def doubtful_rows(table: EventTable) -> NDArray[np.intp]:
+    """Return the last rows before losses of unknown size.
+
+    Damage may begin within an event, and what follows in its page may look like events for a while.
+    """
+    lost = table.rows(LOST_EVENTS)
+    if not len(lost) or not table.has(LOST_EVENTS, "count"):
+        return np.empty(0, np.intp)
+    unknown = lost[table.field(LOST_EVENTS, "count") < 0]
+    doubtful: list[int] = []
+    for cpu in np.unique(table.cpu[unknown]):
+        on_cpu = np.flatnonzero(table.cpu == cpu)
+        for behind in np.searchsorted(on_cpu, unknown[table.cpu[unknown] == cpu]).tolist():
+            doubtful += on_cpu[max(behind - DOUBTFUL, 0):behind].tolist()
+    return np.array(sorted(set(doubtful)), np.intp)
+
+
+def lost_between(table: EventTable, row: NDArray[np.intp], cpu: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Say before which events of a sequence a loss of their own CPU, or of the event before, was recorded.
+
+    By recorded order, so it holds where time stamps do not.
+    """
+    between = np.zeros(len(row), bool)
+    lost = table.rows(LOST_EVENTS)
+    for lost_cpu in np.unique(table.cpu[lost]):
+        count = np.searchsorted(lost[table.cpu[lost] == lost_cpu], row)
+        concerned = (cpu[1:] == lost_cpu) | (cpu[:-1] == lost_cpu)
+        between[1:] |= (count[1:] != count[:-1]) & concerned
+    return between
 
 
 def breaks(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.compare.alphabet import VCPU_KINDS, classify
-from kvmtrace.compare.losses import breaks
+from kvmtrace.compare.losses import breaks, doubtful_rows, lost_between
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +95,7 @@ def build_sequence(
 ) -> Sequence:
     """Return the sequence of the given threads (ascending tids, at most 65,534)."""
     classes = classify(table)
+    classes[doubtful_rows(table)] = 0
     if len(tids) == 0:
         row = np.empty(0, np.intp)
         number = np.empty(0, np.uint16)
@@ -111,5 +112,6 @@ def build_sequence(
     first = first_of(number)
     broken = breaks(gaps.by_cpu(), ts_ns, cpu, cls,
                     sched_recorded="sched_switch" in capability.recorded, filtered=capability.filtered)
+    broken |= lost_between(table, row, cpu)
     broken[first] = False
     return Sequence(table, row, cls, number - np.uint16(1), tids, first, broken, ts_ns, cpu, n_tracked)
