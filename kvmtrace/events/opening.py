@@ -37,7 +37,7 @@ def open_recording(path: str | Path) -> Recording:
         There is no such file, or it may not be read.
     """
     data = _read(str(path))
-    return _recognise(data, str(path))
+    return recognise(data, str(path))
 
 
 def _read(path: str) -> memoryview:
@@ -55,7 +55,8 @@ def _read(path: str) -> memoryview:
         raise UsageError(f"{path}: {error.strerror or error}") from error
 
 
-def _recognise(data: memoryview, path: str) -> Recording:
+def recognise(data: memoryview, path: str) -> Recording:
+    """Return the recording that `data` is; `path` is for messages. Raises FormatError if it is none."""
     from kvmtrace.decode.bpf_capture import is_bpf_capture, read_bpf_capture
     from kvmtrace.decode.perf_data import is_perf_data, read_perf_data
     from kvmtrace.decode.trace_dat import is_trace_dat, read_trace_dat
