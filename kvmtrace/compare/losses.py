@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.compare.alphabet import CLASS, EXIT
+from kvmtrace.events.kinds import UNKNOWN_EVENT
 from kvmtrace.events.table import LOST_EVENTS
 
 if TYPE_CHECKING:
@@ -93,11 +94,15 @@ def doubtful_rows(table: EventTable) -> NDArray[np.intp]:
     if not len(lost) or not table.has(LOST_EVENTS, "count"):
         return np.empty(0, np.intp)
     unknown = lost[table.field(LOST_EVENTS, "count") < 0]
+    nameless = table.kind == table.kind_index.get(UNKNOWN_EVENT, -1)
     doubtful: list[int] = []
     for cpu in np.unique(table.cpu[unknown]):
         on_cpu = np.flatnonzero(table.cpu == cpu)
         for behind in np.searchsorted(on_cpu, unknown[table.cpu[unknown] == cpu]).tolist():
-            doubtful += on_cpu[max(behind - DOUBTFUL, 0):behind].tolist()
+            first = behind
+            while first and nameless[on_cpu[first - 1]]:
+                first -= 1
+            doubtful += on_cpu[max(first - DOUBTFUL, 0):behind].tolist()
     return np.array(sorted(set(doubtful)), np.intp)
 
 
