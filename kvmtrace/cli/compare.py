@@ -25,6 +25,10 @@ def _render(result: RecordingComparison, output_format: str, *, everything: bool
 
     if output_format == "json":
         return recordings_text.render_comparison_json(result)
+    if output_format == "html":
+        from kvmtrace.report.html.recordings import render_comparison_html
+
+        return render_comparison_html(result)
     return recordings_text.render_comparison_text(result, everything=everything)
 
 
@@ -36,7 +40,7 @@ def _render(result: RecordingComparison, output_format: str, *, everything: bool
 @click.argument("files", nargs=-1, required=True, metavar="BASE NEW")
 @click.option("--base", "base", multiple=True, metavar="FILE", help="A run of the base side (repeatable); then every "
               "FILE argument is a run of the new side.")
-@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
+@click.option("--format", "output_format", type=click.Choice(["text", "html", "json"]), default="text")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
 @click.option("--min-effect", type=click.FloatRange(0, 10), default=0.05, show_default=True,
               help="Smallest relative change that counts.")

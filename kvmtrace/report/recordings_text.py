@@ -24,43 +24,56 @@ def describe_key(key: Key) -> str:
     return f"{name}, to userspace" if key.path == "userspace" else name
 
 
-def _quantity(change: Change, value: float) -> str:
+def describe_quantity(change: Change, value: float) -> str:
+    """Return a latency in us or a rate per second."""
     return f"{value:,.1f} /s" if change.metric == "rate" else f"{value / 1000:,.2f} us"
 
 
-def _percent(ratio: float) -> str:
+def describe_percent(ratio: float) -> str:
+    """Return a ratio as a change in percent."""
     if math.isinf(ratio):
         return "new"
     return "gone" if ratio == 0 else f"{(ratio - 1) * 100:+.1f} %"
 
 
-def _headline(result: RecordingComparison) -> str:
+def headline(result: RecordingComparison) -> str:
+    """Say in one line what changed."""
     changes = result.significant
     if not changes:
         tested = len({change.key for change in result.changes})
         return f"no significant change ({len(result.changes)} tests on {tested} kinds of exit)"
     worst = max(changes, key=lambda c: abs(math.log(c.ratio)) if 0 < c.ratio < math.inf else math.inf)
     regressions = sum(change.regression for change in changes)
-    return (f"{len(changes)} significant changes, {regressions} of them regressions; the largest: "
-            f"{describe_key(worst.key)} {worst.metric} {_percent(worst.ratio)}")
+    return (
+        f"{len(changes)} significant changes, {regressions} of them regressions; the largest: "
+        f"{describe_key(worst.key)} {worst.metric} {describe_percent(worst.ratio)}"
+    )
 
 
 def _change_rows(changes: tuple[Change, ...]) -> list[str]:
-    lines = [f"  {'exit':<38} {'metric':<6} {'base':>14} {'new':>14} {'change':>9}  95 % interval"]
+    lines = [f"  {'exit':<32} {'metric':<6} {'base':>13} {'new':>13} {'change':>9}  95 % interval"]
     for change in changes:
-        interval = "" if math.isinf(change.ratio) or change.ratio == 0 else (
-            f"[{_percent(change.low)} .. {_percent(change.high)}]")
-        lines.append(f"  {describe_key(change.key)[:38]:<38} {change.metric:<6} {_quantity(change, change.base):>14} "
-                     f"{_quantity(change, change.new):>14} {_percent(change.ratio):>9}  {interval}".rstrip())
+        interval = (
+            ""
+            if math.isinf(change.ratio) or change.ratio == 0
+            else (f"[{describe_percent(change.low)} .. {describe_percent(change.high)}]")
+        )
+        lines.append(
+            f"  {describe_key(change.key)[:32]:<32} {change.metric:<6} {describe_quantity(change, change.base):>13} "
+            f"{describe_quantity(change, change.new):>13} {describe_percent(change.ratio):>9}  {interval}".rstrip()
+        )
     return lines
 
 
 def render_comparison_text(result: RecordingComparison, *, everything: bool = False) -> str:
     """Render a comparison within 100 columns; with `everything`, the insignificant tests too."""
     lines = [
-        _headline(result), "",
-        f"base: {', '.join(result.base_runs)}", f"new:  {', '.join(result.new_runs)}",
-        f"unit of comparison: {result.unit}; Welch's t on log values, Holm-corrected", "",
+        headline(result),
+        "",
+        f"base: {', '.join(result.base_runs)}",
+        f"new:  {', '.join(result.new_runs)}",
+        f"unit of comparison: {result.unit}; Welch's t on log values, Holm-corrected",
+        "",
     ]
     shown = result.changes if everything else result.significant
     if shown:
@@ -70,8 +83,11 @@ def render_comparison_text(result: RecordingComparison, *, everything: bool = Fa
     lines += [f"  {describe_key(key)[:38]:<38} {base:>14,} {new:>14,}" for key, (base, new) in ordered]
     if result.budget_share:
         lines += ["", "Time budget of all vCPUs (share of wall time)", f"  {'part':<38} {'base':>14} {'new':>14}"]
-        lines += [f"  {part.removesuffix('_ns'):<38} {base:>13.1%} {new:>14.1%}"
-                  for part, (base, new) in result.budget_share.items() if base or new]
+        lines += [
+            f"  {part.removesuffix('_ns'):<38} {base:>13.1%} {new:>14.1%}"
+            for part, (base, new) in result.budget_share.items()
+            if base or new
+        ]
     lines += _model_lines(result)
     for note in result.notes:
         lines += textwrap.wrap(f"note: {note}", 98, subsequent_indent="      ")
@@ -83,8 +99,10 @@ def _model_lines(result: RecordingComparison) -> list[str]:
     for title, edges in (("appear", result.transitions_appeared), ("vanish", result.transitions_vanished)):
         if edges:
             lines += ["", f"Model transitions that {title}"]
-            lines += [f"  {source} --{event}--> {target}: {count:,}"
-                      for (source, event, target), count in sorted(edges.items(), key=lambda item: -item[1])]
+            lines += [
+                f"  {source} --{event}--> {target}: {count:,}"
+                for (source, event, target), count in sorted(edges.items(), key=lambda item: -item[1])
+            ]
     if any(result.violations):
         lines += ["", f"Violations of the model: base {result.violations[0]}, new {result.violations[1]}"]
     return [*lines, ""]
@@ -92,21 +110,42 @@ def _model_lines(result: RecordingComparison) -> list[str]:
 
 def comparison_document(result: RecordingComparison) -> dict[str, Any]:
     """Return the comparison as a JSON-ready object, schema kvmtrace.compare/1; infinite ratios are null."""
+
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
     def name(key: Key) -> dict[str, Any]:
-        return {"kind": key.kind, "isa": key.isa or None, "reason": key.reason, "path": key.path,
-                "name": describe_key(key)}
+        return {
+            "kind": key.kind,
+            "isa": key.isa or None,
+            "reason": key.reason,
+            "path": key.path,
+            "name": describe_key(key),
+        }
 
     return {
         "schema": SCHEMA,
-        "base": list(result.base_runs), "new": list(result.new_runs), "unit": result.unit,
-        "significant": bool(result.significant), "regressed": result.regressed,
+        "base": list(result.base_runs),
+        "new": list(result.new_runs),
+        "unit": result.unit,
+        "significant": bool(result.significant),
+        "regressed": result.regressed,
         "counts": [{**name(key), "base": base, "new": new} for key, (base, new) in result.counts.items()],
-        "changes": [{**name(c.key), "metric": c.metric, "base": c.base, "new": c.new, "ratio": number(c.ratio),
-                     "low": number(c.low), "high": number(c.high), "p_value": c.p_value,
-                     "significant": c.significant, "regression": c.regression} for c in result.changes],
+        "changes": [
+            {
+                **name(c.key),
+                "metric": c.metric,
+                "base": c.base,
+                "new": c.new,
+                "ratio": number(c.ratio),
+                "low": number(c.low),
+                "high": number(c.high),
+                "p_value": c.p_value,
+                "significant": c.significant,
+                "regression": c.regression,
+            }
+            for c in result.changes
+        ],
         "untested": [name(key) for key in result.untested],
         "budget_share": {part: {"base": base, "new": new} for part, (base, new) in result.budget_share.items()},
         "transitions_appeared": [[*edge, n] for edge, n in result.transitions_appeared.items()],

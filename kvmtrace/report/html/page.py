@@ -15,6 +15,8 @@ from kvmtrace.report.text import capture_line, filter_line, is_lossy, loss_line,
 from kvmtrace.report.text_model import meaning_of, verdict_line
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from kvmtrace.report.document import Report, VcpuRow
     from kvmtrace.report.timeline import Timeline
 
@@ -190,13 +192,20 @@ def build_page(report: Report) -> dict[str, Any]:
     return page
 
 
+def html_environment() -> Environment:
+    """Return the templates of this folder, escaping everything that is not marked as ours."""
+    from jinja2 import Environment, FunctionLoader
+
+    def load(name: str) -> str:
+        return (files("kvmtrace.report.html") / name).read_text(encoding="utf-8")
+
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(load))
+
+
 def render_html(report: Report) -> str:
     """Render the report as one HTML file; everything from the trace is escaped."""
-    from jinja2 import Environment
-
     here = files("kvmtrace.report.html")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((here / "template.html.j2").read_text(encoding="utf-8"))
+    template = html_environment().get_template("template.html.j2")
     style = _safe((here / "style.css").read_text(encoding="utf-8"))
     script = _safe((here / "script.js").read_text(encoding="utf-8"))
     return template.render(page=build_page(report), style=style, script=script)
