@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ORDER: tuple[tuple[str, str], ...] = (
     ("kvm_page_fault", "kvm_emulate_insn"),
     ("kvm_emulate_insn", "kvm_mmio"),
+    ("kvm_emulate_insn", "kvm_pio"),
     ("kvm_apic", "kvm_msr"),
     ("kvm_msr", "inject exception"),
 )
