@@ -12,7 +12,9 @@ import pytest
 from mutations.harness import Tally, render, run
 from mutations.undetectable import NOT_YET, UNDETECTABLE, why_undetectable
 
-FIXTURES = sorted((Path(__file__).parents[3] / "fixtures").rglob("*.dat"))
+# the bundled guests, recorded with all events of the model; a Linux boot adds reasons but takes minutes
+FIXTURES = sorted(path for path in (Path(__file__).parents[3] / "fixtures").rglob("*.dat")
+                  if "linux" not in path.name and "storm" not in path.name)
 
 
 def complaint(tally: Tally) -> str:
@@ -28,17 +30,19 @@ def test_there_are_recordings_of_both_isas() -> None:
 
 
 def test_a_sample_of_all_mutations() -> None:
-    tally = run(FIXTURES, per_group=1, limit=600)
+    tally = run(FIXTURES, per_group=1, limit=500)
     assert len(tally.outcomes) > 300
     assert not tally.missed, complaint(tally)
 
 
 @pytest.mark.slow
 def test_all_kinds_of_mutations_everywhere() -> None:
-    tally = run(FIXTURES, per_group=3)
+    tally = run(FIXTURES, per_group=2)
     print(render(tally))
     assert not tally.missed, complaint(tally)
     assert tally.kill_rate() == 1
+    gaps = sum(outcome.excuse.startswith("not yet") for outcome in tally.outcomes)
+    assert gaps < 0.02 * len(tally.outcomes)
 
 
 @pytest.mark.slow
