@@ -30,10 +30,19 @@ $(VENV)/.installed: $(VENV)/.apt pyproject.toml
 	@ln -sfn /usr/lib/python3/dist-packages/bcc $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc
 	@$(BIN)/python -c 'import bcc' && touch $@
 
-demo: setup ## record a real VM on this machine and print its report
+demo: setup ## record a real VM on this machine (or on an emulated host) and print its report
 	@mkdir -p demo
-	$(BIN)/kvmtrace record --guest lifecycle -o demo/lifecycle.dat
-	$(BIN)/kvmtrace report demo/lifecycle.dat
+	@if [ -e /dev/kvm ] && $(SUDO) $(BIN)/kvmtrace record --guest lifecycle -o demo/lifecycle.dat; then :; else \
+	  echo "This machine's own KVM cannot be recorded (see \`kvmtrace doctor\`): recording on an emulated AMD host."; \
+	  $(BIN)/kvmtrace lab record --isa svm --guest lifecycle -o demo/lifecycle.dat; fi
+	$(BIN)/kvmtrace report demo/lifecycle.dat | cat
+	@$(BIN)/kvmtrace report --format json --no-model demo/lifecycle.dat \
+	  | $(BIN)/python -c 'import json, sys; sys.exit(not json.load(sys.stdin)["exits"])' || { \
+	  printf '\n%s\n%s\n\n' "This machine's KVM traces no kvm_entry and kvm_exit (PVM does not). Beside it, the same guest on" \
+	    "real kvm_intel, recorded by kvmtrace in its lab:"; \
+	  $(BIN)/kvmtrace report fixtures/vmx-6.1-lifecycle.dat | cat; }
+	$(BIN)/kvmtrace report --format html demo/lifecycle.dat -o demo/lifecycle.html
+	@echo "Open demo/lifecycle.html in a browser for the same with charts and a timeline."
 
 test: setup lint ## run the tests (with one recording in each lab)
 	$(BIN)/python -m pytest -q

@@ -51,7 +51,7 @@ def headline(result: RecordingComparison) -> str:
 
 
 def _change_rows(changes: tuple[Change, ...]) -> list[str]:
-    lines = [f"  {'exit':<32} {'metric':<6} {'base':>13} {'new':>13} {'change':>9}  95 % interval"]
+    lines = [f"  {'exit':<26} {'metric':<6} {'base':>13} {'new':>13} {'change':>9}  95 % interval"]
     for change in changes:
         interval = (
             ""
@@ -59,7 +59,7 @@ def _change_rows(changes: tuple[Change, ...]) -> list[str]:
             else (f"[{describe_percent(change.low)} .. {describe_percent(change.high)}]")
         )
         lines.append(
-            f"  {describe_key(change.key)[:32]:<32} {change.metric:<6} {describe_quantity(change, change.base):>13} "
+            f"  {describe_key(change.key)[:26]:<26} {change.metric:<6} {describe_quantity(change, change.base):>13} "
             f"{describe_quantity(change, change.new):>13} {describe_percent(change.ratio):>9}  {interval}".rstrip()
         )
     return lines
