@@ -21,7 +21,7 @@ HUB = "loop"  # not a state: where the states of the run loop meet
 Counts = dict[tuple[str, str, str], int]
 
 # rows that only hardware or kernels of the past, or failing VM-entries, exercise
-_RARE_GUARDS = frozenset({"init_reset", "entry_failed", "early_error"})
+_RARE_GUARDS = frozenset({"init_reset", "other_ioctl", "entry_failed", "early_error"})
 _RARE_TRAITS = frozenset({"entry_before_run", "old_fastpath"})
 _OTHER_ISA = {"vmx": ("run SVM", "run SVM returns"), "svm": ("run VMX", "run VMX returns")}
 
