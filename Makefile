@@ -47,6 +47,9 @@ demo: setup ## record a real VM on this machine (or on an emulated host) and pri
 test: setup lint ## run the tests (with one recording in each lab)
 	$(BIN)/python -m pytest -q
 
+bench: setup ## speed and memory against trace-cmd and perf, on recordings it makes itself
+	$(BIN)/python tests/bench/bench.py
+
 bench-record: setup ## what recording costs, against perf, bpftrace and trace-cmd
 	$(BIN)/python tests/bench/bench_record.py -o bench-results/record.json
 
