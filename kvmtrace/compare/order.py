@@ -65,6 +65,7 @@ _NOT_BEFORE_LATE_EXIT = mask_of(*(name for name in FOLLOW_UPS if name != "kvm_ms
 _NOT_IN_FAST_PATH = _NOT_BEFORE_LATE_EXIT
 _PREPARATION = (CLASS["inject interrupt"], CLASS["inject exception"], CLASS["wake-up"], CLASS["halt poll"])
 FAST_PATH_MSRS = (0x830, 0x6E0)  # x2APIC ICR, TSC deadline: handle_fastpath_set_msr_irqoff
+X2APIC_EOI = 0x80B  # write-only: any access that raises no #GP is an EOI
 _RUNS = (CLASS["run VMX"], CLASS["run SVM"])
 _RETURNS = (CLASS["run VMX returns"], CLASS["run SVM returns"])
 _INJECTIONS = ("inject interrupt", "inject exception")
@@ -163,6 +164,9 @@ def _check_apic_msrs(batch: Batch) -> None:
     own = np.isin(ecx >> 8, (8,)) & (sequence.values("kvm_msr", "exception", positions) == 0)
     own &= (segments.kind[owner] == EXIT) & np.isin(owner, batch.exits.seg[~batch.nested])
     positions, ecx, owner = positions[own], ecx[own], owner[own]
+    if batch.recorded("kvm_eoi"):
+        ends = (ecx == X2APIC_EOI) & (batch.segment_counts("kvm_eoi")[owner] == 0)
+        batch.findings.violate("V5", positions[ends], constant("kvm_eoi for a write to the EOI register", "none"))
     counts = batch.segment_counts("kvm_apic")[owner]
     first = segments.first_in("kvm_apic")[owner]
     offset = np.full(len(positions), -1, np.int64)

@@ -78,7 +78,7 @@ def _real_mode_injection(mutation: Mutation, table: EventTable) -> bool:
     rip = _next_value(table, mutation.row, "kvm_entry", "rip", -1)
     tid = table.tid[mutation.row]
     near = table.rows("kvm_inj_virq")
-    near = near[(table.tid[near] == tid) & (abs(near - mutation.row) < 12)]
+    near = near[(table.tid[near] == tid) & (abs(near - mutation.row) < 40)]
     return rip is not None and rip < 0x10000 and len(near) > 0
 
 
@@ -107,8 +107,12 @@ _PROBES = "vmx_vcpu_run|vmx_vcpu_run_return|svm_vcpu_run|svm_vcpu_run_return|kvm
 UNDETECTABLE: tuple[Excuse, ...] = (
     Excuse(_PROBE, "drop", _PROBES),
     Excuse(_PROBE, "swap", "vmx_vcpu_run_return", "with kvm_inj_virq"),
-    Excuse("the fast path traces the LAPIC's register inside the run function, too", "swap", "vmx_vcpu_run_return",
-           "with kvm_apic"),
+    Excuse("the fast path traces the LAPIC's register inside the run function, too", "swap",
+           "vmx_vcpu_run_return|svm_vcpu_run_return", "with kvm_apic"),
+    Excuse("an MSR write of the fast path is traced before the run function returns, of the slow path behind", "swap",
+           "kvm_msr", "with vmx_vcpu_run_return|with svm_vcpu_run_return"),
+    Excuse("a string instruction that moves nothing has no kvm_pio to compare the port with", "alter", "kvm_exit",
+           "bit16", when=_string_io),
     Excuse("SVM forces an exit by an interrupt to itself, which may arrive after some instructions", "alter",
            "kvm_entry", "immediate", isa="svm"),
     Excuse("an asynchronous exit may come first, and a forced exit that is not marked looks like one", "alter",
