@@ -20,6 +20,8 @@ from kvmtrace.model.bring_up import (
     OTHER_PROCESS,
     RUN_AGAIN,
     SOURCES,
+    VENDOR_VCPU,
+    VENDOR_VCPUS,
     Contract,
     Refusal,
 )
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LEVELS = ("system", "vm", "vcpu", "device")
+UNKNOWN_PID = 0
 # the errnos by which KVM says "this file does not take that ioctl"
 WRONG_FILE = {errno.ENOTTY, errno.EINVAL, errno.EPERM}
 
@@ -129,7 +132,8 @@ CONDITIONS: Mapping[str, Callable[[_Vm | None, int, int], bool]] = {
     "pit": lambda vm, _arg, _pid: vm is not None and "pit" in vm.made,
     "vcpus": lambda vm, _arg, _pid: vm is not None and bool(vm.vcpu_ids),
     "vcpu_id": lambda vm, arg, _pid: vm is not None and arg in vm.vcpu_ids,
-    "other_process": lambda vm, _arg, pid: vm is not None and vm.pid != pid,
+    # a thread whose process the recorder did not learn is not held to be of another one
+    "other_process": lambda vm, _arg, pid: vm is not None and UNKNOWN_PID not in (vm.pid, pid) and vm.pid != pid,
 }
 
 
@@ -148,9 +152,12 @@ def _judge_refusal(ret: int, refusal: Refusal) -> Judgement:
     return Judgement("violation", f"succeeded, must fail with {must}: {refusal.sentence}", refusal.source)
 
 
-def _judge_failure(call: Call, misuse: str) -> Judgement:
+def _judge_failure(call: Call, misuse: str, *, of_unknown_process: bool) -> Judgement:
     """Explain a failure that no refusal of the contract predicted."""
     assert call.ret is not None
+    if call.ret == -errno.EIO and of_unknown_process:
+        sentence = f"refused with EIO: {OTHER_PROCESS.sentence} (which one thread {call.tid} is of was not recorded)"
+        return Judgement("explained", sentence, OTHER_PROCESS.source)
     if misuse and -call.ret in WRONG_FILE:
         return Judgement("explained", misuse, SOURCES)
     if call.cmd in ASK_AGAIN and call.ret == -errno.E2BIG:
@@ -167,15 +174,13 @@ class Construction:
     Parameters
     ----------
     processes : tid -> pid where known; threads of unknown process are taken for the same one
-    isa : "vmx", "svm" or None
+    isa : "vmx", "svm", another module's name, or None
     """
 
     def __init__(self, processes: Mapping[int, int], isa: str | None) -> None:
-        self.processes = processes
-        self.words = {
-            "vendor": isa or "{vmx,svm}",
-            "control": {"vmx": "VMCS", "svm": "VMCB", "pvm": "switcher state"}.get(isa or "", "VMCS/VMCB"),
-        }
+        # a process's first thread is its own: the recorder may have learnt its children alone
+        self.processes = {**{pid: pid for pid in processes.values()}, **processes}
+        self.words = {"vcpu": VENDOR_VCPUS.get(isa or "", VENDOR_VCPU)}
         self.objects: dict[str, KvmObject] = {}
         self.steps: list[Step] = []
         self.notes: list[str] = []
@@ -267,7 +272,9 @@ class Construction:
             return _judge_refusal(call.ret, refusal)
         wrong_file = bool(levels) and target.kind not in levels
         if call.ret < 0:
-            return _judge_failure(call, f"a {levels[0]} ioctl on a {target.kind} file" if wrong_file else "")
+            misuse = f"a {levels[0]} ioctl on a {target.kind} file" if wrong_file else ""
+            unknown = target.kind in {"vm", "vcpu"} and self._pid(call.tid) == UNKNOWN_PID and bool(self.processes)
+            return _judge_failure(call, misuse, of_unknown_process=unknown)
         if wrong_file:
             return Judgement("violation", f"a {target.kind} file accepted a {levels[0]} ioctl", SOURCES)
         if contract.returns is not None and call.ret != contract.returns:
@@ -389,7 +396,7 @@ class Construction:
         self.objects[name] = replace(vcpu, run_tids=tids, first_run_ns=first)
 
     def _pid(self, tid: int) -> int:
-        return self.processes.get(tid, 0)
+        return self.processes.get(tid, UNKNOWN_PID)
 
     def _add(
         self, call: Call, kind: str, name: str, target: str, judgement: Judgement, *, fd: int | None = None,

@@ -27,7 +27,7 @@ class ObjectKind:
     ----------
     name : "system" "vm" "vcpu" "device" "irqchip" "pit" "memslots"
     parent : name of the kind it belongs to, "" for the system file
-    kernel_object : str, what the kernel allocates; {vendor} is vmx or svm
+    kernel_object : str, what the kernel allocates; {vcpu} is the vendor module's vCPU
     file : str, its file operations and anon inode name, "" if it has no file descriptor
     sentence : str
     """
@@ -38,6 +38,14 @@ class ObjectKind:
     file: str
     sentence: str
 
+
+# what a vendor module allocates around struct kvm_vcpu
+VENDOR_VCPUS: Mapping[str, str] = MappingProxyType({
+    "vmx": "struct vcpu_vmx with its VMCS",
+    "svm": "struct vcpu_svm with its VMCB",
+    "pvm": "struct vcpu_pvm with its switcher state",
+})
+VENDOR_VCPU = "struct kvm_vcpu of this host's vendor module"
 
 OBJECT_KINDS: Mapping[str, ObjectKind] = MappingProxyType(
     {
@@ -61,7 +69,7 @@ OBJECT_KINDS: Mapping[str, ObjectKind] = MappingProxyType(
             ObjectKind(
                 "vcpu",
                 "vm",
-                "struct vcpu_{vendor} with its {control}, kvm_run page, LAPIC",
+                "{vcpu}, kvm_run page, LAPIC",
                 'kvm_vcpu_fops, anon inode "kvm-vcpu:N"',
                 "One virtual processor, at its reset state (RIP 0xfff0).",
             ),

@@ -163,3 +163,25 @@ def test_only_the_first_run_of_each_thread_is_a_step_but_failures_are() -> None:
 def test_without_ioctl_events_there_is_no_bring_up() -> None:
     columns = {name: np.zeros(0, dtype) for name, dtype in COMMON_DTYPES.items()}
     assert follow_bring_up(EventTable(columns, (EventKind("kvm_exit", "kvm"),), {})) is None
+
+
+def test_threads_belong_to_the_process_whose_leader_was_not_learnt() -> None:
+    calls = (*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5, tid=8), ioctl(5, ioctls.KVM_RUN, 0, tid=8))
+    result = follow(*calls, processes={8: 7, 30: 30})  # 7 is not in it, as QEMU's main thread was not
+    assert result.conforms
+    assert [known.assumed for known in result.objects] == [False, False, False]
+
+
+def test_a_thread_of_unknown_process_is_no_violation_and_its_eio_is_explained() -> None:
+    calls = (*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5))
+    assert follow(*calls, ioctl(5, ioctls.KVM_RUN, 0, tid=9), processes={7: 7}).conforms
+    refused = follow(*calls, ioctl(5, ioctls.KVM_RUN, -errno.EIO, tid=9), processes={7: 7}).steps[-1]
+    assert refused.verdict == "explained"
+    assert "was not recorded" in refused.sentence
+    own = follow(*calls, ioctl(5, ioctls.KVM_RUN, -errno.EIO), processes={7: 7}).steps[-1]
+    assert own.verdict == "unknown"
+
+
+def test_an_unknown_vendor_is_not_named() -> None:
+    vcpu = follow(*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5)).objects[-1]
+    assert vcpu.kernel_object.startswith("struct kvm_vcpu of this host's vendor module")
