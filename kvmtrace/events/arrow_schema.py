@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kvmtrace.events.credible import is_credible
 from kvmtrace.events.table import COMMON_DTYPES, EventKind
 
 if TYPE_CHECKING:
@@ -166,5 +167,10 @@ def table_arrays(table: EventTable, schema: pa.Schema, row: NDArray[np.int64]) -
 
 def kinds_of(described: Sequence[Mapping[str, Any]]) -> tuple[EventKind, ...]:
     """Return the kinds of a file's metadata; KeyError, ValueError or TypeError where they are none."""
-    return tuple(EventKind(str(k["name"]), str(k["system"]), {str(n): text_dtype(d) for n, d in k["fields"].items()},
-                           str(k.get("print_fmt", ""))) for k in described)
+    kinds = []
+    for kind in described:
+        system = str(kind["system"])
+        dtypes = {str(name): text_dtype(text) for name, text in kind["fields"].items()}
+        fields = {name: dtype for name, dtype in dtypes.items() if is_credible(system, name, dtype)}
+        kinds.append(EventKind(str(kind["name"]), system, fields, str(kind.get("print_fmt", ""))))
+    return tuple(kinds)

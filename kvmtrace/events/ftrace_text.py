@@ -49,7 +49,8 @@ class TextRecording(Recording):
     def __init__(self, data: memoryview, path: str, file_format: str = "ftrace-text") -> None:
         self._data = data
         self._loss = LossCounter()
-        self._strange: list[Damage] = []
+        self._strange: list[Damage] = []  # of the latest pass
+        self._unended: list[Damage] = []
         self._end = self._last_line_end(data)
         self._of_trace_cmd = re.search(r"^cpus=\d+\s*$", self._text(0, min(4096, self._end)), re.MULTILINE) is not None
         self._text_kinds = self._find_kinds()
@@ -70,7 +71,7 @@ class TextRecording(Recording):
         end = len(data) - (len(tail) - 1 - tail.rfind(b"\n"))
         if end < len(data):
             found = bytes(data[end:end + 60]).decode("utf-8", "replace")
-            self._strange.append(Damage(end, None, "a line that ends", repr(found)))
+            self._unended.append(Damage(end, None, "a line that ends", repr(found)))
             self._cut = True
         else:
             self._cut = False
@@ -79,21 +80,21 @@ class TextRecording(Recording):
     def _text(self, first: int, last: int) -> str:
         return bytes(self._data[first:last]).decode("utf-8", "replace")
 
-    def _blocks(self, size: int) -> Iterator[str]:
-        """Yield the text in blocks of whole lines."""
+    def _blocks(self, size: int) -> Iterator[tuple[int, str]]:
+        """Yield the text in blocks of whole lines, each with its offset."""
         at = 0
         while at < self._end:
             stop = min(at + size, self._end)
             if stop < self._end:
                 newline = bytes(self._data[stop:stop + 65536]).find(b"\n")
                 stop = stop + newline + 1 if newline >= 0 else stop
-            yield self._text(at, stop)
+            yield at, self._text(at, stop)
             at = stop
 
     def _find_kinds(self) -> dict[str, TextKind]:
         """Return the kinds of the text by their first event, one pass with a small pattern."""
         first: dict[str, str] = {}
-        for block in self._blocks(BLOCK_BYTES):
+        for _, block in self._blocks(BLOCK_BYTES):
             for text in _HEAD.findall(block):
                 name, body = split_event(text)
                 if name and name not in first:
@@ -114,12 +115,24 @@ class TextRecording(Recording):
 
     def _tables(self, size: int) -> Iterator[EventTable]:
         self._loss.restart()
+        self._strange = []
         n_blocks = 0
-        for block in self._blocks(size):
+        for at, block in self._blocks(size):
             n_blocks += 1
-            yield self._table(decode_lines(block))
+            lines = decode_lines(block)
+            self._note_strange(lines.strange, at, block)
+            yield self._table(lines)
         if not n_blocks:
             yield self._table(decode_lines(""))
+
+    def _note_strange(self, strange: list[str], at: int, block: str) -> None:
+        """Remember where lines stand that were not understood, up to MAX_STRANGE of them."""
+        begin = 0
+        for line in strange[:max(MAX_STRANGE - len(self._strange), 0)]:
+            begin = block.index(line, begin)
+            offset = at + len(block[:begin].encode())  # up to the first byte that is not UTF-8
+            self._strange.append(Damage(offset, None, "a line of ftrace text", repr(line[:60])))
+            begin += len(line)
 
     def _table(self, lines: Lines) -> EventTable:
         unknown, lost = len(self.kinds) - 2, len(self.kinds) - 1
@@ -143,19 +156,17 @@ class TextRecording(Recording):
         return decode_bodies(self._text_kinds[self.kinds[index].name], bodies)
 
     def _note(self, lines: Lines) -> None:
-        """Remember threads, losses and what was not understood."""
+        """Remember threads and losses."""
         gone = lines.lost != 0
         self._loss.add_lost(lines.cpu[gone], lines.lost[gone])
         tids = lines.tid.tolist()
         self.comms.update((t, c) for t, c in zip(tids, lines.comm, strict=True) if c and c != "<...>")
         self.processes.update((t, p) for t, p in zip(tids, lines.tgid.tolist(), strict=True) if p >= 0)
-        for text in lines.strange[:max(MAX_STRANGE - len(self._strange), 0)]:
-            self._strange.append(Damage(-1, None, "a line of ftrace text", repr(text[:60])))
         self._update_loss()
 
     def _update_loss(self) -> None:
         known = self._loss.loss()
-        self.loss = type(known)(known.events, known.by_cpu, self._cut, tuple(self._strange))
+        self.loss = type(known)(known.events, known.by_cpu, self._cut, (*self._strange, *self._unended))
 
 
 def open_text(data: memoryview, path: str) -> TextRecording:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.decode.format_text import Field
+from kvmtrace.events.credible import is_credible
 from kvmtrace.events.table import LOST_EVENTS, EventKind
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def make_kind_table(formats: Iterable[EventFormat], record_limit: int) -> KindTa
     Parameters
     ----------
     formats : event formats; of several with one id the first counts
-    record_limit : int, bytes of the largest possible record; fields beyond it are nonsense and left out
+    record_limit : int, bytes of the largest possible record; fields beyond it, or of types that they
+        cannot have, are nonsense and left out
     """
     unique: dict[int, EventFormat] = {}
     for fmt in formats:
@@ -95,9 +97,11 @@ def make_kind_table(formats: Iterable[EventFormat], record_limit: int) -> KindTa
     names = name_kinds([(_system_of(f.system), f.name) for f in events])
     kinds, described = [], []
     for name, fmt in zip(names, events, strict=True):
-        fields = {n: f for n, f in fmt.fields.items() if f.offset + f.size <= record_limit}
+        system = _system_of(fmt.system)
+        fields = {n: f for n, f in fmt.fields.items()
+                  if f.offset + f.size <= record_limit and is_credible(system, n, f.dtype)}
         dtypes = {n: f.dtype for n, f in fields.items()}
-        kinds.append(EventKind(name, _system_of(fmt.system), dtypes, fmt.print_fmt))
+        kinds.append(EventKind(name, system, dtypes, fmt.print_fmt))
         described.append(fields)
     kinds += [EventKind(UNKNOWN_EVENT, "", {"common_type": np.dtype("<u2")}), lost_events_kind()]
     described += [{"common_type": _COMMON_TYPE}, {}]

@@ -11,7 +11,7 @@ import numpy as np
 
 from kvmtrace.decode.common import gather_common
 from kvmtrace.decode.cursor import Cursor
-from kvmtrace.decode.pages import Fault
+from kvmtrace.decode.pages import MAX_CPU, Fault
 from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
 from kvmtrace.decode.perf_compressed import decompress_records
 from kvmtrace.decode.perf_data import (
@@ -55,6 +55,12 @@ SAMPLE_BYTES = 100  # typical
 SMALLEST_SAMPLE_BYTES = 32
 WINDOW_WORDS = 1 << 20
 END_OF_TIME = np.iinfo(np.int64).max
+
+
+def _cpu_numbers(words: NDArray[np.uint64]) -> NDArray[np.int16]:
+    """Return the CPU numbers in the low halves of words; -1 (unknown) where there can be no such CPU."""
+    numbers = words.astype(np.uint32)
+    return np.where(numbers <= MAX_CPU, numbers, -1).astype(np.int16)
 
 
 class PerfDataRecording(Recording):
@@ -259,7 +265,7 @@ class PerfDataRecording(Recording):
         half = words.view(np.uint32)
         start = raw * 2 + 1
         kind_id, flags, preempt, tid = gather_common(half, start, self._kinds.common)
-        cpu = (words[at + layout.cpu].astype(np.uint32).astype(np.int16) if layout.cpu >= 0
+        cpu = (_cpu_numbers(words[at + layout.cpu]) if layout.cpu >= 0
                else np.full(len(at), -1, np.int16))
         rows = Rows(words[at + layout.time].astype(np.int64), cpu, tid, self._kinds.kind_of_id[kind_id],
                     flags, preempt, start.astype(self._start_dtype))
@@ -274,7 +280,7 @@ class PerfDataRecording(Recording):
         count = words.take(np.where(has_id, at + 2, at + 1), mode="clip").astype(np.int64)
         n = len(at)
         ts = words[end - time_back].astype(np.int64) if time_back else np.zeros(n, np.int64)
-        cpu = words[end - cpu_back].astype(np.uint32).astype(np.int16) if cpu_back else np.full(n, -1, np.int16)
+        cpu = _cpu_numbers(words[end - cpu_back]) if cpu_back else np.full(n, -1, np.int16)
         zeros = np.zeros(n, np.uint8)
         return Rows(ts, cpu, np.full(n, -1, np.int32), np.full(n, self._kinds.lost, np.uint16), zeros, zeros.copy(),
                     stored_count(np.maximum(count, -1), self._start_dtype)), at

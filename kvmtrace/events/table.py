@@ -101,6 +101,7 @@ class EventTable:
         self.payloads = payloads
         self.kind_index: dict[str, int] = {kind.name: i for i, kind in enumerate(self.kinds)}
         self._rows: list[NDArray[np.intp]] | None = None
+        self._parts: tuple[EventTable, ...] = ()
         self._cache: dict[tuple[int, str], NDArray[Any]] = {}
 
     def __len__(self) -> int:
@@ -119,12 +120,22 @@ class EventTable:
         index = self.kind_index.get(name)
         if index is None:
             return np.empty(0, np.intp)
+        if self._rows is None and self._parts:
+            self._rows = [np.concatenate(parts) for parts in zip(*self._part_rows(), strict=True)]
         if self._rows is None:
             # stable argsort of a uint16 is a radix sort: linear, and one pass serves all kinds
             order = np.argsort(self.kind, kind="stable")
             bounds = np.cumsum(np.bincount(self.kind, minlength=len(self.kinds)))[:-1]
             self._rows = np.split(order, bounds)
         return self._rows[index]
+
+    def _part_rows(self) -> list[list[NDArray[np.intp]]]:
+        """Return per part and kind the row numbers in this table."""
+        found, begin = [], 0
+        for part in self._parts:
+            found.append([part.rows(kind.name) + begin for kind in self.kinds])
+            begin += len(part)
+        return found
 
     def count(self, name: str) -> int:
         """Return how many events of kind `name` there are."""
@@ -185,9 +196,13 @@ class EventTable:
         columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in COMMON_DTYPES}
         payloads: dict[int, Payload] = {}
         for index in {i for table in tables for i in table.payloads}:
-            parts = [(t.payloads[index], None) for t in tables if index in t.payloads]
-            payloads[index] = ConcatPayload(parts)
-        return EventTable(columns, kinds, payloads)
+            parts = [t for t in tables if index in t.payloads]
+            payloads[index] = ConcatPayload([(_CachedPayload(t, index), None) for t in parts],
+                                            [t.count(kinds[index].name) for t in parts])
+        whole = EventTable(columns, kinds, payloads)
+        if len(whole.kind_index) == len(kinds):
+            whole._parts = tuple(tables)
+        return whole
 
     def to_pandas(self, *, fields: bool = True) -> pd.DataFrame:
         """Return a DataFrame with the common columns, `event` as categorical.
@@ -215,3 +230,24 @@ class EventTable:
                     masked = pd.arrays.BooleanArray if dtype.kind == "b" else pd.arrays.IntegerArray
                     columns[f"{kind.name}.{name}"] = masked(values, absent)
         return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
+
+
+class _CachedPayload:
+    """A payload of a table whose whole columns the table keeps, so that each is decoded once.
+
+    Parameters
+    ----------
+    table : EventTable
+    index : of the kind
+    """
+
+    def __init__(self, table: EventTable, index: int) -> None:
+        self._table = table
+        self._index = index
+        self.fields = table.payloads[index].fields
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if rows is None:
+            return self._table.field(self._table.kinds[self._index].name, name)
+        return self._table.payloads[self._index].column(name, rows)

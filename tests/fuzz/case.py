@@ -1,0 +1,132 @@
+"""One file through all that reads it: it ends in a result or a FormatError, in bounded time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvmtrace.decode.summary import is_summary, read_summary
+from kvmtrace.errors import KvmtraceError
+from kvmtrace.events import open_recording
+from kvmtrace.report.anonymize import anonymized
+from kvmtrace.report.build import ReportOptions, build_report
+from kvmtrace.report.document import render_json
+from kvmtrace.report.html import render_html
+from kvmtrace.report.summary_text import render_summary
+from kvmtrace.report.text import render_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmtrace.events.recording import Loss, Recording
+
+CPU_SECONDS = 5.0
+MEMORY_BASE = 384 << 20  # what NumPy, pandas and the report take for the smallest file
+MEMORY_PER_BYTE = 100
+# how much is done with a file
+EVENTS, REPORT, ALL = range(3)
+
+
+class Hang(BaseException):
+    """A case took longer than CPU_SECONDS of CPU time."""
+
+
+class WrongAnswerError(AssertionError):
+    """A file was read without an error, and the result contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file; `n_events` is None where `error` says why."""
+
+    n_events: int | None
+    loss: Loss | None = None
+    error: str = ""
+
+    @property
+    def stated(self) -> bool:
+        """Is it said that something is missing?"""
+        return self.loss is None or self.loss.truncated or bool(self.loss.damage) or self.loss.events != 0
+
+
+def _alarm(*_: object) -> None:
+    raise Hang
+
+
+@contextlib.contextmanager
+def limits(size: int) -> Iterator[None]:
+    """Bound CPU time, and memory by the file's size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    old = signal.signal(signal.SIGPROF, _alarm)
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BASE + MEMORY_PER_BYTE * size, hard))
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGPROF, old)
+
+
+def _read(recording: Recording) -> int:
+    """Read every field of every event, at once and in pieces."""
+    table = recording.events()
+    for kind in table.kinds:
+        for name in kind.fields:
+            if len(table.field(kind.name, name)) != table.count(kind.name):
+                raise WrongAnswerError(f"{kind.name}.{name} has not one value per event")
+    loss = recording.loss
+    pieces = sum(map(len, recording.iter_events(100)))
+    if pieces != len(table):
+        raise WrongAnswerError(f"{len(table)} events at once, {pieces} in pieces")
+    if recording.loss != loss:
+        raise WrongAnswerError(f"at once {loss}, in pieces {recording.loss}")
+    return len(table)
+
+
+def _report(path: str, *, everything: bool) -> None:
+    recording = open_recording(path)
+    report = build_report(recording, ReportOptions(timeline=everything))
+    if report.model is not None and report.loss.events == 0 and report.capture.n_events < 0:
+        raise WrongAnswerError("a negative count")
+    render_text(report)
+    render_json(report)
+    if everything:
+        hidden = anonymized(report)
+        render_text(hidden)
+        render_json(hidden)
+        render_html(report)
+
+
+def run_case(path: str, depth: int = REPORT) -> Outcome:
+    """Read the file at `path` as commands do.
+
+    Returns
+    -------
+    Outcome, where the file was read or refused in the documented way
+
+    Raises
+    ------
+    anything else is a bug
+    """
+    data = Path(path).read_bytes()
+    with limits(len(data)):
+        try:
+            if is_summary(data):
+                render_summary(read_summary(data, path))
+                return Outcome(0)
+            recording = open_recording(path)
+            n_events = _read(recording)
+            if depth >= REPORT:
+                _report(path, everything=depth == ALL)
+        except KvmtraceError as error:
+            message = str(error)
+            if error.exit_code != 3 or "\n" in message or len(message) > 1000:
+                raise WrongAnswerError(f"exit code {error.exit_code}, message {message[:200]!r}") from error
+            return Outcome(None, error=message)
+        return Outcome(n_events, recording.loss)

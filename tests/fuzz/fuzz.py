@@ -1,0 +1,205 @@
+"""Fuzz everything that reads a file, guided by the lines reached: python tests/fuzz/fuzz.py --minutes 30.
+
+A supervisor runs one worker after another, so that a worker that dies is a finding like any other. Findings
+are kept, minimised, in --keep; move them to tests/fuzz/crashers once repaired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # others reserve gigabytes of addresses
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # for the workers: and so does one of every thread
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzz.case import ALL, EVENTS, REPORT, Outcome, run_case
+from fuzz.minimise import minimised
+from fuzz.mutations import mutate
+from fuzz.reached import Reached, line_coverage
+from fuzz.seeds import composed, recorded_seeds, synthetic_seeds
+
+MAX_CORPUS_BYTES = 200_000
+CUTS_UNSEEN = ("text", "summary")  # a text may end behind any line
+
+
+def place_of(error: BaseException) -> str:
+    """Name a finding by its type and where in kvmtrace it came from: one per place is kept."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/kvmtrace/" in f.filename]
+    if not frames:
+        return type(error).__name__
+    path = Path(frames[-1].filename)
+    return f"{type(error).__name__}-{path.parent.name}-{path.stem}-{frames[-1].name}"
+
+
+class Fuzzer:
+    """The loop of one worker.
+
+    Parameters
+    ----------
+    keep : directory for findings
+    seed : of the random numbers
+    """
+
+    def __init__(self, keep: Path, seed: int) -> None:
+        self.keep, self.rng = keep, random.Random(seed)
+        self.reached = Reached()
+        self.counts: dict[str, int] = {"executions": 0, "refused": 0, "read": 0, "damage_stated": 0, "bytes": 0}
+        self.findings: dict[str, int] = {}
+        self.scratch = Path(tempfile.mkdtemp(prefix="kvmtrace-fuzz-"))
+        self.path = str(self.scratch / "case")
+        self.seeds = {**synthetic_seeds(), **recorded_seeds()}
+        self.n_events: dict[str, int] = {}
+        self.corpus = list(self.seeds.values())
+        for name, data in self.seeds.items():
+            outcome = self.execute(data, ALL)
+            assert outcome is not None, name
+            assert outcome.n_events is not None, (name, outcome.error)
+            self.n_events[name] = outcome.n_events
+
+    def execute(self, data: bytes, depth: int) -> Outcome | None:
+        """Run one file, note what it reached; None where it is a finding."""
+        Path(self.path).write_bytes(data)
+        before = len(self.reached.edges)
+        self.counts["executions"] += 1
+        self.counts["bytes"] += len(data)
+        try:
+            outcome: Outcome = self.reached.call(lambda: run_case(self.path, depth))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is a finding
+            sys.settrace(None)
+            self.found(place_of(error), data, "".join(traceback.format_exception(error)), depth)
+            return None
+        if len(self.reached.edges) > before and len(data) <= MAX_CORPUS_BYTES:
+            self.corpus.append(data)
+        self.counts["refused" if outcome.n_events is None else "read"] += 1
+        self.counts["damage_stated"] += outcome.n_events is not None and outcome.stated
+        return outcome
+
+    def found(self, name: str, data: bytes, text: str, depth: int) -> None:
+        """Keep a finding: the first of its place, minimised."""
+        self.findings[name] = self.findings.get(name, 0) + 1
+        target = self.keep / name
+        if target.exists():
+            return
+        target.write_bytes(data)
+        (self.keep / f"{name}.txt").write_text(f"depth {depth}\n{text}")
+        print(f"FOUND {name}\n{text[-1500:]}", flush=True)
+        if not name.startswith(("Hang", "MemoryError", "cut")):
+            target.write_bytes(minimised(data, lambda part: self._fails(part, depth) == name, seconds=20))
+
+    def _fails(self, data: bytes, depth: int) -> str:
+        Path(self.path).write_bytes(data)
+        try:
+            run_case(self.path, depth)
+        except BaseException as error:  # noqa: BLE001
+            return place_of(error)
+        return ""
+
+    def step(self) -> None:
+        """Run one mutated file."""
+        rng = self.rng
+        depth = ALL if rng.random() < 0.03 else REPORT if rng.random() < 0.25 else EVENTS
+        kind = rng.random()
+        if kind < 0.1:
+            self.check_cut()
+        elif kind < 0.3:
+            self.execute(composed(rng, mutate), depth)
+        else:
+            recent = self.corpus[-200:] if rng.random() < 0.3 else self.corpus
+            self.execute(mutate(rng, rng.choice(recent)), depth)
+
+    def check_cut(self) -> None:
+        """Cut a seed: fewer events than before must not look like a whole recording."""
+        name = self.rng.choice(list(self.seeds))
+        data = self.seeds[name]
+        part = data[:self.rng.randrange(len(data))]
+        outcome = self.execute(part, EVENTS)
+        if outcome is None or outcome.n_events is None or name in CUTS_UNSEEN:
+            return
+        if outcome.n_events > self.n_events[name] or (outcome.n_events < self.n_events[name] and not outcome.stated):
+            self.found(f"cut-{name}", part, f"{len(part)} of {len(data)} bytes: {outcome}", EVENTS)
+
+    def state(self) -> dict[str, Any]:
+        """What this worker did."""
+        return {"counts": self.counts, "findings": self.findings, "corpus": len(self.corpus),
+                "lines": sorted(self.reached.lines())}
+
+
+def work(keep: Path, seed: int, seconds: float) -> None:
+    """Fuzz in this process until the time is over; the state is saved twice a minute."""
+    fuzzer = Fuzzer(keep, seed)
+    (keep / f".path-{seed}").write_text(fuzzer.path)
+    end = time.monotonic() + seconds
+    saved = 0.0
+    while time.monotonic() < end:
+        fuzzer.step()
+        if time.monotonic() - saved > 20:
+            saved = time.monotonic()
+            (keep / f".state-{seed}").write_text(json.dumps(fuzzer.state()))
+    (keep / f".state-{seed}").write_text(json.dumps(fuzzer.state()))
+
+
+def summarise(keep: Path) -> str:
+    """Return the figures of all workers."""
+    states = [json.loads(path.read_text()) for path in sorted(keep.glob(".state-*"))]
+    counts = {key: sum(s["counts"][key] for s in states) for key in (states[0]["counts"] if states else {})}
+    lines = {(file, line) for s in states for file, line in s["lines"]}
+    rows = [f"{key.replace('_', ' ')}: {value:,}" for key, value in counts.items()]
+    found = sorted(p.name for p in keep.iterdir() if p.name[0] != "." and p.suffix != ".txt")
+    rows.append(f"findings: {', '.join(found) or 'none'}")
+    for folder in ("decode", "events"):
+        modules = line_coverage(lines, folder)
+        ran, total = (sum(column) for column in zip(*modules.values(), strict=True))
+        rows.append(f"line coverage of kvmtrace/{folder}: {100 * ran / total:.1f} % ({ran} of {total})")
+        rows += [f"  {name}: {100 * a / b:.0f} %" for name, (a, b) in modules.items() if a < b]
+    return "\n".join(rows)
+
+
+def supervise(keep: Path, minutes: float, seed: int) -> int:
+    """Run workers until the time is over; a worker that died left its input."""
+    end = time.monotonic() + 60 * minutes
+    while (left := end - time.monotonic()) > 3:
+        seed += 1
+        status = subprocess.run([sys.executable, "-W", "error", __file__, "--worker", str(seed), "--keep", str(keep),
+                                 "--seconds", str(min(left, 600))], check=False).returncode
+        if status:
+            print(f"worker {seed} ended with {status}", flush=True)
+            path = keep / f".path-{seed}"
+            if not path.exists():
+                return 1
+            (keep / f"died-{seed}").write_bytes(Path(path.read_text()).read_bytes())
+    print(summarise(keep))
+    return int(any(p.name[0] != "." for p in keep.iterdir()))
+
+
+def main() -> int:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(description="Fuzz everything that reads a file.")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--keep", type=Path, help="directory for findings (default: a new one)")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        work(options.keep, options.worker, options.seconds)
+        return 0
+    keep = options.keep or Path(tempfile.mkdtemp(prefix="kvmtrace-findings-"))
+    keep.mkdir(parents=True, exist_ok=True)
+    print(f"findings go to {keep}, seed {options.seed}", flush=True)
+    return supervise(keep, options.minutes, options.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
