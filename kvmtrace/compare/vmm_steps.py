@@ -71,10 +71,10 @@ def _steps(events: EventTable) -> list[VmmStep]:
 
 
 def _parents(events: EventTable) -> dict[str, str]:
-    if not events.has(TYPE_REGISTER, "type"):
+    if not events.has(TYPE_REGISTER, "qom_type"):
         return {}
     names = [np.char.decode(events.field(TYPE_REGISTER, field).astype("S64"), "utf-8", "replace").tolist()
-             for field in ("type", "parent")]
+             for field in ("qom_type", "parent")]
     return dict(zip(*names, strict=True))
 
 

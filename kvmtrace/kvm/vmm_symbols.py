@@ -34,7 +34,7 @@ class VmmFunction:
 
 VMM_FUNCTIONS: tuple[VmmFunction, ...] = (
     VmmFunction("vmm_type_register", ("type_register_static",), "a TypeInfo becomes a TypeImpl in the table of types",
-                ("type=+0(+0(%di)):string", "parent=+0(+8(%di)):string")),
+                ("qom_type=+0(+0(%di)):string", "parent=+0(+8(%di)):string")),
     VmmFunction("vmm_init", ("qemu_init", "main"), "the VMM parses its command line and creates the machine object"),
     VmmFunction("vmm_accel_find", ("accel_find",), "a name of the accelerator list is mapped to its class",
                 ("accel=+0(%di):string",)),

@@ -27,7 +27,7 @@ def table(*calls: tuple[str, dict[str, object]]) -> EventTable:
 
 
 def register(name: str, parent: str) -> tuple[str, dict[str, object]]:
-    return "vmm_type_register", {"type": name.encode(), "parent": parent.encode()}
+    return "vmm_type_register", {"qom_type": name.encode(), "parent": parent.encode()}
 
 
 GOOD = (register("accel", "object"), register("kvm-accel", "accel"), ("vmm_accel_find", {"accel": b"kvm"}),
