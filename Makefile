@@ -63,5 +63,9 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+MINUTES ?= 30
+fuzz: setup ## fuzz everything that reads a file, for MINUTES=30
+	$(BIN)/python -W error tests/fuzz/fuzz.py --minutes $(MINUTES)
+
 clean: ## remove what the other targets made here
 	rm -rf $(VENV) demo bench-results build dist
