@@ -1,0 +1,46 @@
+"""Every command has a help page with an example, and the README names only what exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kvmtrace.cli.main import COMMANDS, cli
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_has_an_example(name: str) -> None:
+    done = CliRunner().invoke(cli, [name, "--help"])
+    assert done.exit_code == 0
+    assert "Example" in done.output
+
+
+def test_options_named_in_the_readme_exist() -> None:
+    lines = re.findall(r"^ +(?:sudo )?kvmtrace (\w+)(?: (run|record))?(.*)$", README, re.MULTILINE)
+    assert len(lines) > 10
+    for name, sub, rest in lines:
+        arguments = [name, sub] if name == "lab" and sub else [name]
+        text = CliRunner().invoke(cli, [*arguments, "--help"]).output
+        for option in re.findall(r"(?<!\S)(--[a-z-]+)", re.split(r" -- |#", rest)[0]):
+            assert option in text, (name, option)
+
+
+def test_make_targets_named_in_the_readme_exist() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    for target in ("setup", "demo", "test", "test-lab", "bench", "bench-record", "fuzz", "fixtures", "lint", "help"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_shell_completion_knows_the_commands() -> None:
+    environment = {**os.environ, "_KVMTRACE_COMPLETE": "bash_complete", "COMP_WORDS": "kvmtrace re", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-c", "from kvmtrace.cli.main import main; main()"], env=environment,
+                          capture_output=True, text=True, check=False)
+    assert {"plain,record", "plain,report"} <= set(done.stdout.split())
