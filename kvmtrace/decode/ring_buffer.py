@@ -37,7 +37,7 @@ class PageHeaders:
     Parameters
     ----------
     ts : uint64, shape (n,), the clock's unit, of the page's first record's base
-    size : int64, shape (n,), bytes of records; -1 where the commit word is impossible
+    size : int64, shape (n,), bytes of records; -1 where the commit word is impossible or the page is none
     lost : int64, shape (n,), events lost before the page, LOST_UNKNOWN if not counted
     """
 
@@ -87,7 +87,8 @@ def read_page_headers(words: NDArray[np.uint32], pages: NDArray[np.int64], layou
     commit = words[pages + 2].astype(np.int64)
     size = commit & COMMIT_MASK
     lost = np.where(commit & RB_MISSED_EVENTS, LOST_UNKNOWN, 0)
-    impossible = (size > layout.data_size) | (size & 3 != 0)
+    # no page is written without events: one of zeros is a hole in the file
+    impossible = (size > layout.data_size) | (size & 3 != 0) | ((size == 0) & (ts == 0))
     size[impossible] = -1
     lost[impossible] = 0  # the flags are as wrong
     stored = np.flatnonzero((commit & RB_MISSED_STORED != 0) & (lost != 0)
@@ -196,8 +197,9 @@ def decode_pages(words: NDArray[np.uint32], pages: NDArray[np.int64], headers: P
     table, valid, damage = _walk(words, first, first + np.maximum(headers.size, 0) // 4)
     for page in np.flatnonzero(headers.size < 0).tolist():
         word = int(pages[page]) + 2
+        commit = int(words[word])
         damage.append(PageDamage(page, word, f"a commit of at most {layout.data_size} bytes",
-                                 f"the commit word {int(words[word]):#x}"))
+                                 f"the commit word {commit:#x}" if commit else "a page of zeros"))
     counts = valid.sum(axis=0)
     at = table.T[valid.T]
     heads = words[at]

@@ -64,13 +64,18 @@ def _find_losses(headers: PageHeaders, records: Records) -> _Losses:
 
 
 def _insert_losses(rows: Rows, losses: _Losses, records: Records, lost_kind: int,
-                   page_ns: NDArray[np.int64]) -> Rows:
-    """Return rows with the lost events among them, stamped like the event beside them on their page."""
+                   page_ns: NDArray[np.int64], *, readable: NDArray[np.bool_]) -> Rows:
+    """Return rows with the lost events among them, stamped like the event beside them on their page.
+
+    The header of a page that is not `readable` says nothing of its time: the event before it does.
+    """
     ends = np.cumsum(records.page_counts)
     before = losses.at < ends[losses.page]
     near = np.clip(np.where(before, losses.at, losses.at - 1), 0, max(len(rows) - 1, 0))
     some = records.page_counts[losses.page] > 0
     ts = np.where(some, rows.ts_ns[near] if len(rows) else 0, page_ns[losses.page])
+    if len(rows):
+        ts = np.where(readable[losses.page], ts, rows.ts_ns[np.clip(losses.at - 1, 0, len(rows) - 1)])
     fill: dict[str, Any] = {"ts_ns": ts, "tid": -1, "kind": lost_kind, "irq_flags": 0, "preempt_count": 0,
                             "start": stored_count(losses.count, rows.start.dtype)}
     columns = {name: np.insert(getattr(rows, name), losses.at, value) for name, value in fill.items()}
@@ -155,6 +160,7 @@ class StreamDecoder:
         losses = _find_losses(headers, records)
         if not len(losses.at):
             return rows, records.page_counts
-        rows = _insert_losses(rows, losses, records, self._kinds.lost, page_ns)
+        rows = _insert_losses(rows, losses, records, self._kinds.lost, page_ns,
+                              readable=headers.size >= 0)
         rows.cpu[:] = self._cpu
         return rows, records.page_counts + np.bincount(losses.page, minlength=len(headers.ts))
