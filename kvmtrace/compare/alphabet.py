@@ -14,6 +14,8 @@ from kvmtrace.events.table import TRACE_FLAG_HARDIRQ, TRACE_FLAG_NMI, TRACE_FLAG
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STEPS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from kvmtrace.events.table import EventTable
@@ -36,6 +38,14 @@ VCPU_KINDS = ("kvm_entry", "kvm_exit", "kvm_userspace_exit", "kvm_fpu", "vmx_vcp
 def mask_of(*names: str) -> np.uint64:
     """Return the mask of these classes."""
     return np.uint64(sum(1 << CLASS[name] for name in names))
+
+
+def among(classes: NDArray[np.uint8], wanted: Iterable[int]) -> NDArray[np.bool_]:
+    """Say which classes are one of these: np.isin by a table."""
+    table = np.zeros(256, bool)
+    table[list(wanted)] = True
+    found: NDArray[np.bool_] = table[classes]
+    return found
 
 
 FOLLOW_UP_MASK = mask_of(*FOLLOW_UPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from kvmtrace.model.exits_vmx import VMX_EXITS
 from kvmtrace.model.states import FOLLOW_UPS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -114,6 +114,16 @@ class Batch:
         if name not in self._counts:
             self._counts[name] = self.segments.counts(name)
         return self._counts[name]
+
+    def once(self, name: str, make: Callable[[Batch], NDArray[Any]]) -> NDArray[Any]:
+        """Return make(self), made at the first request of this name."""
+        if name not in self._made:
+            self._made[name] = make(self)
+        return self._made[name]
+
+    @cached_property
+    def _made(self) -> dict[str, NDArray[Any]]:
+        return {}
 
     @cached_property
     def _counts(self) -> dict[str, NDArray[np.intp]]:

@@ -27,7 +27,7 @@ from kvmtrace.compare.parking import materialise
 from kvmtrace.compare.payloads import check_payloads
 from kvmtrace.compare.rip import check_rip
 from kvmtrace.compare.rip_after_userspace import check_rip_after_userspace
-from kvmtrace.compare.sequence import build_sequence, vcpu_tids
+from kvmtrace.compare.sequence import build_sequence, distinct, vcpu_tids
 from kvmtrace.compare.statistics import Statistics
 from kvmtrace.compare.steps import check_steps, check_stray_follow_ups, take_steps
 from kvmtrace.errors import MissingEventError
@@ -116,7 +116,7 @@ class Checker:
         """Note which vCPU each thread runs; a thread that runs several keeps the last one."""
         if batch.has_field("kvm_exit", "vcpu_id"):
             ids = batch.exits.get("vcpu_id")
-            for thread in np.unique(batch.thread):
+            for thread in distinct(batch.thread):
                 last = np.flatnonzero(batch.thread == thread)[-1]
                 self.findings.vcpu_ids[int(self._tids[thread])] = int(ids[last])
 

@@ -25,6 +25,10 @@ NO_NRIPS_LEAST, NO_NRIPS_SHARE = 16, 50
 
 def failed_segments(batch: Batch) -> NDArray[np.bool_]:
     """Say which segments hold a decode that failed; it is traced a second time, with `failed` set."""
+    return batch.once("failed segments", _failed_segments)
+
+
+def _failed_segments(batch: Batch) -> NDArray[np.bool_]:
     marked = np.zeros(len(batch.segments), bool)
     if batch.has_field("kvm_emulate_insn", "failed"):
         positions = batch.segments.positions("kvm_emulate_insn")
@@ -114,5 +118,4 @@ def _check_repeated_write(batch: Batch) -> None:
 
 def decodes(batch: Batch) -> NDArray[np.intp]:
     """Return how many instructions each segment decodes, second traces of failed ones not counted."""
-    count: NDArray[np.intp] = batch.segment_counts("kvm_emulate_insn") - failed_segments(batch)
-    return count
+    return batch.once("decodes", lambda _: batch.segment_counts("kvm_emulate_insn") - failed_segments(batch))

@@ -36,12 +36,17 @@ def check_guest_mode(batch: Batch) -> None:
 
 def vcpu_ids(batch: Batch, numbers: NDArray[np.intp]) -> NDArray[np.int64]:
     """Return the vCPU that each segment's kvm_entry or kvm_exit names, -1 for other segments."""
+    ids: NDArray[np.int64] = batch.once("vCPU ids", _vcpu_ids)[numbers]
+    return ids
+
+
+def _vcpu_ids(batch: Batch) -> NDArray[np.int64]:
     segments = batch.segments
-    ids = np.full(len(numbers), -1, np.int64)
+    ids = np.full(len(segments), -1, np.int64)
     for kind, code in (("kvm_entry", ENTRY), ("kvm_exit", EXIT)):
         if batch.has_field(kind, "vcpu_id"):
-            mine = segments.kind[numbers] == code
-            ids[mine] = batch.sequence.values(kind, "vcpu_id", segments.start[numbers[mine]])
+            mine = np.flatnonzero(segments.kind == code)
+            ids[mine] = batch.sequence.values(kind, "vcpu_id", segments.start[mine])
     return ids
 
 

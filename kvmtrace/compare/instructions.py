@@ -20,6 +20,7 @@ CS_L = 1 << 3
 
 MAX_BYTES = 15
 ANYWHERE, BEHIND, REPEATS, PATCHED = 0, 1, 2, 3  # where the guest may continue
+_KEY_BYTES = 24  # instruction, length, flags; a multiple of 8
 NAMES = ("anywhere", "behind the instruction", "behind it or at it (REP)", "behind it or at it (patched)")
 # segment and stack-engine moves, far returns and mode switches are branches to iced-x86 or change nothing here
 _REP_PREFIXES = (0xF2, 0xF3)
@@ -73,14 +74,14 @@ def continuations(
     ----------
     insn : uint8, shape (n, 15); length, flags : shape (n,)
     """
-    key = np.zeros((len(insn), 17), np.uint8)
+    key = np.zeros((len(insn), _KEY_BYTES), np.uint8)
     key[:, :15] = insn
     key[:, :15][np.arange(15) >= length[:, None]] = 0
     key[:, 15], key[:, 16] = length, flags
-    rows = np.ascontiguousarray(key).view("V17").ravel()
-    unique, inverse = np.unique(rows, return_inverse=True)
-    found = np.empty(len(unique), np.uint8)
-    for i, row in enumerate(unique):
-        raw = row.tobytes()
-        found[i] = continuation(raw[:raw[15]], raw[16])
-    return found[inverse.ravel()]
+    words = key.view(np.uint64)
+    new = np.ones(len(key), bool)  # the guest's loops meet the same instruction again and again
+    new[1:] = (words[1:] != words[:-1]).any(axis=1)
+    at = np.flatnonzero(new)
+    unique, inverse = np.unique(key[at].view(f"V{_KEY_BYTES}").ravel(), return_inverse=True)
+    found = np.array([continuation(raw[:raw[15]], raw[16]) for raw in map(bytes, unique)], np.uint8)
+    return np.repeat(found[inverse.ravel()], np.diff(at, append=len(key)))

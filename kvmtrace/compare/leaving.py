@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, ENTRY, USERSPACE
+from kvmtrace.compare.alphabet import CLASS, ENTRY, USERSPACE, among
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.predicates import PREDICATE_COLUMNS, userspace_fields
@@ -158,8 +158,10 @@ def _check_return(batch: Batch, name: str, kind: str) -> None:
     owners, positions = segments.firsts(name)
     mine = segments.kind[owners] == USERSPACE
     owners, positions = owners[mine], positions[mine]
-    between = np.isin(sequence.cls, [CLASS["call ioctl"], CLASS["call KVM_RUN"], CLASS["KVM_RUN"],
-                                     CLASS["vCPU ioctl"], CLASS["FPU load"]]) | sequence.broken
+    if not len(owners):
+        return
+    between = among(sequence.cls, [CLASS["call ioctl"], CLASS["call KVM_RUN"], CLASS["KVM_RUN"],
+                                   CLASS["vCPU ioctl"], CLASS["FPU load"]]) | sequence.broken
     count = np.append(0, np.cumsum(between))
     start = segments.start[owners]
     direct = count[positions + 1] == count[start + 1]

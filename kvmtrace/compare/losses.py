@@ -39,7 +39,7 @@ class Gaps:
     def add(self, table: EventTable) -> None:
         """Take note of a further table, in its recorded order."""
         lost = table.rows(LOST_EVENTS)
-        for cpu in np.unique(table.cpu):
+        for cpu in np.flatnonzero(np.bincount(table.cpu.view(np.uint16))).astype(np.uint16).view(np.int16):
             self._add_cpu(int(cpu), table, lost[table.cpu[lost] == cpu])
 
     def _add_cpu(self, cpu: int, table: EventTable, lost: NDArray[np.intp]) -> None:

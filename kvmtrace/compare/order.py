@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, N_STEPS, mask_of
+from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, N_STEPS, among, mask_of
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
+from kvmtrace.compare.sequence import distinct
 from kvmtrace.events.table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 from kvmtrace.model.exits_any import EMULATOR_EVENTS
 from kvmtrace.model.expectation import RipClass
@@ -243,7 +244,7 @@ def _both_ways(batch: Batch) -> Mask:
     """Say of which threads calls and returns were recorded; a recorder may trace those of its target only."""
     sequence = batch.sequence
     n_threads = len(sequence.tids)
-    calls = np.isin(sequence.cls, (CLASS["call KVM_RUN"], CLASS["call ioctl"]))
+    calls = among(sequence.cls, (CLASS["call KVM_RUN"], CLASS["call ioctl"]))
     n_calls = np.bincount(sequence.thread[calls], minlength=n_threads)
     n_returns = np.bincount(sequence.thread[sequence.cls == CLASS["return to VMM"]], minlength=n_threads)
     found: Mask = (n_calls > 0) & (n_returns > 0) & (np.abs(n_calls - n_returns) <= 2)
@@ -254,7 +255,7 @@ def _paired(batch: Batch) -> bool:
     """Say whether calls and returns were recorded alike: a filter by file descriptor can drop calls only."""
     calls = len(batch.segments.positions("call KVM_RUN")) + len(batch.segments.positions("call ioctl"))
     returns = len(batch.segments.positions("return to VMM"))
-    return abs(calls - returns) <= 2 + len(np.unique(batch.sequence.thread))
+    return abs(calls - returns) <= 2 + len(distinct(batch.sequence.thread))
 
 
 def _check_run_function(batch: Batch) -> None:
@@ -269,17 +270,17 @@ def _check_run_function(batch: Batch) -> None:
     before, after = sequence.cls[steps[:-1]], sequence.cls[steps[1:]]
     joined = _joined(batch, steps)
     apart = steps[1:] > steps[:-1] + 1
-    runs, returns = np.isin(before, _RUNS), np.isin(after, _RETURNS)
+    runs, returns = among(before, _RUNS), among(after, _RETURNS)
     late = np.flatnonzero(runs & (after == ENTRY) & joined & apart)
-    twice = np.flatnonzero(np.isin(before, _RETURNS) & returns & joined)
+    twice = np.flatnonzero(among(before, _RETURNS) & returns & joined)
     batch.findings.check("V2", np.count_nonzero(runs | returns))
     batch.findings.violate("V2", steps[late] + 1, constant(
         "kvm_entry, first thing in the run function", "another event"))
     batch.findings.violate("V2", steps[twice + 1], constant("the run function returns once", "a second return"))
-    again = np.flatnonzero(runs & np.isin(after, _RUNS) & joined & ~apart)
+    again = np.flatnonzero(runs & among(after, _RUNS) & joined & ~apart)
     batch.findings.violate("V2", steps[again + 1], constant("kvm_entry, or a return", "a second call"))
     # run function, something else, kvm_entry: no way back into the run function was seen in between
-    between = np.flatnonzero(runs[:-1] & (np.isin(after, _PREPARATION) | returns)[:-1] & (after[1:] == ENTRY)
+    between = np.flatnonzero(runs[:-1] & (among(after, _PREPARATION) | returns)[:-1] & (after[1:] == ENTRY)
                              & joined[:-1] & joined[1:])
     batch.findings.violate("V2", steps[between + 1], constant(
         "kvm_entry, first thing in the run function", "another event, and kvm_entry behind it"))
@@ -305,7 +306,7 @@ def _slow_msrs(batch: Batch) -> NDArray[np.intp]:
 def _joined(batch: Batch, position: NDArray[np.intp]) -> Mask:
     """Say whether nothing was lost between each of these positions and the one before it."""
     sequence = batch.sequence
-    breaks = np.cumsum(sequence.broken | sequence.first)[position]
+    breaks = sequence.n_breaks[position]
     found: Mask = breaks[1:] == breaks[:-1]
     return found
 

@@ -51,16 +51,21 @@ class Sequence:
 
     def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
         """Return field `field` of the events at these positions, which are all of kind `kind`."""
-        return self.table.field(kind, field)[self.position_in_kind[self.row[positions]]]
+        return self.table.field(kind, field)[self.position_in_kind[positions]]
 
     @cached_property
     def position_in_kind(self) -> NDArray[np.intp]:
-        """Return, over all rows of the table, the position of each row among those of its kind."""
+        """Return the position of each event among all the table's rows of its kind."""
         position = np.empty(len(self.table), np.intp)
         for kind in self.table.kinds:
             own = self.table.rows(kind.name)
             position[own] = np.arange(len(own))
-        return position
+        return position[self.row]
+
+    @cached_property
+    def n_breaks(self) -> NDArray[np.intp]:
+        """Return how many threads began or knowledge broke off up to each event."""
+        return np.cumsum(self.broken | self.first)
 
     def at(self, positions: NDArray[np.bool_] | slice) -> Sequence:
         """Return the part at these positions (thread numbers stay)."""
@@ -77,10 +82,17 @@ def first_of(thread: NDArray[Any]) -> NDArray[np.bool_]:
     return first
 
 
+def distinct(values: NDArray[Any]) -> NDArray[Any]:
+    """Return what np.unique does, soon where equal values stand together."""
+    new = np.ones(len(values), bool)
+    new[1:] = values[1:] != values[:-1]
+    return np.unique(values[new])
+
+
 def vcpu_tids(table: EventTable) -> NDArray[np.int32]:
     """Return the threads that traced an event only a vCPU thread can trace."""
     rows = [table.rows(kind) for kind in VCPU_KINDS]
-    return np.unique(table.tid[np.concatenate(rows)])
+    return np.unique(np.concatenate([distinct(table.tid[own]) for own in rows]))
 
 
 def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[np.uint16]:

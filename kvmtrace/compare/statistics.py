@@ -10,6 +10,7 @@ from kvmtrace.compare.alphabet import CLASS_NAMES, N_STEPS
 from kvmtrace.compare.automaton import STATE_NAMES, UNKNOWN, model_edges
 from kvmtrace.compare.batch import TABLES
 from kvmtrace.compare.comparison import Comparison, Coverage, TransitionCount
+from kvmtrace.compare.sequence import distinct
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
 from kvmtrace.model.rules import SUSPICION
 from kvmtrace.model.states import STATES
@@ -69,7 +70,7 @@ class Statistics:
         self.contradicting += wrong
         self.explained += int(np.count_nonzero(known)) - wrong
         self._count_edges(batch, automaton)
-        pairs = np.unique(batch.exits.isa.astype(np.int64) << 32 | batch.exits.code)
+        pairs = distinct(batch.exits.isa.astype(np.int64) << 32 | batch.exits.code)
         self._reasons |= {(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in pairs}
 
     def _count_edges(self, batch: Batch, automaton: Automaton) -> None:

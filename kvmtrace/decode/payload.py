@@ -75,10 +75,11 @@ class RawPayload:
     @property
     def starts(self) -> NDArray[Any]:
         """Word index of each record."""
-        if self._starts is None:
-            assert self._make_starts is not None
-            self._starts = self._make_starts()
+        make = self._make_starts
+        if make is not None:  # two threads may both make them: the same ones
+            self._starts = make()
             self._make_starts = None  # lets go of what it was made from
+        assert self._starts is not None
         return self._starts
 
     def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
@@ -95,10 +96,12 @@ class ConcatPayload:
     Parameters
     ----------
     parts : (payload, rows or None) pairs in order
+    counts : how many events each part has, if known; then a few rows cost little
     """
 
-    def __init__(self, parts: Sequence[tuple[Payload, NDArray[np.intp] | None]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Payload, NDArray[np.intp] | None]], counts: Sequence[int] = ()) -> None:
         self.parts = list(parts)
+        self._ends = np.cumsum(np.array(counts, np.intp))
         common: dict[str, np.dtype[Any]] = dict(self.parts[0][0].fields) if self.parts else {}
         for payload, _ in self.parts[1:]:
             common = {name: dtype for name, dtype in common.items() if name in payload.fields}
@@ -108,5 +111,17 @@ class ConcatPayload:
         """See Payload."""
         if name not in self.fields:
             raise MissingEventError(f"field {name} was not recorded")
+        if rows is not None and len(self._ends) and np.all(rows[1:] >= rows[:-1]):
+            return self._of_parts(name, rows)
         values = np.concatenate([payload.column(name, part) for payload, part in self.parts])
         return values if rows is None else values[rows]
+
+    def _of_parts(self, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Return the field at ascending rows, asking each part for its own."""
+        bounds = np.append(0, np.searchsorted(rows, self._ends))
+        found, begin = [], 0
+        for i, ((payload, part), end) in enumerate(zip(self.parts, self._ends.tolist(), strict=True)):
+            own = rows[bounds[i]:bounds[i + 1]] - begin
+            found.append(payload.column(name, own if part is None else part[own]))
+            begin = end
+        return np.concatenate(found)

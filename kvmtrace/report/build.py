@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
 from kvmtrace.report.beginning import Beginning
+from kvmtrace.report.beside import Beside
 from kvmtrace.report.detail import DetailAccumulator
 from kvmtrace.report.document import CaptureInfo, Detail, LossInfo, Report
 from kvmtrace.report.exits import ExitAccumulator
@@ -69,13 +70,14 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     checker = _new_checker(recording) if options.model and not options.perf_only else None
     selection = options.selection.resolved(recording)
     beginning = Beginning()
-    for table in recording.iter_events(PIECE_EVENTS):
-        if checker:
-            checker.feed(table)
-        if not options.perf_only:
-            beginning.feed(table)
-        builder.feed(table, selection.of(table))
-        options.progress(builder.n_events)
+    with Beside(checker.feed if checker else lambda _: None) as beside:
+        for table in recording.iter_events(PIECE_EVENTS):
+            if checker:
+                beside.give(table)
+            if not options.perf_only:
+                beginning.feed(table)
+            builder.feed(table, selection.of(table))
+            options.progress(builder.n_events)
     report = builder.finish(recording, checker.finish() if checker else None)
     replay = beginning.replay(recording) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
@@ -101,10 +103,11 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     """
     checker = _new_checker(recording, limit)
     builder = ReportBuilder(ReportOptions(perf_only=True))
-    for table in recording.iter_events():
-        checker.feed(table)
-        builder.look_at(table)
-        progress(builder.n_events)
+    with Beside(checker.feed) as beside:
+        for table in recording.iter_events(PIECE_EVENTS):
+            beside.give(table)
+            builder.look_at(table)
+            progress(builder.n_events)
     report = builder.finish(recording, None)
     model = checker.finish()
     capture = replace(report.capture, isa=report.capture.isa or getattr(model, "isa", None))

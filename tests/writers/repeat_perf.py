@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.decode.perf_data import read_perf_data
+from kvmtrace.decode.perf_data import TYPE_TRACEPOINT, read_perf_data
 from kvmtrace.decode.perf_records import RECORD_FINISHED_ROUND, RECORD_SAMPLE, sample_layout, walk_records
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def repeat_perf_data(source: Path, target: Path, times: int) -> int:
     """
     data = source.read_bytes()
     perf = read_perf_data(memoryview(data), str(source))
-    (layout,) = {sample_layout(attr) for attr in perf.attrs}
+    (layout,) = {sample_layout(attr) for attr in perf.attrs if attr.type_ == TYPE_TRACEPOINT}
     assert layout is not None
     end = perf.data_offset + perf.data_size
     words = np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
