@@ -53,8 +53,8 @@ bench: setup ## speed and memory against trace-cmd and perf, on recordings it ma
 bench-record: setup ## what recording costs, against perf, bpftrace and trace-cmd
 	$(BIN)/python tests/bench/bench_record.py -o bench-results/record.json
 
-test-lab: setup ## the whole lab matrix: VMX and SVM, kernels 6.1 and 6.12, all guests, Linux boots
-	$(BIN)/python -m pytest -q -m 'lab or lab_smoke' tests
+test-lab: setup ## the exhaustive tests: the lab matrix (VMX, SVM, 6.1, 6.12, all guests, Linux boots), all mutations
+	$(BIN)/python -m pytest -q -m 'lab or lab_smoke or slow' tests
 
 fixtures: setup ## record the fixtures again, in the labs
 	$(BIN)/python tests/lab/make_fixtures.py

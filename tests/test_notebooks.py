@@ -14,7 +14,6 @@ def test_there_are_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["01-lifecycle", "02-exit-storm", "03-two-kernels", "04-own-rule"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path) -> None:
     with warnings.catch_warnings():

@@ -83,7 +83,7 @@ def test_ending_kvmtrace_ends_the_emulator(tmp_path: Path, number: signal.Signal
         time.sleep(0.05)
     emulator_pid = int(pid_file.read_text())
     os.kill(process.pid, number)
-    assert process.wait(timeout=20) != 0
+    assert process.wait(timeout=60) != 0
     while Path(f"/proc/{emulator_pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{emulator_pid}").exists()

@@ -156,8 +156,6 @@ UNDETECTABLE: tuple[Excuse, ...] = (
     Excuse(_SCHEDULER, "swap", variant="with sched_switch"),
     Excuse(_LATE, "alter", "kvm_exit", "other CPU", late_exit=True),
     Excuse(_LATE, "insert", "sched_switch", "in guest mode", late_exit=True),
-    Excuse("other threads' and the LAPIC's EOI work may be traced up to a late kvm_exit", "insert", "kvm_eoi",
-           "in guest mode", late_exit=True),
     Excuse(_LAPIC, "insert", "kvm_inj_virq", "behind kvm_exit"),
     Excuse("a wake-up may repeat, and be spurious", "duplicate|alter", "kvm_vcpu_wakeup", "|valid"),
 )
@@ -171,8 +169,6 @@ NOT_YET: tuple[Excuse, ...] = (
            "|len"),
     Excuse("reasons of the second and later userspace exits of one access are not looked at", "alter",
            "kvm_userspace_exit", "fail entry|intr"),
-    Excuse("MOV to a control register is 2 to 4 bytes long with CLTS and REX, and is not decoded on VMX", "alter",
-           "kvm_entry|kvm_exit", "rip+1|rip-1", exits=("CR_ACCESS", "cr0_sel_write")),
     Excuse("usual lengths are compared for resumes in the kernel, not behind a userspace exit", "alter",
            "kvm_entry|kvm_exit", "rip+1|rip-1", exits=("HLT", "hlt")),
     Excuse("without NRIPS one skip in many that is not decoded is tolerated", "drop", "kvm_emulate_insn",
