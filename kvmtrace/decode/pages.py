@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 MAX_CPU = 32767
+META_BEGIN = b'{"schema"'
 SCAN_BYTES = 32 << 20  # of a mapped file whose page headers are read before the pages are let go
 
 
@@ -189,6 +190,21 @@ def _chunked_stream(trace: TraceDat, buffer: Buffer, cpu: CpuData, layout: PageL
     return Stream(index, buffer.name, cpu.cpu, layout, offset, pages, unit_ts, packed, faults)
 
 
+def _end_faults(trace: TraceDat) -> list[Fault]:
+    """Return what contradicts itself at the end of the file, where our recorder's metadata stand behind all pages."""
+    end = max((cpu.offset + cpu.size for buffer in trace.buffers for cpu in buffer.cpus if cpu.size), default=0)
+    if trace.meta_at is None:
+        cut = bytes(trace.data[end:end + len(META_BEGIN)]) == META_BEGIN
+        found = f"their first {len(trace.data) - end} bytes"
+        return [Fault(end, None, "the recorder's metadata", found)] if cut else []
+    if not trace.meta:
+        return [Fault(trace.meta_at, None, "the recorder's metadata", "no JSON object")]
+    if end > trace.meta_at:
+        return [Fault(trace.meta_at, None, f"pages up to {end:#x}",
+                      "the recorder's metadata: bytes are missing before")]
+    return []
+
+
 class PageSource:
     """All streams of a trace.dat.
 
@@ -200,6 +216,8 @@ class PageSource:
     ----------
     streams : list of Stream
     mapped : bool, pages are used where they stand in the file, nothing is copied
+    faults : what is wrong with the file as a whole
+    holes : bool, bytes are missing nobody knows where: any page may lack its predecessor
     """
 
     def __init__(self, trace: TraceDat) -> None:
@@ -213,6 +231,8 @@ class PageSource:
                     raise FormatError(trace.path, None, f"a CPU number up to {MAX_CPU}", str(cpu.cpu))
                 make = _chunked_stream if buffer.compressed else _mapped_stream
                 self.streams.append(make(trace, buffer, cpu, layout, len(self.streams)))
+        self.faults = _end_faults(trace)
+        self.holes = bool(self.faults) and trace.meta_at is not None and bool(trace.meta)
         self.mapped = not any(s.packed is not None or (s.n_units and s.offset[0] % 4) for s in self.streams)
 
     def _layout(self, buffer: Buffer) -> PageLayout:

@@ -83,6 +83,7 @@ class TraceDat:
     clock : str, "" if not said
     n_cpus : int, CPUs of the traced machine
     decompressor : of compressed pages
+    meta, meta_at : our recorder's metadata ({} if there are none) and their offset
     """
 
     path: str
@@ -99,6 +100,7 @@ class TraceDat:
     page_size: int = 4096
     decompressor: Decompressor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    meta_at: int | None = None
 
     def option(self, number: int) -> bytes | None:
         """Return the data of the last option of this id."""
@@ -148,7 +150,7 @@ def read_trace_dat(data: memoryview, path: str) -> TraceDat:
         from kvmtrace.decode.trace_dat_v7 import read_v7
 
         read_v7(cursor, trace)
-    trace.meta = read_meta(data)
+    _read_trailer(trace)
     return trace
 
 
@@ -285,19 +287,20 @@ def _read_v6_instances(trace: TraceDat) -> None:
         trace.buffers.append(_read_v6_buffer(cursor, trace, name))
 
 
-def read_meta(data: memoryview) -> dict[str, Any]:
-    """Return our recorder's metadata from the end of a file, {} if there is none."""
-    tail = 8 + len(META_MAGIC)
+def _read_trailer(trace: TraceDat) -> None:
+    """Read our recorder's metadata from the end of the file, if they are there."""
+    data, tail = trace.data, 8 + len(META_MAGIC)
     if len(data) < tail or bytes(data[-len(META_MAGIC):]) != META_MAGIC:
-        return {}
+        return
     size = int.from_bytes(data[-tail:-len(META_MAGIC)], "little")
     if size > len(data) - tail:
-        return {}
+        return
+    trace.meta_at = len(data) - tail - size
     try:
-        meta = json.loads(bytes(data[-tail - size:-tail]))
+        meta = json.loads(bytes(data[trace.meta_at:-tail]))
     except (ValueError, RecursionError):
-        return {}
-    return meta if isinstance(meta, dict) else {}
+        return
+    trace.meta = meta if isinstance(meta, dict) else {}
 
 
 SECTION_READERS: dict[int, Callable[[Cursor, TraceDat], None]] = {

@@ -104,15 +104,17 @@ class StreamDecoder:
     kinds : KindTable
     converter : TimeConverter
     cpu : int
+    holes : bool, events may be missing before any page
     """
 
     def __init__(self, words: NDArray[np.uint32], layout: PageLayout, kinds: KindTable,
-                 converter: TimeConverter, cpu: int) -> None:
+                 converter: TimeConverter, cpu: int, *, holes: bool = False) -> None:
         self._words = words
         self._layout = layout
         self._kinds = kinds
         self._converter = converter
         self._cpu = cpu
+        self._holes = holes
         self._start_dtype = np.dtype(np.uint32 if len(words) < 0xFFFFFF00 else np.int64)
 
     def decode(self, pages: NDArray[np.int64], offsets: NDArray[np.int64], begins: NDArray[np.int64], floor: int
@@ -130,6 +132,8 @@ class StreamDecoder:
         for first in range(0, max(len(pages), 1), BATCH_PAGES):
             batch = pages[first:first + BATCH_PAGES]
             headers = read_page_headers(self._words, batch, self._layout)
+            if self._holes:
+                headers.lost[(headers.lost == 0) & (headers.size >= 0)] = LOST_UNKNOWN
             records = decode_pages(self._words, batch, headers, self._layout)
             page_ns = self._converter.to_ns(headers.ts, self._cpu)
             rows, page_rows = self._rows(headers, records, page_ns)

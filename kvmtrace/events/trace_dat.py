@@ -69,6 +69,7 @@ class TraceDatRecording(Recording):
         self._loss = LossCounter(trace.meta, lost_by_cpu_stats(stats))
         for stream in self._source.streams:
             self._loss.add_faults(stream.faults, truncated=True)
+        self._loss.add_faults(self._source.faults, truncated=True)
         self.loss = self._loss.loss()
         self._units: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         # per stream, when each unit begins, ascending
@@ -152,7 +153,8 @@ class TraceDatRecording(Recording):
         parts, keys = [], []
         for i, (span, position) in enumerate(zip(spans, positions, strict=True)):
             stream = span.stream
-            decoder = StreamDecoder(loaded.words, stream.layout, self._kinds, self._converter, stream.cpu)
+            decoder = StreamDecoder(loaded.words, stream.layout, self._kinds, self._converter, stream.cpu,
+                                    holes=self._source.holes)
             begins = self._unit_ns[i][loaded.units[i]]
             got = decoder.decode(loaded.pages[i], loaded.offsets[i], begins, position.floor)
             self._loss.add_faults(got.faults)

@@ -158,10 +158,18 @@ def test_metadata_of_our_recorder(save):
     assert recording.processes == {77: 70}
 
 
-@pytest.mark.parametrize("meta", [[], "x", {"loss": 3, "events": {}, "host": 5, "threads": []}])
-def test_metadata_of_another_shape_is_ignored(save, meta):
+def test_metadata_of_another_shape_are_ignored(save):
+    meta = {"loss": 3, "events": {}, "host": 5, "threads": []}
     recording = open_recording(save(TraceDatWriter([busy_cpu(1, 1, 1)], meta=meta).v6()))
     assert (recording.loss.events, recording.capture.host) == (0, None)
+
+
+@pytest.mark.parametrize("meta", [[], "x"])
+def test_metadata_that_are_no_object_are_damage(save, meta):
+    recording = open_recording(save(TraceDatWriter([busy_cpu(1, 1, 1)], meta=meta).v6()))
+    assert [d.found for d in recording.loss.damage] == ["no JSON object"]
+    assert len(recording.events()) == 30
+    assert recording.loss.events is None  # what the recorder knew of losses is gone
 
 
 @pytest.mark.parametrize("version", ["v6", "v7"])
