@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvmtrace.kvm import ioctls
 from kvmtrace.model.bring_up import (
-    ASK_AGAIN,
     CONTRACTS,
+    KNOWN_FAILURES,
     OBJECT_KINDS,
     OTHER_PROCESS,
     RUN_AGAIN,
@@ -160,8 +160,9 @@ def _judge_failure(call: Call, misuse: str, *, of_unknown_process: bool) -> Judg
         return Judgement("explained", sentence, OTHER_PROCESS.source)
     if misuse and -call.ret in WRONG_FILE:
         return Judgement("explained", misuse, SOURCES)
-    if call.cmd in ASK_AGAIN and call.ret == -errno.E2BIG:
-        return Judgement("explained", "the array is too small: the VMM asks again with a larger one", SOURCES)
+    known = KNOWN_FAILURES.get((call.cmd, -call.ret))
+    if known is not None and not misuse:
+        return Judgement("explained", f"refused with {_describe_errno(call.ret)}: {known[0]}", known[1])
     if call.cmd == ioctls.KVM_RUN and -call.ret in RUN_AGAIN:
         sentence = f"back to userspace with {_describe_errno(call.ret)}, to be called again"
         return Judgement("ok", sentence, SOURCES)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.report.bring_up_rows import ASKED, chosen, outcomes, timeline
 from kvmtrace.report.terminal import WIDTH, Column, Style, count, duration, escape, plural, table
 
 if TYPE_CHECKING:
+    from kvmtrace.report.bring_up_rows import Outcome
     from kvmtrace.report.document import Report
 
-SHOWN_STEPS = 24
+SHOWN_ROWS = 60
 
 
 def bring_up_sections(report: Report, style: Style) -> list[str]:
@@ -22,25 +24,28 @@ def bring_up_sections(report: Report, style: Style) -> list[str]:
                else style.good("as KVM's contract says"))
     refused = f", {plural(bring_up.n_explained, 'refusal')} explained" if bring_up.n_explained else ""
     lines = [style.title("Bring-up of the VM") + f"  {plural(len(bring_up.steps), 'step')}, {verdict}{refused}"]
-    lines += [_object_line(item) for item in bring_up.objects] + _threads(report) + [""]
+    for item in bring_up.objects:
+        lines += _object_lines(item)
+    lines += [*_threads(report), ""]
     lines += _qmp(bring_up, style)
     lines += _vmm(bring_up, style)
-    lines += _steps(bring_up, style)
-    for step in bring_up.steps:
-        if step.verdict in {"violation", "explained"}:
-            lines += _verdict(step, style)
+    lines += _timeline(bring_up, style)
+    for outcome in outcomes(bring_up):
+        if outcome.verdict != "unknown" or (outcome.ret or 0) < 0:  # JSON has those whose return was not recorded
+            lines += _outcome(outcome, style)
     for note in bring_up.notes:
         lines += textwrap.wrap(escape(note), WIDTH, initial_indent="  note: ", subsequent_indent="    ")
     return [*lines, ""]
 
 
-def _object_line(item: Any) -> str:
+def _object_lines(item: Any) -> list[str]:
     depth = item.id.count(".") + (item.kind != "system")
     fd = f" fd {item.fd}" if item.fd is not None else ""
     threads = ", ".join(map(str, item.run_tids[:8]))
     runs = f", run by thread {threads}" if threads else ""
     assumed = ", made before the recording began" if item.assumed else ""
-    return f"  {'  ' * depth}{escape(item.id)}{fd}: {escape(item.kernel_object)}{runs}{assumed}"[:WIDTH]
+    return textwrap.wrap(f"{escape(item.id)}{fd}: {escape(item.kernel_object)}{runs}{assumed}", WIDTH,
+                         initial_indent="  " * (depth + 1), subsequent_indent="  " * (depth + 3))
 
 
 def _threads(report: Report) -> list[str]:
@@ -71,50 +76,43 @@ def _qmp(bring_up: Any, style: Style) -> list[str]:
 
 
 def _vmm(bring_up: Any, style: Style) -> list[str]:
-    """Return the VMM's own start, from its probed functions."""
+    """Return what the VMM registered, and where its start differs from the model's order."""
     vmm = bring_up.vmm
     if vmm is None:
         return []
-    lines = [style.title("Start of the VMM") + f"  {plural(vmm.n_types, 'type')} registered"]
-    lines += ["  " + " → ".join(escape(name) for name in chain) for chain in vmm.inheritance]
-    start_ns = vmm.steps[0].ts_ns if vmm.steps else 0
-    lines += table([
-        Column("at", [duration(step.ts_ns - start_ns) for step in vmm.steps]),
-        Column("thread", [str(step.tid) for step in vmm.steps]),
-        Column("step", [escape(step.role.removeprefix("vmm_")) for step in vmm.steps], left=True),
-        Column("argument", [escape(step.argument) for step in vmm.steps], left=True),
-        Column("what", [step.sentence for step in vmm.steps], left=True, flexible=True),
-    ], style)
+    lines = []
+    if vmm.n_types:
+        lines += [f"  {plural(vmm.n_types, 'type')} registered by the VMM, among them:"]
+        lines += ["    " + " → ".join(escape(name) for name in chain) for chain in vmm.inheritance] + [""]
     for finding in vmm.findings:
         lines += [style.warn(line) for line in textwrap.wrap(f"differs: {escape(finding)}", WIDTH,
                                                              initial_indent="  ", subsequent_indent="    ")]
-    return [*lines, ""]
+    return lines
 
 
-def _steps(bring_up: Any, style: Style) -> list[str]:
-    # QEMU asks for some 80 capabilities: they stay in the JSON
-    telling = [step for step in bring_up.steps if step.name != "KVM_CHECK_EXTENSION"]
-    shown = telling[:SHOWN_STEPS]
+def _timeline(bring_up: Any, style: Style) -> list[str]:
+    """Return the VMM's steps and its calls as one table."""
+    rows = timeline(bring_up)
+    shown = chosen(rows, SHOWN_ROWS)
     if not shown:
         return []
-    start_ns = shown[0].ts_ns
+    start_ns = rows[0].ts_ns
     columns = [
-        Column("at", [duration(step.ts_ns - start_ns) for step in shown]),
-        Column("thread", [str(step.tid) for step in shown]),
-        Column("fd", [str(step.fd) for step in shown]),
-        Column("call", [_call(step) for step in shown], left=True, flexible=True),
-        Column("on", [escape(step.object) for step in shown], left=True),
-        Column("makes", [escape(step.makes) for step in shown], left=True),
-        Column("returned", [_returned(step.ret) for step in shown]),
-        Column("took", [duration(step.dur_ns) for step in shown]),
+        Column("at", [duration(row.ts_ns - start_ns) for row in shown]),
+        Column("took", [duration(row.dur_ns) for row in shown]),
+        Column("thread", [str(row.tid) for row in shown]),
+        Column("fd", ["" if row.fd is None else str(row.fd) for row in shown]),
+        Column("step", [(f"{row.n}x " if row.n > 1 else "") + escape(row.step) for row in shown], left=True,
+               flexible=True),
+        Column("on", [escape(row.object) for row in shown], left=True),
+        Column("makes", [escape(row.makes) for row in shown], left=True),
+        Column("returned", ["" if row.fd is None else _returned(row.ret) for row in shown]),
     ]
-    left_out = len(bring_up.steps) - len(shown)
-    more = [style.faint(f"  ... {count(left_out)} more (--format json)")] if left_out else []
+    asked = sum(step.name == ASKED for step in bring_up.steps)
+    left_out = [f"{count(len(rows) - len(shown))} rows of other calls"] if len(rows) > len(shown) else []
+    left_out += [f"{count(asked)} {ASKED}"] if asked else []
+    more = [style.faint(f"  ... not shown: {' and '.join(left_out)} (--format json)")] if left_out else []
     return [*table(columns, style), *more]
-
-
-def _call(step: Any) -> str:
-    return escape(step.name if step.name == step.call else f"{step.call} {step.name}")
 
 
 def _returned(ret: int | None) -> str:
@@ -123,10 +121,13 @@ def _returned(ret: int | None) -> str:
     return hex(ret) if ret > 0xFFFFFF else str(ret)
 
 
-def _verdict(step: Any, style: Style) -> list[str]:
-    paint = style.bad if step.verdict == "violation" else style.warn
-    words = (f"{step.verdict}: {step.name} on {step.object} returned {_returned(step.ret)}: {step.sentence} "
-             f"({step.source})")
+def _outcome(outcome: Outcome, style: Style) -> list[str]:
+    paint = style.bad if outcome.verdict == "violation" else style.warn
+    times = f" ({count(outcome.n)} times)" if outcome.n > 1 else ""
+    on = f" on {', '.join(outcome.objects)}" if outcome.objects else ""
+    source = f" ({outcome.source})" if outcome.source else ""
+    verdict = "not explained" if outcome.verdict == "unknown" else outcome.verdict
+    words = f"{verdict}{times}: {outcome.name}{on} returned {_returned(outcome.ret)}: {outcome.sentence}{source}"
     lines = textwrap.wrap(escape(words), WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return [paint(line) for line in lines]
 

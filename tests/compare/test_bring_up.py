@@ -185,3 +185,14 @@ def test_a_thread_of_unknown_process_is_no_violation_and_its_eio_is_explained() 
 def test_an_unknown_vendor_is_not_named() -> None:
     vcpu = follow(*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5)).objects[-1]
     assert vcpu.kernel_object.startswith("struct kvm_vcpu of this host's vendor module")
+
+
+@pytest.mark.parametrize(("cmd", "fd", "number"), [
+    (ioctls.KVM_GET_SUPPORTED_CPUID, 3, errno.E2BIG), (ioctls.KVM_GET_MSR_INDEX_LIST, 3, errno.E2BIG),
+    (ioctls.KVM_KVMCLOCK_CTRL, 5, errno.EINVAL),
+])
+def test_failures_of_a_healthy_start_are_explained_and_others_are_not(cmd: int, fd: int, number: int) -> None:
+    calls = (*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5))
+    assert follow(*calls, ioctl(fd, cmd, -number, arg=1)).steps[-1].verdict == "explained"
+    assert follow(*calls, ioctl(fd, cmd, -errno.ENOMEM, arg=1)).steps[-1].verdict == "unknown"
+    assert follow(*calls, ioctl(fd, cmd, 0, arg=1)).steps[-1].verdict == "ok"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.report.bring_up_rows import ASKED, outcomes, timeline
 from kvmtrace.report.terminal import count, duration, percent
 
 if TYPE_CHECKING:
@@ -134,8 +135,9 @@ def detail_tables(report: Report) -> list[HtmlTable]:
 
 
 def bring_up_tables(bring_up: Any) -> list[HtmlTable]:
-    """Tabulate the VM's construction: objects, then calls."""
-    start = bring_up.steps[0].ts_ns if bring_up.steps else 0
+    """Tabulate the VM's construction: objects, the VMM's steps and calls as one, refusals, capabilities."""
+    rows = timeline(bring_up)
+    start = rows[0].ts_ns if rows else 0
     objects = _table(
         "objects", "Objects of the VM", "", [("object", False), ("descriptor", True), ("made by thread", True),
                                              ("run by", False), ("in the kernel", False), ("file", False)],
@@ -143,12 +145,28 @@ def bring_up_tables(bring_up: Any) -> list[HtmlTable]:
             Cell(o.id + (" (made before the recording)" if o.assumed else "")), _count(o.fd), Cell(str(o.tid), o.tid),
             Cell(", ".join(map(str, o.run_tids))), Cell(o.kernel_object), Cell(o.file)))
     steps = _table(
-        "steps", "Construction, call by call", "", [("after", True), ("took", True), ("thread", True), ("call", False),
-                                                    ("on", False), ("returned", True), ("verdict", False), ("", False)],
-        bring_up.steps, lambda s: (
-            _time(s.ts_ns - start), _time(s.dur_ns), Cell(str(s.tid), s.tid), Cell(s.name),
-            Cell(s.object + (f" → {s.makes}" if s.makes else "")), _returned(s.ret), Cell(s.verdict), Cell(s.sentence)))
-    return [objects, steps]
+        "steps", "Construction, step by step", "What repeats itself is one row. A step without descriptor is one of "
+        "the VMM's own functions.",
+        [("after", True), ("took", True), ("thread", True), ("step", False), ("times", True), ("descriptor", True),
+         ("on", False), ("returned", True), ("verdict", False), ("", False)],
+        rows, lambda r: (
+            _time(r.ts_ns - start), _time(r.dur_ns), Cell(str(r.tid), r.tid), Cell(r.step), _count(r.n), _count(r.fd),
+            Cell(r.object + (f" → {r.makes}" if r.makes else "")), _returned(r.ret), Cell(r.verdict),
+            Cell(r.sentence)))
+    refused = _table(
+        "outcomes", "What did not simply succeed", "",
+        [("times", True), ("call", False), ("on", False), ("returned", True), ("verdict", False), ("", False),
+         ("source", False)],
+        outcomes(bring_up), lambda o: (
+            _count(o.n), Cell(o.name), Cell(", ".join(o.objects)), _returned(o.ret), Cell(o.verdict), Cell(o.sentence),
+            Cell(o.source)))
+    asked = _table(
+        "asked", "Capabilities asked for", "", [("after", True), ("thread", True), ("on", False),
+                                                ("capability", True), ("returned", True)],
+        [step for step in bring_up.steps if step.name == ASKED], lambda s: (
+            _time(s.ts_ns - start), Cell(str(s.tid), s.tid), Cell(s.object), Cell(str(s.arg), s.arg),
+            _returned(s.ret)))
+    return [table for table in (objects, steps, refused, asked) if table.rows]
 
 
 def _returned(ret: int | None) -> Cell:
