@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kvmtrace.capture.settings import TargetSpec
     from kvmtrace.capture.tracefs import Probes
 
+MAX_SCRIPT_BYTES = 1 << 16
 ENOUGH = 3  # functions of the table that make a binary a VMM we know
 
 
@@ -26,13 +27,26 @@ def vmm_binary(target: TargetSpec) -> Path | None:
             return None
     if target.kind != "command":
         return None
-    # also behind a shell or a wrapper: the first word that names a QEMU
-    words = [word for argument in target.command for word in argument.split()]
+    # also behind a shell, a wrapper or in a script: the first word that names a QEMU
+    words = [word for argument in (*target.command, _script(target.command[0])) for word in argument.split()]
     for word in (target.command[0], *(word for word in words if "qemu" in Path(word).name)):
         found = shutil.which(word)
         if found and _is_known(Path(found).resolve()):
             return Path(found).resolve()
     return None
+
+
+def _script(program: str) -> str:
+    """Return the text of a program that is a script, else ""."""
+    found = shutil.which(program)
+    if found is None:
+        return ""
+    try:
+        with Path(found).open("rb") as file:
+            head = file.read(MAX_SCRIPT_BYTES)
+    except OSError:
+        return ""
+    return head.decode("utf-8", "replace") if head.startswith(b"#!") else ""
 
 
 def _is_known(binary: Path) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvmtrace.compare.vmm_steps import VmmStart
     from kvmtrace.events.table import EventTable
 
+NO_CALLS = "no KVM ioctl was recorded: the VMM runs without KVM, or the recording began later"
 MAX_CALLS = 20_000  # of one construction; QEMU with a large guest needs some hundreds
 
 
@@ -150,13 +151,14 @@ def follow_bring_up(
 
     Returns
     -------
-    BringUp, or None if no KVM ioctl was recorded
+    BringUp, or None if neither a KVM ioctl nor a function of the VMM was recorded
     """
     if not events.has("sys_enter_ioctl", "cmd"):
         return None
     calls = _calls(events, "ioctl", ("fd", "cmd", "arg"))
     if not calls:
-        return None
+        vmm = follow_vmm(events, {})
+        return None if vmm is None else BringUp((), (), vmm=vmm, notes=(NO_CALLS,))
     for name, fields in (("openat", ("", "", "")), ("mmap", ("fd", "", "len")), ("close", ("fd", "", ""))):
         if events.has(f"sys_enter_{name}"):
             calls += _calls(events, name, fields)

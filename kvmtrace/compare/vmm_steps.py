@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import errno
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 SENTENCES = {function.role: function.sentence for function in VMM_FUNCTIONS}
 TYPE_REGISTER = "vmm_type_register"
+INIT_RETURN = "vmm_accel_init_machine_return"
 MAX_STEPS = 500
 
 
@@ -33,6 +36,24 @@ class VmmStep:
 
 
 @dataclass(frozen=True)
+class Accelerator:
+    """An accelerator of the VMM's list that was tried; `ret` of its initialisation, None if it never returned."""
+
+    name: str
+    ret: int | None
+
+    @property
+    def sentence(self) -> str:
+        """What came of it."""
+        if self.ret is None:
+            return f"{self.name} was not seen to be initialised"
+        if self.ret >= 0:
+            return f"{self.name} was taken"
+        reason = f"{errno.errorcode.get(-self.ret, str(self.ret))}: {os.strerror(-self.ret)}"
+        return f"{self.name} failed to initialise ({reason})"
+
+
+@dataclass(frozen=True)
 class VmmStart:
     """The VMM's start.
 
@@ -42,12 +63,14 @@ class VmmStart:
     n_types : types registered
     inheritance : chains from a type to its root, as registered: ("kvm-accel", "accel", "object")
     findings : where the start differs from the model's order or inheritance; a VMM's freedom, not KVM's fault
+    accelerators : those tried, in order; the next of the list follows where one fails
     """
 
     steps: tuple[VmmStep, ...]
     n_types: int
     inheritance: tuple[tuple[str, ...], ...]
     findings: tuple[str, ...]
+    accelerators: tuple[Accelerator, ...] = ()
 
 
 def _argument(events: EventTable, role: str, position: int) -> str:
@@ -68,6 +91,21 @@ def _steps(events: EventTable) -> list[VmmStep]:
                               _argument(events, role, i), sentence)
                       for i, row in enumerate(events.rows(role)[:MAX_STEPS].tolist())]
     return sorted(found, key=lambda step: step.event_index)
+
+
+def _accelerators(events: EventTable, steps: list[VmmStep]) -> tuple[Accelerator, ...]:
+    """Return which accelerators were tried: the name found last before each initialisation, and its return."""
+    tried: list[Accelerator] = []
+    name = ""
+    for step in steps:
+        if step.role == "vmm_accel_find":
+            name = step.argument.removeprefix("accel ")
+        elif step.role == "vmm_accel_init_machine":
+            tried.append(Accelerator(name or "an accelerator", None))
+        elif step.role == INIT_RETURN and tried and events.has(INIT_RETURN, "ret"):
+            position = int(np.searchsorted(events.rows(INIT_RETURN), step.event_index))
+            tried[-1] = replace(tried[-1], ret=int(events.field(INIT_RETURN, "ret")[position]))
+    return tuple(tried)
 
 
 def _parents(events: EventTable) -> dict[str, str]:
@@ -118,4 +156,4 @@ def follow_vmm(events: EventTable, ioctls: Mapping[str, int]) -> VmmStart | None
             chains.append(chain_of(expected[0], parents))
             if chains[-1] != expected:
                 findings.append(f"{' → '.join(chains[-1])} was registered; the model expects {' → '.join(expected)}")
-    return VmmStart(tuple(steps), len(parents), tuple(chains), tuple(findings))
+    return VmmStart(tuple(steps), len(parents), tuple(chains), tuple(findings), _accelerators(events, steps))

@@ -21,7 +21,7 @@ def bring_up_sections(report: Report, style: Style) -> list[str]:
     if bring_up is None:
         return []
     verdict = (style.bad(plural(bring_up.n_violations, "VIOLATION") + " of KVM's contract") if bring_up.n_violations
-               else style.good("as KVM's contract says"))
+               else style.good("as KVM's contract says") if bring_up.steps else "no call of KVM's")
     refused = f", {plural(bring_up.n_explained, 'refusal')} explained" if bring_up.n_explained else ""
     lines = [style.title("Bring-up of the VM") + f"  {plural(len(bring_up.steps), 'step')}, {verdict}{refused}"]
     for item in bring_up.objects:
@@ -84,6 +84,9 @@ def _vmm(bring_up: Any, style: Style) -> list[str]:
     if vmm.n_types:
         lines += [f"  {plural(vmm.n_types, 'type')} registered by the VMM, among them:"]
         lines += ["    " + " → ".join(escape(name) for name in chain) for chain in vmm.inheritance] + [""]
+    if vmm.accelerators:
+        words = escape("Accelerator: " + ", ".join(tried.sentence for tried in vmm.accelerators))
+        lines += [*textwrap.wrap(words, WIDTH, initial_indent="  ", subsequent_indent="    "), ""]
     for finding in vmm.findings:
         lines += [style.warn(line) for line in textwrap.wrap(f"differs: {escape(finding)}", WIDTH,
                                                              initial_indent="  ", subsequent_indent="    ")]

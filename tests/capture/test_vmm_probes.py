@@ -81,6 +81,15 @@ def test_a_script_named_qemu_is_none(tmp_path: Path) -> None:
     assert vmm_binary(command(str(script))) is None
 
 
+def test_qemu_is_found_in_a_script(tmp_path: Path) -> None:
+    script = tmp_path / "start-guest"
+    script.write_text(f"#!/bin/sh\nset -e\n{QEMU} -accel kvm \\\n  -m 64\n")
+    script.chmod(0o755)
+    assert vmm_binary(command(str(script))) == qemu_path()
+    script.write_text("#!/bin/sh\nls qemu-images/*\n")
+    assert vmm_binary(command(str(script))) is None
+
+
 def test_a_process_is_its_executable() -> None:
     target = TargetSpec("pid", pid=os.getpid())
     assert vmm_binary(target) == Path(sys.executable).resolve()

@@ -74,3 +74,20 @@ def test_without_probes_there_is_nothing() -> None:
 def test_the_order_names_known_probes() -> None:
     roles = {function.role for function in VMM_FUNCTIONS}
     assert {name for pair in VMM_ORDER for name in pair if name.startswith("vmm_")} <= roles
+
+
+def test_an_accelerator_that_fails_gives_way_to_the_next_of_the_list() -> None:
+    find, init, done = "vmm_accel_find", "vmm_accel_init_machine", "vmm_accel_init_machine_return"
+    made = follow_vmm(table((find, {"accel": b"kvm"}), (find, {"accel": b"tcg"}), (find, {"accel": b"kvm"}),
+                            (init, {}), (done, {"ret": -13}), (find, {"accel": b"tcg"}), (init, {}),
+                            (done, {"ret": 0})), {})
+    assert made is not None
+    assert [tried.sentence for tried in made.accelerators] == [
+        "kvm failed to initialise (EACCES: Permission denied)", "tcg was taken"]
+    assert made.findings == ()
+
+
+def test_an_accelerator_still_at_it_is_not_said_to_be_taken() -> None:
+    made = follow_vmm(table(("vmm_accel_find", {"accel": b"kvm"}), ("vmm_accel_init_machine", {})), {})
+    assert made is not None
+    assert [(tried.name, tried.ret) for tried in made.accelerators] == [("kvm", None)]

@@ -152,13 +152,15 @@ def _histograms(report: Report) -> list[tuple[str, Any]]:
 
 def _bring_up(report: Report) -> dict[str, Any]:
     made = report.bring_up
-    if made is None or not made.steps:
+    if made is None or not (made.steps or made.vmm):
         return {"bring_up": []}
     verdict = "KVM answered every call as it must" if made.conforms else f"{made.n_violations} violations"
     explained = f", {plural(made.n_explained, 'refused call')} explained" if made.n_explained else ""
+    accelerators = ", ".join(tried.sentence for tried in made.vmm.accelerators) if made.vmm else ""
+    tried = f" Accelerator: {accelerators}." if accelerators else ""
     return {"bring_up": tables.bring_up_tables(made),
             "bring_up_summary": f"{plural(len(made.objects), 'object')}, {plural(len(made.steps), 'call')}: "
-                                f"{verdict}{explained}."}
+                                f"{verdict}{explained}.{tried}"}
 
 
 def _contents(page: dict[str, Any]) -> list[tuple[str, str]]:
