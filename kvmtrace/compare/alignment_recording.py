@@ -68,10 +68,13 @@ def find_guest(capture: Capture) -> tuple[Guest, dict[str, int]] | None:
     target = capture.meta.get("target") or {}
     name = run.get("guest") or target.get("guest")
     arguments = run.get("arguments") or target.get("guest_arguments") or {}
-    if name not in GUESTS or not isinstance(arguments, dict):
+    if not isinstance(name, str) or name not in GUESTS or not isinstance(arguments, dict):
         return None
-    return GUESTS[name], {str(key): int(value) for key, value in arguments.items()
-                          if isinstance(value, int)}
+    given = {str(key): int(value) for key, value in arguments.items() if isinstance(value, int)}
+    # more than a guest takes is not what was recorded, and would take for ever to predict
+    if any(not 1 <= given.get(a.name, a.default) <= a.maximum for a in GUESTS[name].arguments):
+        return None
+    return GUESTS[name], given
 
 
 def facts_of(capture: Capture, events: EventTable) -> Facts | None:

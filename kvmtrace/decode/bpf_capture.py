@@ -15,6 +15,7 @@ import numpy as np
 
 from kvmtrace.decode.cursor import Cursor, describe_bytes
 from kvmtrace.decode.format_text import STATIC, EventFormat, parse_event_format
+from kvmtrace.decode.metadata import clean_meta
 from kvmtrace.decode.pages import Fault
 from kvmtrace.errors import FormatError
 
@@ -132,7 +133,7 @@ def read_bpf_capture(data: memoryview, path: str) -> BpfCapture:
     slots = (np.array(ends, np.int64) + FIELD_SHIFT + 7) >> 3
     formats = [replace(fmt, fields={name: f for name, f in fmt.fields.items() if f.place == STATIC})
                for fmt in formats]
-    capture = BpfCapture(path, words, dict(meta), formats, slots, n_cpus if isinstance(n_cpus, int) else 0,
+    capture = BpfCapture(path, words, clean_meta(meta), formats, slots, n_cpus if isinstance(n_cpus, int) else 0,
                          Spans(*(np.empty(0, np.int64) for _ in range(4))))
     _read_frames(capture, data, cursor.pos)
     return capture
@@ -193,7 +194,7 @@ def _read_frames(capture: BpfCapture, data: memoryview, position: int) -> None:
 
 def _take_meta(capture: BpfCapture, text: bytes, offset: int) -> None:
     try:
-        capture.meta |= _parse_object(text, capture.path, offset)
+        capture.meta |= clean_meta(_parse_object(text, capture.path, offset))
     except FormatError as error:
         capture.faults.append(Fault(offset, None, error.expected, error.found))
 

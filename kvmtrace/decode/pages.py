@@ -197,7 +197,7 @@ def _end_faults(trace: TraceDat) -> list[Fault]:
         cut = bytes(trace.data[end:end + len(META_BEGIN)]) == META_BEGIN
         found = f"their first {len(trace.data) - end} bytes"
         return [Fault(end, None, "the recorder's metadata", found)] if cut else []
-    if not trace.meta:
+    if trace.meta_broken:
         return [Fault(trace.meta_at, None, "the recorder's metadata", "no JSON object")]
     if end > trace.meta_at:
         return [Fault(trace.meta_at, None, f"pages up to {end:#x}",
@@ -232,7 +232,7 @@ class PageSource:
                 make = _chunked_stream if buffer.compressed else _mapped_stream
                 self.streams.append(make(trace, buffer, cpu, layout, len(self.streams)))
         self.faults = _end_faults(trace)
-        self.holes = bool(self.faults) and trace.meta_at is not None and bool(trace.meta)
+        self.holes = bool(self.faults) and trace.meta_at is not None and not trace.meta_broken
         self.mapped = not any(s.packed is not None or (s.n_units and s.offset[0] % 4) for s in self.streams)
 
     def _layout(self, buffer: Buffer) -> PageLayout:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmtrace.decode.cursor import describe_bytes
+from kvmtrace.decode.metadata import clean_meta
 from kvmtrace.errors import FormatError
 
 SCHEMA = "kvmtrace.summary/1"
@@ -127,7 +128,7 @@ def parse_summary(value: dict[str, Any], path: str) -> Summary:
     if not isinstance(rows, list) or not isinstance(meta, dict) or len(rows) > MAX_VCPUS:
         raise FormatError(path, None, "meta and vcpus in the summary", "something else")
     try:
-        return Summary(path, meta, tuple(_vcpu(row) for row in rows))
+        return Summary(path, clean_meta(meta), tuple(_vcpu(row) for row in rows))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(path, None, "rows of vcpus as the schema says", f"{type(error).__name__} {error}") from None
 

@@ -21,6 +21,7 @@ from kvmtrace.decode.format_text import (
     parse_header_page,
     validate_header_event,
 )
+from kvmtrace.decode.metadata import clean_meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,7 @@ class TraceDat:
     clock : str, "" if not said
     n_cpus : int, CPUs of the traced machine
     decompressor : of compressed pages
-    meta, meta_at : our recorder's metadata ({} if there are none) and their offset
+    meta, meta_at, meta_broken : our recorder's metadata ({} if there are none), their offset, whether they are none
     """
 
     path: str
@@ -101,6 +102,7 @@ class TraceDat:
     decompressor: Decompressor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     meta_at: int | None = None
+    meta_broken: bool = False
 
     def option(self, number: int) -> bytes | None:
         """Return the data of the last option of this id."""
@@ -299,8 +301,9 @@ def _read_trailer(trace: TraceDat) -> None:
     try:
         meta = json.loads(bytes(data[trace.meta_at:-tail]))
     except (ValueError, RecursionError):
-        return
-    trace.meta = meta if isinstance(meta, dict) else {}
+        meta = None
+    trace.meta_broken = not isinstance(meta, dict)
+    trace.meta = clean_meta(meta)
 
 
 SECTION_READERS: dict[int, Callable[[Cursor, TraceDat], None]] = {

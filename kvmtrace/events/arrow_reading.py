@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kvmtrace.decode.metadata import clean_meta
+from kvmtrace.decode.pages import MAX_CPU
 from kvmtrace.errors import FormatError, MissingEventError
 from kvmtrace.events.arrow_schema import METADATA_KEY, SCHEMA, kinds_of
 from kvmtrace.events.recording import Capture, Damage, Loss, Recording
@@ -79,6 +81,38 @@ class ArrowPayload:
             raise self._fail(error) from error
 
 
+def _capture(told: Any, path: str, file_format: str) -> Capture:
+    """Return what a recording's file told; members of other types than Capture's count as absent."""
+    n_cpus, cost = told.get("n_cpus"), told.get("tracer_cost_ns_per_event")
+    known = clean_meta({**{name: told.get(name) for name in ("host", "kernel", "cpu_model", "clock", "backend")},
+                        "events": list(told.get("events") or ()), "cost_ns_per_event": cost})
+    texts = {name: known.get(name) for name in ("host", "kernel", "cpu_model", "clock", "backend")}
+    return Capture(path, file_format, **texts, events=tuple(known.get("events") or ()),
+                   n_cpus=n_cpus if type(n_cpus) is int and 0 < n_cpus <= MAX_CPU else None,
+                   tracer_cost_ns_per_event=known.get("cost_ns_per_event"), meta=clean_meta(told.get("meta")))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"no count: {value!r}"[:60])
+    return value
+
+
+def _tid(value: Any) -> int:
+    number = int(value)
+    if not -1 <= number < 1 << 31:
+        raise ValueError(f"no thread: {number}"[:60])
+    return number
+
+
+def _loss(told: Any) -> Loss:
+    """Return the loss that a file tells; ValueError, KeyError or TypeError where it is none."""
+    damage = tuple(Damage(_count(d["offset"]), None if d["cpu"] is None else _count(d["cpu"]), str(d["expected"]),
+                          str(d["found"])) for d in told["damage"])
+    return Loss(None if told["events"] is None else _count(told["events"]),
+                {int(cpu): _count(n) for cpu, n in told["by_cpu"].items()}, bool(told["truncated"]), damage)
+
+
 class ArrowRecording(Recording):
     """Events of a Parquet or Arrow file.
 
@@ -119,15 +153,10 @@ class ArrowRecording(Recording):
         if not isinstance(told, dict) or told.get("schema") != SCHEMA:
             raise ValueError("another table")
         self.kinds = kinds_of(told["kinds"])
-        capture = dict(told["capture"])
-        capture["events"] = tuple(capture.get("events") or ())
-        known = {name: capture[name] for name in Capture.__dataclass_fields__ if name in capture}
-        self.capture = Capture(**{**known, "path": self._path, "format": "parquet" if self._parquet else "arrow"})
-        loss = told["loss"]
-        self.loss = Loss(loss["events"], {int(cpu): int(n) for cpu, n in loss["by_cpu"].items()},
-                         bool(loss["truncated"]), tuple(Damage(**d) for d in loss["damage"]))
-        self.comms = {int(tid): str(comm) for tid, comm in told["comms"].items()}
-        self.processes = {int(tid): int(pid) for tid, pid in told["processes"].items()}
+        self.capture = _capture(told["capture"], self._path, "parquet" if self._parquet else "arrow")
+        self.loss = _loss(told["loss"])
+        self.comms = {_tid(tid): str(comm) for tid, comm in told["comms"].items()}
+        self.processes = {_tid(tid): _tid(pid) for tid, pid in told["processes"].items()}
 
     def events(self) -> EventTable:
         """Return all events (cached)."""
