@@ -167,7 +167,7 @@ class LoadedRecording:
         """Return the report; shows itself in Jupyter, `.document` is the report document."""
         return ReportView(self._report)
 
-    def compare(self, other: LoadedRecording, *, min_effect: float = 0.05) -> ComparisonView:
+    def compare(self, other: LoadedRecording, *, min_effect: float | None = None) -> ComparisonView:
         """Compare with another recording (`self` is the base)."""
         return ComparisonView(compare_runs([self._run()], [other._run()], min_effect=min_effect))
 

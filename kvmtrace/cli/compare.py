@@ -42,12 +42,12 @@ def _render(result: RecordingComparison, output_format: str, *, everything: bool
               "FILE argument is a run of the new side.")
 @click.option("--format", "output_format", type=click.Choice(["text", "html", "json"]), default="text")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
-@click.option("--min-effect", type=click.FloatRange(0, 10), default=0.05, show_default=True,
-              help="Smallest relative change that counts.")
+@click.option("--min-effect", type=click.FloatRange(0, 10),
+              help="Smallest relative change that counts; default 0.05, or 0.25 with fewer than three runs on a side.")
 @click.option("--all", "everything", is_flag=True, help="List the insignificant tests too.")
 @click.option("--fail-on-regression", is_flag=True, help="Exit code 1 if something became slower or more frequent.")
 def command(
-    *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float,
+    *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float | None,
     everything: bool, fail_on_regression: bool,
 ) -> None:  # fmt: skip
     """Compare recordings per exit reason and phase, with significance.
