@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.decode.clock import read_time_converter
-from kvmtrace.decode.pages import PageSource, Span
+from kvmtrace.decode.pages import PageSource, Span, Stream
 from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
 from kvmtrace.decode.trace_dat import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
 from kvmtrace.events.capture import capture_of, processes_of_meta
@@ -28,6 +29,7 @@ START_OF_TIME = np.iinfo(np.int64).min
 END_OF_TIME = np.iinfo(np.int64).max
 TYPICAL_EVENT_BYTES = 40
 SMALLEST_EVENT_BYTES = 16  # head, common fields and one more
+KEPT_TABLES = 2  # a second thread may still decode fields of the last tables (report/beside.py)
 WINDOW_BYTES = 16 << 20  # pages decoded and merged at once
 
 
@@ -105,6 +107,7 @@ class TraceDatRecording(Recording):
         self._loss.restart()
         positions = [_Position() for _ in self._source.streams]
         low, event_bytes = START_OF_TIME, float(TYPICAL_EVENT_BYTES)
+        read: deque[list[tuple[Stream, int, int]]] = deque()
         while low < END_OF_TIME:
             high = self._next_limit(low, int(max_events * event_bytes))
             before = [p.unit for p in positions]
@@ -115,8 +118,10 @@ class TraceDatRecording(Recording):
             self.loss = self._loss.loss()
             if len(table):
                 yield table
-            for stream, first, position in zip(self._source.streams, before, positions, strict=True):
-                self._source.release(stream, first, position.unit)
+            read.append([(stream, first, position.unit)
+                         for stream, first, position in zip(self._source.streams, before, positions, strict=True)])
+            for stream, first, last in read.popleft() if len(read) > KEPT_TABLES else ():
+                self._source.release(stream, first, last)
 
     def _measure(self, before: list[int], positions: list[_Position], n_rows: int) -> float | None:
         """Return the bytes that a row took, None where there are too few to tell."""

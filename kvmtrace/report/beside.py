@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 T = TypeVar("T")
-WAITING = 2  # items that may wait: memory is bounded by them
+WAITING = 1  # items that may wait: memory is bounded by them
 
 
 class Beside(Generic[T]):

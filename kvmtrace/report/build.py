@@ -16,7 +16,7 @@ from kvmtrace.report.lane_builder import LaneBuilder
 from kvmtrace.report.lane_keys import split_pair
 from kvmtrace.report.perf_tables import PerfAccumulator
 from kvmtrace.report.rate import RateAccumulator
-from kvmtrace.report.segments import collect_segments
+from kvmtrace.report.segments import SegmentCollector
 from kvmtrace.report.selection import Selection
 from kvmtrace.report.time_sweep import Clock, ReasonSplit, Recorded, halt_polls, sweep
 from kvmtrace.report.timeline import build_timeline
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kvmtrace.events.recording import Recording
     from kvmtrace.events.table import EventTable
     from kvmtrace.report.lanes import Lanes
-    from kvmtrace.report.selection import ResolvedSelection
+    from kvmtrace.report.segments import Segments
     from kvmtrace.report.timeline import Timeline
 
 PIECE_EVENTS = 1 << 18  # small enough for the caches
@@ -45,7 +45,7 @@ class ReportOptions:
     model : compare with the reference model
     perf_only : nothing but the perf-compatible tables
     symbol : guest address -> its symbol, None if there is none
-    timeline : reduce the recording to what renderers draw over time (a second pass)
+    timeline : reduce the recording to what renderers draw over time
     progress : called with the number of events read so far
     """
 
@@ -82,12 +82,11 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     replay = beginning.replay(recording) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
     report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
-    return replace(report, timeline=_timeline(recording, report, selection)) if options.timeline else report
+    return replace(report, timeline=_timeline(builder.segments(), report)) if options.timeline else report
 
 
-def _timeline(recording: Recording, report: Report, selection: ResolvedSelection) -> Timeline | None:
-    """Reduce the selected part to what is drawn over time."""
-    segments = collect_segments(selection.of(table) for table in recording.iter_events(PIECE_EVENTS))
+def _timeline(segments: Segments, report: Report) -> Timeline | None:
+    """Reduce the segments to what is drawn over time."""
     labels = {row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
               for row in report.vcpus}
     return build_timeline(segments, labels, report.model.violations if report.model else ())
@@ -135,6 +134,7 @@ class ReportBuilder:
         self._rate = RateAccumulator()
         self._identities = Identities()
         self._clock = Clock()
+        self._segments = SegmentCollector()
         self._recorded = Recorded()
         self._described: set[str] = set()
         self._span: tuple[int, int] | None = None
@@ -169,7 +169,10 @@ class ReportBuilder:
         intervals = find_intervals(lanes)
         self._exits.feed(lanes, intervals)
         self._userspace.feed(lanes)
-        swept = sweep(lanes, self._clock.durations(lanes))
+        dur_ns = self._clock.durations(lanes)
+        swept = sweep(lanes, dur_ns)
+        if self._options.timeline:
+            self._segments.feed(lanes, dur_ns, swept.part)
         unattributable_halts(lanes, intervals, swept, self._lanes.keys.reasons, self._recorded)
         moves = halt_polls(lanes, swept, self._recorded)
         self._split.feed(lanes, intervals, swept, moves)
@@ -193,6 +196,10 @@ class ReportBuilder:
             self._vcpus.finish(self._lanes.threads.tids, self._identities, self._can_tell()),
             self._finished_detail(), self._rate.finish(), model=model,
         )
+
+    def segments(self) -> Segments:
+        """Return what every vCPU did over time, after finish(); only with ReportOptions.timeline."""
+        return self._segments.finish(self._lanes)
 
     def _finished_detail(self) -> Detail:
         return self._detail.finish(self._lanes.keys, self._options.symbol)

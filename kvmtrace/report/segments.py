@@ -62,10 +62,8 @@ class Segments:
 _DTYPES = (np.uint16, np.int64, np.int64, np.uint8, np.int32, np.int16, np.int64)
 
 
-def _of_lanes(lanes: Lanes, clock: Clock) -> tuple[NDArray[Any], ...]:
+def _of_lanes(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
     """Return the columns of a piece, stretches of the same doing joined."""
-    dur_ns = clock.durations(lanes)
-    part = sweep(lanes, dur_ns).part
     edge = lanes.last((lanes.step == Step.EXIT) | (lanes.step == Step.ENTRY))
     handled = (edge >= 0) & (lanes.step[edge] == Step.EXIT)
     reason = np.where(handled, lanes.reasons(edge), -1).astype(np.int32)
@@ -81,6 +79,31 @@ def _of_lanes(lanes: Lanes, clock: Clock) -> tuple[NDArray[Any], ...]:
     return lanes.thread[first], lanes.ts_ns[first], total[keep], part[first], reason[first], lanes.cpu[first], rip
 
 
+class SegmentCollector:
+    """Collects the segments of consecutive pieces of lanes."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[NDArray[Any], ...]] = []
+
+    def feed(self, lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> None:
+        """Take in a piece, with what Clock.durations() and sweep() say of it."""
+        if len(lanes):
+            self._pieces.append(_of_lanes(lanes, dur_ns, part))
+
+    def finish(self, builder: LaneBuilder) -> Segments:
+        """Return all segments; `builder` made the lanes."""
+        keys, rips = builder.keys.reasons.keys(), builder.keys.rips.keys()
+        names = tuple(describe_exit_reason(*split_pair(key)) for key in keys)
+        columns = [
+            np.concatenate([piece[i] for piece in self._pieces]) if self._pieces else np.empty(0, dtype)
+            for i, dtype in enumerate(_DTYPES)
+        ]
+        order = np.argsort(columns[0], kind="stable")  # pieces are in time order: so is each thread
+        thread, ts_ns, dur_ns, part, reason, cpu, number = (column[order] for column in columns)
+        rip_of = np.array([*rips, 0], np.uint64)  # -1: the zero at the end
+        return Segments(tuple(builder.threads.tids), names, thread, ts_ns, dur_ns, part, reason, cpu, rip_of[number])
+
+
 def collect_segments(tables: Iterable[EventTable]) -> Segments:
     """Return the segments of a recording.
 
@@ -88,25 +111,17 @@ def collect_segments(tables: Iterable[EventTable]) -> Segments:
     ----------
     tables : consecutive event tables
     """
-    builder, clock = LaneBuilder(), Clock()
-    pieces: list[tuple[NDArray[Any], ...]] = []
-    for table in tables:
-        lanes = builder.feed(table)
+    builder, clock, collector = LaneBuilder(), Clock(), SegmentCollector()
+
+    def take(lanes: Lanes) -> None:
         if len(lanes):
-            pieces.append(_of_lanes(lanes, clock))
-    lanes = builder.finish()
-    if len(lanes):
-        pieces.append(_of_lanes(lanes, clock))
-    keys, rips = builder.keys.reasons.keys(), builder.keys.rips.keys()
-    names = tuple(describe_exit_reason(*split_pair(key)) for key in keys)
-    columns = [
-        np.concatenate([piece[i] for piece in pieces]) if pieces else np.empty(0, dtype)
-        for i, dtype in enumerate(_DTYPES)
-    ]
-    order = np.argsort(columns[0], kind="stable")  # pieces are in time order: so is each thread
-    thread, ts_ns, dur_ns, part, reason, cpu, number = (column[order] for column in columns)
-    rip_of = np.array([*rips, 0], np.uint64)  # -1: the zero at the end
-    return Segments(tuple(builder.threads.tids), names, thread, ts_ns, dur_ns, part, reason, cpu, rip_of[number])
+            dur_ns = clock.durations(lanes)
+            collector.feed(lanes, dur_ns, sweep(lanes, dur_ns).part)
+
+    for table in tables:
+        take(builder.feed(table))
+    take(builder.finish())
+    return collector.finish(builder)
 
 
 def label_threads(recording: Recording, tids: Iterable[int]) -> dict[int, str]:
