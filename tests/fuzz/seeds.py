@@ -31,7 +31,8 @@ META: dict[str, Any] = {
     "clock": "mono", "command": ["a"], "events": ["kvm:kvm_exit", "kvm:kvm_entry"], "missing_events": ["kvm:kvm_pio"],
     "probes": [{"event": "vmx_vcpu_run", "function": "vmx_vcpu_run", "how": "kprobe"}],
     "target": {"kind": "guest", "pids": [7], "guest": "lifecycle", "guest_arguments": ["1"]},
-    "guest_run": {"isa": "vmx", "known": {"vmx": {"CPUID": 3}, "ports": {"0x3f8:POUT": 1}}, "status": 0},
+    "guest_run": {"guest": "lifecycle", "arguments": {}, "vcpu_tids": {"0": 77}, "isa": "vmx",
+                  "known": {"vmx": {"CPUID": 3}, "ports": {"0x3f8:POUT": 1}}, "status": 0},
     "loss": {"by_cpu": {"0": 3}, "events": 3}, "started": "2026-01-01T00:00:00+00:00", "duration_ns": 5, "filters": [],
     "notes": ["n"], "cost_ns_per_event": 12.5, "ended_by": "target", "n_events": 9, "threads": {"77": [70, "v"]},
     "discarded": {"by_cpu": {"1": 2}, "events": 2}, "complete_from_ns": 1000, "complete_until_ns": 9000,
@@ -63,8 +64,16 @@ def pages(first: int, n_pages: int = 3, per_page: int = 20) -> bytes:
     return b"".join(out) + page(first + n_pages * 1000, strange_records())
 
 
-def trace_dat(version: str, compression: str = "none", **more: Any) -> bytes:
-    options = [(5, b"Linux box 6.1.0 x86_64\0"), (2, b"CPU: 0\nentries: 9\noverrun: 2\n")]
+def clock_options() -> list[tuple[int, bytes]]:
+    """Options of a guest's trace: TSC2NSEC, OFFSET and TIME_SHIFT of two CPUs with two corrections each."""
+    table = struct.pack("<I6q", 2, 1000, 2000, 5, 9, 1 << 20, 1 << 20)
+    shift = struct.pack("<QII", 7, 1, 2) + 2 * table + struct.pack("<4q", 20, 20, 20, 20)
+    return [(14, struct.pack("<IIQ", 1 << 22, 22, 0)), (7, b"0x10\0"), (12, shift)]
+
+
+def trace_dat(version: str, compression: str = "none", more_options: list[tuple[int, bytes]] | None = None,
+              **more: Any) -> bytes:
+    options = [*(more_options or []), (5, b"Linux box 6.1.0 x86_64\0"), (2, b"CPU: 0\nentries: 9\noverrun: 2\n")]
     writer = TraceDatWriter([pages(1000), pages(1003, 2)], options=options, compression=compression, meta=META, **more)
     return getattr(writer, version)()
 
@@ -122,6 +131,7 @@ def synthetic_seeds() -> dict[str, bytes]:
     small = trace_dat("v6")
     return {
         "trace.dat-v6": small, "trace.dat-v6-instance": trace_dat("v6", instances={"kt": [pages(500, 1)]}),
+        "trace.dat-v6-tsc": trace_dat("v6", more_options=clock_options()),
         "trace.dat-v7": trace_dat("v7"), "trace.dat-v7-zlib": trace_dat("v7", "zlib"),
         "trace.dat-v7-zstd": trace_dat("v7", "zstd"), "perf.data": perf_data(),
         "perf.data-zstd": perf_data(compressed=True), "bpf": bpf_capture(), "text": text(), "summary": summary(),
