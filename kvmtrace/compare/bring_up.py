@@ -133,6 +133,15 @@ def _counts(events: EventTable) -> dict[str, int]:
     return dict(sorted(named, key=lambda item: -item[1]))
 
 
+def _forks(events: EventTable, processes: Mapping[int, int]) -> dict[int, int]:
+    """Return pid -> pid of its parent, of the processes (not threads) whose making was recorded."""
+    if not events.has("sched_process_fork", "child_pid"):
+        return {}
+    children, parents = (events.field("sched_process_fork", f"{who}_pid").tolist() for who in ("child", "parent"))
+    return {child: processes.get(parent, parent) for child, parent in zip(children, parents, strict=True)
+            if processes.get(child) == child}
+
+
 def follow_bring_up(
     events: EventTable,
     *,
@@ -162,7 +171,7 @@ def follow_bring_up(
     for name, fields in (("openat", ("", "", "")), ("mmap", ("fd", "", "len")), ("close", ("fd", "", ""))):
         if events.has(f"sys_enter_{name}"):
             calls += _calls(events, name, fields)
-    construction = Construction(processes or {}, isa)
+    construction = Construction(processes or {}, isa, _forks(events, processes or {}))
     for call in sorted(calls, key=lambda call: call.event_index):
         construction.follow(call)
     steps = tuple(construction.steps)

@@ -176,9 +176,13 @@ class Construction:
     ----------
     processes : tid -> pid where known; threads of unknown process are taken for the same one
     isa : "vmx", "svm", another module's name, or None
+    forks : pid -> pid of the process that forked it, where recorded
     """
 
-    def __init__(self, processes: Mapping[int, int], isa: str | None) -> None:
+    def __init__(
+        self, processes: Mapping[int, int], isa: str | None, forks: Mapping[int, int] | None = None
+    ) -> None:
+        self.forks = forks or {}
         # a process's first thread is its own: the recorder may have learnt its children alone
         self.processes = {**{pid: pid for pid in processes.values()}, **processes}
         self.words = {"vcpu": VENDOR_VCPUS.get(isa or "", VENDOR_VCPU)}
@@ -189,6 +193,7 @@ class Construction:
         self._fds: dict[tuple[int, int], str] = {}
         self._closed: dict[tuple[int, int], str] = {}
         self._opens: dict[tuple[int, int], Call] = {}
+        self._owners: dict[str, int] = {}  # object -> process that made it
 
     def follow(self, call: Call) -> None:
         """Take the next call."""
@@ -296,26 +301,45 @@ class Construction:
     def _object_of(self, call: Call, levels: tuple[str, ...]) -> KvmObject | None:
         """Return what the descriptor stands for; an unknown one that works is typed by its use."""
         key = (self._pid(call.tid), call.fd)
-        name = self._fds.get(key) or self._inherited(key)
+        name = self._fds.get(key) or self._inherited(key, call)
         if name:
             return self.objects[name]
         if call.ret is None or call.ret < 0 or not levels or levels[0] == "device":
             return None
         return self.objects[self._assume(call, levels[0], key)]
 
-    def _inherited(self, key: tuple[int, int]) -> str | None:
-        """Return the object of the same descriptor in the one process that has it (fork copies files)."""
-        owners = {name for (_, fd), name in self._fds.items() if fd == key[1]}
-        return owners.pop() if len(owners) == 1 and key not in self._closed else None
+    def _inherited(self, key: tuple[int, int], call: Call) -> str | None:
+        """Return the object of the same descriptor in the one process that has it (fork copies files).
+
+        Of two processes that are known and no kin, a descriptor's number says nothing, but KVM's EIO does.
+        """
+        owners = {(pid, name) for (pid, fd), name in self._fds.items() if fd == key[1]}
+        if len(owners) != 1 or key in self._closed:
+            return None
+        pid, name = owners.pop()
+        is_kin = UNKNOWN_PID in (pid, key[0]) or self._descends(key[0], pid)
+        return name if is_kin or call.ret == -errno.EIO else None
+
+    def _descends(self, pid: int, ancestor: int) -> bool:
+        seen: set[int] = set()
+        while pid in self.forks and pid not in seen and pid != ancestor:
+            seen.add(pid)
+            pid = self.forks[pid]
+        return pid == ancestor
 
     def _assume(self, call: Call, level: str, key: tuple[int, int]) -> str:
         opened = self._opens.pop(key, None) if level == "system" else None
+        nameless = next((o for o in self._own(level, key[0]) if o.assumed and o.fd is None), None)
+        if opened is None and nameless is not None:  # assumed before, for what belongs to it
+            self.objects[nameless.id] = replace(nameless, fd=call.fd)
+            self._fds[key] = nameless.id
+            return nameless.id
         parent = ""
         if level != "system":
-            systems = self._all("system")
+            systems = self._own("system", key[0])
             parent = systems[-1].id if systems else self._make(call, "system", "", None, assumed=True)
         if level == "vcpu":
-            vms = self._all("vm")
+            vms = self._own("vm", key[0])
             parent = vms[-1].id if vms else self._make(call, "vm", parent, None, assumed=True)
         name = self._make(opened or call, level, parent, call.fd, assumed=opened is None)
         if opened is not None:
@@ -326,6 +350,10 @@ class Construction:
         else:
             self.notes.append(f"{name} was made before the recording began")
         return name
+
+    def _own(self, kind: str, pid: int) -> list[KvmObject]:
+        """Return the objects of a kind that a process made."""
+        return [known for known in self._all(kind) if self._owners[known.id] == pid]
 
     def _make_from(self, call: Call, target: KvmObject, kind: str) -> str:
         """Create the object that a successful call made; `ret` is its descriptor where it has one."""
@@ -358,6 +386,7 @@ class Construction:
                 row.file.replace(":N", "" if number is None else f":{number}"),
                 assumed,
             )
+        self._owners.setdefault(name, self._pid(call.tid))
         if kind == "vm":
             self._vms[name] = _Vm(self._pid(call.tid))
         vm = self._vms.get(self._vm_of(name))

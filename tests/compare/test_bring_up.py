@@ -21,6 +21,7 @@ KINDS = (
     EventKind("sys_enter_mmap", "syscalls", {"fd": U64, "len": U64}),
     EventKind("sys_exit_mmap", "syscalls", {"ret": I64}),
     EventKind("sys_enter_close", "syscalls", {"fd": U64}),
+    EventKind("sched_process_fork", "sched", {"parent_pid": I64, "child_pid": I64}),
 )
 INDEX = {kind.name: i for i, kind in enumerate(KINDS)}
 
@@ -29,7 +30,7 @@ def table(*calls: tuple) -> EventTable:
     """Build events from (tid, name, fields of the entry, return value) in order; ret None: no return recorded."""
     rows: list[tuple[int, str, dict[str, int]]] = []
     for tid, name, fields, ret in calls:
-        rows.append((tid, f"sys_enter_{name}", fields))
+        rows.append((tid, name if name in INDEX else f"sys_enter_{name}", fields))
         if ret is not None and f"sys_exit_{name}" in INDEX:
             rows.append((tid, f"sys_exit_{name}", {"ret": ret}))
     columns = {name: np.zeros(len(rows), dtype) for name, dtype in COMMON_DTYPES.items()}
@@ -107,7 +108,8 @@ def test_kvm_run_from_another_process() -> None:
     refused = follow(*calls, ioctl(5, ioctls.KVM_RUN, -errno.EIO, tid=9), processes={7: 7, 9: 9})
     assert refused.steps[-1].verdict == "explained"
     assert "process" in refused.steps[-1].sentence
-    accepted = follow(*calls, ioctl(5, ioctls.KVM_RUN, 0, tid=9), processes={7: 7, 9: 9})
+    fork = (7, "sched_process_fork", {"parent_pid": 7, "child_pid": 9}, None)
+    accepted = follow(*calls, fork, ioctl(5, ioctls.KVM_RUN, 0, tid=9), processes={7: 7, 9: 9})
     assert accepted.steps[-1].verdict == "violation"
     thread = follow(*calls, ioctl(5, ioctls.KVM_RUN, 0, tid=9), processes={7: 7, 9: 7})
     assert thread.conforms
@@ -196,3 +198,22 @@ def test_failures_of_a_healthy_start_are_explained_and_others_are_not(cmd: int, 
     assert follow(*calls, ioctl(fd, cmd, -number, arg=1)).steps[-1].verdict == "explained"
     assert follow(*calls, ioctl(fd, cmd, -errno.ENOMEM, arg=1)).steps[-1].verdict == "unknown"
     assert follow(*calls, ioctl(fd, cmd, 0, arg=1)).steps[-1].verdict == "ok"
+
+
+def test_two_processes_may_use_the_same_descriptor_numbers() -> None:
+    own = (ioctl(10, ioctls.KVM_RUN, 0, tid=21), ioctl(10, ioctls.KVM_RUN, 0, tid=31),
+           ioctl(8, ioctls.KVM_SET_USER_MEMORY_REGION, 0, arg=1, tid=20),
+           ioctl(8, ioctls.KVM_SET_USER_MEMORY_REGION, 0, arg=1, tid=30))
+    result = follow(*own, processes={20: 20, 21: 20, 30: 30, 31: 30})
+    assert result.conforms
+    assert {(item.id, item.run_tids) for item in result.objects if item.kind == "vcpu"} == {
+        ("vm0.vcpu0", (21,)), ("vm1.vcpu0", (31,))}
+    # the VM assumed for a vCPU is the one whose descriptor turns up later
+    assert [(item.id, item.fd) for item in result.objects if item.kind == "vm"] == [("vm0", 8), ("vm1", 8)]
+
+
+def test_a_grandchild_has_the_files_of_its_ancestors() -> None:
+    forks = [(7, "sched_process_fork", {"parent_pid": p, "child_pid": c}, None) for p, c in ((7, 8), (8, 9))]
+    result = follow(*START, *forks, ioctl(3, ioctls.KVM_GET_API_VERSION, 12, tid=9), processes={7: 7, 8: 8, 9: 9})
+    assert result.steps[-1].object == "kvm0"
+    assert sum(item.kind == "system" for item in result.objects) == 1
