@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.compare.construction import Call, Construction
+from kvmtrace.compare.construction import Construction
+from kvmtrace.compare.construction_steps import Call
 from kvmtrace.compare.qmp_check import check_qmp
 from kvmtrace.compare.vmm_steps import follow_vmm
 from kvmtrace.events.syscalls import pair_syscalls
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace.compare.construction import KvmObject, Step
+    from kvmtrace.compare.construction_steps import KvmObject, Step
     from kvmtrace.compare.qmp_check import QmpCheck
     from kvmtrace.compare.vmm_steps import VmmStart
     from kvmtrace.events.table import EventTable

@@ -10,7 +10,7 @@ from kvmtrace.model.bring_up import INHERITANCE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kvmtrace.compare.construction import KvmObject
+    from kvmtrace.compare.construction_steps import KvmObject
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from kvmtrace.compare.bring_up import BringUp
-from kvmtrace.compare.construction import Step
+from kvmtrace.compare.construction_steps import Step
 from kvmtrace.compare.vmm_steps import VmmStart, VmmStep
 from kvmtrace.report.bring_up_rows import ASKED, chosen, outcomes, timeline
 from kvmtrace.report.bring_up_text import bring_up_sections
