@@ -40,7 +40,7 @@ def _column_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     # values stand in place also where they are null, so that no mask is needed
-    parts = [np.frombuffer(c.buffers()[1], column.type.to_pandas_dtype(), len(c), c.offset * c.type.byte_width)
+    parts = [np.frombuffer(c.buffers()[1], column.type.to_pandas_dtype(), len(c), c.offset * (c.type.bit_width // 8))
              if c.buffers()[1] is not None else np.zeros(len(c), column.type.to_pandas_dtype())
              for c in column.chunks]
     whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype)])
