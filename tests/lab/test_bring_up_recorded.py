@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvmtrace.compare.bring_up import follow_bring_up
 from kvmtrace.events.opening import open_recording
 from tests.lab.strace_log import STRACE, read_strace, recorded_ioctls
 
 pytestmark = pytest.mark.kvm
 KVMTRACE = (sys.executable, "-m", "kvmtrace")
+# SeaBIOS with two vCPUs, for some hundred ms
+START_QEMU = """timeout 0.8 qemu-system-x86_64 -machine q35 -accel kvm -smp 2 -m 64 -display none \\
+    -trace 'kvm_*' -D "${1:-/dev/null}"
+true"""
+QEMU = ("sh", "-c", START_QEMU, "sh")
 WRONG_VMM = Path(__file__).parent / "wrong_vmm.py"
 
 
@@ -37,13 +45,32 @@ def report(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("command", [
     (sys.executable, "-m", "kvmtrace.workload", "lifecycle"),
     (sys.executable, str(WRONG_VMM)),
-], ids=["workload", "wrong"])
+    QEMU,
+], ids=["workload", "wrong", "qemu"])
 def test_every_ioctl_that_strace_saw_is_in_the_capture(tmp_path: Path, command: tuple[str, ...]) -> None:
     log = tmp_path / "strace"
     events = open_recording(record(tmp_path / "run.dat", *STRACE, "-o", str(log), *command)).events()
     seen = read_strace(log)
     assert sum(map(len, seen.values())) >= 15
     assert recorded_ioctls(events) == seen
+
+
+def test_qemus_own_log_agrees_in_every_ioctl_and_userspace_exit(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    path = record(tmp_path / "run.dat", *QEMU, str(log))
+    events, text = open_recording(path).events(), log.read_text()
+    ran = Counter(int(reason) for reason in re.findall(r"kvm_run_exit cpu_index \d+, reason (\d+)", text))
+    served = events.field("kvm_userspace_exit", "errno") == 0
+    assert Counter(events.field("kvm_userspace_exit", "reason")[served].tolist()) == ran
+    assert ran.total() > 100
+    asked = Counter(int(cmd, 16) for cmd in re.findall(r"kvm_(?:vm_|vcpu_|device_)?ioctl .*?type (0x[0-9a-f]+)", text))
+    recorded = Counter(call.cmd for calls in recorded_ioctls(events).values() for call in calls)
+    assert recorded == asked
+    made = follow_bring_up(events, processes=open_recording(path).processes)
+    assert made is not None
+    assert made.n_violations == 0
+    assert [item.id for item in made.objects if item.kind == "vcpu"] == ["vm0.vcpu0", "vm0.vcpu1"]
+    assert all(len(item.run_tids) == 1 for item in made.objects if item.kind == "vcpu")
 
 
 @pytest.fixture(scope="module")
