@@ -51,7 +51,7 @@ class Sequence:
 
     def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
         """Return field `field` of the events at these positions, which are all of kind `kind`."""
-        return self.table.field(kind, field)[self.position_in_kind[positions]]
+        return self.table.field(kind, field).take(self.position_in_kind.take(positions), axis=0)
 
     @cached_property
     def position_in_kind(self) -> NDArray[np.intp]:
