@@ -100,7 +100,7 @@ class Checker:
         self._evidence.look_at(table)
         self._gaps.add(table)
         if self._parked is not None and len(self._parked):
-            table = EventTable.concat([self._parked, table])
+            table = EventTable.concat([self._parked, table], shared=True)
             index = np.concatenate([self._parked_index, index])
         self._tids = np.union1d(self._tids, vcpu_tids(table)).astype(np.int32)[:65_534]
         self._check(table, index, final=False)

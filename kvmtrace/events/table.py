@@ -189,18 +189,23 @@ class EventTable:
         return self.take(np.arange(start, stop))
 
     @staticmethod
-    def concat(tables: Sequence[EventTable]) -> EventTable:
-        """Return the rows of tables that share their kinds, one after the other."""
+    def concat(tables: Sequence[EventTable], *, shared: bool = False) -> EventTable:
+        """Return the rows of tables that share their kinds, one after the other.
+
+        Parameters
+        ----------
+        shared : use the columns and row numbers that the tables keep, for short-lived results: the tables stay alive
+        """
         kinds = tables[0].kinds
         assert all(table.kinds == kinds for table in tables)
         columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in COMMON_DTYPES}
         payloads: dict[int, Payload] = {}
         for index in {i for table in tables for i in table.payloads}:
             parts = [t for t in tables if index in t.payloads]
-            payloads[index] = ConcatPayload([(_CachedPayload(t, index), None) for t in parts],
+            payloads[index] = ConcatPayload([(_CachedPayload(t, index) if shared else t.payloads[index], None) for t in parts],
                                             [t.count(kinds[index].name) for t in parts])
         whole = EventTable(columns, kinds, payloads)
-        if len(whole.kind_index) == len(kinds):
+        if shared and len(whole.kind_index) == len(kinds):
             whole._parts = tuple(tables)
         return whole
 
