@@ -202,8 +202,11 @@ class EventTable:
         payloads: dict[int, Payload] = {}
         for index in {i for table in tables for i in table.payloads}:
             parts = [t for t in tables if index in t.payloads]
-            payloads[index] = ConcatPayload([(_CachedPayload(t, index) if shared else t.payloads[index], None) for t in parts],
-                                            [t.count(kinds[index].name) for t in parts])
+            if shared:
+                counts = [t.count(kinds[index].name) for t in parts]
+                payloads[index] = ConcatPayload([(_CachedPayload(t, index), None) for t in parts], counts)
+            else:
+                payloads[index] = ConcatPayload([(t.payloads[index], None) for t in parts])
         whole = EventTable(columns, kinds, payloads)
         if shared and len(whole.kind_index) == len(kinds):
             whole._parts = tuple(tables)
