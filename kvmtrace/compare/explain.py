@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.errors import UsageError
+from kvmtrace.errors import MissingEventError, UsageError
 from kvmtrace.events.table import TRACE_FLAG_HARDIRQ
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
 from kvmtrace.model.world_switch import STEPS_BY_ISA, UNSEEN
@@ -156,10 +156,14 @@ def explain_exit(events: EventTable, number: int, *, tid: int | None = None, vcp
     ------
     UsageError
         There is no such VM-exit.
+    MissingEventError
+        VM-exits were recorded without their reason.
     """
     exits = _exit_rows(events, tid, vcpu)
     if not 1 <= number <= len(exits):
         raise UsageError(f"there is no VM-exit {number}: the recording has {len(exits)} of that vCPU")
+    if not events.has("kvm_exit", "exit_reason"):
+        raise MissingEventError("the recording has no field exit_reason of event kvm_exit")
     row = int(exits[number - 1])
     rows, left_out = _window(events, row)
     story = [read_event(events, int(one)) for one in rows]

@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+SUM_LIMIT = 1 << 61
 _TABLE_BITS = 14
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads consecutive keys
 _PREFIX = 8192
@@ -115,7 +116,9 @@ class Counter:
         sums = np.bincount(ids, weights)
         self.values = grown(self.values, len(sums))
         # bincount adds in float64, which is exact for integers up to 2**53 (104 days in ns)
-        self.values[: len(sums)] += sums.astype(np.int64)
+        # garbage time stamps may sum to more than int64 holds: such sums stay at a bound
+        sums = np.clip(sums, -SUM_LIMIT, SUM_LIMIT).astype(np.int64)
+        self.values[: len(sums)] = np.clip(self.values[: len(sums)] + sums, -SUM_LIMIT, SUM_LIMIT)
 
     def __getitem__(self, number: int) -> int:
         return int(self.values[number]) if number < len(self.values) else 0

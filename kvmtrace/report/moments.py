@@ -54,7 +54,7 @@ class Moments:
         self._m2 += m2 + np.where(count > 0, np.square(delta) * self.count * count / merged, 0)
         self._mean += delta * count / merged
         self.count += count
-        self.total_ns += total.astype(np.int64)
+        self.total_ns += np.clip(total, 0, 1 << 61).astype(np.int64)  # more only by garbage time stamps
 
     def rel_stderr(self, group: int) -> float:
         """Return the relative standard error of the mean in percent; 0 for fewer than two durations."""

@@ -122,7 +122,9 @@ def _shares(segments: Segments, thread: int, edges: NDArray[np.float64]) -> list
     shares = []
     for which in Part:
         spent = np.concatenate([[0], np.cumsum(np.where(part == which, dur_ns, 0))])
-        shares.append(np.rint(np.diff(np.interp(edges, points, spent))).astype(np.int64))
+        share = np.rint(np.diff(np.interp(edges, points, spent)))
+        # garbage time stamps may span more than int64 holds
+        shares.append(np.clip(np.nan_to_num(share), 0, 1 << 61).astype(np.int64))
     return shares
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import resource
 import signal
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvmtrace.cli.main import cli
 from kvmtrace.decode.summary import is_summary, read_summary
-from kvmtrace.errors import KvmtraceError
+from kvmtrace.errors import KvmtraceError, UsageError
 from kvmtrace.events import open_recording
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
@@ -29,6 +32,7 @@ MEMORY_BASE = 384 << 20  # what NumPy, pandas and the report take for the smalle
 MEMORY_PER_BYTE = 100
 # how much is done with a file
 EVENTS, REPORT, ALL = range(3)
+EXPORTS = (".parquet", ".arrow", ".csv", ".perfetto.json", ".pftrace")
 
 
 class Hang(BaseException):
@@ -103,6 +107,16 @@ def _report(path: str, *, everything: bool) -> None:
         render_html(report)
 
 
+def _commands(path: str) -> None:
+    """Run the commands that do more than report: every export, a comparison, one exit's story."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        for suffix in EXPORTS:
+            cli.main(args=["export", path, "-o", f"{folder}/out{suffix}"], standalone_mode=False)
+        cli.main(args=["compare", path, path], standalone_mode=False)
+        with contextlib.suppress(UsageError):  # there is no such exit
+            cli.main(args=["report", path, "--explain", "2"], standalone_mode=False)
+
+
 def run_case(path: str, depth: int = REPORT) -> Outcome:
     """Read the file at `path` as commands do.
 
@@ -124,6 +138,8 @@ def run_case(path: str, depth: int = REPORT) -> Outcome:
             n_events = _read(recording)
             if depth >= REPORT:
                 _report(path, everything=depth == ALL)
+            if depth == ALL:
+                _commands(path)
         except KvmtraceError as error:
             message = str(error)
             if error.exit_code != 3 or "\n" in message or len(message) > 1000:
