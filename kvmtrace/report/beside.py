@@ -23,17 +23,19 @@ class Beside(Generic[T]):
     Parameters
     ----------
     take : called with one item after the other
+    apart : in a thread of its own, where there are cores for it
     """
 
-    def __init__(self, take: Callable[[T], object]) -> None:
+    def __init__(self, take: Callable[[T], object], *, apart: bool = True) -> None:
         self._take = take
+        self._apart = apart and len(os.sched_getaffinity(0)) > 1
         self._items: queue.Queue[T | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Beside[T]:
         """Start the thread."""
-        if len(os.sched_getaffinity(0)) > 1:
+        if self._apart:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
         return self

@@ -70,7 +70,7 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     checker = _new_checker(recording) if options.model and not options.perf_only else None
     selection = options.selection.resolved(recording)
     beginning = Beginning()
-    with Beside(checker.feed if checker else lambda _: None) as beside:
+    with Beside(checker.feed if checker else lambda _: None, apart=_sharable(recording)) as beside:
         for table in recording.iter_events(PIECE_EVENTS):
             if checker:
                 beside.give(table)
@@ -102,7 +102,7 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     """
     checker = _new_checker(recording, limit)
     builder = ReportBuilder(ReportOptions(perf_only=True))
-    with Beside(checker.feed) as beside:
+    with Beside(checker.feed, apart=_sharable(recording)) as beside:
         for table in recording.iter_events(PIECE_EVENTS):
             beside.give(table)
             builder.look_at(table)
@@ -111,6 +111,11 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     model = checker.finish()
     capture = replace(report.capture, isa=report.capture.isa or getattr(model, "isa", None))
     return Report(capture, report.loss, model=model)
+
+
+def _sharable(recording: Recording) -> bool:
+    """Say whether two threads may decode fields of one table: NumPy's can, pyarrow's reader crashes."""
+    return recording.capture.format in ("trace.dat", "perf.data")
 
 
 def _new_checker(recording: Recording, limit: int = 20) -> Any:
