@@ -194,6 +194,18 @@ def _damaged_ends(recording: Recording) -> dict[int, int]:
     return ends
 
 
+def checker_of(recording: Recording, limit: int = 20) -> Checker:
+    """Return a checker that knows where a damaged recording's CPUs end.
+
+    Parameters
+    ----------
+    limit : int, violations described per rule; all are counted
+    """
+    checker = Checker(recording.capture, limit)
+    checker.know_ends(_damaged_ends(recording))
+    return checker
+
+
 def check_recording(recording: Recording, limit: int = 20) -> Comparison:
     """Compare a recording with the reference model.
 
@@ -202,8 +214,7 @@ def check_recording(recording: Recording, limit: int = 20) -> Comparison:
     recording : Recording
     limit : int, violations described per rule; all are counted
     """
-    checker = Checker(recording.capture, limit)
-    checker.know_ends(_damaged_ends(recording))
+    checker = checker_of(recording, limit)
     for table in recording.iter_events():
         checker.feed(table)
     return checker.finish()

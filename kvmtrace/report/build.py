@@ -123,9 +123,9 @@ def _sharable(recording: Recording) -> bool:
 
 
 def _new_checker(recording: Recording, limit: int = 20) -> Any:
-    from kvmtrace.compare.checker import Checker
+    from kvmtrace.compare.checker import checker_of
 
-    return Checker(recording.capture, limit)
+    return checker_of(recording, limit)
 
 
 class ReportBuilder:
