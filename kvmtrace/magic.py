@@ -36,8 +36,9 @@ def record_cell(line: str, cell: str) -> LoadedRecording:
     command = ["--", "/bin/sh", "-c", cell] if cell.strip() else []
     done = subprocess.run(
         [sys.executable, "-m", "kvmtrace", "record", *options, *command], capture_output=True, text=True, check=False)
-    print(done.stdout, end="")
-    if done.returncode:
+    if not done.returncode:
+        print(done.stdout + done.stderr, end="")  # the recorder speaks on standard error
+    else:
         raise CapabilityError(done.stderr.strip().removeprefix("kvmtrace: ") or "kvmtrace record failed")
     return load(path)
 
