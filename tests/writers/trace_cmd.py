@@ -15,7 +15,11 @@ _FIELD = re.compile(r"(\w+)=(\S+)")
 
 def report(path: Path) -> list[tuple[int, int, int, str, dict[str, str]]]:
     """Return (ts_ns, cpu, tid, event, fields as text) of each event trace-cmd prints."""
-    done = subprocess.run(["trace-cmd", "report", "-R", "-t", "-i", str(path)], capture_output=True, check=True)
+    # about one run in some hundred, on a loaded machine, ends with status 0 and not one line: then it is asked again
+    for _ in range(3):
+        done = subprocess.run(["trace-cmd", "report", "-R", "-t", "-i", str(path)], capture_output=True, check=True)
+        if done.stdout.count(b"\n") > 1:
+            break
     out = []
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         match = _LINE.match(line)
