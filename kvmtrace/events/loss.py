@@ -45,6 +45,13 @@ def _counts_of_meta(meta: Mapping[str, Any]) -> dict[int, int]:
             if str(cpu).isdigit() and isinstance(count, int) and count > 0}
 
 
+def _total_of_meta(meta: Mapping[str, Any]) -> int:
+    """Return the recorder's own total: the kernel counts some misses of programs without saying on which CPU."""
+    loss = meta.get("loss")
+    total = loss.get("events") if isinstance(loss, dict) else None
+    return total if isinstance(total, int) and total > 0 else 0
+
+
 class LossCounter:
     """Counts lost events.
 
@@ -61,6 +68,7 @@ class LossCounter:
                  by_stats: Mapping[int, int] | None = None) -> None:
         # the last one: what an earlier pass met
         self._told: list[dict[int, int]] = [_counts_of_meta(meta or {}), dict(by_stats or {}), {}]
+        self._total = _total_of_meta(meta or {})
         self._marked: dict[int, int] = {}
         self._uncounted: set[int] = set()
         self._damage: dict[tuple[int, int | None], Damage] = {}
@@ -96,5 +104,5 @@ class LossCounter:
         counted = {cpu for counts in self._told[:-1] for cpu in counts}
         unknown = bool(self._uncounted - counted) or bool(self._damage)
         known = {cpu: n for cpu, n in sorted(by_cpu.items()) if n}
-        total = None if unknown else sum(known.values())
+        total = None if unknown else max(sum(known.values()), self._total)
         return Loss(total, known, self._truncated, tuple(self._damage.values()))
