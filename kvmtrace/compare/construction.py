@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from kvmtrace.compare.construction_steps import Call
 
-LEVELS = ("system", "vm", "vcpu", "device")
 UNKNOWN_PID = 0
 # the errnos by which KVM says "this file does not take that ioctl"
 WRONG_FILE = {errno.ENOTTY, errno.EINVAL, errno.EPERM}

@@ -72,13 +72,6 @@ def take_steps(sequence: Sequence, automaton: Automaton) -> Steps:
     return Steps(position, before, wrong, state)
 
 
-def rule_of_step(before: int, cls: int) -> str:
-    """Return the rule that a wrong step breaks."""
-    in_loop = before in (STATE["guest"], STATE["exited"], STATE["handling"], STATE["switching_in"],
-                         STATE["switched_out"])
-    return "V2" if cls in (ENTRY, EXIT) or (in_loop and before == STATE["guest"]) else "V1"
-
-
 def check_steps(sequence: Sequence, steps: Steps, automaton: Automaton, findings: Findings) -> None:
     """Report wrong steps under V1 and V2."""
     cls = sequence.cls[steps.position]

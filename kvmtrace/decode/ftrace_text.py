@@ -88,11 +88,6 @@ def _to_ns(seconds: str, fraction: str) -> int:
     return min(int(seconds) * 10**9 + int(fraction.ljust(9, "0")), (1 << 63) - 1)
 
 
-def is_event_text(text: str) -> bool:
-    """Say whether a text holds a line of an event, or is an empty trace of tracefs."""
-    return text.startswith("# tracer:") or any(m[6] or m[9] for m in LINE.finditer(text))
-
-
 def decode_lines(text: str) -> Lines:
     """Split whole lines of ftrace text.
 

@@ -49,7 +49,7 @@ def _total_of_meta(meta: Mapping[str, Any]) -> int:
     """Return the recorder's own total: the kernel counts some misses of programs without saying on which CPU."""
     loss = meta.get("loss")
     total = loss.get("events") if isinstance(loss, dict) else None
-    return total if isinstance(total, int) and total > 0 else 0
+    return total if isinstance(total, int) and not isinstance(total, bool) and total > 0 else 0
 
 
 class LossCounter:
