@@ -17,7 +17,7 @@ from kvmtrace.capture.spool import PAGE_SIZE, SEGMENT_BYTES, Spool, is_full
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Iterable
 
     from kvmtrace.capture.tracefs import Instance
 
@@ -129,7 +129,7 @@ class Reader:
             self._store(cpu, segment, size)
             moved += size
 
-    def finish(self, *, after_gap: Container[int] = ()) -> None:
+    def finish(self, *, after_gap: Iterable[int] = ()) -> None:
         """Move everything, half-filled pages too. The instance must not be tracing any more.
 
         Parameters

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,9 +11,6 @@ from kvmtrace.capture.bpf_ring import round_ring_size
 from kvmtrace.errors import CapabilityError
 from kvmtrace.kvm.tracepoints import PROBES
 from tests.writers.bpf_capture import FORMAT_ENTRY
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ENTRY = bpf_events.TracedEvent("kvm_entry", "kvm", FORMAT_ENTRY, None, bpf_events.parse_fields(FORMAT_ENTRY))
 EXIT = bpf_events.TracedEvent("kvm_exit", "kvm", "", None, {"exit_reason": (8, 4), "guest_rip": (16, 8),
