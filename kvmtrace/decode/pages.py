@@ -101,7 +101,7 @@ class Loaded:
     pages : per span, int64, word index of each page
     offsets : per span, int64, file offset of each page (of its chunk, if compressed)
     units : per span, int64, unit of each page
-    faults : units that could not be decompressed (their pages are left out)
+    faults : units that could not be decompressed (their pages are zeros)
     """
 
     words: NDArray[np.uint32]
@@ -271,12 +271,13 @@ class PageSource:
             for unit in range(span.first, span.last):
                 count = int(span.stream.pages[unit])
                 part = self._unit(span.stream, unit, page, loaded.faults)
-                if part is not None:
-                    buffer[at:at + len(part)] = part
-                    pages.append((at + np.arange(count) * span.stream.layout.page_size) // 4)
-                    offsets.append(np.full(count, span.stream.offset[unit]))
-                    units.append(np.full(count, unit))
-                    at += len(part)
+                size = count * span.stream.layout.page_size
+                if part is not None:  # else pages of zeros: events are missing here, and are said to be
+                    buffer[at:at + size] = part
+                pages.append((at + np.arange(count) * span.stream.layout.page_size) // 4)
+                offsets.append(np.full(count, span.stream.offset[unit]))
+                units.append(np.full(count, unit))
+                at += size
                 page += count
             loaded.pages.append(np.concatenate(pages))
             loaded.offsets.append(np.concatenate(offsets))
