@@ -70,14 +70,19 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     checker = _new_checker(recording) if options.model and not options.perf_only else None
     selection = options.selection.resolved(recording)
     beginning = Beginning()
-    with Beside(checker.feed if checker else lambda _: None, apart=_sharable(recording)) as beside:
+
+    def collect(table: EventTable) -> None:
+        if not options.perf_only:
+            beginning.feed(table)
+        builder.feed(table, selection.of(table))
+        options.progress(builder.n_events)
+
+    # the second thread has the model, or else all that is not decoding
+    with Beside(checker.feed if checker else collect, apart=_sharable(recording)) as beside:
         for table in recording.iter_events(PIECE_EVENTS):
+            beside.give(table)
             if checker:
-                beside.give(table)
-            if not options.perf_only:
-                beginning.feed(table)
-            builder.feed(table, selection.of(table))
-            options.progress(builder.n_events)
+                collect(table)
     report = builder.finish(recording, checker.finish() if checker else None)
     replay = beginning.replay(recording) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
