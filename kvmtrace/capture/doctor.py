@@ -69,7 +69,7 @@ def diagnose() -> Diagnosis:
     tracefs = mounted()
     checks = (check_kvm_device(), check_hardware(), check_privileges(), check_lockdown(), check_tracefs(tracefs),
               check_tracepoints(tracefs), check_entry_exit(tracefs), check_kprobes(tracefs), check_uprobes(tracefs),
-              check_bcc(), check_headers(), check_btf())
+              check_bcc(), check_headers(), check_btf(), check_kernel())
     states = {check.name: check for check in checks}
     return Diagnosis(host_facts(), checks, {"ftrace": _ftrace(states), "bpf": _bpf(states)})
 
@@ -225,6 +225,13 @@ def check_btf() -> Check:
     there = Path("/sys/kernel/btf/vmlinux").exists()
     return Check("BTF", OK if there else OPTIONAL, "/sys/kernel/btf/vmlinux" if there else "none",
                  "" if there else "bpf falls back to plain tracepoints (CONFIG_DEBUG_INFO_BTF)")
+
+
+def check_kernel() -> Check:
+    """Look for the compiled inner loops of the decoders (decode/kernel.c)."""
+    there = (Path(__file__).parents[1] / "decode" / "_kernel.so").exists()
+    return Check("compiled decoder", OK if there else OPTIONAL, "built" if there else "not built",
+                 "" if there else "reports are slower without: install a C compiler (gcc), then kvmtrace again")
 
 
 def _ftrace(checks: dict[str, Check]) -> dict[str, Any]:

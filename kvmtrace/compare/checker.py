@@ -99,16 +99,17 @@ class Checker:
         self.statistics.n_events += len(table)
         self._evidence.look_at(table)
         self._gaps.add(table)
-        if self._parked is not None and len(self._parked):
+        n_parked = 0 if self._parked is None else len(self._parked)
+        if self._parked is not None and n_parked:
             table = EventTable.concat([self._parked, table], shared=True)
             index = np.concatenate([self._parked_index, index])
         self._tids = np.union1d(self._tids, vcpu_tids(table)).astype(np.int32)[:65_534]
-        self._check(table, index, final=False)
+        self._check(table, index, n_parked, final=False)
 
     def finish(self) -> Comparison:
         """Check what was waiting and return the comparison."""
         if self._parked is not None and len(self._parked):
-            self._check(self._parked, self._parked_index, final=True)
+            self._check(self._parked, self._parked_index, len(self._parked), final=True)
         self._parked = None
         return self.statistics.comparison(self.findings, self._capability)
 
@@ -120,10 +121,10 @@ class Checker:
                 last = np.flatnonzero(batch.thread == thread)[-1]
                 self.findings.vcpu_ids[int(self._tids[thread])] = int(ids[last])
 
-    def _check(self, table: EventTable, index: NDArray[np.int64], *, final: bool) -> None:
+    def _check(self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool) -> None:
         capability = find_capability(self.capture, table, self._evidence)
         self._capability = capability
-        whole = build_sequence(table, self._tids, capability, self._gaps)
+        whole = build_sequence(table, self._tids, capability, self._gaps, n_parked)
         now, later = (np.ones(len(whole), bool), np.zeros(len(whole), bool)) if final else _cut(whole)
         sequence = whole.at(now)
         self.findings.begin(sequence, index)

@@ -316,7 +316,7 @@ def _check_irq_flags(batch: Batch) -> None:
     table = batch.sequence.table
     flags = table.irq_flags[batch.sequence.row]
     for cls, wanted in ((ENTRY, True), (EXIT, batch.capability.exit_irqs_off is True)):
-        position = np.flatnonzero(batch.sequence.cls == cls)
+        position = np.flatnonzero((batch.sequence.cls == cls) & ~batch.sequence.repeated)
         off = (flags[position] & TRACE_FLAG_IRQS_OFF) != 0
         told = len(position) and not (flags[position] & TRACE_FLAG_IRQS_NOSUPPORT).any()
         if not wanted or not told or np.mean(off) < 0.5:  # text traces may lack the column

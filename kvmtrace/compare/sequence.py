@@ -33,6 +33,7 @@ class Sequence:
     first : bool, first event of its thread here
     broken : bool, knowledge breaks off before this event
     n_tracked : vCPU-thread events of the table, tracked by the model or not
+    n_parked : the table's first rows that waited for this table; each thread's first event among them was seen before
     """
 
     table: EventTable
@@ -45,6 +46,7 @@ class Sequence:
     ts_ns: NDArray[np.int64]
     cpu: NDArray[np.int16]
     n_tracked: int
+    n_parked: int = 0
 
     def __len__(self) -> int:
         return len(self.row)
@@ -63,6 +65,11 @@ class Sequence:
         return position[self.row]
 
     @cached_property
+    def repeated(self) -> NDArray[np.bool_]:
+        """Say which events ended the part before this one, and were counted there."""
+        return self.first & (self.row < self.n_parked)
+
+    @cached_property
     def n_breaks(self) -> NDArray[np.intp]:
         """Return how many threads began or knowledge broke off up to each event."""
         return np.cumsum(self.broken | self.first)
@@ -72,7 +79,7 @@ class Sequence:
         part = {name: getattr(self, name)[positions]
                 for name in ("row", "cls", "thread", "first", "broken", "ts_ns", "cpu")}
         part["first"] = first_of(part["thread"])
-        return Sequence(self.table, tids=self.tids, n_tracked=self.n_tracked, **part)
+        return Sequence(self.table, tids=self.tids, n_tracked=self.n_tracked, n_parked=self.n_parked, **part)
 
 
 def first_of(thread: NDArray[Any]) -> NDArray[np.bool_]:
@@ -103,9 +110,9 @@ def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[n
 
 
 def build_sequence(
-    table: EventTable, tids: NDArray[np.int32], capability: Capability, gaps: Gaps
+    table: EventTable, tids: NDArray[np.int32], capability: Capability, gaps: Gaps, n_parked: int = 0
 ) -> Sequence:
-    """Return the sequence of the given threads (ascending tids, at most 65,534)."""
+    """Return the sequence of the given threads (ascending tids, at most 65,534); `n_parked`: see Sequence."""
     classes = classify(table)
     classes[doubtful_rows(table)] = 0
     if len(tids) == 0:
@@ -126,4 +133,4 @@ def build_sequence(
                     sched_recorded="sched_switch" in capability.recorded, filtered=capability.filtered)
     broken |= lost_between(table, row, cpu)
     broken[first] = False
-    return Sequence(table, row, cls, number - np.uint16(1), tids, first, broken, ts_ns, cpu, n_tracked)
+    return Sequence(table, row, cls, number - np.uint16(1), tids, first, broken, ts_ns, cpu, n_tracked, n_parked)

@@ -77,8 +77,9 @@ def check_steps(sequence: Sequence, steps: Steps, automaton: Automaton, findings
     cls = sequence.cls[steps.position]
     is_v2 = (cls == ENTRY) | (cls == EXIT) | (steps.before == STATE["guest"])
     known = steps.before != UNKNOWN
+    new = ~sequence.repeated[steps.position]
     for rule, chosen in (("V1", ~is_v2), ("V2", is_v2)):
-        findings.check(rule, np.count_nonzero(chosen & known), np.count_nonzero(chosen & ~known))
+        findings.check(rule, np.count_nonzero(chosen & known), np.count_nonzero(chosen & ~known & new))
         wrong = np.flatnonzero(chosen & steps.wrong)
 
         def describe(i: int, wrong: NDArray[np.intp] = wrong) -> tuple[str, str]:

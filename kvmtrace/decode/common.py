@@ -22,7 +22,8 @@ _DTYPES = {"common_type": np.uint16, "common_flags": np.uint8, "common_preempt_c
            "common_pid": np.int32}
 
 
-def _is_usual(common: Mapping[str, Field]) -> bool:
+def has_usual_common(common: Mapping[str, Field]) -> bool:
+    """Say whether the common fields lie where every kernel puts them ({}: nothing else is known)."""
     return all(n not in common or (common[n].offset, common[n].size) == place for n, place in _USUAL.items())
 
 
@@ -40,7 +41,7 @@ def gather_common(words: NDArray[np.uint32], start: NDArray[Any], common: Mappin
     start : shape (n,), word index of each record
     common : the common fields as a format file gives them; {} for the usual layout
     """
-    if _is_usual(common):
+    if has_usual_common(common):
         first = np.ascontiguousarray(words.take(start, mode="clip")).view(np.uint8).reshape(-1, 4)
         pid = words.take(start + 1, mode="clip").view(np.int32)
         return first[:, :2].copy().view(np.uint16).reshape(-1), first[:, 2].copy(), first[:, 3].copy(), pid

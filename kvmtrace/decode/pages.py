@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 MAX_CPU = 32767
+KEPT_TABLES = 2  # of a mapped file: a second thread may still decode fields of them (events/beside.py)
 META_BEGIN = b'{"schema"'
 SCAN_BYTES = 32 << 20  # of a mapped file whose page headers are read before the pages are let go
 

@@ -1,7 +1,8 @@
 """Ring-buffer pages -> records, all pages of a batch in lockstep (step k of every page at once).
 
 A page is a time stamp, a commit word and records, each led by a word with a 5-bit type_len and a 27-bit
-time delta. Only the walk from record to record is done in steps; the rest is one pass over all records.
+time delta. Only the walk from record to record is done in steps; the rest is one pass over all records. The compiled
+kernel, where it was built, does both in one loop (kernel.c); the results are the same.
 
 Source: include/linux/ring_buffer.h, enum ring_buffer_type; kernel/trace/ring_buffer.c; events/header_event
 """
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.decode.kernel import RecordColumns, loaded
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.decode.format_text import PageLayout
+    from kvmtrace.decode.kernel import Kernel
 
 TYPE_PADDING, TYPE_TIME_EXTEND, TYPE_TIME_STAMP = 29, 30, 31
 TS_SHIFT = 27  # bits of a time delta
@@ -25,6 +29,7 @@ RB_MISSED_EVENTS = 1 << 31  # in the commit word: events were lost before this p
 RB_MISSED_STORED = 1 << 30  # ... and their number stands behind the last record
 COMMIT_MASK = (1 << 27) - 1
 LOST_UNKNOWN = -1
+NARROW_WORDS = 0xFFFFFF00  # in a buffer of fewer words a word index fits 32 bits, special values left over
 
 # words from record to record by type_len; 0: look at the record (big records, padding)
 _STEP = np.array([0, *range(2, 30), 0, 2, 2], np.int64)
@@ -62,16 +67,18 @@ class Records:
 
     Parameters
     ----------
-    start : int64, shape (n,), word index of each record's data in the buffer
+    start : shape (n,), word index of each record's data in the buffer
     ts : uint64, shape (n,), time stamp in the clock's unit
     page_counts : int64, shape (n_pages,), records per page
-    damage : what could not be read; the rest of such a page is left out
+    damage : what could not be read, by page; the rest of such a page is left out
+    columns : the records' common fields, where they were asked for and the compiled kernel read them at once
     """
 
-    start: NDArray[np.int64]
+    start: NDArray[Any]
     ts: NDArray[np.uint64]
     page_counts: NDArray[np.int64]
     damage: list[PageDamage]
+    columns: RecordColumns | None = None
 
 
 def read_page_headers(words: NDArray[np.uint32], pages: NDArray[np.int64], layout: PageLayout) -> PageHeaders:
@@ -178,8 +185,8 @@ def _time_stamps(words: NDArray[np.uint32], at: NDArray[np.int64], heads: NDArra
     return total
 
 
-def decode_pages(words: NDArray[np.uint32], pages: NDArray[np.int64], headers: PageHeaders, layout: PageLayout
-                 ) -> Records:
+def decode_pages(words: NDArray[np.uint32], pages: NDArray[np.int64], headers: PageHeaders, layout: PageLayout,
+                 kind_of_id: NDArray[np.uint16] | None = None) -> Records:
     """Decode pages into records.
 
     Parameters
@@ -188,18 +195,43 @@ def decode_pages(words: NDArray[np.uint32], pages: NDArray[np.int64], headers: P
     pages : int64, shape (n,), word index of each page
     headers : PageHeaders of these pages
     layout : PageLayout
+    kind_of_id : uint16, shape (65536,), where the common fields are wanted and lie where they usually do
 
     Returns
     -------
     Records; time extends, time stamps, padding and discarded events are taken in and left out
     """
     first = pages + layout.data_offset // 4
-    table, valid, damage = _walk(words, first, first + np.maximum(headers.size, 0) // 4)
+    end = first + np.maximum(headers.size, 0) // 4
+    kernel = loaded()
+    if kernel is None or not len(words):
+        records = _decode_in_lockstep(words, first, end, headers)
+    else:
+        records = _decode_compiled(kernel, words, (first, end), headers, kind_of_id)
     for page in np.flatnonzero(headers.size < 0).tolist():
         word = int(pages[page]) + 2
         commit = int(words[word])
-        damage.append(PageDamage(page, word, f"a commit of at most {layout.data_size} bytes",
-                                 f"the commit word {commit:#x}" if commit else "a page of zeros"))
+        records.damage.append(PageDamage(page, word, f"a commit of at most {layout.data_size} bytes",
+                                         f"the commit word {commit:#x}" if commit else "a page of zeros"))
+    records.damage.sort(key=lambda damage: damage.page)
+    return records
+
+
+def _decode_compiled(kernel: Kernel, words: NDArray[np.uint32], span: tuple[NDArray[np.int64], NDArray[np.int64]],
+                     headers: PageHeaders, kind_of_id: NDArray[np.uint16] | None) -> Records:
+    first, end = span
+    whole = end.copy()
+    counts, overruns = kernel.count_records(words, first, end)
+    wide = np.dtype(np.uint32 if len(words) < NARROW_WORDS else np.int64)
+    out = RecordColumns.empty(int(counts.sum()), wide, common=kind_of_id is not None)
+    kernel.fill_records(words, first, end, headers.ts, kind_of_id=kind_of_id, out=out)
+    damage = [_overrun(o.page, o.at, o.stop, int(whole[o.page])) for o in overruns]
+    return Records(out.start, out.ts, counts, damage, None if kind_of_id is None else out)
+
+
+def _decode_in_lockstep(words: NDArray[np.uint32], first: NDArray[np.int64], end: NDArray[np.int64],
+                        headers: PageHeaders) -> Records:
+    table, valid, damage = _walk(words, first, end)
     counts = valid.sum(axis=0)
     at = table.T[valid.T]
     heads = words[at]

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from kvmtrace.events.arrow_schema import WINDOW_ROWS, schema_of, table_arrays
+from kvmtrace.events.beside import Beside
 from kvmtrace.events.table import EventTable
 
 if TYPE_CHECKING:
@@ -57,18 +58,34 @@ class _Windows:
 
 
 def _group_rows(table: EventTable) -> list[NDArray[np.intp]]:
-    """Return the rows of each row group of a window: one for each busy vCPU thread, one for the rest."""
+    """Return the rows of each row group of a window, in recorded order.
+
+    Each busy vCPU thread has one for each kind of event that it traced often, and one for its other events; the rest
+    of the window shares one.
+    """
     vcpu_rows = [table.rows(name) for name in _VCPU_EVENTS]
     tids = np.unique(table.tid[np.concatenate(vcpu_rows)])
-    groups, rest = [], np.ones(len(table), bool)
-    for tid in tids[:MAX_GROUPS - 1].tolist():
+    groups: list[NDArray[np.intp]] = []
+    rest = np.ones(len(table), bool)
+    for tid in tids.tolist():
         rows = np.flatnonzero(table.tid == tid)
-        if len(rows) >= MIN_GROUP_ROWS:
-            groups.append(rows)
+        if len(rows) >= MIN_GROUP_ROWS and len(groups) < MAX_GROUPS - 1:
+            groups += _kind_groups(table.kind, rows, MAX_GROUPS - 1 - len(groups))
             rest[rows] = False
     if rest.any() or not groups:
         groups.append(np.flatnonzero(rest))
     return groups
+
+
+def _kind_groups(kind: NDArray[np.uint16], rows: NDArray[np.intp], most: int) -> list[NDArray[np.intp]]:
+    """Return `most` groups of a thread's rows at the most: one for each frequent kind, one for all others."""
+    own = kind[rows]
+    counts = np.bincount(own)
+    frequent = np.flatnonzero(counts >= MIN_GROUP_ROWS)
+    frequent = frequent[np.argsort(-counts[frequent], kind="stable")][:most - 1]
+    groups = [rows[own == index] for index in frequent.tolist()]
+    others = rows[~np.isin(own, frequent)]
+    return [*groups, others] if len(others) else groups
 
 
 def write_parquet(recording: Recording, out: IO[bytes]) -> None:
@@ -86,11 +103,17 @@ def write_parquet(recording: Recording, out: IO[bytes]) -> None:
     plain = {"row", "ts_ns"}
     with pq.ParquetWriter(out, schema, compression="zstd", compression_level=1,
                           use_dictionary=[f.name for f in schema if f.name not in plain],
-                          write_statistics=["row", "ts_ns", "tid", "cpu"]) as writer:
-        for first, table in windows:
-            for rows in _group_rows(table):
-                part = table if len(rows) == len(table) else table.take(rows)
-                writer.write_table(table_arrays(part, schema, first + rows), row_group_size=len(table))
+                          write_statistics=["row", "ts_ns", "tid", "cpu", "event"]) as writer:
+
+        def write(group: pa.Table) -> None:
+            writer.write_table(group, row_group_size=max(len(group), 1))
+
+        # what was decoded here is compressed in a second thread
+        with Beside(write) as beside:
+            for first, table in windows:
+                for rows in _group_rows(table):
+                    part = table if len(rows) == len(table) else table.take(rows)
+                    beside.give(table_arrays(part, schema, first + rows))
 
 
 def write_arrow(recording: Recording, out: IO[bytes]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,17 +30,10 @@ PARQUET_MAGIC = b"PAR1"
 COMMON_COLUMNS = tuple("event" if name == "kind" else name for name in COMMON_DTYPES)
 
 
-def _column_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Return a field's column at these rows of the file as NumPy values."""
+def _column_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np.intp] | None) -> NDArray[Any]:
+    """Return a field's column at these rows (None: all of them, in their order) as NumPy values."""
     if dtype.kind in "SO" or dtype.shape or dtype.kind == "V":
-        chosen = column.take(pa.array(rows))
-        if dtype.kind == "S":
-            values = np.array([v.encode() for v in chosen.to_pylist()] or [b""], "S")[:len(rows)]
-            return values.astype(dtype) if dtype.itemsize else values
-        if dtype.kind == "O":
-            return np.array([*chosen.to_pylist(), None], object)[:-1]
-        joined = b"".join(chosen.to_pylist())
-        return np.frombuffer(joined, dtype.base).reshape(len(rows), *dtype.shape)
+        return _object_values(column if rows is None else column.take(pa.array(rows)), dtype)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     # values stand in place also where they are null, so that no mask is needed
@@ -44,41 +41,110 @@ def _column_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[
              if c.buffers()[1] is not None else np.zeros(len(c), column.type.to_pandas_dtype())
              for c in column.chunks]
     whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype)])
-    return whole[rows].astype(dtype, copy=False)
+    return (whole if rows is None else whole[rows]).astype(dtype, copy=False)
+
+
+def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return strings, arrays and bytes as NumPy values."""
+    n = len(column)
+    if dtype.kind == "S":
+        values = np.array([v.encode() for v in column.to_pylist()] or [b""], "S")[:n]
+        return values.astype(dtype) if dtype.itemsize else values
+    if dtype.kind == "O":
+        return np.array([*column.to_pylist(), None], object)[:-1]
+    return np.frombuffer(b"".join(column.to_pylist()), dtype.base).reshape(n, *dtype.shape)
+
+
+@dataclass(frozen=True)
+class KindRows:
+    """Where the events of a kind are.
+
+    Parameters
+    ----------
+    groups : row groups that hold them
+    rows : their rows among those of these groups, in recorded order; None: all rows as they are
+    """
+
+    groups: list[int]
+    rows: NDArray[np.intp] | None
 
 
 class ArrowPayload:
-    """Fields of a kind in a columnar file.
+    """Fields of a kind in a columnar file; a column is read once and kept.
 
     Parameters
     ----------
     kind_name, fields : of the kind
-    read : gives a column of the file by its name
-    rows : gives the kind's rows in the file, in recorded order
+    read : gives a column of the file by row groups and name; two threads may ask at once
+    where : gives the kind's place in the file
     fail : makes the error that says that the file is damaged
     """
 
-    def __init__(self, kind_name: str, fields: Mapping[str, np.dtype[Any]], read: Callable[[str], pa.ChunkedArray],
-                 rows: Callable[[], NDArray[np.intp]], fail: Callable[[Exception], FormatError]) -> None:
+    def __init__(self, kind_name: str, fields: Mapping[str, np.dtype[Any]],
+                 read: Callable[[Sequence[int], str], pa.ChunkedArray], where: Callable[[], KindRows],
+                 fail: Callable[[Exception], FormatError]) -> None:
         self.fields = dict(fields)
         self._kind_name = kind_name
         self._read = read
-        self._make_rows = rows
+        self._make_where = where
         self._fail = fail
-        self._rows: NDArray[np.intp] | None = None
+        self._where: KindRows | None = None
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._lock = threading.Lock()
 
     def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
         """See Payload."""
         if name not in self.fields:
             raise MissingEventError(f"field {name} was not recorded")
-        if self._rows is None:
-            self._rows = self._make_rows()
-        wanted = self._rows if rows is None else self._rows[rows]
-        column = self._read(f"{self._kind_name}.{name}")
+        with self._lock:
+            if name not in self._columns:
+                self._columns[name] = self._whole(name)
+        values = self._columns[name]
+        return values if rows is None else values[rows]
+
+    def _whole(self, name: str) -> NDArray[Any]:
+        if self._where is None:
+            self._where = self._make_where()
+        column = self._read(self._where.groups, f"{self._kind_name}.{name}")
         try:
-            return _column_values(column, self.fields[name], wanted)
+            return _column_values(column, self.fields[name], self._where.rows)
         except (pa.ArrowException, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
             raise self._fail(error) from error
+
+
+def _order(row: NDArray[np.int64]) -> NDArray[np.intp] | None:
+    """Return the positions of rows in recorded order, None if they are in it."""
+    if not len(row) or (row[1:] >= row[:-1]).all():
+        return None
+    at = row - row.min()
+    if int(at.min()) == 0 and int(at.max()) < len(row):  # if each number stands once, it is the row's place
+        order = np.full(len(row), -1, np.intp)
+        order[at] = np.arange(len(row))
+        if order.min() >= 0:
+            return order
+    return np.argsort(row, kind="stable")
+
+
+def _kind_rows(groups: Sequence[int], bounds: NDArray[np.intp], kinds: NDArray[np.uint16], row: NDArray[np.int64],
+               index: int) -> KindRows:
+    """Return where the events of kind `index` are in a window.
+
+    Parameters
+    ----------
+    groups : row groups of the window
+    bounds : shape (groups + 1,), the first row of each among those of all
+    kinds, row : of each row, as stored
+    """
+    holds = kinds == index
+    counts = np.add.reduceat(np.append(holds, False), bounds[:-1], dtype=np.intp)
+    own = [i for i in range(len(groups)) if bounds[i + 1] > bounds[i] and counts[i]]
+    parts = [np.flatnonzero(holds[bounds[i]:bounds[i + 1]]) for i in own]
+    starts = np.cumsum([0, *(bounds[i + 1] - bounds[i] for i in own)])
+    position = np.concatenate([part + start for part, start in zip(parts, starts, strict=False)])
+    order = _order(np.concatenate([row[part + bounds[i]] for part, i in zip(parts, own, strict=True)]))
+    whole = order is None and len(position) == starts[-1]
+    rows = None if whole else position if order is None else position[order]
+    return KindRows([groups[i] for i in own], rows)
 
 
 def _capture(told: Any, path: str, file_format: str) -> Capture:
@@ -124,6 +190,7 @@ class ArrowRecording(Recording):
 
     def __init__(self, data: memoryview, path: str) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._parquet = bytes(data[:4]) == PARQUET_MAGIC
         try:
             self._file = self._open(data)
@@ -165,21 +232,29 @@ class ArrowRecording(Recording):
         return self._events
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
-        """Yield tables of whole windows, `max_events` rows or one window each."""
+        """Yield tables of about `max_events` rows; memory is bounded by them and by the windows they lie in."""
+        for groups in self._windows(max_events):
+            table = self._table(groups)
+            n_parts = max(round(len(table) / max_events), 1)
+            bounds = [len(table) * i // n_parts for i in range(n_parts + 1)]
+            for start, stop in pairwise(bounds):
+                if stop > start:
+                    yield table if n_parts == 1 else table.slice(start, stop)
+
+    def _windows(self, max_events: int) -> Iterator[list[int]]:
+        """Yield the row groups of whole windows, of `max_events` rows or one window each."""
         groups: list[int] = []
         rows, window = 0, -1
         for group in range(self._n_groups()):
             own = self._window_of(group)
             if own != window and rows >= max(max_events - self._window_rows + 1, 1):
-                yield self._table(groups)
+                yield groups
                 groups, rows = [], 0
             groups.append(group)
             rows += self._group_rows(group)
             window = own
         if groups:
-            table = self._table(groups)
-            if len(table):
-                yield table
+            yield groups
 
     def _n_groups(self) -> int:
         return int(self._file.num_row_groups if self._parquet else self._file.num_record_batches)
@@ -200,54 +275,61 @@ class ArrowRecording(Recording):
 
     def _read(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         try:
-            if self._parquet:
-                table = self._file.read_row_groups(list(groups), columns=list(names))
-            else:
-                batches = [self._file.get_batch(g) for g in groups]
-                table = pa.Table.from_batches(batches, self._file.schema).select(list(names))
-                table.validate(full=True)  # its buffers are the file's bytes as they are
+            with self._lock:  # a ParquetFile is not made for two threads
+                table = self._read_groups(groups, names)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise self._fail(error) from error
         if set(table.column_names) != set(names):
             raise self._fail(ValueError(f"no column {', '.join(set(names) - set(table.column_names))}"))
         return table
 
+    def _read_groups(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
+        if self._parquet:
+            return self._file.read_row_groups(list(groups), columns=list(names))
+        batches = [self._file.get_batch(g) for g in groups]
+        table = pa.Table.from_batches(batches, self._file.schema).select(list(names))
+        table.validate(full=True)  # its buffers are the file's bytes as they are
+        return table
+
     def _table(self, groups: Sequence[int]) -> EventTable:
         common = self._read(groups, [*(["row"] if self._parquet else []), *COMMON_COLUMNS])
-        order = None
-        if self._parquet:
-            row = common.column("row").to_numpy()
-            if len(row) and (np.diff(row) < 0).any():
-                order = np.argsort(row, kind="stable")
-        columns = {name: self._common(common, name, order) for name in COMMON_DTYPES}
-        kinds = columns["kind"]
+        row = self._numbers(common, "row") if self._parquet else np.arange(len(common))
+        order = _order(row)
+        stored = {name: self._common(common, name) for name in COMMON_DTYPES}
+        columns = stored if order is None else {name: values[order] for name, values in stored.items()}
+        bounds = np.append(0, np.cumsum([self._group_rows(group) for group in groups]))
+        if bounds[-1] != len(common):
+            raise self._fail(ValueError("row groups of other sizes than they say"))
         payloads: dict[int, Payload] = {}
-        for index in np.flatnonzero(np.bincount(kinds, minlength=len(self.kinds))).tolist():
-            payloads[index] = self._payload(groups, kinds, order, index)
+        for index in np.flatnonzero(np.bincount(stored["kind"], minlength=len(self.kinds))).tolist():
+            where = partial(_kind_rows, groups, bounds, stored["kind"], row, index)
+            payloads[index] = self._payload(index, where)
         return EventTable(columns, self.kinds, payloads)
 
-    def _payload(self, groups: Sequence[int], kinds: NDArray[np.uint16], order: NDArray[np.intp] | None, index: int
-                 ) -> Payload:
-        def rows() -> NDArray[np.intp]:
-            mine = np.flatnonzero(kinds == index)
-            return mine if order is None else order[mine]
-
+    def _payload(self, index: int, where: Callable[[], KindRows]) -> Payload:
         kind = self.kinds[index]
-        return ArrowPayload(kind.name, kind.fields, lambda name: self._read(groups, [name]).column(0), rows, self._fail)
+        return ArrowPayload(kind.name, kind.fields, lambda groups, name: self._read(groups, [name]).column(0), where,
+                            self._fail)
 
+    def _numbers(self, table: pa.Table, name: str) -> NDArray[np.int64]:
+        try:
+            numbers: NDArray[np.int64] = table.column(name).to_numpy().astype(np.int64, copy=False)
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise self._fail(error) from error
+        return numbers
 
-    def _common(self, table: pa.Table, name: str, order: NDArray[np.intp] | None) -> NDArray[Any]:
+    def _common(self, table: pa.Table, name: str) -> NDArray[Any]:
         column = table.column("event" if name == "kind" else name)
         if column.null_count:
             raise self._fail(ValueError(f"nulls in column {name}"))
         try:
             values = self._kind_numbers(column) if name == "kind" else column.to_numpy()
-            values = values.astype(COMMON_DTYPES[name], copy=False)
+            values = np.ascontiguousarray(values.astype(COMMON_DTYPES[name], copy=False))
             if name == "cpu" and len(values) and values.min() < -1:
                 raise ValueError(f"CPU {values.min()}")  # noqa: TRY301 - damage like the others
         except (pa.ArrowException, LookupError, ValueError, TypeError) as error:
             raise self._fail(error) from error
-        return values if order is None else values[order]
+        return values
 
     def _kind_numbers(self, column: pa.ChunkedArray) -> NDArray[Any]:
         parts = [np.empty(0, np.uint16)]

@@ -5,13 +5,16 @@ Its rows are in the order of their time stamps, at equal times in file order, as
 
 from __future__ import annotations
 
+from collections import deque
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.decode.common import gather_common
+from kvmtrace.decode.common import gather_common, has_usual_common
 from kvmtrace.decode.cursor import Cursor
-from kvmtrace.decode.pages import MAX_CPU, Fault
+from kvmtrace.decode.kernel import PerfSamples, RecordColumns, loaded
+from kvmtrace.decode.pages import KEPT_TABLES, MAX_CPU, Fault, release_mapped
 from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
 from kvmtrace.decode.perf_compressed import decompress_records
 from kvmtrace.decode.perf_data import (
@@ -25,6 +28,7 @@ from kvmtrace.decode.perf_data import (
     PerfData,
 )
 from kvmtrace.decode.perf_records import (
+    MAX_TABLE,
     RECORD_COMM,
     RECORD_FINISHED_ROUND,
     RECORD_FORK,
@@ -53,7 +57,8 @@ if TYPE_CHECKING:
 MAX_RECORD = 1 << 16
 SAMPLE_BYTES = 100  # typical
 SMALLEST_SAMPLE_BYTES = 32
-WINDOW_WORDS = 1 << 20
+WINDOW_WORDS = 1 << 18  # 2 MiB: what is counted is still in the cache when it is read
+MAX_LAYOUTS = 255  # that the compiled kernel tells apart
 END_OF_TIME = np.iinfo(np.int64).max
 
 
@@ -138,6 +143,7 @@ class PerfDataRecording(Recording):
         """
         self._loss.restart()
         at, carried = self._first, no_rows(self._start_dtype)
+        read = deque([at])
         flush = previous = np.iinfo(np.int64).min
         while at < self._last:
             stop = min(at + n_bytes // 8, self._last)
@@ -158,6 +164,9 @@ class PerfDataRecording(Recording):
                 yield table
             if done:
                 break
+            read.append(at)
+            if len(read) > KEPT_TABLES + 1 and FEAT_COMPRESSED not in self._perf.features:
+                release_mapped(self._perf.data, read.popleft() * 8, read[0] * 8)
         self.loss = self._loss.loss()
 
     def _read_part(self, at: int, stop: int) -> tuple[Rows, list[int], int, bool]:
@@ -168,16 +177,59 @@ class PerfDataRecording(Recording):
         builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES)
         builder.add(no_rows(self._start_dtype))
         rounds: list[int] = []
-        ids = self._ids()
+        read = self._read_compiled if self._compiled_samples is not None else self._read_window
         while at < stop:
-            walk = walk_records(self._words, at, min(at + WINDOW_WORDS, stop), ids, self._last)
-            types = self._words[walk.at].astype(np.uint32)
-            builder.add(self._rows(walk.at, types))
-            rounds += walk.at[types == RECORD_FINISHED_ROUND].tolist()
-            at = walk.stop
-            if not walk.sound:
+            rows, others, at, sound = read(at, min(at + WINDOW_WORDS, stop))
+            builder.add(rows)
+            rounds += others[self._words[others].astype(np.uint32) == RECORD_FINISHED_ROUND].tolist()
+            if not sound:
                 return builder.finish(), rounds, at, False
         return builder.finish(), rounds, at, True
+
+    def _read_window(self, at: int, stop: int) -> tuple[Rows, NDArray[np.int64], int, bool]:
+        """Return the rows of records that begin in words at..stop, all records, and where and how reading ended."""
+        walk = walk_records(self._words, at, stop, self._ids(), self._last)
+        return self._rows(walk.at, self._words[walk.at].astype(np.uint32)), walk.at, walk.stop, walk.sound
+
+    @cached_property
+    def _compiled_samples(self) -> PerfSamples | None:
+        """Say which samples the compiled kernel shall read; None where NumPy must do it."""
+        useful = [(ids, layout) for ids, layout in self._layouts if layout is not None]
+        if loaded() is None or not useful or not has_usual_common(self._kinds.common):
+            return None
+        layouts = np.array([(layout.time, layout.cpu, layout.raw, layout.chain) for _, layout in useful], np.int64)
+        if useful[0][0] is None:
+            return PerfSamples(layouts)
+        top = max(int(ids.max(initial=0)) for ids, _ in useful if ids is not None)
+        if top >= MAX_TABLE or len(useful) > MAX_LAYOUTS:
+            return None
+        numbers = np.zeros(top + 1, np.uint8)
+        for i, (ids, _) in enumerate(useful):
+            numbers[ids] = i + 1
+        return PerfSamples(layouts, numbers)
+
+    def _read_compiled(self, at: int, stop: int) -> tuple[Rows, NDArray[np.int64], int, bool]:
+        """Do what _read_window does, but for the records: only those that are no samples are returned."""
+        kernel, samples = loaded(), self._compiled_samples
+        assert kernel is not None
+        assert samples is not None
+        n_samples, n_others, stop, sound = kernel.count_perf_records(self._words, at, stop, self._last)
+        out, cpu = RecordColumns.empty(n_samples, self._start_dtype), np.empty(n_samples, np.int16)
+        others = np.empty(n_others, np.int64)
+        n = kernel.fill_perf_records(self._words, at, stop, samples, kind_of_id=self._kinds.kind_of_id, out=out,
+                                     cpu=cpu, others=others)
+        rows = Rows(out.ts.view(np.int64), cpu, out.tid, out.kind, out.irq_flags, out.preempt_count, out.start)
+        rows = rows.slice(0, n)
+        more = self._rows(others, self._words[others].astype(np.uint32)) if n_others else no_rows(self._start_dtype)
+        return self._in_file_order(rows, more, others) if len(more) else rows, others, stop, sound
+
+    def _in_file_order(self, samples: Rows, lost: Rows, others: NDArray[np.int64]) -> Rows:
+        """Put the rows of lost events among the samples, where their records stand."""
+        types = self._words[others].astype(np.uint32)
+        at = others[(types == RECORD_LOST) | (types == RECORD_LOST_SAMPLES)]
+        before = np.searchsorted(samples.start, at * 2)  # a sample's data lies behind its record's head
+        order = np.argsort(np.concatenate([np.arange(len(samples)) * 2, before * 2 - 1]), kind="stable")
+        return concat_rows([samples, lost]).take(order)
 
     def _ids(self) -> NDArray[np.uint64] | None:
         if not all(a.sample_type & SAMPLE_IDENTIFIER for a in self._perf.attrs):

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.decode.common import gather_common
+from kvmtrace.decode.common import gather_common, has_usual_common
 from kvmtrace.decode.pages import Fault
-from kvmtrace.decode.ring_buffer import LOST_UNKNOWN, PageHeaders, Records, decode_pages, read_page_headers
+from kvmtrace.decode.ring_buffer import (
+    LOST_UNKNOWN,
+    NARROW_WORDS,
+    PageHeaders,
+    Records,
+    decode_pages,
+    read_page_headers,
+)
 from kvmtrace.events.merge import Rows, concat_rows, order_keys
 
 if TYPE_CHECKING:
@@ -115,7 +122,8 @@ class StreamDecoder:
         self._converter = converter
         self._cpu = cpu
         self._holes = holes
-        self._start_dtype = np.dtype(np.uint32 if len(words) < 0xFFFFFF00 else np.int64)
+        self._start_dtype = np.dtype(np.uint32 if len(words) < NARROW_WORDS else np.int64)
+        self._kind_of_id = kinds.kind_of_id if has_usual_common(kinds.common) else None
 
     def decode(self, pages: NDArray[np.int64], offsets: NDArray[np.int64], begins: NDArray[np.int64], floor: int
                ) -> StreamRows:
@@ -134,7 +142,7 @@ class StreamDecoder:
             headers = read_page_headers(self._words, batch, self._layout)
             if self._holes:
                 headers.lost[(headers.lost == 0) & (headers.size >= 0)] = LOST_UNKNOWN
-            records = decode_pages(self._words, batch, headers, self._layout)
+            records = decode_pages(self._words, batch, headers, self._layout, self._kind_of_id)
             page_ns = self._converter.to_ns(headers.ts, self._cpu)
             rows, page_rows = self._rows(headers, records, page_ns)
             page_floor = np.maximum(begins[first:first + BATCH_PAGES], floor)
@@ -157,10 +165,14 @@ class StreamDecoder:
     def _rows(self, headers: PageHeaders, records: Records, page_ns: NDArray[np.int64]
               ) -> tuple[Rows, NDArray[np.int64]]:
         """Return rows of a batch and how many each page has."""
-        kind_id, flags, preempt, tid = gather_common(self._words, records.start, self._kinds.common)
-        n = len(records.start)
-        rows = Rows(self._converter.to_ns(records.ts, self._cpu), np.full(n, self._cpu, np.int16), tid,
-                    self._kinds.kind_of_id[kind_id], flags, preempt, records.start.astype(self._start_dtype))
+        n, of = len(records.start), records.columns
+        if of is not None:
+            kind, flags, preempt, tid = of.kind, of.irq_flags, of.preempt_count, of.tid
+        else:
+            kind_id, flags, preempt, tid = gather_common(self._words, records.start, self._kinds.common)
+            kind = self._kinds.kind_of_id[kind_id]
+        rows = Rows(self._converter.to_ns(records.ts, self._cpu), np.full(n, self._cpu, np.int16), tid, kind, flags,
+                    preempt, records.start.astype(self._start_dtype, copy=False))
         losses = _find_losses(headers, records)
         if not len(losses.at):
             return rows, records.page_counts

@@ -21,6 +21,7 @@ the gap.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,23 +171,36 @@ class EventTable:
         column[self.rows(name)] = values
         return column
 
+    @cached_property
+    def _position_in_kind(self) -> NDArray[np.intp]:
+        """Return the position of each row within its kind."""
+        position = np.empty(len(self), np.intp)
+        for kind in self.kinds:
+            own = self.rows(kind.name)
+            position[own] = np.arange(len(own))
+        return position
+
     def take(self, rows: NDArray[np.intp]) -> EventTable:
         """Return the table of these rows, which must be in the order wanted (any order is allowed)."""
         columns = {name: getattr(self, name)[rows] for name in COMMON_DTYPES}
         kinds = columns["kind"]
-        position = np.empty(len(self), np.intp)  # of a row within its kind
+        position = self._position_in_kind
         payloads: dict[int, Payload] = {}
-        for index, payload in self.payloads.items():
-            own = self.rows(self.kinds[index].name)
-            position[own] = np.arange(len(own))
-            chosen = position[rows[kinds == index]]
-            if len(chosen):
-                payloads[index] = ConcatPayload([(payload, chosen)])
+        for index in np.flatnonzero(np.bincount(kinds, minlength=len(self.kinds))).tolist():
+            if index in self.payloads:
+                chosen = position[rows[kinds == index]]
+                payloads[index] = ConcatPayload([(self.payloads[index], chosen)])
         return EventTable(columns, self.kinds, payloads)
 
     def slice(self, start: int, stop: int) -> EventTable:
-        """Return rows start..stop as a table."""
-        return self.take(np.arange(start, stop))
+        """Return rows start..stop as a table; its columns are views of this one's."""
+        columns = {name: getattr(self, name)[start:stop] for name in COMMON_DTYPES}
+        payloads: dict[int, Payload] = {}
+        for index, payload in self.payloads.items():
+            first, last = np.searchsorted(self.rows(self.kinds[index].name), (start, stop))
+            if last > first:
+                payloads[index] = ConcatPayload([(payload, np.arange(first, last))])
+        return EventTable(columns, self.kinds, payloads)
 
     @staticmethod
     def concat(tables: Sequence[EventTable], *, shared: bool = False) -> EventTable:

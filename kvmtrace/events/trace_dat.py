@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.decode.clock import read_time_converter
-from kvmtrace.decode.pages import PageSource, Span, Stream
+from kvmtrace.decode.pages import KEPT_TABLES, PageSource, Span, Stream
 from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
 from kvmtrace.decode.trace_dat import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
 from kvmtrace.events.capture import capture_of, processes_of_meta
@@ -29,7 +29,6 @@ START_OF_TIME = np.iinfo(np.int64).min
 END_OF_TIME = np.iinfo(np.int64).max
 TYPICAL_EVENT_BYTES = 40
 SMALLEST_EVENT_BYTES = 16  # head, common fields and one more
-KEPT_TABLES = 2  # a second thread may still decode fields of the last tables (report/beside.py)
 WINDOW_BYTES = 16 << 20  # pages decoded and merged at once
 
 

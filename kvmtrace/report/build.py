@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.events.beside import Beside
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
 from kvmtrace.report.beginning import Beginning
-from kvmtrace.report.beside import Beside
 from kvmtrace.report.detail import DetailAccumulator
 from kvmtrace.report.document import CaptureInfo, Detail, LossInfo, Report
 from kvmtrace.report.exits import ExitAccumulator
@@ -70,14 +70,19 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     checker = _new_checker(recording) if options.model and not options.perf_only else None
     selection = options.selection.resolved(recording)
     beginning = Beginning()
-    with Beside(checker.feed if checker else lambda _: None, apart=_sharable(recording)) as beside:
+
+    def collect(table: EventTable) -> None:
+        if not options.perf_only:
+            beginning.feed(table)
+        builder.feed(table, selection.of(table))
+        options.progress(builder.n_events)
+
+    # the second thread has the model, or else all that is not decoding
+    with Beside(checker.feed if checker else collect) as beside:
         for table in recording.iter_events(PIECE_EVENTS):
+            beside.give(table)
             if checker:
-                beside.give(table)
-            if not options.perf_only:
-                beginning.feed(table)
-            builder.feed(table, selection.of(table))
-            options.progress(builder.n_events)
+                collect(table)
     report = builder.finish(recording, checker.finish() if checker else None)
     replay = beginning.replay(recording) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
@@ -102,7 +107,7 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     """
     checker = _new_checker(recording, limit)
     builder = ReportBuilder(ReportOptions(perf_only=True))
-    with Beside(checker.feed, apart=_sharable(recording)) as beside:
+    with Beside(checker.feed) as beside:
         for table in recording.iter_events(PIECE_EVENTS):
             beside.give(table)
             builder.look_at(table)
@@ -111,15 +116,6 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     model = checker.finish()
     capture = replace(report.capture, isa=report.capture.isa or getattr(model, "isa", None))
     return Report(capture, report.loss, model=model)
-
-
-def _sharable(recording: Recording) -> bool:
-    """Say whether two threads decode fields of one table.
-
-    Not of Parquet and Arrow: with two threads one report of a Parquet file ended in a segmentation fault. Five more
-    did not, and the cause is not known.
-    """
-    return recording.capture.format in ("trace.dat", "perf.data")
 
 
 def _new_checker(recording: Recording, limit: int = 20) -> Any:

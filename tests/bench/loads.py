@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ROOT / "fixtures" / "svm-6.1-storm.dat"
 _COMMANDS = (
     f"kvmtrace record --guest storm --count {EXITS} -o storm.dat && "
-    f"perf kvm stat record -m 2048 -a -o storm.perf.data python3 -m kvmtrace.workload storm --count {EXITS}"
+    f"perf kvm stat record -m 2048 -a -o storm.perf.data {sys.executable} -m kvmtrace.workload storm --count {EXITS}"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import numpy as np
@@ -15,7 +16,7 @@ from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import FormatError
-from kvmtrace.events import arrow, arrow_schema, open_recording
+from kvmtrace.events import arrow, arrow_reading, arrow_schema, open_recording
 from kvmtrace.events.arrow_schema import dtype_text, text_dtype
 from kvmtrace.events.table import COMMON_DTYPES
 
@@ -93,12 +94,38 @@ def test_windows_and_row_groups(recording, tmp_path, form, max_events, monkeypat
     assert all(len(t) <= max(max_events, 100) for t in tables)
 
 
-def test_row_groups_hold_one_vcpu_thread_each(recording, tmp_path, monkeypatch):
+def test_row_groups_hold_one_kind_of_one_vcpu_thread(recording, tmp_path, monkeypatch):
     monkeypatch.setattr(arrow, "MIN_GROUP_ROWS", 10)
-    file = pq.ParquetFile(save(recording, tmp_path, "parquet"))
-    ranges = [file.metadata.row_group(i).column(file.schema_arrow.get_field_index("tid")).statistics
-              for i in range(file.num_row_groups)]
-    assert [(s.min, s.max) for s in ranges] == [(7, 7), (8, 8), (-1, 1)]
+    path = save(recording, tmp_path, "parquet")
+    file = pq.ParquetFile(path)
+
+    def ranges(column):
+        at = file.schema_arrow.get_field_index(column)
+        found = [file.metadata.row_group(i).column(at).statistics for i in range(file.num_row_groups)]
+        return [(s.min, s.max) for s in found]
+
+    assert ranges("tid") == [(7, 7), (7, 7), (8, 8), (8, 8), (-1, 1)]
+    assert ranges("event")[:4] == [("kvm_entry",) * 2, ("kvm_exit",) * 2] * 2
+    again = open_recording(path)
+    assert_same(again.events(), recording.events())
+    for table in again.iter_events(100):
+        assert_same(table, recording.events().take(np.flatnonzero(np.isin(recording.events().ts_ns, table.ts_ns))))
+
+
+def test_two_threads_may_ask_for_fields_of_one_table(recording, tmp_path):
+    events = open_recording(save(recording, tmp_path, "parquet")).events()
+    want = recording.events()
+    names = [(kind.name, field) for kind in want.kinds if want.count(kind.name) for field in kind.fields]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda name: events.field(*name).tolist(), names * 4))
+    assert got == [want.field(*name).tolist() if name[1] != "prev_comm" else got[i]
+                   for i, name in enumerate(names * 4)]
+
+
+@pytest.mark.parametrize("row", [[3, 1, 2], [5, 5, 4], [2**63 - 1, -2**63, 0], [0, 1, 2], [7, 1, 3]])
+def test_recorded_order_also_of_garbage(row):
+    order = arrow_reading._order(np.array(row, np.int64))
+    assert sorted(row) == [row[i] for i in (range(3) if order is None else order)]
 
 
 def test_others_read_it(recording, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.report.beside import Beside
+from kvmtrace.events.beside import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
