@@ -22,6 +22,7 @@ from kvmtrace.capture.bpf_full_disk import Unkept
 from kvmtrace.capture.bpf_program import Plan, Programs, make_plan
 from kvmtrace.capture.bpf_ring import Rings, round_ring_size
 from kvmtrace.capture.bpf_syscall import synchronize_rcu
+from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.host import host_facts
 from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
@@ -102,8 +103,9 @@ class Session:
     def create(cls, settings: RecordSettings, target: Target, user_probes: tuple[UserProbe, ...] = ()) -> Session:
         """Compile and load; nothing is attached yet."""
         targeted = settings.target.kind != "all"
-        plan = make_plan(find_tracefs(), settings.event_set, target.pid, targeted=targeted, filters=settings.filters,
-                         user_probes=user_probes)
+        require_bpf()
+        plan = make_plan(find_tracefs(write=False), settings.event_set, target.pid, targeted=targeted,
+                         filters=settings.filters, user_probes=user_probes)
         size = round_ring_size(settings.buffer_bytes or default_buffer_bytes())
         rings = Rings(size, len(plan.events))
         try:
