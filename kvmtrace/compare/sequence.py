@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from kvmtrace.events.table import EventTable
 
 
+FEW_THREADS = 4  # so many are sooner looked for one by one
+
+
 @dataclass(frozen=True, eq=False)
 class Sequence:
     """Tracked events of vCPU threads, sorted by thread, recorded order within a thread.
@@ -58,11 +61,7 @@ class Sequence:
     @cached_property
     def position_in_kind(self) -> NDArray[np.intp]:
         """Return the position of each event among all the table's rows of its kind."""
-        position = np.empty(len(self.table), np.intp)
-        for kind in self.table.kinds:
-            own = self.table.rows(kind.name)
-            position[own] = np.arange(len(own))
-        return position[self.row]
+        return self.table.position_in_kind[self.row]
 
     @cached_property
     def repeated(self) -> NDArray[np.bool_]:
@@ -70,9 +69,9 @@ class Sequence:
         return self.first & (self.row < self.n_parked)
 
     @cached_property
-    def n_breaks(self) -> NDArray[np.intp]:
-        """Return how many threads began or knowledge broke off up to each event."""
-        return np.cumsum(self.broken | self.first)
+    def begins(self) -> NDArray[np.intp]:
+        """Return the positions of events at which a thread begins, or knowledge after it broke off."""
+        return np.flatnonzero(self.broken | self.first)
 
     def at(self, positions: NDArray[np.bool_] | slice) -> Sequence:
         """Return the part at these positions (thread numbers stay)."""
@@ -104,6 +103,11 @@ def vcpu_tids(table: EventTable) -> NDArray[np.int32]:
 
 def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[np.uint16]:
     """Return index into `tids` plus 1 of each tid, 0 for other threads."""
+    if len(tids) <= FEW_THREADS:
+        numbers = np.zeros(len(tid), np.uint16)
+        for i, own in enumerate(tids.tolist()):
+            numbers[tid == own] = i + 1
+        return numbers
     position = np.searchsorted(tids, tid)
     found = tids[np.minimum(position, len(tids) - 1)] == tid
     return np.where(found, position + 1, 0).astype(np.uint16)

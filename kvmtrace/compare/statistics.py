@@ -30,7 +30,7 @@ _BUCKETS = 64 << _SUB_BITS
 def bucket_of(dur_ns: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return the log-linear bucket of each duration (negative ones count as 0)."""
     value = np.maximum(dur_ns, 0)
-    octave = np.frexp(value.astype(np.float64))[1] - 1  # floor(log2), -1 for 0
+    octave = (value.astype(np.float64).view(np.int64) >> 52) - 1023  # the exponent: floor(log2), negative for 0
     shift = np.maximum(octave - _SUB_BITS, 0)
     found: NDArray[np.intp] = ((shift << _SUB_BITS) + (value >> shift)).astype(np.intp)
     return found
@@ -75,7 +75,7 @@ class Statistics:
 
     def _count_edges(self, batch: Batch, automaton: Automaton) -> None:
         steps, sequence = batch.steps, batch.sequence
-        cls = sequence.cls[steps.position].astype(np.intp)
+        cls = batch.step_classes.astype(np.intp)
         good = (steps.before != UNKNOWN) & ~steps.wrong
         key = steps.before.astype(np.intp) * (N_STEPS + 1) + cls
         duration = np.zeros(len(key), np.int64)
@@ -83,7 +83,9 @@ class Statistics:
             ts_ns = sequence.ts_ns[steps.position]
             duration[1:] = np.diff(ts_ns)
         cell = key[good] * _BUCKETS + np.minimum(bucket_of(duration[good]), _BUCKETS - 1)
-        cells, counts = np.unique(cell, return_counts=True)
+        counts = np.bincount(cell)
+        cells = np.flatnonzero(counts)
+        counts = counts[cells]
         for cell_key in np.unique(cells // _BUCKETS):
             mine = cells // _BUCKETS == cell_key
             state, step = divmod(int(cell_key), N_STEPS + 1)
