@@ -24,7 +24,7 @@ from writers.perf_data import (
 from writers.perf_data import record as perf_record
 from writers.ring_buffer import discarded, event, null_padding, page, record, time_extend, time_stamp
 
-from kvmtrace.decode import kernel
+from kvmtrace import kernel
 from kvmtrace.decode.format_text import PageLayout, parse_event_format
 from kvmtrace.decode.gather import gather_field
 from kvmtrace.decode.ring_buffer import as_words, decode_pages, read_page_headers
