@@ -1,7 +1,7 @@
 """The compiled inner loops (kernel.c) as functions on arrays, where they were built; ctypes calls them without the GIL.
 
 `loaded()` gives the kernel or None: then, or with KVMTRACE_KERNEL=0 in the environment, its callers use their NumPy
-code, which gives the same results.
+code, which gives the same results. KVMTRACE_KERNEL=/PATH names another build of it (tests: one with sanitizers).
 """
 
 from __future__ import annotations
@@ -308,9 +308,9 @@ def _at(array: NDArray[Any]) -> int:
 
 
 @cache
-def _load() -> Kernel | None:
+def _load(library: str) -> Kernel | None:
     try:
-        kernel = Kernel(ctypes.CDLL(str(LIBRARY)))
+        kernel = Kernel(ctypes.CDLL(library))
     except (OSError, AttributeError):  # not built, or built from another kernel.c
         return None
     return kernel if kernel.version == VERSION else None
@@ -318,4 +318,5 @@ def _load() -> Kernel | None:
 
 def loaded() -> Kernel | None:
     """Return the kernel; None where it was not built, or is switched off."""
-    return None if os.environ.get(SWITCH) == "0" else _load()
+    chosen = os.environ.get(SWITCH, "")
+    return None if chosen == "0" else _load(chosen if "/" in chosen else str(LIBRARY))

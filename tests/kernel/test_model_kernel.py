@@ -19,9 +19,8 @@ EVENTS = st.lists(st.tuples(st.integers(1, N_CLASSES - 1), st.integers(0, 2), st
 
 def both(function):
     """Return what a function gives with the kernel and without."""
+    compiled = function()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kernel.SWITCH, "1")
-        compiled = function()
         patch.setenv(kernel.SWITCH, "0")
         return compiled, function()
 
