@@ -11,7 +11,7 @@ APT_PACKAGES := python3-venv python3-dev python3-bpfcc gcc libc6-dev trace-cmd l
 	qemu-system-x86 seabios bochs bochsbios vgabios isolinux syslinux-common xorriso \
 	busybox-static kmod cpio xz-utils zstd e2fsprogs strace bpftrace chromium chromium-driver graphviz
 
-.PHONY: help setup demo test test-lab bench bench-record fuzz fixtures lint clean
+.PHONY: help setup demo test test-lab test-oldest bench bench-record fuzz fixtures lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,13 @@ demo: setup ## record a real VM on this machine (or on an emulated host) and pri
 test: setup lint ## run the tests (with one recording in each lab)
 	$(BIN)/python -m pytest -q
 
+OLDEST := .venv-oldest
+test-oldest: setup ## the unit tests with the oldest versions that pyproject.toml allows
+	@[ -x $(OLDEST)/bin/python ] || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/oldest.txt -e '.[dev]'
+	@ln -sfn /usr/lib/python3/dist-packages/bcc $$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc
+	$(OLDEST)/bin/python -m pytest -q -m 'not lab and not lab_smoke and not slow and not kvm and not browser'
+
 bench: setup ## speed and memory against trace-cmd and perf, on recordings it makes itself
 	$(BIN)/python tests/bench/bench.py
 
@@ -68,4 +75,4 @@ fuzz: setup ## fuzz everything that reads a file, for MINUTES=30
 	$(BIN)/python -W error tests/fuzz/fuzz.py --minutes $(MINUTES)
 
 clean: ## remove what the other targets made here
-	rm -rf $(VENV) demo bench-results build dist
+	rm -rf $(VENV) $(OLDEST) demo bench-results build dist

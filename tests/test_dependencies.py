@@ -13,14 +13,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [*PROJECT["dependencies"],
                 *(r for extra in PROJECT["optional-dependencies"].values() for r in extra if "kvmtrace[" not in r)]
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
+OLDEST = ROOT / ".ci" / "oldest.txt"  # make test-oldest
 
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pinned() -> dict[str, str]:
-    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+def pinned(path: Path = CONSTRAINTS) -> dict[str, str]:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     pairs = [line.split("==") for line in lines]
     assert all(len(pair) == 2 for pair in pairs), lines
     return {normal(name): version for name, version in pairs}
@@ -35,6 +36,7 @@ def test_lower_bound_only_and_within_what_ci_installs(requirement):
     match = re.fullmatch(r"([A-Za-z0-9_-]+)>=([0-9.]+)", requirement)
     assert match, "NAME>=VERSION: a lower bound, and no upper one"
     assert numbers(pinned()[normal(match[1])]) >= numbers(match[2])
+    assert pinned(OLDEST)[normal(match[1])] == match[2]  # the bound is a version that was tested
 
 
 def test_constraints_are_names_and_versions_alone():

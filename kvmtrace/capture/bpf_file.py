@@ -14,6 +14,7 @@ MAGIC = b"KVMTRACE-BPF-1\n\0"
 FRAME_MAGIC = b"KTFR"
 FRAME = struct.Struct("<4sHHQQ")  # magic, type, cpu, position, length of what follows
 FRAME_SPAN, FRAME_META = 1, 2
+KEPT_FRAMES = 4096  # so many are remembered: what is written in some looks at all rings
 RECORD_LAYOUT = [
     ["ts_ns", 0, "u64", "CLOCK_MONOTONIC, ns"],
     ["tid", 8, "u32", "thread that was running"],
@@ -77,29 +78,17 @@ class CaptureWriter:
         """Append values of the metadata; later ones replace earlier ones."""
         self._frame(FRAME_META, 0, 0, memoryview(encode_json(values)))
 
-    def write_last_meta(self, values: dict[str, Any]) -> None:
-        """Append the final metadata even on a full disk, at the cost of the latest spans."""
-        while True:
-            try:
-                self.write_meta(values)
-            except OSError:
-                if not self.whole:
-                    raise
-                self._cut(self.whole.pop())
-            else:
-                return
-
     def _frame(self, kind: int, cpu: int, position: int, data: memoryview) -> None:
         start = self.size
         try:
             self._write([FRAME.pack(FRAME_MAGIC, kind, cpu, position, len(data)), data])
         except OSError:
-            self._cut(start)
+            self.cut(start)
             raise
         self.whole.append(start)
-        del self.whole[:-64]
+        del self.whole[:-KEPT_FRAMES]
 
-    def _cut(self, size: int) -> None:
+    def cut(self, size: int) -> None:
         """Make the file end after `size` bytes, and go on writing there."""
         self.size = size
         os.ftruncate(self.fd, size)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import select
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from kvmtrace import __version__
 from kvmtrace.capture.bpf_detach import closing_elsewhere
 from kvmtrace.capture.bpf_events import describe_filters
 from kvmtrace.capture.bpf_file import CaptureWriter, encode_header
+from kvmtrace.capture.bpf_full_disk import Unkept
 from kvmtrace.capture.bpf_program import Plan, Programs, make_plan
 from kvmtrace.capture.bpf_ring import Rings, round_ring_size
 from kvmtrace.capture.bpf_syscall import synchronize_rcu
+from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.host import host_facts
 from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
@@ -38,6 +41,7 @@ MEMORY_SHARE = 8  # all rings together take at most this part of the memory
 BUSY_S = 0.005  # between looks while events come fast: a span then holds some thousand events
 IDLE_S = 0.1
 BUSY_BYTES = 64 << 10  # moved at one look: events come fast
+DISK_WAS_FULL = "events at the end were lost because the disk was full"
 COUNTERS_S = 1.0  # so often the counters go into the file, for the case that we are killed
 
 
@@ -93,13 +97,15 @@ class Session:
     writer: CaptureWriter
     meta: dict[str, Any]
     threads: Threads
+    unkept: Unkept = field(default_factory=Unkept)
 
     @classmethod
     def create(cls, settings: RecordSettings, target: Target, user_probes: tuple[UserProbe, ...] = ()) -> Session:
         """Compile and load; nothing is attached yet."""
         targeted = settings.target.kind != "all"
-        plan = make_plan(find_tracefs(), settings.event_set, target.pid, targeted=targeted, filters=settings.filters,
-                         user_probes=user_probes)
+        require_bpf()
+        plan = make_plan(find_tracefs(write=False), settings.event_set, target.pid, targeted=targeted,
+                         filters=settings.filters, user_probes=user_probes)
         size = round_ring_size(settings.buffer_bytes or default_buffer_bytes())
         rings = Rings(size, len(plan.events))
         try:
@@ -215,7 +221,11 @@ class Session:
         by_cpu = self.rings.lost_by_cpu()
         by_event = {str(cpu): {names[kind]: count for kind, count in kinds.items()} for cpu, kinds in by_cpu.items()}
         missed = {name: n for name, n in self.programs.attached.misses().items() if name in names}
-        total = sum(sum(kinds.values()) for kinds in by_cpu.values()) + sum(missed.values())
+        for cpu, counts in self.unkept.by_cpu.items():
+            by_event[str(cpu)] = dict(Counter(by_event.get(str(cpu), {}))
+                                      + Counter({names[kind]: count for kind, count in counts.items()}))
+        by_event = {cpu: kinds for cpu, kinds in by_event.items() if kinds}
+        total = sum(sum(kinds.values()) for kinds in by_event.values()) + sum(missed.values())
         loss: dict[str, Any] = {"by_cpu": {cpu: sum(kinds.values()) for cpu, kinds in by_event.items()},
                                 "by_cpu_and_event": by_event, "events": total}
         if missed:  # in an interrupt, while a program was running on that CPU: the kernel does not say where
@@ -224,16 +234,34 @@ class Session:
 
     def _finish(self, ended_by: str, duration_ns: int, cpu_s: float) -> None:
         """Write the last metadata."""
-        counters = self.rings.counters()
-        self.meta |= {"loss": self._loss(), "duration_ns": duration_ns, "n_events": counters["recorded"],
-                      "guest_run": self.target.guest_run, "target_status": self.target.status, "ended_by": ended_by,
+        self.meta |= {"duration_ns": duration_ns, "guest_run": self.target.guest_run,
+                      "target_status": self.target.status, "ended_by": ended_by,
                       "recorder_cpu_ns": int(cpu_s * 1e9), "threads": self.threads.as_meta()}
         if self.settings.filters:
-            self.meta["filtered_events"] = counters["filtered"]
+            self.meta["filtered_events"] = self.rings.counters()["filtered"]
         if ended_by == "disk full":
-            self.meta["notes"].append("the disk was full: events at the end are missing")
+            synchronize_rcu()
             self.spool.release_reserve()
-        self.writer.write_last_meta(self.meta)
+            self.unkept.add_rings(self.rings)
+        while True:
+            try:
+                self.unkept.discard_newer(self.writer)
+                self.writer.write_meta(self._last_meta())
+            except OSError as error:
+                if not is_full(error) or not (self.spool.release_reserve() or self.unkept.cut_frame(self.writer)):
+                    raise
+                self.meta["ended_by"] = "disk full"
+            else:
+                return
+
+    def _last_meta(self) -> dict[str, Any]:
+        """Return the metadata with all counts."""
+        self.meta |= {"loss": self._loss(), "n_events": self.rings.counters()["recorded"] - self.unkept.total}
+        if self.unkept.total:
+            others = [note for note in self.meta["notes"] if not note.endswith(DISK_WAS_FULL)]
+            self.meta["notes"] = [*others, f"{self.unkept.total} {DISK_WAS_FULL}"]
+            self.meta["complete_until_ns"] = self.unkept.from_ns
+        return self.meta
 
     def _publish(self, cpu_s: float) -> RecordResult:
         waiting = self.spool.path

@@ -20,6 +20,7 @@ from kvmtrace.capture.bpf_compile import compile_cached, relocate
 from kvmtrace.capture.bpf_detach import closing_elsewhere
 from kvmtrace.capture.bpf_program import PLACEHOLDERS
 from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, BpfMap, create_map
+from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.host import host_facts
 from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
@@ -66,7 +67,8 @@ class SummaryPrograms:
     """
 
     def __init__(self, tgid: int | None) -> None:
-        tracefs = find_tracefs()
+        require_bpf()
+        tracefs = find_tracefs(write=False)
         found = [bpf_events.read_tracepoint(tracefs, system, name) for system, name in EVENTS]
         self.events = [event for event in found if event is not None]
         if not any(event.name == "kvm_userspace_exit" for event in self.events):

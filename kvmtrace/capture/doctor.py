@@ -9,15 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kvmtrace.capture.capabilities import capabilities, missing_for_bpf
 from kvmtrace.capture.host import host_facts, kvm_modules
-from kvmtrace.capture.tracefs import MOUNT_POINT, lockdown_mode, mounted
+from kvmtrace.capture.tracefs import KNOWN_FORMAT, MOUNT_POINT, lockdown_mode, may, mounted
 from kvmtrace.kvm.tracepoints import LIFECYCLE, MINIMAL, PROBES
 
 SCHEMA = "kvmtrace.doctor/1"
 OK, MISSING, OPTIONAL = "ok", "missing", "optional"  # optional: missing, and recording works without
 KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0x00), include/uapi/linux/kvm.h
 KVM_API_VERSION = 12
-CAPABILITIES = {21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}  # include/uapi/linux/capability.h
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,9 @@ def check_privileges() -> Check:
     held = capabilities()
     names = ", ".join(sorted(held)) or "none of CAP_SYS_ADMIN, CAP_BPF, CAP_PERFMON"
     user = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
-    enough = os.geteuid() == 0 or {"CAP_BPF", "CAP_PERFMON"} <= held
+    enough = not missing_for_bpf()
     return Check("privileges", OK if enough else MISSING, f"{user}, {names}",
                  "" if enough else "use sudo, or grant CAP_BPF and CAP_PERFMON and access to tracefs")
-
-
-def capabilities() -> set[str]:
-    """Return those of CAPABILITIES that are effective."""
-    text = _read(Path("/proc/self/status"))
-    line = next((line for line in text.splitlines() if line.startswith("CapEff:")), "CapEff: 0")
-    mask = int(line.split()[1], 16)
-    return {name for bit, name in CAPABILITIES.items() if mask >> bit & 1}
 
 
 def check_lockdown() -> Check:
@@ -138,7 +130,7 @@ def check_tracefs(tracefs: Path | None) -> Check:
             return Check("tracefs", MISSING, "not in this kernel", "use a kernel with CONFIG_EVENT_TRACING")
         state = OPTIONAL if "CAP_SYS_ADMIN" in capabilities() else MISSING
         return Check("tracefs", state, "not mounted", f"mount -t tracefs tracefs {MOUNT_POINT} (record does it itself)")
-    if not os.access(tracefs / "instances", os.W_OK | os.X_OK):
+    if not may(tracefs / "instances", os.W_OK | os.X_OK):
         read_only = os.statvfs(tracefs).f_flag & os.ST_RDONLY
         remedy = f"mount -o remount,rw {tracefs}" if read_only else "use sudo"
         return Check("tracefs", MISSING, f"{tracefs}, not writable", remedy)
@@ -153,7 +145,7 @@ def _known(tracefs: Path | None, events: tuple[str, ...]) -> list[str]:
 
 def check_tracepoints(tracefs: Path | None) -> Check:
     """How much of the event set lifecycle the kernel has."""
-    if tracefs is None or not os.access(tracefs / "events", os.R_OK | os.X_OK):
+    if tracefs is None or not may(tracefs / KNOWN_FORMAT, os.R_OK):
         return Check("tracepoints", OPTIONAL, "unknown without access to tracefs", "run kvmtrace doctor as root")
     known = _known(tracefs, LIFECYCLE)
     if not any(event.startswith("kvm:") for event in known):
@@ -163,7 +155,7 @@ def check_tracepoints(tracefs: Path | None) -> Check:
 
 def check_entry_exit(tracefs: Path | None) -> Check:
     """Look for the three events nothing works without; present does not mean that this KVM emits them."""
-    if tracefs is None or not os.access(tracefs / "events", os.R_OK | os.X_OK):
+    if tracefs is None or not may(tracefs / KNOWN_FORMAT, os.R_OK):
         return Check("VM-entry and VM-exit", OPTIONAL, "unknown without access to tracefs")
     known = _known(tracefs, MINIMAL)
     if len(known) < len(MINIMAL):
@@ -177,12 +169,12 @@ def check_entry_exit(tracefs: Path | None) -> Check:
 
 def check_kprobes(tracefs: Path | None) -> Check:
     """Probe events on the functions of PROBES."""
-    if tracefs is not None and not os.access(tracefs, os.X_OK):
+    if tracefs is not None and not may(tracefs, os.X_OK):
         return Check("kprobes", OPTIONAL, "unknown without access to tracefs")
     if tracefs is None or not _exists(tracefs / "kprobe_events"):
         return Check("kprobes", OPTIONAL, "not in this kernel (CONFIG_KPROBE_EVENTS)",
                      "tracepoints are recorded; `kvmtrace lab run` has kernels with probes")
-    if not os.access(tracefs / "kprobe_events", os.W_OK):
+    if not may(tracefs / "kprobe_events", os.W_OK):
         return Check("kprobes", OPTIONAL, "no permission", "use sudo")
     if lockdown_mode() == "confidentiality":
         return Check("kprobes", OPTIONAL, "locked down", "boot without lockdown=confidentiality")
@@ -193,7 +185,7 @@ def check_kprobes(tracefs: Path | None) -> Check:
 
 def check_uprobes(tracefs: Path | None) -> Check:
     """Probe events on functions of the VMM."""
-    if tracefs is not None and os.access(tracefs / "uprobe_events", os.W_OK):
+    if tracefs is not None and may(tracefs / "uprobe_events", os.W_OK):
         return Check("uprobes", OK, "uprobe_events")
     return Check("uprobes", OPTIONAL, "no uprobe_events, or no permission", "use sudo; CONFIG_UPROBE_EVENTS")
 
@@ -247,6 +239,8 @@ def _ftrace(checks: dict[str, Check]) -> dict[str, Any]:
 def _bpf(checks: dict[str, Check]) -> dict[str, Any]:
     """Say whether the bpf back end works, and what it records."""
     blocked = [checks[name] for name in ("privileges", "tracepoints") if checks[name].state == MISSING]
+    if not blocked and checks["tracepoints"].state != OK:
+        blocked.append(checks["tracepoints"])  # unknown: they cannot be read
     if checks["bcc"].state != OK:
         blocked.append(checks["bcc"])
     if checks["lockdown"].found == "confidentiality":

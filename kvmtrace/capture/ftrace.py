@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace import __version__
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.events import Plan, enable, plan_events
+from kvmtrace.capture.full_disk import finish_full
 from kvmtrace.capture.host import host_facts
 from kvmtrace.capture.qmp import QmpWitness
 from kvmtrace.capture.reader import DiskFullError, Reader
@@ -88,6 +89,8 @@ def _record(settings: RecordSettings, run: Run, ending: Ending,
     meta["qmp"] = witness.finish()
     if ended_by != "disk full":
         ended_by = _finish(reader, ended_by)
+    if ended_by == "disk full":
+        finish_full(reader)
     cpu_s = time.process_time() - cpu_before
     meta |= {"guest_run": target.guest_run, "target_status": target.status, "ended_by": ended_by,
              "recorder_cpu_ns": int(cpu_s * 1e9)}

@@ -17,7 +17,7 @@ from kvmtrace.capture.spool import PAGE_SIZE, SEGMENT_BYTES, Spool, is_full
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Iterable
 
     from kvmtrace.capture.tracefs import Instance
 
@@ -67,6 +67,8 @@ class Reader:
     dropped : CPU -> events taken from the kernel but not kept, for lack of room on the disk
     dropped_from_ns : CPU -> time stamp from which on events were not kept
     discarded : CPU -> events deleted because of max_bytes
+
+    After a DiskFullError nothing more can be drained, and full_disk.finish_full() ends the recording.
     """
 
     def __init__(self, instance: Instance, spool: Spool, max_bytes: int | None = None) -> None:
@@ -83,6 +85,8 @@ class Reader:
             self.segment_bytes = min(SEGMENT_BYTES, max(SMALLEST_SEGMENT_BYTES, share))
         self.dropped: dict[int, int] = {}
         self.dropped_from_ns: dict[int, int] = {}
+        self._aside: dict[int, bytes] = {}  # CPU -> pages that came from the kernel when the disk was full
+        self._gaps: set[int] = set()  # CPUs whose next page follows a gap
         kept = spool.manifest.get("discarded", {})
         self.discarded: dict[int, int] = {int(cpu): count for cpu, count in kept.items()}
         self.segments: dict[int, list[Segment]] = {cpu: [] for cpu in self.cpus}
@@ -107,7 +111,7 @@ class Reader:
         Raises
         ------
         DiskFullError
-            The disk is full; what could not be kept is counted in `dropped`.
+            The disk is full; what could not be kept is set aside for finish_full().
         """
         return sum(self._drain_cpu(cpu) for cpu in self.cpus)
 
@@ -125,7 +129,7 @@ class Reader:
             self._store(cpu, segment, size)
             moved += size
 
-    def finish(self, *, after_gap: Container[int] = ()) -> None:
+    def finish(self, *, after_gap: Iterable[int] = ()) -> None:
         """Move everything, half-filled pages too. The instance must not be tracing any more.
 
         Parameters
@@ -137,19 +141,27 @@ class Reader:
         DiskFullError
             As drain().
         """
+        self._gaps = set(after_gap)
         for cpu in self.cpus:
-            if cpu in after_gap and (page := self._read_page(cpu)):
-                self._append(cpu, mark_gap(page))
+            if cpu in self._gaps and (page := self.next_page(cpu)):
+                self._append(cpu, page)
             self._drain_cpu(cpu)
-            while page := self._read_page(cpu):
+            while page := self.next_page(cpu):
                 self._append(cpu, page)
 
-    def _read_page(self, cpu: int) -> bytes:
-        """Return the next page, however full; b"" if there is none."""
-        with contextlib.suppress(BlockingIOError):
-            page = os.read(self.raw[cpu], PAGE_SIZE)
-            return page.ljust(PAGE_SIZE, b"\0") if page else b""
-        return b""
+    def next_page(self, cpu: int) -> bytes:
+        """Return the next page that was not stored, however full; b"" if there is none."""
+        aside = self._aside.pop(cpu, b"")
+        if len(aside) > PAGE_SIZE:
+            self._aside[cpu] = aside[PAGE_SIZE:]
+        page = aside[:PAGE_SIZE]
+        if not page:
+            with contextlib.suppress(BlockingIOError):
+                page = os.read(self.raw[cpu], PAGE_SIZE)
+        if page and cpu in self._gaps:
+            self._gaps.discard(cpu)
+            page = mark_gap(page)
+        return page.ljust(PAGE_SIZE, b"\0") if page else b""
 
     def _segment(self, cpu: int) -> Segment:
         """Return the segment to write to, a new one if there is none or it is full."""
@@ -182,12 +194,21 @@ class Reader:
         except OSError as error:
             if not is_full(error):
                 raise
-            self._drop(cpu, segment, os.read(self._pipe_read, size))
+            self._set_aside(cpu, segment, os.read(self._pipe_read, size))
             raise DiskFullError from error
 
     def _append(self, cpu: int, page: bytes) -> None:
         """Write one page to the CPU's segment."""
-        segment = self._segment(cpu)
+        if not self.try_append(cpu, page):
+            self._aside[cpu] = page + self._aside.get(cpu, b"")
+            raise DiskFullError
+
+    def try_append(self, cpu: int, page: bytes) -> bool:
+        """Write one page to the CPU's segment; False, and nothing is written, if the disk is full."""
+        try:
+            segment = self._segment(cpu)
+        except DiskFullError:
+            return False
         try:
             done = os.write(segment.fd, page)
         except OSError as error:
@@ -195,19 +216,35 @@ class Reader:
                 raise
             done = 0
         segment.size += done
-        if done < len(page):
-            self._drop(cpu, segment, page[done:])
-            raise DiskFullError
+        if done == len(page):
+            return True
+        self._cut(segment, segment.size - done)
+        return False
 
-    def _drop(self, cpu: int, segment: Segment, rest: bytes) -> None:
-        """Count the events of what does not fit, beginning with a page that was written in part."""
+    @staticmethod
+    def _cut(segment: Segment, size: int) -> None:
+        os.ftruncate(segment.fd, size)
+        os.lseek(segment.fd, size, os.SEEK_SET)
+        segment.size = size
+
+    def _set_aside(self, cpu: int, segment: Segment, rest: bytes) -> None:
+        """Hold what does not fit, beginning with a page that was written in part."""
         whole = segment.size // PAGE_SIZE * PAGE_SIZE
-        data = os.pread(segment.fd, segment.size - whole, whole) + rest
-        os.ftruncate(segment.fd, whole)
-        segment.size = whole
-        self.dropped_from_ns.setdefault(cpu, page_time(data))
-        count = sum(count_events(data[at : at + PAGE_SIZE]) for at in range(0, len(data), PAGE_SIZE))
+        self._aside[cpu] = os.pread(segment.fd, segment.size - whole, whole) + rest
+        self._cut(segment, whole)
+
+    def drop(self, cpu: int, pages: bytes) -> None:
+        """Count the events of pages that are not kept."""
+        from_ns = page_time(pages)
+        self.dropped_from_ns[cpu] = min(from_ns, self.dropped_from_ns.get(cpu, from_ns))
+        count = sum(count_events(pages[at : at + PAGE_SIZE]) for at in range(0, len(pages), PAGE_SIZE))
         self.dropped[cpu] = self.dropped.get(cpu, 0) + count
+
+    def drop_rest(self) -> None:
+        """Count what was set aside and is not kept."""
+        for cpu, pages in self._aside.items():
+            self.drop(cpu, pages)
+        self._aside = {}
 
     def _rotate(self, limit: int) -> None:
         """Delete the segments that ended first until the rest leaves room for one more."""

@@ -75,6 +75,7 @@ def _reclaim_entry(name: str, values: dict[str, Any]) -> list[str]:
 
 def _take_over(run: Run) -> None:
     """Read what the dead recorder had not, and seal its spool."""
+    from kvmtrace.capture.full_disk import finish_full
     from kvmtrace.capture.reader import DiskFullError, Reader
     from kvmtrace.capture.run import complete
     from kvmtrace.capture.threads import Threads
@@ -92,6 +93,7 @@ def _take_over(run: Run) -> None:
         reader.finish(after_gap={cpu for cpu, count in in_flight.items() if count != 0})
     except DiskFullError:
         meta["notes"].append("the disk is full")
+        finish_full(reader)
     complete(run, reader, threads, meta, in_flight)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MOUNT_POINT = Path("/sys/kernel/tracing")
+KNOWN_FORMAT = "events/sched/sched_switch/format"
 INSTANCE_PREFIX = "kvmtrace-"
 GROUP_PREFIX = "kvmtrace_"
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -48,8 +49,12 @@ def mounted() -> Path | None:
     return MOUNT_POINT if MOUNT_POINT in places else next(iter(places), None)
 
 
-def find_tracefs() -> Path:
+def find_tracefs(*, write: bool = True) -> Path:
     """Return a usable tracefs; it is mounted at its standard place if it is mounted nowhere.
+
+    Parameters
+    ----------
+    write : bool, an instance is to be made in it; BPF programs only need to know the events
 
     Raises
     ------
@@ -59,9 +64,15 @@ def find_tracefs() -> Path:
     place = mounted()
     if place is None:
         place = _mount()
-    if not os.access(place / "instances", os.W_OK | os.X_OK):
-        raise no_access(place / "instances")
+    wanted, mode = (place / "instances", os.W_OK | os.X_OK) if write else (place / KNOWN_FORMAT, os.R_OK)
+    if not may(wanted, mode):
+        raise no_access(wanted, write=write)
     return place
+
+
+def may(path: Path, mode: int) -> bool:
+    """Say whether we can use a path so, by the privileges in effect; capabilities count."""
+    return os.access(path, mode, effective_ids=True)
 
 
 def _mount() -> Path:
@@ -76,10 +87,11 @@ def _mount() -> Path:
                           f"as root: mount -t tracefs tracefs {MOUNT_POINT}")
 
 
-def no_access(path: Path) -> CapabilityError:
+def no_access(path: Path, *, write: bool = True) -> CapabilityError:
     """Say what it takes to use `path` of tracefs."""
     if os.geteuid() != 0:
-        return CapabilityError(f"no permission to use {path}", "run it as root (sudo kvmtrace ...)")
+        group = "" if write else f", or let a group of yours read it: mount -o remount,gid=GROUP,mode=750 {MOUNT_POINT}"
+        return CapabilityError(f"no permission to use {path}", f"run it as root (sudo kvmtrace ...){group}")
     if lockdown_mode() == "confidentiality":
         return CapabilityError("the kernel is locked down (confidentiality): tracefs cannot be opened",
                                "boot without lockdown=confidentiality, or use `kvmtrace lab run`")
@@ -244,7 +256,7 @@ class Probes:
 
     def available(self) -> bool:
         """Say whether the kernel has kprobe events and lets us use them."""
-        return os.access(self.control, os.W_OK)
+        return may(self.control, os.W_OK)
 
     def add(self, names: Iterable[str]) -> list[str]:
         """Add the events of PROBES whose function this kernel has; return the names of those added."""
@@ -263,7 +275,7 @@ class Probes:
 
     def add_user(self, name: str, place: str, fields: Iterable[str], *, is_return: bool) -> bool:
         """Add a uprobe event at `place` ("/path/of/binary:0xoffset"); say whether the kernel took it."""
-        if not os.access(self.user_control, os.W_OK):
+        if not may(self.user_control, os.W_OK):
             return False
         line = f"{'r' if is_return else 'p'}:{self.group}/{name} {place} {' '.join(fields)}"
         return self._write(line.rstrip(), self.user_control)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.decode.page_checks import ORDERED_CLOCKS, check_stamps
 from kvmtrace.decode.ring_buffer import COMMIT_MASK, as_words
 from kvmtrace.errors import FormatError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.decode.format_text import PageLayout
+    from kvmtrace.decode.page_checks import PageChecks
     from kvmtrace.decode.trace_dat import Buffer, CpuData, TraceDat
 
 
@@ -62,9 +64,10 @@ class Stream:
     offset : int64, shape (n_units,), file offset of each unit
     pages : int64, shape (n_units,), whole pages in each unit
     unit_ts : uint64, shape (n_units,), time stamp of each unit's first page; of pages that hold nothing, or
-        whose commit word is impossible, the unit's before
+        whose commit word or time stamp is impossible, the unit's before
     packed : int64, shape (n_units,), bytes in the file of compressed units; None if they are not
     faults : parts that are missing
+    checks : PageChecks of units that are single pages, None of others
     """
 
     index: int
@@ -76,6 +79,7 @@ class Stream:
     unit_ts: NDArray[np.uint64]
     packed: NDArray[np.int64] | None = None
     faults: list[Fault] = field(default_factory=list)
+    checks: PageChecks | None = None
 
     @property
     def n_units(self) -> int:
@@ -102,7 +106,7 @@ class Loaded:
     pages : per span, int64, word index of each page
     offsets : per span, int64, file offset of each page (of its chunk, if compressed)
     units : per span, int64, unit of each page
-    faults : units that could not be decompressed (their pages are left out)
+    faults : units that could not be decompressed (their pages are zeros)
     """
 
     words: NDArray[np.uint32]
@@ -126,11 +130,15 @@ def _clip_range(trace: TraceDat, cpu: CpuData, page_size: int, stream_faults: li
     return min(cpu.offset, total), present // page_size
 
 
-def _unit_stamps(heads: NDArray[np.uint8], layout: PageLayout) -> NDArray[np.uint64]:
-    """Return the time stamps of units from the first 12 bytes of each, shape (n, 12)."""
+def _read_heads(heads: NDArray[np.uint8], layout: PageLayout) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the time stamps of units, and which of them are good, from the first 12 bytes of each, shape (n, 12)."""
     stamps = np.ascontiguousarray(heads[:, :8]).view("<u8").reshape(-1)
     size = np.ascontiguousarray(heads[:, 8:]).view("<u4").reshape(-1) & COMMIT_MASK
-    good = (size > 0) & (size <= layout.data_size) & (size % 4 == 0)
+    return stamps, (size > 0) & (size <= layout.data_size) & (size % 4 == 0)
+
+
+def _unit_stamps(stamps: NDArray[np.uint64], good: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Return the time stamps with those that are not good replaced by the one before."""
     last_good = np.maximum.accumulate(np.where(good, np.arange(len(good)), -1)) if len(good) else good
     return np.where(last_good >= 0, stamps[last_good], 0).astype(np.uint64)
 
@@ -146,9 +154,12 @@ def _mapped_stream(trace: TraceDat, buffer: Buffer, cpu: CpuData, layout: PageLa
         part = np.frombuffer(trace.data, np.uint8, size, at).reshape(-1, layout.page_size)
         heads[first:first + block] = part[:, :12]
         release_mapped(trace.data, at, at + size)
-    unit_ts = _unit_stamps(heads, layout)
+    stamps, good = _read_heads(heads, layout)
+    checks = check_stamps(stamps, good, ordered=(buffer.clock or trace.clock) in ORDERED_CLOCKS,
+                          padded=trace.meta_at is not None, duration_ns=trace.meta.get("duration_ns"))
+    unit_ts = _unit_stamps(stamps, good & ~checks.misdated)
     pages = np.ones(count, np.int64)
-    return Stream(index, buffer.name, cpu.cpu, layout, offset, pages, unit_ts, None, faults)
+    return Stream(index, buffer.name, cpu.cpu, layout, offset, pages, unit_ts, None, faults, checks)
 
 
 def _chunk_list(trace: TraceDat, cpu: CpuData, layout: PageLayout, faults: list[Fault]
@@ -187,7 +198,7 @@ def _chunked_stream(trace: TraceDat, buffer: Buffer, cpu: CpuData, layout: PageL
         head = trace.decompressor.first_bytes(trace.data[at:at + size], 12)
         # a chunk that cannot be decompressed is found again, and named, when its pages are wanted
         heads[i, :len(head)] = np.frombuffer(head, np.uint8)
-    unit_ts = _unit_stamps(heads, layout)
+    unit_ts = _unit_stamps(*_read_heads(heads, layout))
     return Stream(index, buffer.name, cpu.cpu, layout, offset, pages, unit_ts, packed, faults)
 
 
@@ -272,12 +283,13 @@ class PageSource:
             for unit in range(span.first, span.last):
                 count = int(span.stream.pages[unit])
                 part = self._unit(span.stream, unit, page, loaded.faults)
-                if part is not None:
-                    buffer[at:at + len(part)] = part
-                    pages.append((at + np.arange(count) * span.stream.layout.page_size) // 4)
-                    offsets.append(np.full(count, span.stream.offset[unit]))
-                    units.append(np.full(count, unit))
-                    at += len(part)
+                size = count * span.stream.layout.page_size
+                if part is not None:  # else pages of zeros: events are missing here, and are said to be
+                    buffer[at:at + size] = part
+                pages.append((at + np.arange(count) * span.stream.layout.page_size) // 4)
+                offsets.append(np.full(count, span.stream.offset[unit]))
+                units.append(np.full(count, unit))
+                at += size
                 page += count
             loaded.pages.append(np.concatenate(pages))
             loaded.offsets.append(np.concatenate(offsets))

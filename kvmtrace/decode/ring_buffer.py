@@ -28,6 +28,7 @@ TS_MSB = np.uint64(0xF8 << 56)  # absolute stamps lack these bits: they are the 
 RB_MISSED_EVENTS = 1 << 31  # in the commit word: events were lost before this page
 RB_MISSED_STORED = 1 << 30  # ... and their number stands behind the last record
 COMMIT_MASK = (1 << 27) - 1
+SMALLEST_BIG_BYTES = 8  # of a big record: its length word, which counts itself, and one more
 LOST_UNKNOWN = -1
 NARROW_WORDS = 0xFFFFFF00  # in a buffer of fewer words a word index fits 32 bits, special values left over
 
@@ -93,7 +94,7 @@ def read_page_headers(words: NDArray[np.uint32], pages: NDArray[np.int64], layou
     ts = words[pages].astype(np.uint64) | words[pages + 1].astype(np.uint64) << np.uint64(32)
     commit = words[pages + 2].astype(np.int64)
     size = commit & COMMIT_MASK
-    lost = np.where(commit & RB_MISSED_EVENTS, LOST_UNKNOWN, 0)
+    lost = np.where(commit & (RB_MISSED_EVENTS | RB_MISSED_STORED), LOST_UNKNOWN, 0)
     # no page is written without events: one of zeros is a hole in the file
     impossible = (size > layout.data_size) | (size & 3 != 0) | ((size == 0) & (ts == 0))
     size[impossible] = -1
@@ -105,7 +106,7 @@ def read_page_headers(words: NDArray[np.uint32], pages: NDArray[np.int64], layou
         count = words[at].astype(np.int64)
         if layout.commit_size == 8:
             count |= (words[at + 1].astype(np.int64) & 0x7FFFFFFF) << 32
-        lost[stored] = count
+        lost[stored] = np.where(count, count, LOST_UNKNOWN)
     return PageHeaders(ts, size, lost)
 
 
@@ -118,8 +119,9 @@ def _odd_steps(words: NDArray[np.uint32], pos: NDArray[np.int64], heads: NDArray
     length = words.take(pos + 1, mode="clip").astype(np.int64)
     step = 1 + (length + 3) // 4
     padding = heads & 31 == TYPE_PADDING
-    # padding without a time delta is the rest of the page
-    return np.where(padding & (heads >> 5 == 0), left, step)
+    # padding without a time delta is the rest of the page; a big record that holds nothing is none
+    step = np.where(padding & (heads >> 5 == 0), left, step)
+    return np.where(~padding & (length < SMALLEST_BIG_BYTES), left + 1, step)
 
 
 def _walk(words: NDArray[np.uint32], first: NDArray[np.int64], end: NDArray[np.int64]
@@ -145,15 +147,17 @@ def _walk(words: NDArray[np.uint32], first: NDArray[np.int64], end: NDArray[np.i
         over = pos > end
         if np.count_nonzero(over):
             for page in np.flatnonzero(over):
-                damage.append(_overrun(int(page), int(steps[-1][page]), int(pos[page]), int(end[page])))
+                damage.append(_overrun(words, int(page), int(steps[-1][page]), int(pos[page]), int(end[page])))
                 end[page] = steps[-1][page]
             np.minimum(pos, end, out=pos)
     table = np.array(steps) if steps else np.empty((0, len(first)), np.int64)
     return table, table < end, damage
 
 
-def _overrun(page: int, word: int, stop: int, end: int) -> PageDamage:
+def _overrun(words: NDArray[np.uint32], page: int, word: int, stop: int, end: int) -> PageDamage:
     room = (end - word) * 4
+    if word + 1 < len(words) and words[word] & 31 == 0 and words[word + 1] < SMALLEST_BIG_BYTES:
+        return PageDamage(page, word, f"a record of at least {SMALLEST_BIG_BYTES} bytes", f"{words[word + 1]} bytes")
     return PageDamage(page, word, f"a record of at most {room} bytes", f"{(stop - word) * 4} bytes")
 
 
@@ -225,7 +229,7 @@ def _decode_compiled(kernel: Kernel, words: NDArray[np.uint32], span: tuple[NDAr
     wide = np.dtype(np.uint32 if len(words) < NARROW_WORDS else np.int64)
     out = RecordColumns.empty(int(counts.sum()), wide, common=kind_of_id is not None)
     kernel.fill_records(words, first, end, headers.ts, kind_of_id=kind_of_id, out=out)
-    damage = [_overrun(o.page, o.at, o.stop, int(whole[o.page])) for o in overruns]
+    damage = [_overrun(words, o.page, o.at, o.stop, int(whole[o.page])) for o in overruns]
     return Records(out.start, out.ts, counts, damage, None if kind_of_id is None else out)
 
 

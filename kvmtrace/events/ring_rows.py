@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.decode.common import gather_common, has_usual_common
+from kvmtrace.decode.page_checks import rest_not_empty, wrong_times
 from kvmtrace.decode.pages import Fault
 from kvmtrace.decode.ring_buffer import (
     LOST_UNKNOWN,
     NARROW_WORDS,
+    PageDamage,
     PageHeaders,
     Records,
     decode_pages,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.decode.clock import TimeConverter
     from kvmtrace.decode.format_text import PageLayout
+    from kvmtrace.decode.page_checks import PageChecks
     from kvmtrace.events.kinds import KindTable
 
 BATCH_PAGES = 1024  # NumPy: pages of a batch stay in the processor's cache from the walk to the columns
@@ -126,8 +129,8 @@ class StreamDecoder:
         self._start_dtype = np.dtype(np.uint32 if len(words) < NARROW_WORDS else np.int64)
         self._kind_of_id = kinds.kind_of_id if has_usual_common(kinds.common) else None
 
-    def decode(self, pages: NDArray[np.int64], offsets: NDArray[np.int64], begins: NDArray[np.int64], floor: int
-               ) -> StreamRows:
+    def decode(self, pages: NDArray[np.int64], offsets: NDArray[np.int64], begins: NDArray[np.int64], floor: int,
+               checks: PageChecks | None = None) -> StreamRows:
         """Decode pages into rows.
 
         Parameters
@@ -136,6 +139,7 @@ class StreamDecoder:
         offsets : int64, shape (n,), file offset of each page, to say where damage is
         begins : int64, shape (n,), ascending, the least time to merge each page by
         floor : int, the least time to merge by: the latest of the CPU's events before these pages
+        checks : PageChecks of these pages, or None
         """
         parts, keys, counts, floors, faults = [], [], [], [], []
         size = BATCH_PAGES if loaded() is None else max(len(pages), 1)
@@ -144,7 +148,8 @@ class StreamDecoder:
             headers = read_page_headers(self._words, batch, self._layout)
             if self._holes:
                 headers.lost[(headers.lost == 0) & (headers.size >= 0)] = LOST_UNKNOWN
-            records = decode_pages(self._words, batch, headers, self._layout, self._kind_of_id)
+            known = checks.of(np.arange(first, first + len(batch))) if checks else None
+            records = self._records(batch, headers, known)
             page_ns = self._converter.to_ns(headers.ts, self._cpu)
             rows, page_rows = self._rows(headers, records, page_ns)
             page_floor = np.maximum(begins[first:first + size], floor)
@@ -163,6 +168,22 @@ class StreamDecoder:
         rows = concat_rows(parts)
         key = rows.ts_ns if steady else np.concatenate(keys)
         return StreamRows(rows, key, np.concatenate(counts), np.concatenate(floors), faults)
+
+    def _records(self, pages: NDArray[np.int64], headers: PageHeaders, checks: PageChecks | None) -> Records:
+        """Decode a batch; what contradicts itself is damage, and pages without a time are left out."""
+        records = decode_pages(self._words, pages, headers, self._layout, self._kind_of_id)
+        if checks is None:
+            return records
+        wrong = wrong_times(pages, headers, records, checks)
+        if wrong:
+            timeless = [damage.page for damage in wrong]
+            headers.size[timeless], headers.lost[timeless] = -1, 0
+            records = decode_pages(self._words, pages, headers, self._layout, self._kind_of_id)
+        more = rest_not_empty(self._words, pages, headers, self._layout) if checks.padded else []
+        first: dict[int, PageDamage] = {}
+        for damage in (*wrong, *records.damage, *more):  # of each page what it began with
+            first.setdefault(damage.page, damage)
+        return replace(records, damage=[first[page] for page in sorted(first)])
 
     def _rows(self, headers: PageHeaders, records: Records, page_ns: NDArray[np.int64]
               ) -> tuple[Rows, NDArray[np.int64]]:

@@ -162,7 +162,8 @@ class TraceDatRecording(Recording):
             decoder = StreamDecoder(loaded.words, stream.layout, self._kinds, self._converter, stream.cpu,
                                     holes=self._source.holes)
             begins = self._unit_ns[i][loaded.units[i]]
-            got = decoder.decode(loaded.pages[i], loaded.offsets[i], begins, position.floor)
+            checks = stream.checks.of(loaded.units[i]) if stream.checks else None
+            got = decoder.decode(loaded.pages[i], loaded.offsets[i], begins, position.floor, checks)
             self._loss.add_faults(got.faults)
             first, last = _first_at(got.keys, low), _first_at(got.keys, high)
             _advance(position, span, got, last)

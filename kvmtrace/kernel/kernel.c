@@ -8,12 +8,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#define KERNEL_VERSION 1
+#define KERNEL_VERSION 2
 
 /* ring buffer: include/linux/ring_buffer.h, enum ring_buffer_type */
 #define TYPE_PADDING 29
 #define TYPE_TIME_EXTEND 30
 #define TYPE_TIME_STAMP 31
+#define SMALLEST_BIG_BYTES 8
 #define TS_SHIFT 27
 #define TS_MSB (0xF8ULL << 56)
 
@@ -48,7 +49,11 @@ static inline int64_t record_step(const Buffer *buffer, int64_t at, int64_t end,
 		return (int64_t)type + 1;
 	if (type == TYPE_PADDING && head >> 5 == 0)
 		return end - at; /* the rest of the page */
-	return 1 + ((int64_t)word_at(buffer, at + 1) + 3) / 4;
+	int64_t length = word_at(buffer, at + 1);
+
+	if (type == 0 && length < SMALLEST_BIG_BYTES)
+		return end - at + 1; /* that is no record: it shall not fit */
+	return 1 + (length + 3) / 4;
 }
 
 /* What each event of ftrace begins with: u16 type, u8 flags, u8 preempt count, s32 pid. */

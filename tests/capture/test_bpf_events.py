@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture import bpf_attach, bpf_btf, bpf_compile, bpf_events, bpf_file
+from kvmtrace.capture import bpf_attach, bpf_btf, bpf_compile, bpf_events
 from kvmtrace.capture.bpf_ring import round_ring_size
 from kvmtrace.errors import CapabilityError
 from kvmtrace.kvm.tracepoints import PROBES
-from tests.writers.bpf_capture import FORMAT_ENTRY, encode_span, fpu
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.writers.bpf_capture import FORMAT_ENTRY
 
 ENTRY = bpf_events.TracedEvent("kvm_entry", "kvm", FORMAT_ENTRY, None, bpf_events.parse_fields(FORMAT_ENTRY))
 EXIT = bpf_events.TracedEvent("kvm_exit", "kvm", "", None, {"exit_reason": (8, 4), "guest_rip": (16, 8),
@@ -118,30 +113,3 @@ def test_attachments_are_described_newest_first() -> None:
     names = [name for name, _, _ in bpf_attach.describe_attachments()]
     assert names[:2] == ["fentry/fexit", "kprobe/kretprobe"]
     assert all(usable or remark for _, usable, remark in bpf_attach.describe_attachments())
-
-
-def test_a_capture_cut_by_a_full_disk_still_ends_with_its_metadata(tmp_path: Path) -> None:
-    class Full(bpf_file.CaptureWriter):
-        limit = 2000
-
-        def _write(self, parts: list[bytes | memoryview]) -> None:
-            if self.size + sum(map(len, parts)) > self.limit:
-                raise OSError(28, "No space left on device")
-            super()._write(parts)
-
-    path = tmp_path / "full.bpf"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    writer = Full(fd)
-    writer.write_header(bpf_file.encode_header({"schema": "kvmtrace.capture/1"}, [("kvm_entry", "kvm", "")], 1))
-    span = memoryview(encode_span([fpu(1, 1)] * 2))
-
-    def fill() -> None:
-        for i in range(1000):
-            writer.write_span(0, i * len(span), span)
-
-    with pytest.raises(OSError, match="No space"):
-        fill()
-    writer.write_last_meta({"ended_by": "disk full"})
-    os.close(fd)
-    assert 0 < path.stat().st_size <= Full.limit
-    assert b'"ended_by":"disk full"' in path.read_bytes()[-64:]
