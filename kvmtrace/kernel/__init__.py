@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIBRARY = Path(__file__).with_name("_kernel.so")
-VERSION = 2  # KERNEL_VERSION of kernel.c: a library of another version is not used
+VERSION = 3  # KERNEL_VERSION of kernel.c: a library of another version is not used
 SWITCH = "KVMTRACE_KERNEL"
 
 _P, _I64, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32

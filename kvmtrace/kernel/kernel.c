@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define KERNEL_VERSION 2
+#define KERNEL_VERSION 3
 
 /* ring buffer: include/linux/ring_buffer.h, enum ring_buffer_type */
 #define TYPE_PADDING 29
