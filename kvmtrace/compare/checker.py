@@ -166,18 +166,27 @@ def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_] | slice, NDArray[np.bool
     n = len(sequence)
     if not n:
         return slice(0), slice(0)
-    position = np.arange(n)
     start = np.flatnonzero(sequence.first)
     stop = np.append(start[1:], n)
-    cut = start.copy()
-    for cls in (USERSPACE, ENTRY):
-        last = np.maximum.reduceat(np.where(sequence.cls == cls, position, -1), start)
-        cut = np.where(last >= start, last, cut)
-    cut = np.maximum(cut, stop - MAX_PARKED)
-    if len(cut) == 1:
-        return slice(0, int(cut[0]) + 1), slice(int(cut[0]), n)
+    if len(start) == 1:
+        last = _last_boundary(sequence.cls)
+        return slice(0, last + 1), slice(last, n)
+    cut = np.array([first + _last_boundary(sequence.cls[first:end])
+                    for first, end in zip(start.tolist(), stop.tolist(), strict=True)])
     at = np.repeat(cut, stop - start)
+    position = np.arange(n)
     return position <= at, position >= at
+
+
+def _last_boundary(cls: NDArray[np.uint8]) -> int:
+    """Return where one thread's events are cut: at its last kvm_entry, userspace exit, or else at the first event."""
+    found = 0
+    for boundary in (ENTRY, USERSPACE):
+        from_end = int((cls[::-1] == boundary).argmax())
+        if cls[len(cls) - 1 - from_end] == boundary:
+            found = len(cls) - 1 - from_end
+            break
+    return max(found, len(cls) - MAX_PARKED)
 
 
 def _damaged_ends(recording: Recording) -> dict[int, int]:
