@@ -25,6 +25,7 @@ from writers.perf_data import record as perf_record
 from writers.ring_buffer import discarded, event, null_padding, page, record, time_extend, time_stamp
 
 from kvmtrace import kernel
+from kvmtrace.compare.checker import check_recording as check_model
 from kvmtrace.decode.format_text import PageLayout, parse_event_format
 from kvmtrace.decode.gather import gather_field
 from kvmtrace.decode.ring_buffer import as_words, decode_pages, read_page_headers
@@ -142,6 +143,8 @@ def check_recording(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.dat")), ids=lambda path: path.stem)
 def test_fixtures(path):
     check_recording(path)
+    compiled, plain = both(lambda: check_model(open_recording(path)))
+    assert compiled == plain
 
 
 SAMPLES = st.builds(sample, st.integers(0, 1 << 40), st.binary(max_size=60), tid=st.integers(-5, 70_000),
