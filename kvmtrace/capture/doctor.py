@@ -220,9 +220,9 @@ def check_btf() -> Check:
 
 
 def check_kernel() -> Check:
-    """Look for the compiled inner loops of the decoders (decode/kernel.c)."""
-    there = (Path(__file__).parents[1] / "decode" / "_kernel.so").exists()
-    return Check("compiled decoder", OK if there else OPTIONAL, "built" if there else "not built",
+    """Look for the compiled inner loops of the decoders (kernel/kernel.c)."""
+    there = (Path(__file__).parents[1] / "kernel" / "_kernel.so").exists()
+    return Check("compiled kernel", OK if there else OPTIONAL, "built" if there else "not built",
                  "" if there else "reports are slower without: install a C compiler (gcc), then kvmtrace again")
 
 

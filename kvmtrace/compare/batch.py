@@ -105,6 +105,11 @@ class Batch:
         """Return the thread number of each exit."""
         return self.sequence.thread[self.exits.start]
 
+    @cached_property
+    def step_classes(self) -> NDArray[np.uint8]:
+        """Return the class of each step."""
+        return self.sequence.cls[self.steps.position]
+
     def first_in_exit(self, name: str, group: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return the position of the first event of a class in each exit's segment, or -1."""
         return self._first(name)[self.exits.seg[group]]

@@ -103,7 +103,7 @@ class Checker:
         if self._parked is not None and n_parked:
             table = EventTable.concat([self._parked, table], shared=True)
             index = np.concatenate([self._parked_index, index])
-        self._tids = np.union1d(self._tids, vcpu_tids(table)).astype(np.int32)[:65_534]
+        self._tids = vcpu_tids(table, self._tids)[:65_534]
         self._check(table, index, n_parked, final=False)
 
     def finish(self) -> Comparison:
@@ -125,7 +125,7 @@ class Checker:
         capability = find_capability(self.capture, table, self._evidence)
         self._capability = capability
         whole = build_sequence(table, self._tids, capability, self._gaps, n_parked)
-        now, later = (np.ones(len(whole), bool), np.zeros(len(whole), bool)) if final else _cut(whole)
+        now, later = (slice(None), slice(0)) if final else _cut(whole)
         sequence = whole.at(now)
         self.findings.begin(sequence, index)
         automaton = compile_automaton(capability)
@@ -156,26 +156,37 @@ def run_rules(batch: Batch) -> None:
             check(batch)
 
 
-def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_] | slice, NDArray[np.bool_] | slice]:
     """Split each thread at its last kvm_entry, else its last userspace exit; that event is in both parts.
 
     Returns
     -------
-    (now, later) : bool over the sequence
+    (now, later) : bool over the sequence; of one thread, slices
     """
     n = len(sequence)
     if not n:
-        return np.zeros(0, bool), np.zeros(0, bool)
-    position = np.arange(n)
+        return slice(0), slice(0)
     start = np.flatnonzero(sequence.first)
     stop = np.append(start[1:], n)
-    cut = start.copy()
-    for cls in (USERSPACE, ENTRY):
-        last = np.maximum.reduceat(np.where(sequence.cls == cls, position, -1), start)
-        cut = np.where(last >= start, last, cut)
-    cut = np.maximum(cut, stop - MAX_PARKED)
+    if len(start) == 1:
+        last = _last_boundary(sequence.cls)
+        return slice(0, last + 1), slice(last, n)
+    cut = np.array([first + _last_boundary(sequence.cls[first:end])
+                    for first, end in zip(start.tolist(), stop.tolist(), strict=True)])
     at = np.repeat(cut, stop - start)
+    position = np.arange(n)
     return position <= at, position >= at
+
+
+def _last_boundary(cls: NDArray[np.uint8]) -> int:
+    """Return where one thread's events are cut: at its last kvm_entry, userspace exit, or else at the first event."""
+    found = 0
+    for boundary in (ENTRY, USERSPACE):
+        from_end = int((cls[::-1] == boundary).argmax())
+        if cls[len(cls) - 1 - from_end] == boundary:
+            found = len(cls) - 1 - from_end
+            break
+    return max(found, len(cls) - MAX_PARKED)
 
 
 def _damaged_ends(recording: Recording) -> dict[int, int]:

@@ -112,13 +112,15 @@ def _check_mmio(batch: Batch, reason: NDArray[np.int64], errno: NDArray[np.int64
     """Check chains of kvm_mmio and KVM_EXIT_MMIO: the common forms by columns, the rest one by one."""
     segments = batch.segments
     leaves = (reason == KVM_EXIT_MMIO) & (errno == 0)
+    positions = segments.positions("kvm_mmio")
+    waiting = positions[batch.sequence.values("kvm_mmio", "type", positions) == MMIO_UNSATISFIED]
+    if not len(waiting) and not leaves.any():
+        return
     chain = segments.chain
-    n_chains = int(chain[-1]) + 1 if len(chain) else 0
+    n_chains = int(chain[-1]) + 1
     concerned = np.zeros(n_chains, bool)
     concerned[chain[leaves]] = True
-    positions = segments.positions("kvm_mmio")
-    kinds = batch.sequence.values("kvm_mmio", "type", positions)
-    concerned[chain[segments.of[positions[kinds == MMIO_UNSATISFIED]]]] = True
+    concerned[chain[segments.of[waiting]]] = True
     simple = _simple_chains(batch, chain, leaves, concerned)
     batch.findings.check("V8", int(np.count_nonzero(simple)))
     for number in np.flatnonzero(concerned & ~simple):

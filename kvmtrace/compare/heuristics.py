@@ -71,13 +71,15 @@ def _repeats(batch: Batch) -> NDArray[np.bool_]:
     exits = batch.exits
     rip = exits.get("guest_rip")
     same = np.zeros(len(exits), bool)
+    stays = (exits.next_kind == ENTRY) & (exits.resume_rip == rip)
+    if not stays.any():
+        return same
     same[1:] = (exits.raw[1:] == exits.raw[:-1]) & (rip[1:] == rip[:-1])
     for name in ("info1", "info2"):
         value = exits.get(name)
         same[1:] &= value[1:] == value[:-1]
     address = _fault_addresses(batch)
     same[1:] &= address[1:] == address[:-1]
-    stays = (exits.next_kind == ENTRY) & (exits.resume_rip == rip)
     stays &= ~exits.has("kvm_pio", "kvm_mmio", "inject interrupt", "inject exception")
     same[1:] &= stays[:-1]
     return same & ~_is(batch, ASYNCHRONOUS) & ~batch.nested

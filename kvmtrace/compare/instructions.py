@@ -54,6 +54,9 @@ def continuation(code: bytes, flags: int) -> int:
     return BEHIND if plain else ANYWHERE
 
 
+_WITHIN = np.arange(15) < np.arange(16)[:, None]  # by length: which bytes belong to the instruction
+
+
 def is_string(code: bytes) -> tuple[bool, bool]:
     """Return (has a REP prefix, is a string instruction)."""
     rep = False
@@ -75,8 +78,7 @@ def continuations(
     insn : uint8, shape (n, 15); length, flags : shape (n,)
     """
     key = np.zeros((len(insn), _KEY_BYTES), np.uint8)
-    key[:, :15] = insn
-    key[:, :15][np.arange(15) >= length[:, None]] = 0
+    np.multiply(insn, _WITHIN.take(length, axis=0, mode="clip"), out=key[:, :15])
     key[:, 15], key[:, 16] = length, flags
     words = key.view(np.uint64)
     new = np.ones(len(key), bool)  # the guest's loops meet the same instruction again and again

@@ -39,8 +39,22 @@ class Gaps:
     def add(self, table: EventTable) -> None:
         """Take note of a further table, in its recorded order."""
         lost = table.rows(LOST_EVENTS)
+        if not len(lost):
+            self._go_on(table)
+            return
         for cpu in np.flatnonzero(np.bincount(table.cpu.view(np.uint16))).astype(np.uint16).view(np.int16):
             self._add_cpu(int(cpu), table, lost[table.cpu[lost] == cpu])
+
+    def _go_on(self, table: EventTable) -> None:
+        """Take note of a table without losses: of each CPU, only its first and its last event matter."""
+        for cpu in np.flatnonzero(np.bincount(table.cpu.view(np.uint16))).astype(np.uint16).view(np.int16).tolist():
+            here = table.cpu == cpu
+            ends = self.ends.setdefault(cpu, [])
+            self.starts.setdefault(cpu, [])
+            if ends and ends[-1] == _FAR:
+                first = int(table.ts_ns[int(here.argmax())])
+                ends[:] = [min(end, first) for end in ends]
+            self._last_ns[cpu] = int(table.ts_ns[len(table) - 1 - int(here[::-1].argmax())])
 
     def _add_cpu(self, cpu: int, table: EventTable, lost: NDArray[np.intp]) -> None:
         on_cpu = np.flatnonzero((table.cpu == cpu) & (table.kind != table.kind_index.get(LOST_EVENTS, -1)))

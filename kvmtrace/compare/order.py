@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, N_STEPS, among, mask_of
+from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, among, mask_of
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
@@ -212,9 +212,9 @@ def _check_calls(batch: Batch) -> None:
     """
     sequence = batch.sequence
     calls = batch.recorded("sys_enter_ioctl", "sys_exit_ioctl") and not batch.capability.filtered
-    kind = _CALL_KIND[sequence.cls]
-    position = np.flatnonzero(kind >= 0)
-    before, after = kind[position[:-1]], kind[position[1:]]
+    kind = _CALL_KIND[batch.step_classes]
+    position, kind = batch.steps.position[kind >= 0], kind[kind >= 0]
+    before, after = kind[:-1], kind[1:]
     told = _both_ways(batch)[sequence.thread[position[1:]]] & calls
     strict = _legal_pairs(calls=True, paired=calls and _paired(batch))
     wrong = np.flatnonzero(told & ~strict[before, after] & _joined(batch, position)) + 1
@@ -265,26 +265,38 @@ def _check_run_function(batch: Batch) -> None:
     """
     if "entry_in_run" not in batch.capability.traits or not batch.recorded("kvm_entry"):
         return
-    sequence = batch.sequence
-    steps = np.flatnonzero((sequence.cls > 0) & (sequence.cls <= N_STEPS))
-    before, after = sequence.cls[steps[:-1]], sequence.cls[steps[1:]]
+    steps, classes = batch.steps.position, batch.step_classes
+    before, after = classes[:-1], classes[1:]
     joined = _joined(batch, steps)
     apart = steps[1:] > steps[:-1] + 1
-    runs, returns = among(before, _RUNS), among(after, _RETURNS)
+    is_run, is_return = among(classes, _RUNS), among(classes, _RETURNS)
+    runs, returns = is_run[:-1], is_return[1:]
     late = np.flatnonzero(runs & (after == ENTRY) & joined & apart)
-    twice = np.flatnonzero(among(before, _RETURNS) & returns & joined)
+    twice = np.flatnonzero(is_return[:-1] & returns & joined)
     batch.findings.check("V2", np.count_nonzero(runs | returns))
     batch.findings.violate("V2", steps[late] + 1, constant(
         "kvm_entry, first thing in the run function", "another event"))
     batch.findings.violate("V2", steps[twice + 1], constant("the run function returns once", "a second return"))
-    again = np.flatnonzero(runs & among(after, _RUNS) & joined & ~apart)
+    again = np.flatnonzero(runs & is_run[1:] & joined & ~apart)
     batch.findings.violate("V2", steps[again + 1], constant("kvm_entry, or a return", "a second call"))
     # run function, something else, kvm_entry: no way back into the run function was seen in between
     between = np.flatnonzero(runs[:-1] & (among(after, _PREPARATION) | returns)[:-1] & (after[1:] == ENTRY)
                              & joined[:-1] & joined[1:])
     batch.findings.violate("V2", steps[between + 1], constant(
         "kvm_entry, first thing in the run function", "another event, and kvm_entry behind it"))
-    inside = np.flatnonzero((before == EXIT) & returns & joined & apart)
+    _check_fast_path(batch, steps, np.flatnonzero((before == EXIT) & returns & joined & apart))
+
+
+def _check_fast_path(batch: Batch, steps: NDArray[np.intp], inside: NDArray[np.intp]) -> None:
+    """Check V2: between kvm_exit and the return of the run function stands only what the fast path traces.
+
+    Parameters
+    ----------
+    inside : numbers of the steps kvm_exit that other events than steps follow before the return
+    """
+    if not len(inside):
+        return
+    sequence = batch.sequence
     strays = _NOT_IN_FAST_PATH >> sequence.cls.astype(np.uint64) & np.uint64(1)
     strays[_slow_msrs(batch)] = 1
     total = np.append(0, np.cumsum(strays))
@@ -305,9 +317,9 @@ def _slow_msrs(batch: Batch) -> NDArray[np.intp]:
 
 def _joined(batch: Batch, position: NDArray[np.intp]) -> Mask:
     """Say whether nothing was lost between each of these positions and the one before it."""
-    sequence = batch.sequence
-    breaks = sequence.n_breaks[position]
-    found: Mask = breaks[1:] == breaks[:-1]
+    found = np.ones(max(len(position) - 1, 0), bool)
+    behind = np.searchsorted(position, batch.sequence.begins)  # the first of them that stands behind each break
+    found[behind[(behind > 0) & (behind < len(position))] - 1] = False
     return found
 
 

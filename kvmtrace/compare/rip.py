@@ -53,7 +53,9 @@ def classes_of(batch: Batch, group: Group, row: ExitExpectation) -> NDArray[np.u
 def advance(batch: Batch, group: Group, new: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return how far RIP moved, taking the wrap of 16-bit and 32-bit instruction pointers into account."""
     old = batch.exits.get("guest_rip")[group]
-    moved = (new - old).astype(np.int64)
+    moved = (new - old).view(np.int64)
+    if not len(moved) or (moved.min() >= 0 and moved.max() <= MAX_INSTRUCTION):
+        return moved
     wrap32 = (old >> _U(32) == 0) & (moved < 0)
     moved = np.where(wrap32, moved & 0xFFFFFFFF, moved)
     return np.where((old >> _U(16) == 0) & (moved > MAX_INSTRUCTION), moved & 0xFFFF, moved)
@@ -105,11 +107,10 @@ def fits(batch: Batch, group: Group, row: ExitExpectation, new: NDArray[np.uint6
     classes = classes_of(batch, group, row)
     moved = advance(batch, group, new)
     same = new == old
-    exception = batch.exits.chain_has("inject exception")[group]
     stepped = (moved >= max(row.length, 1)) & (moved <= MAX_INSTRUCTION)
-    good = np.select(
-        [(classes == SAME) | (classes == TRAP), classes == ADVANCE, classes == ANY],
-        [same, stepped | (same & exception), np.ones(len(group), bool)], default=False)
+    good = (classes == ANY) | (((classes == SAME) | (classes == TRAP)) & same) | ((classes == ADVANCE) & stepped)
+    refused = np.flatnonzero((classes == ADVANCE) & same & ~good)
+    good[refused] = batch.exits.chain_has("inject exception")[group[refused]]
     told = np.ones(len(group), bool)
     emulated = np.flatnonzero(classes == EMULATED)
     good[emulated], told[emulated] = _emulated_fits(batch, group[emulated], same[emulated], moved[emulated])
@@ -117,7 +118,8 @@ def fits(batch: Batch, group: Group, row: ExitExpectation, new: NDArray[np.uint6
         told[:] = False  # string I/O or not?
     if not batch.recorded("kvm_inj_exception"):
         told &= ~((classes == ADVANCE) & same)
-    good |= overridden(batch, group, new)
+    left = np.flatnonzero(~good)
+    good[left] = overridden(batch, group[left], new[left])
     return good, told
 
 
@@ -141,15 +143,18 @@ def _decoded_fits(batch: Batch, group: Group, first: NDArray[np.intp], same: Mas
     length = sequence.values(kind, "len", first).astype(np.int64)
     flags = sequence.values(kind, "flags", first) if batch.has_field(kind, "flags") else np.zeros(len(group))
     where = continuations(sequence.values(kind, "insn", first), length, flags.astype(np.uint8))
-    good = (where == ANYWHERE) | (moved == length) | (same & may_repeat(batch, group, where))
+    good: Mask = (where == ANYWHERE) | (moved == length)
+    again = np.flatnonzero(same & ~good)
+    good[again] = may_repeat(batch, group[again], where[again])
     failed = failed_segments(batch)[batch.exits.seg[group]]
     # invalid-state emulation goes from instruction to instruction without an entry
     chained = (decodes(batch)[batch.exits.seg[group]] > 1) & ~failed
-    gave_up = same & batch.exits.chain_has("inject exception")[group]
-    if not batch.recorded("kvm_inj_exception"):
-        gave_up = same
-    found: Mask = np.where(failed, gave_up, good | chained)
-    return found
+    good |= chained
+    gave_up = np.flatnonzero(failed)
+    good[gave_up] = same[gave_up]
+    if batch.recorded("kvm_inj_exception"):
+        good[gave_up] &= batch.exits.chain_has("inject exception")[group[gave_up]]
+    return good
 
 
 def may_repeat(batch: Batch, group: Group, where: NDArray[np.uint8]) -> Mask:
@@ -191,12 +196,13 @@ def _check_usual_length(batch: Batch, group: Group, row: ExitExpectation) -> Non
     if not len(group):
         return
     longest = LONGEST_USUAL.get(int(batch.exits.isa[group[0]]), {}).get(row.code)
-    group = group[~batch.exits.has("kvm_emulate_insn")[group]]
     if longest is None:
         return
+    group = group[~batch.exits.has("kvm_emulate_insn")[group]]
     new = batch.exits.resume_rip[group]
     moved = advance(batch, group, new)
-    at = np.flatnonzero((moved > longest) & (moved <= MAX_INSTRUCTION) & ~overridden(batch, group, new))
+    at = np.flatnonzero((moved > longest) & (moved <= MAX_INSTRUCTION))
+    at = at[~overridden(batch, group[at], new[at])]
     batch.findings.check("H6", len(group))
     bad = group[at]
     batch.findings.violate("H6", batch.segments.start[batch.exits.seg[bad] + 1], lambda i: (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, USERSPACE
+from kvmtrace.kernel import loaded
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX, VMX_BUS_LOCK_DETECTED, VMX_FAILED_VMENTRY
 
 if TYPE_CHECKING:
@@ -134,11 +135,16 @@ class Segments:
 
 def cut_segments(sequence: Sequence) -> Segments:
     """Cut a sequence into segments."""
+    kernel = loaded()
+    if kernel is not None:
+        cut = kernel.cut_segments(sequence.knowledge, (ENTRY, EXIT, USERSPACE))
+        stop = np.append(cut.start[1:], len(sequence)) if len(cut.start) else cut.start
+        return Segments(sequence, cut.start, stop, cut.kind, cut.mask, cut.linked, cut.of)
     cls = sequence.cls
     boundary = (cls == ENTRY) | (cls == EXIT) | (cls == USERSPACE)
     opens = boundary | sequence.first | sequence.broken
     start = np.flatnonzero(opens)
-    stop = np.append(start[1:], len(cls))
+    stop = np.append(start[1:], len(cls)) if len(start) else start
     kind = np.where(boundary[start], cls[start], 0).astype(np.uint8)
     of = np.cumsum(opens) - 1
     if not len(start):

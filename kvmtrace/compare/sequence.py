@@ -10,6 +10,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import VCPU_KINDS, classify
 from kvmtrace.compare.losses import breaks, doubtful_rows, lost_between
+from kvmtrace.kernel import Knowledge, TrackedColumns, TrackedRows, loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from kvmtrace.compare.capability import Capability
     from kvmtrace.compare.losses import Gaps
     from kvmtrace.events.table import EventTable
+
+
+FEW_THREADS = 4  # so many are sooner looked for one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +62,12 @@ class Sequence:
     @cached_property
     def position_in_kind(self) -> NDArray[np.intp]:
         """Return the position of each event among all the table's rows of its kind."""
-        position = np.empty(len(self.table), np.intp)
-        for kind in self.table.kinds:
-            own = self.table.rows(kind.name)
-            position[own] = np.arange(len(own))
-        return position[self.row]
+        return self.table.position_in_kind[self.row]
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """Return what the compiled kernel steps through."""
+        return Knowledge(self.cls, self.first, self.broken)
 
     @cached_property
     def repeated(self) -> NDArray[np.bool_]:
@@ -70,9 +75,9 @@ class Sequence:
         return self.first & (self.row < self.n_parked)
 
     @cached_property
-    def n_breaks(self) -> NDArray[np.intp]:
-        """Return how many threads began or knowledge broke off up to each event."""
-        return np.cumsum(self.broken | self.first)
+    def begins(self) -> NDArray[np.intp]:
+        """Return the positions of events at which a thread begins, or knowledge after it broke off."""
+        return np.flatnonzero(self.broken | self.first)
 
     def at(self, positions: NDArray[np.bool_] | slice) -> Sequence:
         """Return the part at these positions (thread numbers stay)."""
@@ -96,17 +101,38 @@ def distinct(values: NDArray[Any]) -> NDArray[Any]:
     return np.unique(values[new])
 
 
-def vcpu_tids(table: EventTable) -> NDArray[np.int32]:
-    """Return the threads that traced an event only a vCPU thread can trace."""
-    rows = [table.rows(kind) for kind in VCPU_KINDS]
-    return np.unique(np.concatenate([distinct(table.tid[own]) for own in rows]))
+def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the threads, ascending, that are known or that traced an event only a vCPU thread can trace."""
+    telling = np.zeros(max(len(table.kinds), 1), bool)
+    telling[[table.kind_index[kind] for kind in VCPU_KINDS if kind in table.kind_index]] = True
+    told = telling[table.kind]
+    for tid in known[:FEW_THREADS].tolist():
+        told &= table.tid != tid
+    return np.union1d(known, distinct(table.tid[told])).astype(np.int32)
 
 
 def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[np.uint16]:
     """Return index into `tids` plus 1 of each tid, 0 for other threads."""
+    if len(tids) <= FEW_THREADS:
+        numbers = np.zeros(len(tid), np.uint16)
+        for i, own in enumerate(tids.tolist()):
+            numbers[tid == own] = i + 1
+        return numbers
     position = np.searchsorted(tids, tid)
     found = tids[np.minimum(position, len(tids) - 1)] == tid
     return np.where(found, position + 1, 0).astype(np.uint16)
+
+
+def _tracked(columns: TrackedColumns, tids: NDArray[np.int32]) -> tuple[TrackedRows, int]:
+    """Do what the compiled kernel does: see Kernel.tracked."""
+    numbers = thread_numbers(columns.tid, tids) if len(tids) else np.zeros(len(columns.tid), np.uint16)
+    row = np.flatnonzero((numbers > 0) & (columns.cls > 0))
+    number = numbers[row]
+    if len(tids) > 1:
+        order = np.argsort(number, kind="stable")  # uint16: radix sort
+        row, number = row[order], number[order]
+    found = TrackedRows(row, columns.cls[row], number - np.uint16(1), columns.ts_ns[row], columns.cpu[row])
+    return found, int(np.count_nonzero(numbers))
 
 
 def build_sequence(
@@ -115,22 +141,13 @@ def build_sequence(
     """Return the sequence of the given threads (ascending tids, at most 65,534); `n_parked`: see Sequence."""
     classes = classify(table)
     classes[doubtful_rows(table)] = 0
-    if len(tids) == 0:
-        row = np.empty(0, np.intp)
-        number = np.empty(0, np.uint16)
-        n_tracked = 0
-    else:
-        numbers = thread_numbers(table.tid, tids)
-        n_tracked = int(np.count_nonzero(numbers))
-        row = np.flatnonzero((numbers > 0) & (classes > 0))
-        number = numbers[row]
-        if len(tids) > 1:
-            order = np.argsort(number, kind="stable")  # uint16: radix sort
-            row, number = row[order], number[order]
-    cls, ts_ns, cpu = classes[row], table.ts_ns[row], table.cpu[row]
-    first = first_of(number)
+    columns = TrackedColumns(table.tid, classes, table.ts_ns, table.cpu)
+    kernel = loaded()
+    found, n_tracked = _tracked(columns, tids) if kernel is None else kernel.tracked(columns, tids)
+    row, cls, ts_ns, cpu = found.row, found.cls, found.ts_ns, found.cpu
+    first = first_of(found.thread)
     broken = breaks(gaps.by_cpu(), ts_ns, cpu, cls,
                     sched_recorded="sched_switch" in capability.recorded, filtered=capability.filtered)
     broken |= lost_between(table, row, cpu)
     broken[first] = False
-    return Sequence(table, row, cls, number - np.uint16(1), tids, first, broken, ts_ns, cpu, n_tracked, n_parked)
+    return Sequence(table, row, cls, found.thread, tids, first, broken, ts_ns, cpu, n_tracked, n_parked)

@@ -11,6 +11,7 @@ from kvmtrace.compare.automaton import STATE_NAMES, UNKNOWN, model_edges
 from kvmtrace.compare.batch import TABLES
 from kvmtrace.compare.comparison import Comparison, Coverage, TransitionCount
 from kvmtrace.compare.sequence import distinct
+from kvmtrace.kernel import StepColumns, loaded
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
 from kvmtrace.model.rules import SUSPICION
 from kvmtrace.model.states import STATES
@@ -30,7 +31,7 @@ _BUCKETS = 64 << _SUB_BITS
 def bucket_of(dur_ns: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return the log-linear bucket of each duration (negative ones count as 0)."""
     value = np.maximum(dur_ns, 0)
-    octave = np.frexp(value.astype(np.float64))[1] - 1  # floor(log2), -1 for 0
+    octave = (value.astype(np.float64).view(np.int64) >> 52) - 1023  # the exponent: floor(log2), negative for 0
     shift = np.maximum(octave - _SUB_BITS, 0)
     found: NDArray[np.intp] = ((shift << _SUB_BITS) + (value >> shift)).astype(np.intp)
     return found
@@ -55,7 +56,9 @@ class Statistics:
         self.unknown = 0
         self.contradicting = 0
         self.n_vcpu_events = 0
-        self._edges: dict[tuple[int, int, int], NDArray[np.int64]] = {}  # -> histogram of durations
+        # steps by state before, class and bucket of the time since the step before
+        self._counts = np.zeros((len(STATE_NAMES), N_STEPS + 1, _BUCKETS), np.int64)
+        self._next_state = np.zeros(N_STEPS + 1, np.uint8)
         self._reasons: set[tuple[int, int]] = set()
         self._edges_in_model: set[tuple[str, str]] = set()
 
@@ -69,31 +72,29 @@ class Statistics:
         wrong = int(np.count_nonzero(steps.wrong))
         self.contradicting += wrong
         self.explained += int(np.count_nonzero(known)) - wrong
-        self._count_edges(batch, automaton)
+        self._next_state = automaton.next_state
+        self._count_edges(batch)
         pairs = distinct(batch.exits.isa.astype(np.int64) << 32 | batch.exits.code)
         self._reasons |= {(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in pairs}
 
-    def _count_edges(self, batch: Batch, automaton: Automaton) -> None:
-        steps, sequence = batch.steps, batch.sequence
-        cls = sequence.cls[steps.position].astype(np.intp)
-        good = (steps.before != UNKNOWN) & ~steps.wrong
-        key = steps.before.astype(np.intp) * (N_STEPS + 1) + cls
-        duration = np.zeros(len(key), np.int64)
-        if len(key):
-            ts_ns = sequence.ts_ns[steps.position]
-            duration[1:] = np.diff(ts_ns)
-        cell = key[good] * _BUCKETS + np.minimum(bucket_of(duration[good]), _BUCKETS - 1)
-        cells, counts = np.unique(cell, return_counts=True)
-        for cell_key in np.unique(cells // _BUCKETS):
-            mine = cells // _BUCKETS == cell_key
-            state, step = divmod(int(cell_key), N_STEPS + 1)
-            edge = (state, step, int(automaton.next_state[step]))
-            histogram = self._edges.setdefault(edge, np.zeros(_BUCKETS, np.int64))
-            histogram[cells[mine] % _BUCKETS] += counts[mine]
+    def _count_edges(self, batch: Batch) -> None:
+        steps = batch.steps
+        columns = StepColumns(steps.before, batch.step_classes, steps.wrong, batch.sequence.ts_ns[steps.position])
+        kernel = loaded()
+        if kernel is None:
+            _count_edges(columns, self._counts)
+        else:
+            kernel.count_edges(columns, UNKNOWN, _SUB_BITS, self._counts)
+
+    def _edges(self) -> list[tuple[int, int, int]]:
+        """Return (state, step, next state) of what was seen."""
+        seen = np.argwhere(self._counts.any(axis=2)).tolist()
+        return [(state, step, int(self._next_state[step])) for state, step in seen]
 
     def _transitions(self) -> tuple[TransitionCount, ...]:
         rows = []
-        for (state, step, after), histogram in sorted(self._edges.items()):
+        for state, step, after in self._edges():
+            histogram = self._counts[state, step]
             rows.append(TransitionCount(
                 STATE_NAMES[state], CLASS_NAMES[step], STATE_NAMES[after], int(histogram.sum()),
                 _quantile(histogram, 0.5), _quantile(histogram, 0.99)))
@@ -119,14 +120,26 @@ class Statistics:
         )
 
     def _coverage(self, isas: set[int]) -> Coverage:
-        states = {state for edge in self._edges for state in (edge[0], edge[2])}
-        seen = {(STATE_NAMES[e[0]], CLASS_NAMES[e[1]]) for e in self._edges}
+        edges = self._edges()
+        states = {state for edge in edges for state in (edge[0], edge[2])}
+        seen = {(STATE_NAMES[e[0]], CLASS_NAMES[e[1]]) for e in edges}
         in_model = sum(len(TABLES[isa]) for isa in isas if isa in TABLES)
         return Coverage(
             states_seen=len(states), states_in_model=len(STATES) - 1,
             transitions_seen=len(seen & self._edges_in_model), transitions_in_model=len(self._edges_in_model),
             exit_reasons_seen=sum(code in TABLES.get(isa, {}) for isa, code in self._reasons),
             exit_reasons_in_model=in_model)
+
+
+def _count_edges(steps: StepColumns, counts: NDArray[np.int64]) -> None:
+    """Do what the compiled kernel does: see Kernel.count_edges."""
+    good = (steps.before != UNKNOWN) & ~steps.wrong
+    duration = np.zeros(len(good), np.int64)
+    duration[1:] = np.diff(steps.ts_ns)
+    edge = steps.before.astype(np.intp)[good] * (N_STEPS + 1) + steps.cls[good]
+    cell = edge * _BUCKETS + np.minimum(bucket_of(duration[good]), _BUCKETS - 1)
+    found = np.bincount(cell)
+    counts.reshape(-1)[:len(found)] += found
 
 
 def _quantile(histogram: NDArray[np.int64], q: float) -> int | None:

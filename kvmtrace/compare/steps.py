@@ -10,6 +10,7 @@ import numpy as np
 from kvmtrace.compare.alphabet import CLASS_NAMES, ENTRY, EXIT, FOLLOW_UP_MASK, N_STEPS, mask_of
 from kvmtrace.compare.automaton import GUARDED, ILLEGAL, STATE, STATE_NAMES, UNKNOWN
 from kvmtrace.compare.guards import guard_holds
+from kvmtrace.kernel import loaded
 from kvmtrace.model.states import BYSTANDERS
 from kvmtrace.model.transitions import GUEST_EVENTS
 
@@ -61,13 +62,17 @@ def _states(sequence: Sequence, automaton: Automaton) -> tuple[NDArray[np.intp],
 
 def take_steps(sequence: Sequence, automaton: Automaton) -> Steps:
     """Look up every step of the sequence in the transition table."""
-    position, state = _states(sequence, automaton)
-    before = state[position]
-    cls = sequence.cls[position]
-    verdict = automaton.verdict[before, cls]
+    kernel = loaded()
+    if kernel is None:
+        position, state = _states(sequence, automaton)
+        before = state[position]
+        verdict = automaton.verdict[before, sequence.cls[position]]
+    else:
+        position, before, verdict, state = kernel.take_steps(
+            sequence.knowledge, automaton.next_state, automaton.verdict, UNKNOWN)
     wrong = verdict == ILLEGAL
     for i in np.flatnonzero(verdict == GUARDED):
-        names = automaton.guards[int(before[i]), int(cls[i])]
+        names = automaton.guards[int(before[i]), int(sequence.cls[position[i]])]
         wrong[i] = not any(guard_holds(name, sequence, int(position[i])) for name in sorted(names))
     return Steps(position, before, wrong, state)
 

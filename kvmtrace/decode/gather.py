@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.decode.format_text import DATA_LOC, REL_LOC, STATIC, Field
-from kvmtrace.decode.kernel import loaded
+from kvmtrace.kernel import loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

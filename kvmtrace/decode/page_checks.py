@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 ORDERED_CLOCKS = frozenset({"mono", "mono_raw", "global", "counter"})
 SLACK = 1 << 16  # ns: "mono" may step back by less when the kernel corrects its speed
-SPARE_NS = 1_000_000_000  # by which the recorder may have measured the recording too short
+SPARE_NS = 1_000_000_000  # by which the recorder may have measured the recording too short, and besides, as its
+SPARE_SHARE = 100  # clock may be another than the trace's (mono_raw is not slewed, at most 0.05 %), a hundredth of it
 END_OF_TIME = np.iinfo(np.uint64).max
 
 
@@ -67,7 +68,7 @@ def check_stamps(ts: NDArray[np.uint64], good: NDArray[np.bool_], *, ordered: bo
         at = np.flatnonzero(good)
         misdated[at] = _out_of_order(ts[at])
         if duration_ns is not None and duration_ns >= 0 and len(at) > 2:
-            misdated[at] |= _beyond(ts[at], int(duration_ns) + SPARE_NS)
+            misdated[at] |= _beyond(ts[at], int(duration_ns) + int(duration_ns) // SPARE_SHARE + SPARE_NS)
         at = at[~misdated[at]]
         latest[at[:-1]] = np.minimum(ts[at[1:]], END_OF_TIME - SLACK) + np.uint64(SLACK)
     return PageChecks(misdated, latest, padded)

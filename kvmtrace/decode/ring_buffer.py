@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.decode.kernel import RecordColumns, loaded
+from kvmtrace.kernel import RecordColumns, loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.decode.format_text import PageLayout
-    from kvmtrace.decode.kernel import Kernel
+    from kvmtrace.kernel import Kernel
 
 TYPE_PADDING, TYPE_TIME_EXTEND, TYPE_TIME_STAMP = 29, 30, 31
 TS_SHIFT = 27  # bits of a time delta

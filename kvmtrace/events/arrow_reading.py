@@ -6,7 +6,7 @@ import json
 import threading
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,9 @@ COMMON_COLUMNS = tuple("event" if name == "kind" else name for name in COMMON_DT
 
 def _column_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np.intp] | None) -> NDArray[Any]:
     """Return a field's column at these rows (None: all of them, in their order) as NumPy values."""
+    if pa.types.is_fixed_size_binary(column.type):
+        arrays = _array_values(column, dtype)
+        return arrays if rows is None else arrays[rows]
     if dtype.kind in "SO" or dtype.shape or dtype.kind == "V":
         return _object_values(column if rows is None else column.take(pa.array(rows)), dtype)
     if pa.types.is_boolean(column.type):
@@ -42,6 +45,17 @@ def _column_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[
              for c in column.chunks]
     whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype)])
     return (whole if rows is None else whole[rows]).astype(dtype, copy=False)
+
+
+def _array_values(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return arrays of one size; like numbers they stand in place also where they are null."""
+    size = column.type.bit_width // 8
+    parts = [np.zeros(0, np.uint8)]
+    for c in column.chunks:
+        data = c.buffers()[1]
+        parts.append(np.zeros(len(c) * size, np.uint8) if data is None
+                     else np.frombuffer(data, np.uint8, len(c) * size, c.offset * size))
+    return np.concatenate(parts).view(dtype.base).reshape(len(column), *dtype.shape)
 
 
 def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -125,26 +139,40 @@ def _order(row: NDArray[np.int64]) -> NDArray[np.intp] | None:
     return np.argsort(row, kind="stable")
 
 
-def _kind_rows(groups: Sequence[int], bounds: NDArray[np.intp], kinds: NDArray[np.uint16], row: NDArray[np.int64],
-               index: int) -> KindRows:
-    """Return where the events of kind `index` are in a window.
+@dataclass(frozen=True)
+class _Window:
+    """Row groups read together.
 
     Parameters
     ----------
-    groups : row groups of the window
+    groups : their numbers in the file
     bounds : shape (groups + 1,), the first row of each among those of all
     kinds, row : of each row, as stored
+    counts : shape (groups, kinds)
     """
-    holds = kinds == index
-    counts = np.add.reduceat(np.append(holds, False), bounds[:-1], dtype=np.intp)
-    own = [i for i in range(len(groups)) if bounds[i + 1] > bounds[i] and counts[i]]
-    parts = [np.flatnonzero(holds[bounds[i]:bounds[i + 1]]) for i in own]
-    starts = np.cumsum([0, *(bounds[i + 1] - bounds[i] for i in own)])
-    position = np.concatenate([part + start for part, start in zip(parts, starts, strict=False)])
-    order = _order(np.concatenate([row[part + bounds[i]] for part, i in zip(parts, own, strict=True)]))
-    whole = order is None and len(position) == starts[-1]
-    rows = None if whole else position if order is None else position[order]
-    return KindRows([groups[i] for i in own], rows)
+
+    groups: Sequence[int]
+    bounds: list[int]
+    kinds: NDArray[np.uint16]
+    row: NDArray[np.int64]
+    counts: NDArray[np.intp]
+
+    def rows_of(self, index: int) -> KindRows:
+        """Return where the events of kind `index` are."""
+        own = np.flatnonzero(self.counts[:, index]).tolist()
+        positions, rows, begin = [], [], 0
+        for i in own:
+            first, last = self.bounds[i], self.bounds[i + 1]
+            alone = self.counts[i, index] == last - first
+            within = np.arange(last - first) if alone else np.flatnonzero(self.kinds[first:last] == index)
+            positions.append(within + begin)
+            rows.append(self.row[within + first])
+            begin += last - first
+        position = np.concatenate(positions)
+        order = _order(np.concatenate(rows))
+        if order is None and len(position) == begin:
+            return KindRows([self.groups[i] for i in own], None)
+        return KindRows([self.groups[i] for i in own], position if order is None else position[order])
 
 
 def _capture(told: Any, path: str, file_format: str) -> Capture:
@@ -297,13 +325,15 @@ class ArrowRecording(Recording):
         order = _order(row)
         stored = {name: self._common(common, name) for name in COMMON_DTYPES}
         columns = stored if order is None else {name: values[order] for name, values in stored.items()}
-        bounds = np.append(0, np.cumsum([self._group_rows(group) for group in groups]))
+        bounds = [0, *accumulate(self._group_rows(group) for group in groups)]
         if bounds[-1] != len(common):
             raise self._fail(ValueError("row groups of other sizes than they say"))
+        counts = np.array([np.bincount(stored["kind"][first:last], minlength=len(self.kinds))
+                           for first, last in pairwise(bounds)]).reshape(len(groups), len(self.kinds))
+        window = _Window(groups, bounds, stored["kind"], row, counts)
         payloads: dict[int, Payload] = {}
-        for index in np.flatnonzero(np.bincount(stored["kind"], minlength=len(self.kinds))).tolist():
-            where = partial(_kind_rows, groups, bounds, stored["kind"], row, index)
-            payloads[index] = self._payload(index, where)
+        for index in np.flatnonzero(counts.any(axis=0)).tolist():
+            payloads[index] = self._payload(index, partial(window.rows_of, index))
         return EventTable(columns, self.kinds, payloads)
 
     def _payload(self, index: int, where: Callable[[], KindRows]) -> Payload:

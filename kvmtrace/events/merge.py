@@ -82,6 +82,10 @@ class RowsBuilder:
         self._rows: Rows | None = None
         self._n = 0
 
+    def __bool__(self) -> bool:
+        """Say whether anything was added."""
+        return self._rows is not None
+
     def add(self, rows: Rows) -> None:
         """Put rows behind those that are there."""
         end = self._n + len(rows)
@@ -124,8 +128,8 @@ def merge_rows(parts: list[Rows], keys: list[NDArray[np.int64]]) -> Rows:
     if len(kept) <= 1:
         return parts[kept[0]] if kept else parts[0]
     # a stable sort of some ascending runs is a merge (timsort finds the runs)
-    order = np.argsort(np.concatenate([keys[i] for i in kept]), kind="stable").astype(np.uint32)
+    order = np.argsort(np.concatenate([keys[i] for i in kept]), kind="stable")
     merged = concat_rows([parts[i] for i in kept])
     for f in fields(Rows):
-        setattr(merged, f.name, getattr(merged, f.name)[order])
+        setattr(merged, f.name, getattr(merged, f.name).take(order))
     return merged

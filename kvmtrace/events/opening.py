@@ -57,31 +57,62 @@ def _read(path: str) -> memoryview:
 
 def recognise(data: memoryview, path: str) -> Recording:
     """Return the recording that `data` is; `path` is for messages. Raises FormatError if it is none."""
-    from kvmtrace.decode.bpf_capture import is_bpf_capture, read_bpf_capture
-    from kvmtrace.decode.perf_data import is_perf_data, read_perf_data
-    from kvmtrace.decode.trace_dat import is_trace_dat, read_trace_dat
-    from kvmtrace.events.ftrace_text import TextRecording, looks_like_text, open_text
-
     head = bytes(data[:4096])
-    if is_trace_dat(head):
-        from kvmtrace.events.trace_dat import TraceDatRecording
-
-        trace = read_trace_dat(data, path)
-        if trace.text is not None and not trace.buffers:  # of a latency tracer
-            return TextRecording(memoryview(trace.text), path, "trace.dat")
-        return TraceDatRecording(trace)
-    if is_bpf_capture(head):
-        from kvmtrace.events.bpf_capture import BpfRecording
-
-        return BpfRecording(read_bpf_capture(data, path))
-    if is_perf_data(head):
-        from kvmtrace.events.perf_data import PerfDataRecording
-
-        return PerfDataRecording(read_perf_data(data, path))
-    if head.startswith((b"PAR1", b"ARROW1")):
-        from kvmtrace.events.arrow_reading import ArrowRecording
-
-        return ArrowRecording(data, path)
-    if looks_like_text(bytes(data[:65536])):
-        return open_text(data, path)
+    for opens in (_open_trace_dat, _open_bpf_capture, _open_perf_data, _open_columns, _open_text):
+        recording = opens(head, data, path)
+        if recording is not None:
+            return recording
     raise FormatError(path, 0, SUPPORTED, "an empty file" if not head else describe_bytes(head[:17]))
+
+
+# each imports what its own format needs: reading a trace.dat loads no text patterns
+
+
+def _open_trace_dat(head: bytes, data: memoryview, path: str) -> Recording | None:
+    from kvmtrace.decode.trace_dat import is_trace_dat, read_trace_dat
+
+    if not is_trace_dat(head):
+        return None
+    trace = read_trace_dat(data, path)
+    if trace.text is not None and not trace.buffers:  # of a latency tracer
+        from kvmtrace.events.ftrace_text import TextRecording
+
+        return TextRecording(memoryview(trace.text), path, "trace.dat")
+    from kvmtrace.events.trace_dat import TraceDatRecording
+
+    return TraceDatRecording(trace)
+
+
+def _open_bpf_capture(head: bytes, data: memoryview, path: str) -> Recording | None:
+    from kvmtrace.decode.bpf_capture import is_bpf_capture, read_bpf_capture
+
+    if not is_bpf_capture(head):
+        return None
+    from kvmtrace.events.bpf_capture import BpfRecording
+
+    return BpfRecording(read_bpf_capture(data, path))
+
+
+def _open_perf_data(head: bytes, data: memoryview, path: str) -> Recording | None:
+    from kvmtrace.decode.perf_data import is_perf_data, read_perf_data
+
+    if not is_perf_data(head):
+        return None
+    from kvmtrace.events.perf_data import PerfDataRecording
+
+    return PerfDataRecording(read_perf_data(data, path))
+
+
+def _open_columns(head: bytes, data: memoryview, path: str) -> Recording | None:
+    if not head.startswith((b"PAR1", b"ARROW1")):
+        return None
+    from kvmtrace.events.arrow_reading import ArrowRecording
+
+    return ArrowRecording(data, path)
+
+
+def _open_text(head: bytes, data: memoryview, path: str) -> Recording | None:
+    del head
+    from kvmtrace.events.ftrace_text import looks_like_text, open_text
+
+    return open_text(data, path) if looks_like_text(bytes(data[:65536])) else None

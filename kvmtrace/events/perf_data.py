@@ -13,7 +13,6 @@ import numpy as np
 
 from kvmtrace.decode.common import gather_common, has_usual_common
 from kvmtrace.decode.cursor import Cursor
-from kvmtrace.decode.kernel import PerfSamples, RecordColumns, loaded
 from kvmtrace.decode.pages import KEPT_TABLES, MAX_CPU, Fault, release_mapped
 from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
 from kvmtrace.decode.perf_compressed import decompress_records
@@ -48,6 +47,7 @@ from kvmtrace.events.merge import Rows, RowsBuilder, concat_rows, no_rows, occur
 from kvmtrace.events.recording import Recording
 from kvmtrace.events.ring_rows import loaded_count, stored_count
 from kvmtrace.events.table import EventTable
+from kvmtrace.kernel import PerfSamples, RecordColumns, loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,6 +20,7 @@ from kvmtrace.decode.ring_buffer import (
     read_page_headers,
 )
 from kvmtrace.events.merge import Rows, concat_rows, order_keys
+from kvmtrace.kernel import loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from kvmtrace.decode.page_checks import PageChecks
     from kvmtrace.events.kinds import KindTable
 
-BATCH_PAGES = 1024  # pages of a batch stay in the processor's cache from the walk to the columns
+BATCH_PAGES = 1024  # NumPy: pages of a batch stay in the processor's cache from the walk to the columns
 
 
 @dataclass
@@ -141,8 +142,9 @@ class StreamDecoder:
         checks : PageChecks of these pages, or None
         """
         parts, keys, counts, floors, faults = [], [], [], [], []
-        for first in range(0, max(len(pages), 1), BATCH_PAGES):
-            batch = pages[first:first + BATCH_PAGES]
+        size = BATCH_PAGES if loaded() is None else max(len(pages), 1)
+        for first in range(0, max(len(pages), 1), size):
+            batch = pages[first:first + size]
             headers = read_page_headers(self._words, batch, self._layout)
             if self._holes:
                 headers.lost[(headers.lost == 0) & (headers.size >= 0)] = LOST_UNKNOWN
@@ -150,7 +152,7 @@ class StreamDecoder:
             records = self._records(batch, headers, known)
             page_ns = self._converter.to_ns(headers.ts, self._cpu)
             rows, page_rows = self._rows(headers, records, page_ns)
-            page_floor = np.maximum(begins[first:first + BATCH_PAGES], floor)
+            page_floor = np.maximum(begins[first:first + size], floor)
             key = order_keys(rows.ts_ns, floor) if len(rows) else rows.ts_ns
             key = np.maximum(key, np.repeat(page_floor, page_rows))
             floor = max(int(key[-1]) if len(key) else floor, int(page_floor[-1]) if len(batch) else floor)

@@ -172,7 +172,7 @@ class EventTable:
         return column
 
     @cached_property
-    def _position_in_kind(self) -> NDArray[np.intp]:
+    def position_in_kind(self) -> NDArray[np.intp]:
         """Return the position of each row within its kind."""
         position = np.empty(len(self), np.intp)
         for kind in self.kinds:
@@ -184,7 +184,7 @@ class EventTable:
         """Return the table of these rows, which must be in the order wanted (any order is allowed)."""
         columns = {name: getattr(self, name)[rows] for name in COMMON_DTYPES}
         kinds = columns["kind"]
-        position = self._position_in_kind
+        position = self.position_in_kind
         payloads: dict[int, Payload] = {}
         for index in np.flatnonzero(np.bincount(kinds, minlength=len(self.kinds))).tolist():
             if index in self.payloads:

@@ -96,6 +96,8 @@ class TraceDatRecording(Recording):
         while True:
             limit = min(self._next_limit(low, WINDOW_BYTES), high)
             words, rows = self._read(positions, low, limit)
+            if limit == high and not builder:
+                return words, rows
             builder.add(rows)
             low = limit
             if low == high:

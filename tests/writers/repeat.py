@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ PAGE = 4096
 
 
 def repeat_trace_dat(source: Path, target: Path, times: int) -> None:
-    """Write `source` to `target` with its pages `times` over; clock and order stay plausible."""
+    """Write `source` to `target` with its pages `times` over; clock, order and duration stay plausible."""
     data = source.read_bytes()
     trace = read_trace_dat(memoryview(data), str(source))
     assert trace.version == 6
@@ -40,4 +41,7 @@ def repeat_trace_dat(source: Path, target: Path, times: int) -> None:
                 out.write(part.tobytes())
         if data.endswith(META_MAGIC):
             size = struct.unpack("<Q", data[-24:-16])[0]
-            out.write(data[-24 - size:])
+            meta = json.loads(data[-24 - size:-24])
+            meta["duration_ns"] += (times - 1) * span
+            text = json.dumps(meta).encode()
+            out.write(text + struct.pack("<Q", len(text)) + META_MAGIC)

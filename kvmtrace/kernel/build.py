@@ -14,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("kvmtrace/decode/kernel.c")
+SOURCE = Path("kvmtrace/kernel/kernel.c")
 LIBRARY = SOURCE.with_name("_kernel.so")
 FLAGS = ("-std=c11", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-s")
 

@@ -24,7 +24,8 @@ from writers.perf_data import (
 from writers.perf_data import record as perf_record
 from writers.ring_buffer import discarded, event, null_padding, page, record, time_extend, time_stamp
 
-from kvmtrace.decode import kernel
+from kvmtrace import kernel
+from kvmtrace.compare.checker import check_recording as check_model
 from kvmtrace.decode.format_text import PageLayout, parse_event_format
 from kvmtrace.decode.gather import gather_field
 from kvmtrace.decode.ring_buffer import as_words, decode_pages, read_page_headers
@@ -52,9 +53,8 @@ def test_it_can_be_switched_off(monkeypatch):
 
 def both(function):
     """Return what a function gives with the kernel and without."""
+    compiled = function()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kernel.SWITCH, "1")
-        compiled = function()
         patch.setenv(kernel.SWITCH, "0")
         return compiled, function()
 
@@ -143,6 +143,8 @@ def check_recording(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.dat")), ids=lambda path: path.stem)
 def test_fixtures(path):
     check_recording(path)
+    compiled, plain = both(lambda: check_model(open_recording(path)))
+    assert compiled == plain
 
 
 SAMPLES = st.builds(sample, st.integers(0, 1 << 40), st.binary(max_size=60), tid=st.integers(-5, 70_000),

@@ -1,7 +1,7 @@
 """The compiled inner loops (kernel.c) as functions on arrays, where they were built; ctypes calls them without the GIL.
 
-`loaded()` gives the kernel or None: then, or with KVMTRACE_KERNEL=0 in the environment, the decoders use their NumPy
-code, which gives the same results.
+`loaded()` gives the kernel or None: then, or with KVMTRACE_KERNEL=0 in the environment, its callers use their NumPy
+code, which gives the same results. KVMTRACE_KERNEL=/PATH names another build of it (tests: one with sanitizers).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIBRARY = Path(__file__).with_name("_kernel.so")
-VERSION = 2  # KERNEL_VERSION of kernel.c: a library of another version is not used
+VERSION = 3  # KERNEL_VERSION of kernel.c: a library of another version is not used
 SWITCH = "KVMTRACE_KERNEL"
 
 _P, _I64, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -30,6 +30,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gather_bytes": (None, [_P, _I64, _P, _I32, _I64, _I64, _I64, _I64, _I32, _P]),
     "count_perf_records": (_I64, [_P, _I64, _I64, _I64, _P, _P]),
     "fill_perf_records": (_I64, [_P, _I64, _I64, _I64, _P, _P, _I64, _P, _I32, *[_P] * 8]),
+    "count_tracked": (_I64, [_P, _P, _I64, _P, _I64, _P, _P]),
+    "fill_tracked": (None, [_P, _P, _P, _P, _I64, *[_P] * 6]),
+    "take_steps": (_I64, [_P, _P, _P, _I64, _P, _P, _I64, _I32, _P, _P, _P, _P]),
+    "cut_segments": (_I64, [_P, _P, _P, _I64, *[_P] * 6]),
+    "count_edges": (None, [_P, _P, _P, _P, _I64, _I64, _I32, _I32, _I64, _P]),
 }
 
 
@@ -80,6 +85,57 @@ class PerfSamples:
 
     layouts: NDArray[np.int64]
     number_of_id: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class TrackedColumns:
+    """Columns of an event table, all of one length; cls is 0 where the model does not track the event."""
+
+    tid: NDArray[np.int32]
+    cls: NDArray[np.uint8]
+    ts_ns: NDArray[np.int64]
+    cpu: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class TrackedRows:
+    """Tracked events, thread by thread: row in the table, class, number of the thread, time, CPU."""
+
+    row: NDArray[np.int64]
+    cls: NDArray[np.uint8]
+    thread: NDArray[np.uint16]
+    ts_ns: NDArray[np.int64]
+    cpu: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The classes of a sequence, and where a thread begins or knowledge breaks off."""
+
+    cls: NDArray[np.uint8]
+    first: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SegmentColumns:
+    """Segments: each event's number of its segment, and the segments' columns (compare/segments.py)."""
+
+    of: NDArray[np.intp]
+    start: NDArray[np.intp]
+    kind: NDArray[np.uint8]
+    mask: NDArray[np.uint64]
+    linked: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class StepColumns:
+    """Steps in order: the state before each, its class, whether it is wrong, its time."""
+
+    before: NDArray[np.uint8]
+    cls: NDArray[np.uint8]
+    wrong: NDArray[np.bool_]
+    ts_ns: NDArray[np.int64]
 
 
 class Kernel:
@@ -180,6 +236,69 @@ class Kernel:
             _at(out.start), _at(out.kind), _at(out.irq_flags), _at(out.preempt_count), _at(out.tid), _at(others))
         return n
 
+    def tracked(self, columns: TrackedColumns, tids: NDArray[np.int32]) -> tuple[TrackedRows, int]:
+        """Return the tracked events of some threads, thread by thread, and how many events these threads have in all.
+
+        Parameters
+        ----------
+        columns : of a table
+        tids : int32, ascending, at most 65,534
+        """
+        n = len(columns.tid)
+        number, counts = np.empty(n, np.uint16), np.empty(len(tids), np.int64)
+        total: int = self._call["count_tracked"](_at(columns.tid), _at(columns.cls), n, _at(tids), len(tids),
+                                                 _at(number), _at(counts))
+        m = int(counts.sum())
+        out = TrackedRows(np.empty(m, np.int64), np.empty(m, np.uint8), np.empty(m, np.uint16), np.empty(m, np.int64),
+                          np.empty(m, np.int16))
+        begins = np.cumsum(counts) - counts
+        self._call["fill_tracked"](_at(number), _at(columns.cls), _at(columns.ts_ns), _at(columns.cpu), n, _at(begins),
+                                   _at(out.row), _at(out.cls), _at(out.thread), _at(out.ts_ns), _at(out.cpu))
+        return out, total
+
+    def take_steps(self, known: Knowledge, next_state: NDArray[np.uint8], verdict: NDArray[np.uint8], unknown: int
+                   ) -> tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+        """Step the transition table through a sequence.
+
+        Parameters
+        ----------
+        next_state : uint8, shape (steps + 1,)
+        verdict : uint8, shape (states, steps + 1)
+        unknown : int, the state where knowledge begins
+
+        Returns
+        -------
+        (position, state before, verdict) of each step, and the state that each event of the sequence finds
+        """
+        n = len(known.cls)
+        state, before, found = (np.empty(n, np.uint8) for _ in range(3))
+        position = np.empty(n, np.intp)
+        m = self._call["take_steps"](_at(known.cls), _at(known.first), _at(known.broken), n, _at(next_state),
+                                     _at(verdict), len(next_state) - 1, unknown, _at(state), _at(position),
+                                     _at(before), _at(found))
+        return position[:m], before[:m], found[:m], state
+
+    def cut_segments(self, known: Knowledge, boundaries: tuple[int, int, int]) -> SegmentColumns:
+        """Cut a sequence at events of three classes and where knowledge begins."""
+        n = len(known.cls)
+        of, start, kind = np.empty(n, np.intp), np.empty(n, np.intp), np.empty(n, np.uint8)
+        mask, linked = np.empty(n, np.uint64), np.empty(n, np.bool_)
+        classes = np.array(boundaries, np.uint8)
+        m = self._call["cut_segments"](_at(known.cls), _at(known.first), _at(known.broken), n, _at(classes), _at(of),
+                                       _at(start), _at(kind), _at(mask), _at(linked))
+        return SegmentColumns(of, start[:m].copy(), kind[:m].copy(), mask[:m].copy(), linked[:m].copy())
+
+    def count_edges(self, steps: StepColumns, unknown: int, sub_bits: int, counts: NDArray[np.int64]) -> None:
+        """Count steps by edge and duration, those from the unknown state and wrong ones left out.
+
+        Parameters
+        ----------
+        counts : int64, shape (states, classes, buckets), is added to
+        """
+        _, n_classes, n_buckets = counts.shape
+        self._call["count_edges"](_at(steps.before), _at(steps.cls), _at(steps.wrong), _at(steps.ts_ns),
+                                  len(steps.cls), n_classes, unknown, sub_bits, n_buckets, _at(counts))
+
 
 def _at(array: NDArray[Any]) -> int:
     """Return where an array's values are; they must lie one behind the other."""
@@ -189,9 +308,9 @@ def _at(array: NDArray[Any]) -> int:
 
 
 @cache
-def _load() -> Kernel | None:
+def _load(library: str) -> Kernel | None:
     try:
-        kernel = Kernel(ctypes.CDLL(str(LIBRARY)))
+        kernel = Kernel(ctypes.CDLL(library))
     except (OSError, AttributeError):  # not built, or built from another kernel.c
         return None
     return kernel if kernel.version == VERSION else None
@@ -199,4 +318,5 @@ def _load() -> Kernel | None:
 
 def loaded() -> Kernel | None:
     """Return the kernel; None where it was not built, or is switched off."""
-    return None if os.environ.get(SWITCH) == "0" else _load()
+    chosen = os.environ.get(SWITCH, "")
+    return None if chosen == "0" else _load(chosen if "/" in chosen else str(LIBRARY))

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * The decoders' inner loops, compiled. Each function gives, to the bit, what the NumPy code beside its caller gives
- * (tests/decode/test_kernel.py holds them against each other); kernel.py loads this file and says what the arguments
+ * The inner loops of decoding and of the model's check, compiled. Each function gives, to the bit, what the NumPy code beside its caller gives
+ * (tests/kernel/test_kernel.py holds them against each other); kernel.py loads this file and says what the arguments
  * are. Nothing here trusts its input: every index is held inside the buffer, as NumPy's mode="clip" does.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#define KERNEL_VERSION 2
+#define KERNEL_VERSION 3
 
 /* ring buffer: include/linux/ring_buffer.h, enum ring_buffer_type */
 #define TYPE_PADDING 29
@@ -147,6 +147,13 @@ void fill_records(const uint32_t *words, int64_t n_words, const int64_t *first, 
 	}
 }
 
+#define AHEAD 16 /* records */
+
+static inline int64_t start_at(const void *starts, int wide, int64_t row)
+{
+	return wide ? ((const int64_t *)starts)[row] : (int64_t)((const uint32_t *)starts)[row];
+}
+
 /* Copy `size` bytes at byte `start * unit + offset` of each record. Beyond the buffer's end its last word repeats
  * (`by_word`: fields of whole words at a multiple of 4) or its last byte.
  */
@@ -158,9 +165,10 @@ void gather_bytes(const uint32_t *words, int64_t n_words, const void *starts, in
 	const int64_t n_bytes = n_words * 4;
 
 	for (int64_t row = 0; row < n; row++, out += size) {
-		int64_t start = wide ? ((const int64_t *)starts)[row] : (int64_t)((const uint32_t *)starts)[row];
-		int64_t at = start * unit + offset;
+		int64_t at = start_at(starts, wide, row) * unit + offset;
 
+		if (row + AHEAD < n) /* records lie too far apart for the processor to guess the next one */
+			__builtin_prefetch(bytes + start_at(starts, wide, row + AHEAD) * unit + offset);
 		if (at >= 0 && at + size <= n_bytes) {
 			switch (size) { /* constant sizes become single moves */
 			case 1: *out = bytes[at]; break;
@@ -271,4 +279,142 @@ int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first,
 		row++;
 	}
 	return row;
+}
+
+/* Count the events of threads `tids` (ascending) that the model tracks (class > 0): per thread in `counts`. Returns
+ * how many events of these threads there are, tracked or not. `number` keeps each row's thread, from 1; 0: none.
+ */
+int64_t count_tracked(const int32_t *tid, const uint8_t *cls, int64_t n, const int32_t *tids, int64_t n_tids,
+		      uint16_t *number, int64_t *counts)
+{
+	int64_t total = 0, known = 0;
+	int32_t last = -1;
+
+	for (int64_t i = 0; i < n_tids; i++)
+		counts[i] = 0;
+	for (int64_t row = 0; row < n; row++) {
+		if (!row || tid[row] != last) { /* a thread's events mostly follow each other */
+			int64_t low = 0, high = n_tids;
+
+			last = tid[row];
+			while (low < high) {
+				int64_t middle = (low + high) / 2;
+
+				if (tids[middle] < last)
+					low = middle + 1;
+				else
+					high = middle;
+			}
+			known = low < n_tids && tids[low] == last ? low + 1 : 0;
+		}
+		number[row] = (uint16_t)known;
+		if (known) {
+			total++;
+			counts[known - 1] += cls[row] > 0;
+		}
+	}
+	return total;
+}
+
+/* Put the tracked events in order of thread, recorded order within a thread. `next` holds where each thread begins
+ * and is used up.
+ */
+void fill_tracked(const uint16_t *number, const uint8_t *cls, const int64_t *ts, const int16_t *cpu, int64_t n,
+		  int64_t *next, int64_t *row_out, uint8_t *cls_out, uint16_t *thread_out, int64_t *ts_out,
+		  int16_t *cpu_out)
+{
+	for (int64_t row = 0; row < n; row++) {
+		if (!number[row] || !cls[row])
+			continue;
+		int64_t at = next[number[row] - 1]++;
+
+		row_out[at] = row;
+		cls_out[at] = cls[row];
+		thread_out[at] = (uint16_t)(number[row] - 1);
+		ts_out[at] = ts[row];
+		cpu_out[at] = cpu[row];
+	}
+}
+
+/* Step the transition table through a sequence: the state in which each event finds its thread, and for each step
+ * (class 1..n_steps) its position, the state before and the table's verdict. Returns how many steps there are.
+ */
+int64_t take_steps(const uint8_t *cls, const uint8_t *first, const uint8_t *broken, int64_t n,
+		   const uint8_t *next_state, const uint8_t *verdicts, int64_t n_steps, int32_t unknown,
+		   uint8_t *state_out, int64_t *position, uint8_t *before, uint8_t *verdict)
+{
+	int64_t n_taken = 0;
+	uint8_t state = (uint8_t)unknown;
+
+	for (int64_t i = 0; i < n; i++) {
+		if (first[i] || broken[i])
+			state = (uint8_t)unknown;
+		state_out[i] = state;
+		if (!cls[i] || cls[i] > n_steps)
+			continue;
+		position[n_taken] = i;
+		before[n_taken] = state;
+		verdict[n_taken++] = verdicts[state * (n_steps + 1) + cls[i]];
+		state = next_state[cls[i]];
+	}
+	return n_taken;
+}
+
+/* Cut a sequence into segments, at events of the three boundary classes and where knowledge begins. Returns how many
+ * there are; `of` gives each event's.
+ */
+int64_t cut_segments(const uint8_t *cls, const uint8_t *first, const uint8_t *broken, int64_t n,
+		     const uint8_t *boundaries, int64_t *of, int64_t *start, uint8_t *kind, uint64_t *mask,
+		     uint8_t *linked)
+{
+	int64_t segment = -1;
+
+	for (int64_t i = 0; i < n; i++) {
+		int boundary = cls[i] == boundaries[0] || cls[i] == boundaries[1] || cls[i] == boundaries[2];
+		int begins = first[i] || broken[i];
+
+		if (boundary || begins) {
+			if (segment >= 0)
+				linked[segment] = !begins;
+			segment++;
+			start[segment] = i;
+			kind[segment] = boundary ? cls[i] : 0;
+			mask[segment] = 0;
+			linked[segment] = 0;
+		}
+		of[i] = segment;
+		if (!boundary)
+			mask[segment] |= 1ULL << (cls[i] & 63);
+	}
+	return segment + 1;
+}
+
+/* Count the steps by edge (state before, class) and by the log-linear bucket of the time since the step before:
+ * 2^sub_bits buckets for each power of two. Steps from the unknown state and wrong ones do not count.
+ */
+void count_edges(const uint8_t *before, const uint8_t *cls, const uint8_t *wrong, const int64_t *ts, int64_t n,
+		 int64_t n_classes, int32_t unknown, int32_t sub_bits, int64_t n_buckets, int64_t *counts)
+{
+	for (int64_t i = 0; i < n; i++) {
+		if (before[i] == unknown || wrong[i])
+			continue;
+		int64_t dur = i ? (int64_t)((uint64_t)ts[i] - (uint64_t)ts[i - 1]) : 0;
+		int64_t shift = 0, bucket;
+
+		if (dur < 0)
+			dur = 0;
+		if (dur) {
+			double value = (double)dur; /* as NumPy does: rounded above 2^53 */
+			uint64_t bits;
+
+			memcpy(&bits, &value, sizeof(bits));
+			shift = (int64_t)(bits >> 52) - 1023 - sub_bits;
+			if (shift < 0)
+				shift = 0;
+		}
+		bucket = (shift << sub_bits) + (dur >> shift);
+		if (bucket >= n_buckets)
+			bucket = n_buckets - 1;
+		counts[(before[i] * n_classes + cls[i]) * n_buckets + bucket]++;
+	}
 }
