@@ -14,7 +14,7 @@ ANYWHERE = {"errors", "kvm", "kernel", "__version__"}
 # layer -> the layers it may import
 ALLOWED: dict[str, set[str]] = {
     "kvm": set(),
-    "kernel": set(),
+    "kernel": {"errors"},
     "decode": set(),
     "events": {"decode"},
     "model": {"events", "decode", "workload"},  # of the workload only the listings: what a guest will do

@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.errors import FormatError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIBRARY = Path(__file__).with_name("_kernel.so")
-VERSION = 3  # KERNEL_VERSION of kernel.c: a library of another version is not used
+VERSION = 4  # KERNEL_VERSION of kernel.c: a library of another version is not used
 SWITCH = "KVMTRACE_KERNEL"
 
 _P, _I64, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kernel_version": (_I32, []),
     "count_records": (_I64, [_P, _I64, _P, _P, _I64, _P, _P, _P, _P]),
-    "fill_records": (None, [_P, _I64, _P, _P, _P, _I64, _P, _I32, _P, _P, _P, _P, _P, _P]),
+    "fill_records": (_I64, [_P, _I64, _P, _P, _P, _I64, _P, _I32, _I64, _P, _P, _P, _P, _P, _P]),
     "gather_bytes": (None, [_P, _I64, _P, _I32, _I64, _I64, _I64, _I64, _I32, _P]),
     "count_perf_records": (_I64, [_P, _I64, _I64, _I64, _P, _P]),
-    "fill_perf_records": (_I64, [_P, _I64, _I64, _I64, _P, _P, _I64, _P, _I32, *[_P] * 8]),
+    "fill_perf_records": (_I64, [_P, _I64, _I64, _I64, _P, _P, _I64, _P, _I32, _I64, _I64, *[_P] * 8]),
     "count_tracked": (_I64, [_P, _P, _I64, _P, _I64, _P, _P]),
     "fill_tracked": (None, [_P, _P, _P, _P, _I64, *[_P] * 6]),
     "take_steps": (_I64, [_P, _P, _P, _I64, _P, _P, _I64, _I32, _P, _P, _P, _P]),
@@ -179,11 +181,19 @@ class Kernel:
         page_ts : uint64, shape (n_pages,)
         kind_of_id : uint16, shape (65536,), for records with ftrace's usual common fields; None leaves them out
         out : RecordColumns of as many rows as there are records
+
+        Raises
+        ------
+        FormatError
+            There is not what was counted.
         """
         table = None if kind_of_id is None else _at(kind_of_id)
-        self._call["fill_records"](
+        n = self._call["fill_records"](
             _at(words), len(words), _at(first), _at(end), _at(page_ts), len(first), table, out.start.itemsize == 8,
-            _at(out.ts), _at(out.start), _at(out.kind), _at(out.irq_flags), _at(out.preempt_count), _at(out.tid))
+            len(out.ts), _at(out.ts), _at(out.start), _at(out.kind), _at(out.irq_flags), _at(out.preempt_count),
+            _at(out.tid))
+        if n != len(out.ts):
+            raise _changed()
 
     def gather(self, words: NDArray[np.uint32], start: NDArray[Any], offset: int, size: int, *, unit: int = 4,
                by_word: bool = False) -> NDArray[np.uint8]:
@@ -228,12 +238,20 @@ class Kernel:
         Returns
         -------
         how many samples count and hold raw data: so many rows were filled in
+
+        Raises
+        ------
+        FormatError
+            There is not what was counted.
         """
         numbers = samples.number_of_id
         n: int = self._call["fill_perf_records"](
             _at(words), len(words), first, stop, _at(samples.layouts), None if numbers is None else _at(numbers),
-            0 if numbers is None else len(numbers), _at(kind_of_id), out.start.itemsize == 8, _at(out.ts), _at(cpu),
-            _at(out.start), _at(out.kind), _at(out.irq_flags), _at(out.preempt_count), _at(out.tid), _at(others))
+            0 if numbers is None else len(numbers), _at(kind_of_id), out.start.itemsize == 8, len(out.ts), len(others),
+            _at(out.ts), _at(cpu), _at(out.start), _at(out.kind), _at(out.irq_flags), _at(out.preempt_count),
+            _at(out.tid), _at(others))
+        if n < 0:
+            raise _changed()
         return n
 
     def tracked(self, columns: TrackedColumns, tids: NDArray[np.int32]) -> tuple[TrackedRows, int]:
@@ -298,6 +316,10 @@ class Kernel:
         _, n_classes, n_buckets = counts.shape
         self._call["count_edges"](_at(steps.before), _at(steps.cls), _at(steps.wrong), _at(steps.ts_ns),
                                   len(steps.cls), n_classes, unknown, sub_bits, n_buckets, _at(counts))
+
+
+def _changed() -> FormatError:
+    return FormatError("the recording", None, "a file that nobody writes to", "other records than a moment ago")
 
 
 def _at(array: NDArray[Any]) -> int:

@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define KERNEL_VERSION 3
+#define KERNEL_VERSION 4
 
 /* ring buffer: include/linux/ring_buffer.h, enum ring_buffer_type */
 #define TYPE_PADDING 29
@@ -114,10 +114,13 @@ int64_t count_records(const uint32_t *words, int64_t n_words, const int64_t *fir
 	return n_damaged;
 }
 
-/* Fill in the data records of pages that count_records has been through (`end` is what it left). */
-void fill_records(const uint32_t *words, int64_t n_words, const int64_t *first, const int64_t *end,
-		  const uint64_t *page_ts, int64_t n_pages, const uint16_t *kind_of_id, int32_t wide, uint64_t *ts,
-		  void *start, uint16_t *kind, uint8_t *flags, uint8_t *preempt, int32_t *tid)
+/* Fill in the data records of pages that count_records has been through (`end` is what it left). Returns how many there
+ * are, more than n_rows if more than were counted: the file has been changed meanwhile.
+ */
+int64_t fill_records(const uint32_t *words, int64_t n_words, const int64_t *first, const int64_t *end,
+		     const uint64_t *page_ts, int64_t n_pages, const uint16_t *kind_of_id, int32_t wide,
+		     int64_t n_rows, uint64_t *ts, void *start, uint16_t *kind, uint8_t *flags, uint8_t *preempt,
+		     int32_t *tid)
 {
 	const Buffer buffer = {words, n_words};
 	const Common common = {kind_of_id, kind, flags, preempt, tid};
@@ -136,6 +139,8 @@ void fill_records(const uint32_t *words, int64_t n_words, const int64_t *first, 
 			if (type < TYPE_PADDING) {
 				int64_t data = at + 1 + (type == 0);
 
+				if (row == n_rows)
+					return row + 1;
 				ts[row] = now;
 				put_start(start, wide, row, data);
 				if (kind_of_id)
@@ -145,6 +150,7 @@ void fill_records(const uint32_t *words, int64_t n_words, const int64_t *first, 
 			at += record_step(&buffer, at, end[page], head);
 		}
 	}
+	return row;
 }
 
 #define AHEAD 16 /* records */
@@ -240,11 +246,11 @@ static inline const Layout *layout_of(const uint64_t *words, int64_t n_words, in
 
 /* Fill in the samples among the records of words first..stop, and the positions of all other records. `number_of_id`
  * gives the number of a sample's layout, from 1, by the identifier that it begins with (0: it does not count); NULL:
- * all samples have the first one. Returns how many count and hold raw data.
+ * all samples have the first one. Returns how many count and hold raw data, -1 if there is not what was counted.
  */
 int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first, int64_t stop, const Layout *layouts,
 			  const uint8_t *number_of_id, int64_t n_ids, const uint16_t *kind_of_id, int32_t wide,
-			  int64_t *ts, int16_t *cpu, void *start, uint16_t *kind, uint8_t *flags, uint8_t *preempt,
+			  int64_t n_rows, int64_t n_others, int64_t *ts, int16_t *cpu, void *start, uint16_t *kind, uint8_t *flags, uint8_t *preempt,
 			  int32_t *tid, int64_t *others)
 {
 	const Buffer buffer = {(const uint32_t *)words, n_words * 2};
@@ -252,8 +258,14 @@ int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first,
 	int64_t row = 0;
 
 	for (int64_t at = first, size; at < stop; at += size) {
-		size = (int64_t)(words[at] >> 51);
-		if ((uint32_t)words[at] != RECORD_SAMPLE) {
+		uint64_t head = words[at];
+
+		size = (int64_t)(head >> 51);
+		if (size < 1)
+			return -1;
+		if ((uint32_t)head != RECORD_SAMPLE) {
+			if (n_others-- == 0)
+				return -1;
 			*others++ = at;
 			continue;
 		}
@@ -270,6 +282,8 @@ int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first,
 		}
 		if (raw >= at + size)
 			continue;
+		if (row == n_rows)
+			return -1;
 		uint32_t number = where->cpu < 0 ? UINT32_MAX : (uint32_t)double_at(words, n_words, at + where->cpu);
 
 		ts[row] = (int64_t)double_at(words, n_words, at + where->time);

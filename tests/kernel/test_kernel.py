@@ -29,6 +29,7 @@ from kvmtrace.compare.checker import check_recording as check_model
 from kvmtrace.decode.format_text import PageLayout, parse_event_format
 from kvmtrace.decode.gather import gather_field
 from kvmtrace.decode.ring_buffer import as_words, decode_pages, read_page_headers
+from kvmtrace.errors import FormatError
 from kvmtrace.events import open_recording
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -167,3 +168,35 @@ def test_perf_records_of_any_kind(tmp_path_factory, records, rest):
     path.write_bytes(PerfDataWriter([*records, rest], attrs=[(10, USUAL, [1]), (11, USUAL | CALLCHAIN, [2]),
                                                              (11, USUAL & ~RAW, [3])]).bytes())
     check_recording(path)
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_refused():
+    """What was counted bounds what is written, whatever the records have become since."""
+    found = kernel.loaded()
+    assert found is not None
+    words = as_words(bytearray(page(1000, [record(event(7), 1)] * 9)))
+    first, end = np.array([4]), np.array([4 + 9 * 3])
+    counts, _ = found.count_records(words, first, end)
+    assert counts.tolist() == [9]
+    for n in (8, 10):  # more than there was room for, or less
+        columns = kernel.RecordColumns.empty(n, np.dtype(np.uint32))
+        with pytest.raises(FormatError, match="nobody writes to"):
+            found.fill_records(words, first, end, np.array([1000], np.uint64), kind_of_id=KIND_OF_ID, out=columns)
+
+
+@pytest.mark.parametrize(("change", "n_others"), [(b"\1", 0), (b"\0", 9)])
+def test_a_perf_data_that_is_changed_while_it_is_read_is_refused(change, n_others):
+    found = kernel.loaded()
+    assert found is not None
+    data = bytearray(sample(1, b"raw data") + finished_round() * 2)
+    words = np.frombuffer(data, np.uint64)
+    n_samples, _, stop, sound = found.count_perf_records(words, 0, len(words), len(words))
+    assert (n_samples, sound) == (1, True)
+    size = int(words[0] >> np.uint64(48))
+    if change == b"\0":
+        data[size + 6:size + 8] = bytes(2)  # a record of no length
+    layouts = kernel.PerfSamples(np.array([[1, -1, 2, -1]]))
+    with pytest.raises(FormatError, match="nobody writes to"):
+        found.fill_perf_records(words, 0, stop, layouts, kind_of_id=KIND_OF_ID,
+                                out=kernel.RecordColumns.empty(1, np.dtype(np.uint32)), cpu=np.empty(1, np.int16),
+                                others=np.empty(n_others, np.int64))
