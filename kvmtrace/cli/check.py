@@ -33,14 +33,18 @@ def _check(path: str, limit: int) -> Report:
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, metavar="N",
               help="Violations shown per rule; all are counted.")
-def command(*, files: tuple[str, ...], output_format: str, limit: int) -> None:
+@click.option("--anonymize", is_flag=True, help="Drop host, file and thread names and addresses, consistently.")
+def command(*, files: tuple[str, ...], output_format: str, limit: int, anonymize: bool) -> None:
     """Compare recordings with the reference model; exit code 1 if anything contradicts it."""
+    from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.document import render_json
     from kvmtrace.report.terminal import Style
     from kvmtrace.report.text_check import render_check
 
     finish_interrupted(files)
     reports = [_check(path, limit) for path in files]
+    if anonymize:
+        reports = [anonymized(report) for report in reports]
     if output_format == "json":
         documents = [render_json(report, only=("capture", "loss", "model")) for report in reports]
         write(documents[0] + "\n" if len(files) == 1 else "[\n" + ",\n".join(documents) + "\n]\n", None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from kvmtrace.cli.output import write_text
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ def _render(result: RecordingComparison, output_format: str, *, everything: bool
     return recordings_text.render_comparison_text(result, everything=everything)
 
 
+def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{side} {i + 1}" for i in range(len(paths)))
+
+
 @click.command(
     "compare",
     epilog="Example: kvmtrace compare before.dat after.dat --fail-on-regression. "
@@ -45,10 +51,11 @@ def _render(result: RecordingComparison, output_format: str, *, everything: bool
 @click.option("--min-effect", type=click.FloatRange(0, 10),
               help="Smallest relative change that counts; default 0.05, or 0.25 with fewer than three runs on a side.")
 @click.option("--all", "everything", is_flag=True, help="List the insignificant tests too.")
+@click.option("--anonymize", is_flag=True, help="Drop the files' names; a comparison names nothing else of the host.")
 @click.option("--fail-on-regression", is_flag=True, help="Exit code 1 if something became slower or more frequent.")
 def command(
     *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float | None,
-    everything: bool, fail_on_regression: bool,
+    everything: bool, fail_on_regression: bool, anonymize: bool,
 ) -> None:  # fmt: skip
     """Compare recordings per exit reason and phase, with significance.
 
@@ -61,9 +68,11 @@ def command(
             raise UsageError("compare takes BASE and NEW; for several runs per side give the base ones with --base")
         base, files = files[:1], files[1:]
     result = compare_runs([_load(path) for path in base], [_load(path) for path in files], min_effect=min_effect)
+    if anonymize:
+        result = replace(result, base_runs=_numbered("base", base), new_runs=_numbered("new", files))
     text = _render(result, output_format, everything=everything)
     if output:
-        Path(output).write_text(text, encoding="utf-8")
+        write_text(Path(output), text)
     else:
         click.echo(text, nl=False)
     if fail_on_regression and result.regressed:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from kvmtrace.cli.interrupted import finish_interrupted
+from kvmtrace.cli.output import write_file
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,18 +53,6 @@ def _writer(name: str) -> Callable[[Recording, IO[bytes]], None]:
     return writers[Path(lower).suffix]
 
 
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write beside the destination, readable by its owner only, and rename: no half file, no planted link."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            write(out)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 @click.command("export", epilog="Example: kvmtrace export run.dat -o run.parquet")
 @click.argument("file", metavar="FILE")
 @click.option("-o", "--output", required=True, metavar="OUT",
@@ -83,5 +70,5 @@ def command(*, file: str, output: str) -> None:
     finish_interrupted([file])
     recording = open_recording(file)
     write = _writer(output)
-    _write_atomically(Path(output), lambda out: write(recording, out))
+    write_file(Path(output), lambda out: write(recording, out))
     click.echo(f"{output}: {Path(output).stat().st_size:,} bytes")

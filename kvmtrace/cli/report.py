@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace.cli.interrupted import finish_interrupted
+from kvmtrace.cli.output import write_text
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def wants_colour() -> bool:
 def write(text: str, output: str | None) -> None:
     """Write to a file, through the pager on a terminal, or to standard output."""
     if output and output != "-":
-        Path(output).write_text(text, encoding="utf-8")
+        write_text(Path(output), text)
     elif sys.stdout.isatty() and text.count("\n") >= _terminal_lines():
         os.environ.setdefault("LESS", "-RSFX")
         click.echo_via_pager(text, color=wants_colour() or None)
@@ -116,12 +117,15 @@ def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
     return [(name, Path(name).read_bytes()) for name in files]
 
 
-def _render_summaries(contents: list[tuple[str, bytes]], output_format: str) -> str:
+def _render_summaries(contents: list[tuple[str, bytes]], output_format: str, *, anonymize: bool) -> str:
     from kvmtrace.decode.summary import read_summary
+    from kvmtrace.report.anonymize import anonymized_summary
     from kvmtrace.report.summary_text import render_summary
 
     if output_format == "html":
         raise UsageError("a recording of --summary has no events to show in HTML; use text or json")
+    if anonymize:
+        contents = [(name, anonymized_summary(data)) for name, data in contents if read_summary(data, name)]
     summaries = [read_summary(data, name) for name, data in contents]
     if output_format == "json":
         return "".join(data.decode() for _, data in contents)
@@ -152,12 +156,14 @@ def _render(reports: list[Report], output_format: str, text: TextOptions, *, col
     return "\n".join(render_text(report, text, Style(colour)) for report in reports)
 
 
-def _story(path: str, number: int, tid: int | None, vcpu_id: int | None) -> str:
+def _story(path: str, number: int, tid: int | None, vcpu_id: int | None, *, anonymize: bool) -> str:
     from kvmtrace.compare.explain import explain_exit
     from kvmtrace.events import open_recording
+    from kvmtrace.report.anonymize import anonymized_story
     from kvmtrace.report.explain_text import render_story
 
-    return render_story(explain_exit(open_recording(path).events(), number, tid=tid, vcpu=vcpu_id))
+    story = explain_exit(open_recording(path).events(), number, tid=tid, vcpu=vcpu_id)
+    return render_story(anonymized_story(story) if anonymize else story)
 
 
 @click.command(
@@ -194,7 +200,7 @@ def command(
     """
     finish_interrupted(files)
     if explain is not None:
-        write("\n".join(_story(path, explain, tid, vcpu_id) for path in files), output)
+        write("\n".join(_story(path, explain, tid, vcpu_id, anonymize=anonymize) for path in files), output)
         return
     from dataclasses import replace
 
@@ -205,7 +211,7 @@ def command(
 
     summaries = _summaries(files)
     if summaries is not None:
-        write(_render_summaries(summaries, output_format), output)
+        write(_render_summaries(summaries, output_format, anonymize=anonymize), output)
         return
     if output_format == "html" and len(files) > 1:
         raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")

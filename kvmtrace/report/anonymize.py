@@ -6,11 +6,13 @@ stay visible. Durations, counts, reasons, ports and MSRs are kept: they are what
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvmtrace.compare.explain import Story
     from kvmtrace.report.document import Report
     from kvmtrace.report.timeline import Timeline
 
@@ -23,6 +25,11 @@ _ADDRESS_FIELDS = frozenset({
 })
 _COMM_FIELDS = frozenset({"comm", "prev_comm", "next_comm", "child_comm", "parent_comm", "newcomm", "oldcomm"})
 _LONG_HEX = re.compile(r"0x[0-9a-fA-F]{5,16}\b")
+_HEXDUMP = re.compile(r"\b[0-9a-f]{2}( [0-9a-f]{2})+( \.\.\.)?")
+# of a capture's metadata: what says nothing of the host, its users and its guests
+_KEPT_META = frozenset({"schema", "kvmtrace", "kernel", "backend", "clock", "event_set", "events", "missing_events",
+                        "loss", "duration_ns", "n_events", "filters", "ended_by", "discarded", "buffer_bytes",
+                        "cost_ns_per_event", "recorder_cpu_ns"})
 
 
 class StandIns:
@@ -58,11 +65,50 @@ def anonymized(report: Report) -> Report:
         gpas=tuple(replace(row, gpa=names.address(row.gpa)) for row in report.detail.gpas),
         rips=tuple(replace(row, rip=names.address(row.rip), symbol=None) for row in report.detail.rips),
     )
+    damage = tuple({key: names.text(_HEXDUMP.sub("(left out)", value)) if key == "found" else value
+                    for key, value in row.items()} for row in report.loss.damage)
     return replace(
-        report, capture=capture, vcpus=vcpus, detail=detail, model=_model(report.model, names),
-        bring_up=_cleaned("", report.bring_up, names), replay=_cleaned("", report.replay, names),
-        timeline=_timeline(report.timeline, names),
+        report, capture=capture, loss=replace(report.loss, damage=damage), vcpus=vcpus, detail=detail,
+        model=_model(report.model, names), bring_up=_bring_up(report.bring_up, names),
+        replay=_cleaned("", report.replay, names), timeline=_timeline(report.timeline, names),
     )
+
+
+def _bring_up(bring_up: Any, names: StandIns) -> Any:
+    """Return the construction cleaned; why QEMU did not answer names its socket."""
+    qmp = getattr(bring_up, "qmp", None)
+    if qmp is not None and qmp.error:
+        bring_up = replace(bring_up, qmp=replace(qmp, error="QEMU did not answer"))
+    return _cleaned("", bring_up, names)
+
+
+def anonymized_story(story: Story) -> Story:
+    """Return the story of a VM-exit without names and addresses."""
+    names = StandIns()
+    events = tuple(replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
+                   for event in story.events)
+    return replace(story, events=events)
+
+
+def anonymized_summary(data: bytes) -> bytes:
+    """Return a sound summary file (JSON) without names."""
+    names, value = StandIns(), json.loads(data)
+    value["meta"] = {key: item for key, item in value["meta"].items() if key in _KEPT_META}
+    for row in value["vcpus"]:
+        row["comm"] = names.name(row["comm"])
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+class _HiddenEvent:
+    """A recorded event of a replay, which makes its words when they are wanted."""
+
+    def __init__(self, event: Any, names: StandIns) -> None:
+        self._event, self._names = event, names
+        self.row, self.ts_ns = event.row, event.ts_ns
+
+    def describe(self, names: tuple[str, ...] = ()) -> str:
+        """Return the event in words, its addresses replaced."""
+        return self._names.text(self._event.describe(names))
 
 
 def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
@@ -106,6 +152,8 @@ def _field(name: str, value: Any, names: StandIns) -> Any:
 
 def _cleaned(name: str, value: Any, names: StandIns) -> Any:
     """Return a document of another layer, cleaned throughout; dataclasses stay what renderers know."""
+    if hasattr(value, "describe") and hasattr(value, "ts_ns"):
+        return _HiddenEvent(value, names)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _cleaned(f.name, getattr(value, f.name), names) for f in fields(value)})
     if isinstance(value, dict):

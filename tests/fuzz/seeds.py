@@ -74,7 +74,8 @@ def clock_options() -> list[tuple[int, bytes]]:
 def trace_dat(version: str, compression: str = "none", more_options: list[tuple[int, bytes]] | None = None,
               **more: Any) -> bytes:
     options = [*(more_options or []), (5, b"Linux box 6.1.0 x86_64\0"), (2, b"CPU: 0\nentries: 9\noverrun: 2\n")]
-    writer = TraceDatWriter([pages(1000), pages(1003, 2)], options=options, compression=compression, meta=META, **more)
+    more = {"meta": META} | more
+    writer = TraceDatWriter([pages(1000), pages(1003, 2)], options=options, compression=compression, **more)
     return getattr(writer, version)()
 
 

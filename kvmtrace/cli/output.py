@@ -1,0 +1,50 @@
+"""Files that commands write for the user: private, complete or not there, and the user's own under sudo."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file readable by its owner only; it appears as a whole, and no planted link is followed.
+
+    Devices and pipes that are there already are written to as they are.
+    """
+    if path.exists() and not path.is_symlink() and not path.is_file():
+        with path.open("wb") as out:
+            write(out)
+        return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            write(out)
+            _give_to_user(out.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as write_file does."""
+    def write(out: IO[bytes]) -> None:
+        out.write(text.encode("utf-8", "replace"))
+
+    write_file(path, write)
+
+
+def _give_to_user(fd: int) -> None:
+    """Give a new file to the user who called sudo."""
+    if os.geteuid() != 0 or "SUDO_UID" not in os.environ:
+        return
+    from kvmtrace.capture.target import invoking_user
+
+    user = invoking_user()
+    if user is not None:
+        os.fchown(fd, *user)
