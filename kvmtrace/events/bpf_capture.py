@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.decode.bpf_capture import FIELD_SHIFT, BpfCapture, Spans, walk_records
+from kvmtrace.decode.bpf_capture import FIELD_SHIFT, BpfCapture, Spans, Walk, walk_records
 from kvmtrace.decode.pages import Fault
 from kvmtrace.decode.payload import ColumnPayload, Payload, RawPayload
 from kvmtrace.events.capture import capture_of
@@ -42,6 +42,7 @@ class _Stream:
     lost : int, the record headers' counter so far
     position : int, in the ring, behind what was read; -1 before the first span
     rest : rows and keys that were read and not handed out, None if there are none
+    gap : bool, events are missing before the next row, and there was no row yet to say it behind
     """
 
     cpu: int
@@ -51,6 +52,7 @@ class _Stream:
     lost: int = 0
     position: int = -1
     rest: tuple[Rows, NDArray[np.int64]] | None = None
+    gap: bool = False
 
 
 class BpfRecording(Recording):
@@ -117,8 +119,10 @@ class BpfRecording(Recording):
         if unfinished:
             self._loss.add_faults([Fault(int(spans.start[0]), stream.cpu, "finished records",
                                          f"{unfinished} that were never finished")])
-        rows = self._rows(stream.cpu, walk.at)
-        rows = self._with_losses(stream, rows, walk.at, walk.span, spans)
+        walk, breaks = _without_doubtful(walk, spans)
+        if stream.next == len(stream.spans) and self._may_lack_end(stream):
+            breaks = np.append(breaks, len(walk.at))
+        rows = self._with_losses(stream, self._rows(stream.cpu, walk.at), walk, spans, breaks)
         if self._written_late and len(rows):
             rows = _sorted(rows)
         keys = order_keys(rows.ts_ns, stream.floor) if len(rows) else rows.ts_ns
@@ -127,6 +131,13 @@ class BpfRecording(Recording):
             rows = concat_rows([stream.rest[0], rows])
             keys = np.concatenate((stream.rest[1], keys))
         stream.rest = rows, keys
+
+    def _may_lack_end(self, stream: _Stream) -> bool:
+        """Say whether nobody knows if a CPU's last span is the last: no later one tells by its position."""
+        end = int(self._source.spans.end[stream.spans[-1]])
+        meta = self._source.meta
+        killed = "started" in meta and meta.get("duration_ns") is None  # between two CPUs' spans, perhaps
+        return self._source.truncated or killed or any(fault.offset >= end for fault in self._source.faults)
 
     def _rows(self, cpu: int, at: NDArray[np.int64]) -> Rows:
         """Return the records at words 2 * `at`."""
@@ -145,10 +156,12 @@ class BpfRecording(Recording):
         return Rows(np.minimum(ts.reshape(-1).view(np.uint64), END_OF_TIME).astype(np.int64),
                     np.full(n, cpu, np.int16), tid, kind, last[:, 2].copy(), last[:, 3].copy(), start)
 
-    def _with_losses(self, stream: _Stream, rows: Rows, at: NDArray[np.int64], span: NDArray[np.int64],
-                     spans: Spans) -> Rows:
-        """Return rows with the lost events among them: where the counter grew, where a span is missing."""
-        counter = self._source.words.take(2 * at + 6).astype(np.int64)
+    def _with_losses(self, stream: _Stream, rows: Rows, walk: Walk, spans: Spans, breaks: NDArray[np.int64]) -> Rows:
+        """Return rows with the lost events among them: where the counter grew, spans are missing or their chain breaks.
+
+        What a break has cost stands before row number `breaks`, with the time of the row before that.
+        """
+        counter = self._source.words.take(2 * walk.at + 6).astype(np.int64)
         growth = np.diff(counter, prepend=stream.lost % WRAP) % WRAP
         growth[growth >= WRAP // 2] = 0  # an interrupt's record overtook
         if len(counter):
@@ -156,14 +169,21 @@ class BpfRecording(Recording):
         before = np.concatenate(([stream.position], spans.position[:-1] + (spans.end - spans.start)[:-1]))
         stream.position = int(spans.position[-1] + spans.end[-1] - spans.start[-1])
         missing = np.flatnonzero((before >= 0) & (spans.position != before))
-        holes = np.searchsorted(span, missing)
+        holes = np.searchsorted(walk.span, missing)
         growth[holes[holes < len(rows)]] = -1
-        where = np.flatnonzero(growth)
+        if len(rows) and (stream.gap or (breaks == 0).any()):
+            growth[0] = -1
+        stream.gap = not len(rows) and bool(stream.gap or len(breaks))
+        breaks = breaks[breaks > 0]
+        grown = np.flatnonzero(growth)
+        where = np.concatenate((breaks, grown))
         if not len(where):
             return rows
-        fill: dict[str, Any] = {"ts_ns": rows.ts_ns[where], "cpu": stream.cpu, "tid": -1, "kind": self._kinds.lost,
-                                "irq_flags": 0, "preempt_count": 0,
-                                "start": stored_count(growth[where], rows.start.dtype)}
+        order = np.argsort(where, kind="stable")
+        where, ts = where[order], np.concatenate((rows.ts_ns[breaks - 1], rows.ts_ns[grown]))[order]
+        count = np.concatenate((np.full(len(breaks), -1), growth[grown]))[order]
+        fill: dict[str, Any] = {"ts_ns": ts, "cpu": stream.cpu, "tid": -1, "kind": self._kinds.lost,
+                                "irq_flags": 0, "preempt_count": 0, "start": stored_count(count, rows.start.dtype)}
         return Rows(**{name: np.insert(getattr(rows, name), where, value) for name, value in fill.items()})
 
     def _hand_out(self, streams: list[_Stream]) -> Rows:
@@ -206,6 +226,19 @@ class BpfRecording(Recording):
             return ColumnPayload({"count": count})
         return RawPayload(self._source.words, lambda: start[np.flatnonzero(kind == index)],
                           self._kinds.described[index])
+
+
+def _without_doubtful(walk: Walk, spans: Spans) -> tuple[Walk, NDArray[np.int64]]:
+    """Return the walk without the record before each break: the damage may begin in it; and the rows after breaks."""
+    if not walk.faults:
+        return walk, np.empty(0, np.int64)
+    offsets = np.unique([fault.offset for fault in walk.faults])
+    last = np.searchsorted(walk.at, offsets >> 3) - 1
+    same = (last >= 0) & (walk.span.take(last, mode="clip") == np.searchsorted(spans.start, offsets, side="right") - 1
+                          if len(walk.span) else False)
+    doubtful = np.unique(last[same])
+    kept = replace(walk, at=np.delete(walk.at, doubtful), span=np.delete(walk.span, doubtful))
+    return kept, np.unique(np.searchsorted(kept.at, offsets >> 3))
 
 
 def _sorted(rows: Rows) -> Rows:

@@ -7,6 +7,7 @@ are kept, minimised, in --keep; move them to tests/fuzz/crashers once repaired.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -46,18 +47,21 @@ class Fuzzer:
 
     Parameters
     ----------
-    keep : directory for findings
+    keep : directory for findings, and for inputs that reached something new
     seed : of the random numbers
+    seeds : name -> file to begin with
     """
 
-    def __init__(self, keep: Path, seed: int) -> None:
+    def __init__(self, keep: Path, seed: int, seeds: dict[str, bytes] | None = None) -> None:
         self.keep, self.rng = keep, random.Random(seed)
         self.reached = Reached()
         self.counts: dict[str, int] = {"executions": 0, "refused": 0, "read": 0, "damage_stated": 0, "bytes": 0}
         self.findings: dict[str, int] = {}
         self.scratch = Path(tempfile.mkdtemp(prefix="kvmtrace-fuzz-"))
         self.path = str(self.scratch / "case")
-        self.seeds = {**synthetic_seeds(), **recorded_seeds()}
+        self.seeds = {**synthetic_seeds(), **recorded_seeds()} if seeds is None else seeds
+        self.saved = keep / ".corpus"
+        self.saved.mkdir(exist_ok=True)
         self.n_events: dict[str, int] = {}
         self.corpus = list(self.seeds.values())
         for name, data in self.seeds.items():
@@ -65,6 +69,8 @@ class Fuzzer:
             assert outcome is not None, name
             assert outcome.n_events is not None, (name, outcome.error)
             self.n_events[name] = outcome.n_events
+        for path in sorted(self.saved.iterdir()):  # what earlier workers found, as far as it still is new
+            self.execute(path.read_bytes(), EVENTS)
 
     def execute(self, data: bytes, depth: int) -> Outcome | None:
         """Run one file, note what it reached; None where it is a finding."""
@@ -82,6 +88,7 @@ class Fuzzer:
             return None
         if len(self.reached.edges) > before and len(data) <= MAX_CORPUS_BYTES:
             self.corpus.append(data)
+            (self.saved / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
         self.counts["refused" if outcome.n_events is None else "read"] += 1
         self.counts["damage_stated"] += outcome.n_events is not None and outcome.stated
         return outcome
@@ -133,7 +140,7 @@ class Fuzzer:
     def state(self) -> dict[str, Any]:
         """What this worker did."""
         return {"counts": self.counts, "findings": self.findings, "corpus": len(self.corpus),
-                "lines": sorted(self.reached.lines())}
+                "lines": sorted(self.reached.lines()), "edges": len(self.reached.edges)}
 
 
 def work(keep: Path, seed: int, seconds: float) -> None:
@@ -156,6 +163,8 @@ def summarise(keep: Path) -> str:
     counts = {key: sum(s["counts"][key] for s in states) for key in (states[0]["counts"] if states else {})}
     lines = {(file, line) for s in states for file, line in s["lines"]}
     rows = [f"{key.replace('_', ' ')}: {value:,}" for key, value in counts.items()]
+    rows.append(f"inputs that reached something new: {len(list((keep / '.corpus').iterdir())):,}; "
+                f"edges: {max((s['edges'] for s in states), default=0):,}")
     found = sorted(p.name for p in keep.iterdir() if p.name[0] != "." and p.suffix != ".txt")
     rows.append(f"findings: {', '.join(found) or 'none'}")
     for folder in ("decode", "events"):
