@@ -27,6 +27,7 @@ ORDERED_CLOCKS = frozenset({"mono", "mono_raw", "global", "counter"})
 SLACK = 1 << 16  # ns: "mono" may step back by less when the kernel corrects its speed
 SPARE_NS = 1_000_000_000  # by which the recorder may have measured the recording too short, and besides, as its
 SPARE_SHARE = 100  # clock may be another than the trace's (mono_raw is not slewed, at most 0.05 %), a hundredth of it
+PAGE_HEADER_BYTES = 16
 END_OF_TIME = np.iinfo(np.uint64).max
 
 
@@ -38,7 +39,8 @@ class PageChecks:
     ----------
     misdated : bool, shape (n,), the page's time stamp is out of order
     latest : uint64, shape (n,), no record of the page can be later
-    padded : bool, the rest of each page behind its records is zero
+    padded : bool, the rest of each page behind its records is zero, and every event that occurs is described: the
+        recording is our recorder's
     """
 
     misdated: NDArray[np.bool_]
@@ -116,6 +118,34 @@ def wrong_times(pages: NDArray[np.int64], headers: PageHeaders, records: Records
               for page in np.flatnonzero(checks.misdated).tolist()]
     return damage + [PageDamage(page, int(pages[page]), f"no event later than the next page, {checks.latest[page]}",
                                 f"one at {last[page]}") for page in np.flatnonzero(late).tolist()]
+
+
+def undescribed(words: NDArray[np.uint32], pages: NDArray[np.int64], headers: PageHeaders, records: Records,
+                unknown: NDArray[np.bool_]) -> list[PageDamage]:
+    """Return pages with an event that the recording does not describe: some length before it is wrong.
+
+    Such a page is cut (in `headers`) before the event that precedes: the damage may begin in it.
+
+    Parameters
+    ----------
+    words : the buffer as little-endian u32
+    pages : int64, shape (n,), word index of each page
+    headers, records : of these pages
+    unknown : bool, which of the records are such events
+    """
+    rows = np.flatnonzero(unknown)
+    if not len(rows):
+        return []
+    ends = np.cumsum(records.page_counts)
+    broken, first = np.unique(np.searchsorted(ends, rows, side="right"), return_index=True)
+    damage = []
+    for page, row in zip(broken.tolist(), rows[first].tolist(), strict=True):
+        begin = int(ends[page] - records.page_counts[page])
+        head = int(records.start[max(row - 1, begin)]) - 1
+        headers.size[page] = max(4 * (head - int(pages[page])) - PAGE_HEADER_BYTES, min(int(headers.size[page]), 0))
+        at = int(records.start[row])
+        damage.append(PageDamage(page, at, "an event that the recording describes", f"event {words[at] & 0xFFFF}"))
+    return damage
 
 
 def rest_not_empty(words: NDArray[np.uint32], pages: NDArray[np.int64], headers: PageHeaders, layout: PageLayout

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.decode.common import gather_common, has_usual_common
-from kvmtrace.decode.page_checks import rest_not_empty, wrong_times
+from kvmtrace.decode.page_checks import rest_not_empty, undescribed, wrong_times
 from kvmtrace.decode.pages import Fault
 from kvmtrace.decode.ring_buffer import (
     LOST_UNKNOWN,
@@ -178,12 +178,22 @@ class StreamDecoder:
         if wrong:
             timeless = [damage.page for damage in wrong]
             headers.size[timeless], headers.lost[timeless] = -1, 0
+        if checks.padded:
+            wrong += undescribed(self._words, pages, headers, records, self._is_unknown(records))
+        if wrong:
             records = decode_pages(self._words, pages, headers, self._layout, self._kind_of_id)
         more = rest_not_empty(self._words, pages, headers, self._layout) if checks.padded else []
         first: dict[int, PageDamage] = {}
         for damage in (*wrong, *records.damage, *more):  # of each page what it began with
             first.setdefault(damage.page, damage)
         return replace(records, damage=[first[page] for page in sorted(first)])
+
+    def _is_unknown(self, records: Records) -> NDArray[np.bool_]:
+        """Say which records are of no event that the recording describes."""
+        columns = records.columns
+        kind: NDArray[np.uint16] = (self._kinds.kind_of_id[self._words.take(records.start, mode="clip") & 0xFFFF]
+                                    if columns is None else columns.kind)
+        return np.equal(kind, self._kinds.lost - 1)
 
     def _rows(self, headers: PageHeaders, records: Records, page_ns: NDArray[np.int64]
               ) -> tuple[Rows, NDArray[np.int64]]:

@@ -25,6 +25,8 @@ from tests.writers.bpf_capture import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kvmtrace.events.table import EventTable
+
 
 def read(data: bytes) -> BpfRecording:
     return BpfRecording(decoder.read_bpf_capture(memoryview(data), "x.bpf"))
@@ -187,3 +189,30 @@ def test_held_exits_are_put_in_order() -> None:
     meta = {"schema": "kvmtrace.capture/1", "filters": {"slower_than_ns": "..."}}
     table = read(encode_capture([(0, [fpu(5, 1), entry(2), fpu(9, 1)])], meta=meta)).events()
     assert table.ts_ns.tolist() == [2, 5, 9]
+
+
+def test_a_broken_chain_is_a_gap_where_it_breaks() -> None:
+    """The record before the break may be damaged too; what follows on the CPU begins behind the gap."""
+    data = bytearray(encode_capture([(0, [fpu(ts, 1) for ts in (1, 2, 3, 4)]), (1, [fpu(10, 1)]), (0, [fpu(20, 0)])],
+                                    last={"duration_ns": 30}))
+    third = len(encode_head()) + 24 + 2 * len(encode_span([fpu(1, 1)]))
+    data[third:third + 4] = b"\xff\xff\xff\x3f"
+    recording = read(bytes(data))
+    table = recording.events()
+    assert rows(table) == [("kvm_fpu", 1, 0), ("lost_events", 1, 0), ("kvm_fpu", 10, 1), ("kvm_fpu", 20, 0)]
+    assert recording.loss.events is None
+    assert [damage.offset for damage in recording.loss.damage] == [third]
+    assert [row for part in read(bytes(data)).iter_events(1) for row in rows(part)] == rows(table)
+
+
+@pytest.mark.parametrize(("cut", "n_lost"), [(0, 0), (1, 2)])
+def test_an_end_that_may_be_missing_is_a_gap_on_every_cpu(cut: int, n_lost: int) -> None:
+    data = encode_capture([(0, [fpu(1, 1)]), (1, [fpu(2, 1)]), (0, [fpu(3, 1)])], last={"duration_ns": 9})
+    table = read(data[:len(data) - cut]).events()
+    assert table.count("lost_events") == n_lost
+    assert table.count("kvm_fpu") == 3
+
+
+def rows(table: EventTable) -> list[tuple[str, int, int]]:
+    names = [table.kinds[kind].name for kind in table.kind]
+    return list(zip(names, table.ts_ns.tolist(), table.cpu.tolist(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmtrace.compare.checker import check_recording
+from kvmtrace.decode.pages import PageSource
 from kvmtrace.decode.trace_dat import read_trace_dat
 from kvmtrace.errors import FormatError, MissingEventError
 from kvmtrace.events import open_recording
@@ -221,3 +223,22 @@ def test_flipped_bits_everywhere(every, damaged):
     rng = random.Random(every.name)
     for _ in range(60):
         check_flipped(damaged, every.data, rng)
+
+
+def test_a_chunk_that_cannot_be_decompressed_invents_no_violation(tmp_path, damaged):
+    """Most of the recording is there, and the model learns where it is not."""
+    path = tmp_path / "packed.dat"
+    subprocess.run(["trace-cmd", "convert", "-i", FIXTURES / "vmx-6.1-linux-1vcpu.dat", "-o", path, "--compression",
+                    "any"], check=True, capture_output=True)
+    data = path.read_bytes()
+    whole = len(open_recording(path).events())
+    stream = PageSource(read_trace_dat(memoryview(data), "packed")).streams[0]
+    for unit in (11, stream.n_units - 3):
+        at = int(stream.offset[unit])
+        recording = damaged(data[:at] + b"\xff" * 16 + data[at + 16:])
+        table = recording.events()
+        n_events = len(table) - table.count("lost_events")
+        assert 0.98 * whole < n_events < whole
+        assert table.count("lost_events") > 0
+        assert_stated(recording, f"chunk {unit}")
+        assert_no_invention_of_rules(recording, f"chunk {unit}")

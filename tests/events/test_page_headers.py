@@ -12,7 +12,9 @@ from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.compare.checker import check_recording
+from kvmtrace.decode.format_text import PageLayout
 from kvmtrace.decode.page_checks import END_OF_TIME, SLACK, check_stamps
+from kvmtrace.decode.ring_buffer import as_words, decode_pages, read_page_headers
 from kvmtrace.decode.trace_dat import read_trace_dat
 from kvmtrace.events import open_recording
 
@@ -144,3 +146,31 @@ def test_a_page_without_records_where_its_length_says_some_are(tmp_path):
     assert recording.events().count("lost_events") == 1
     assert len(recording.events()) == 4
     assert "a record of at least 8 bytes" in recording.loss.damage[0].expected
+
+
+def test_a_wrong_record_length_is_found_at_the_next_event_that_is_none(flipper):
+    """Flipped bits of lengths: what is stated invents no violation; the rest reads on as if nothing had been."""
+    rng = random.Random(4)
+    layout = PageLayout()
+    words = as_words(flipper.data)
+    stated = 0
+    for at in rng.sample(flipper.pages, 3):
+        pages = np.array([at // 4])
+        found = decode_pages(words, pages, read_page_headers(words, pages, layout), layout)
+        header = 4 * int(found.start[len(found.start) // 2]) - 4
+        for bit in range(5):
+            if flipper.flip(header, bit) == "stated":
+                stated += 1
+                assert not check_recording(open_recording(flipper.path)).n_violations
+    assert stated >= 10
+
+
+def test_an_event_that_the_recording_does_not_describe(tmp_path):
+    """In a recording of our own it is damage, and so may be the event before; others record such events."""
+    records = [record(event(number, bytes(16)), 7) for number in (10, 10, 10, 999, 10)]
+    path = tmp_path / "unknown.dat"
+    for meta, n_rows, n_damage in (({"schema": "kvmtrace.capture/1"}, 3, 1), (None, 5, 0)):
+        path.write_bytes(TraceDatWriter([page(T, records)], meta=meta).v6())
+        recording = open_recording(path)
+        assert (len(recording.events()), len(recording.loss.damage)) == (n_rows, n_damage)
+        assert recording.events().count("lost_events") == n_damage
