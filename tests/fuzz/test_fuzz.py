@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from fuzz.case import ALL, EVENTS, REPORT, Outcome, run_case
+from fuzz.case import ALL, EVENTS, REPORT, Hang, Outcome, run_case
+from fuzz.fuzz import Fuzzer
+from fuzz.minimise import minimised
 from fuzz.mutations import mutate
-from fuzz.seeds import composed, synthetic_seeds
+from fuzz.seeds import composed, recorded_seeds, synthetic_seeds
+from kvmtrace.decode.cursor import Cursor
+from kvmtrace.decode.summary import is_summary
+from kvmtrace.events import open_recording
+from kvmtrace.events.loss import LossCounter
 
 CRASHERS = sorted((Path(__file__).parent / "crashers").glob("*"))
 N_CASES = 40
@@ -44,3 +51,76 @@ def test_damage_inside_compressed_parts(run):
 @pytest.mark.parametrize("path", CRASHERS, ids=lambda path: path.name)
 def test_what_once_broke_something(path):
     run_case(str(path), ALL)
+
+
+class TestTheFuzzer:
+    """It finds what is planted: errors, hangs, memory, silent cuts; and it is guided by what it reaches."""
+
+    @pytest.fixture
+    def fuzzer(self, tmp_path):
+        return Fuzzer(tmp_path, 5, {"trace.dat-v6": SEEDS["trace.dat-v6"]})
+
+    def test_inputs_that_reach_something_new_are_kept_and_used_again(self, tmp_path, fuzzer):
+        before = len(fuzzer.reached.edges)
+        for _ in range(60):
+            fuzzer.step()
+        assert len(fuzzer.reached.edges) > before + 50
+        kept = list((tmp_path / ".corpus").iterdir())
+        assert len(fuzzer.corpus) - 1 == len(kept) > 3
+        assert fuzzer.findings == {}
+        again = Fuzzer(tmp_path, 6, fuzzer.seeds)  # the next worker
+        assert len(again.corpus) > 3
+        assert len(again.reached.edges) > before + 50
+
+    def test_an_error_is_kept_minimised(self, tmp_path, monkeypatch, fuzzer):
+        number = Cursor.number
+
+        def planted(cursor, *args):
+            value = number(cursor, *args)
+            return value // (value < 1 << 31)
+
+        monkeypatch.setattr(Cursor, "number", planted)
+        monkeypatch.setattr("fuzz.fuzz.minimised", lambda data, same, seconds: minimised(data, same, seconds=0.2))
+        for _ in range(200):
+            fuzzer.execute(mutate(fuzzer.rng, SEEDS["trace.dat-v6"]), EVENTS)
+        found = [path for path in tmp_path.glob("ZeroDivisionError*") if path.suffix != ".txt"]
+        assert found
+        assert found[0].stat().st_size < len(SEEDS["trace.dat-v6"])
+        assert sum(fuzzer.findings.values()) >= len(found)
+
+    def test_a_cut_that_nobody_states_is_found(self, tmp_path, monkeypatch, fuzzer):
+        monkeypatch.setattr(LossCounter, "add_faults", lambda *args, **more: None)
+        for _ in range(60):
+            fuzzer.check_cut()
+        assert (tmp_path / "cut-trace.dat-v6").exists()
+
+    def test_a_hang_is_found(self, run, monkeypatch):
+        def spin(path):
+            while True:
+                pass
+
+        monkeypatch.setattr("fuzz.case.CPU_SECONDS", 0.2)
+        monkeypatch.setattr("fuzz.case.open_recording", spin)
+        with pytest.raises(Hang):
+            run(b"x")
+
+    def test_memory_is_bounded_by_the_files_size(self, run, monkeypatch):
+        monkeypatch.setattr("fuzz.case.open_recording", lambda path: bytearray(1 << 30))
+        with pytest.raises(MemoryError):
+            run(b"x")
+
+    def test_every_format_is_among_the_seeds(self):
+        names = {**SEEDS, **recorded_seeds()}
+        formats = {open_format(data) for data in names.values()}
+        assert formats == {"trace.dat", "perf.data", "kvmtrace-bpf", "ftrace-text", "parquet", "arrow", "summary"}
+        assert {"trace.dat-v7-zlib", "trace.dat-v7-zstd", "perf.data-zstd"} <= set(names)
+
+
+def open_format(data: bytes) -> str:
+    """Return what a file is recognised as."""
+    if is_summary(data):
+        return "summary"
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        found = open_recording(file.name).capture.format
+    return {b"PAR1": "parquet", b"ARRO": "arrow"}.get(data[:4], found)
