@@ -126,17 +126,36 @@ class ArrowPayload:
             raise self._fail(error) from error
 
 
-def _order(row: NDArray[np.int64]) -> NDArray[np.intp] | None:
-    """Return the positions of rows in recorded order, None if they are in it."""
-    if not len(row) or (row[1:] >= row[:-1]).all():
-        return None
-    at = row - row.min()
-    if int(at.min()) == 0 and int(at.max()) < len(row):  # if each number stands once, it is the row's place
-        order = np.full(len(row), -1, np.intp)
-        order[at] = np.arange(len(row))
-        if order.min() >= 0:
-            return order
-    return np.argsort(row, kind="stable")
+class _Recorded:
+    """Puts values of stored rows into recorded order.
+
+    Parameters
+    ----------
+    row : int64, the stored rows' numbers in the recording
+    """
+
+    def __init__(self, row: NDArray[np.int64]) -> None:
+        self.stored_so = not len(row) or bool((row[1:] >= row[:-1]).all())
+        self._place: NDArray[np.int64] | None = None
+        self._order: NDArray[np.intp] | None = None
+        if self.stored_so:
+            return
+        place = row - row.min()
+        if int(place.min()) == 0 and int(place.max()) < len(row):
+            taken = np.zeros(len(row), bool)
+            taken[place] = True
+            if taken.all():  # each number stands once: it is the row's place
+                self._place = place
+                return
+        self._order = np.argsort(row, kind="stable")
+
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values in recorded order."""
+        if self._place is not None:
+            out = np.empty_like(values)
+            out[self._place] = values
+            return out
+        return values if self._order is None else values[self._order]
 
 
 @dataclass(frozen=True)
@@ -169,10 +188,10 @@ class _Window:
             rows.append(self.row[within + first])
             begin += last - first
         position = np.concatenate(positions)
-        order = _order(np.concatenate(rows))
-        if order is None and len(position) == begin:
+        recorded = _Recorded(np.concatenate(rows))
+        if recorded.stored_so and len(position) == begin:
             return KindRows([self.groups[i] for i in own], None)
-        return KindRows([self.groups[i] for i in own], position if order is None else position[order])
+        return KindRows([self.groups[i] for i in own], recorded(position))
 
 
 def _capture(told: Any, path: str, file_format: str) -> Capture:
@@ -322,9 +341,9 @@ class ArrowRecording(Recording):
     def _table(self, groups: Sequence[int]) -> EventTable:
         common = self._read(groups, [*(["row"] if self._parquet else []), *COMMON_COLUMNS])
         row = self._numbers(common, "row") if self._parquet else np.arange(len(common))
-        order = _order(row)
+        recorded = _Recorded(row)
         stored = {name: self._common(common, name) for name in COMMON_DTYPES}
-        columns = stored if order is None else {name: values[order] for name, values in stored.items()}
+        columns = {name: recorded(values) for name, values in stored.items()}
         bounds = [0, *accumulate(self._group_rows(group) for group in groups)]
         if bounds[-1] != len(common):
             raise self._fail(ValueError("row groups of other sizes than they say"))

@@ -102,8 +102,10 @@ class LaneBuilder:
         step = self._steps(table)
         rows = np.flatnonzero(step)
         threads, new = self._threads_of(table, step, rows)
-        fresh = self._lanes(table, step, loss, rows[threads >= 0], threads[threads >= 0])
-        return self._emit(fresh, new)
+        other = threads < 0
+        if other.any():
+            rows, threads = rows[~other], threads[~other]
+        return self._emit(self._lanes(table, step, loss, rows, threads), new)
 
     def _threads_of(self, table: EventTable, steps: NDArray[np.uint8], rows: NDArray[np.intp]
                     ) -> tuple[NDArray[np.int32], set[int]]:
@@ -152,7 +154,11 @@ class LaneBuilder:
     def _lanes(self, table: EventTable, steps: NDArray[np.uint8], loss: NDArray[np.int32], rows: NDArray[np.intp],
                threads: NDArray[np.int32]) -> Lanes:
         """Return the table's steps of vCPU threads, in the order of recording."""
-        step, arg = steps[rows], self._args(table)[rows]
+        arg = self._args(table)
+        if len(rows) == len(table) and (self._perf_only or not table.count("sched_switch")):
+            flags = np.zeros(len(rows), bool)  # every event is a step: nothing is to be picked out
+            return Lanes(threads.astype(np.uint16), steps, table.ts_ns, arg, table.cpu, loss, flags, flags)
+        step, arg = steps[rows], arg[rows]
         if table.has("sched_switch", "next_pid") and not self._perf_only:
             switched_in = self.threads.numbers(table.field("sched_switch", "next_pid").astype(np.int32))
             resumed = table.rows("sched_switch")[switched_in >= 0]

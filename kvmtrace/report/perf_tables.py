@@ -39,6 +39,10 @@ KEY_LENGTH = 19  # perf cuts its keys to decode_str_len - 1 characters
 HASH_BUCKETS = 1 << 12  # EVENTS_BITS, tools/perf/util/kvm-stat.h
 
 
+_IS_BEGIN = np.zeros(256, bool)  # of what the mmio table counts
+_IS_BEGIN[[Step.EXIT, Step.MMIO_READ, Step.MMIO_WRITE]] = True
+
+
 @dataclass(frozen=True)
 class _Closed:
     """Samples of one table: the lane rows where each begins and ends, and its key number."""
@@ -94,7 +98,8 @@ class PerfAccumulator:
         """Count samples; perf drops those that end before they begin or begin at time 0."""
         dur_ns = lanes.ts_ns[closed.end] - lanes.ts_ns[closed.begin]
         kept = (dur_ns >= 0) & (lanes.ts_ns[closed.begin] != 0)
-        self._moments[name].add(closed.key[kept], dur_ns[kept])
+        whole = bool(kept.all())
+        self._moments[name].add(closed.key if whole else closed.key[kept], dur_ns if whole else dur_ns[kept])
 
     def _feed_mmio(self, lanes: Lanes) -> None:
         is_mmio = (lanes.step == Step.MMIO_READ) | (lanes.step == Step.MMIO_WRITE)
@@ -121,11 +126,14 @@ class PerfAccumulator:
         """Keep, per thread, the time of a kvm_exit that no kvm_mmio has followed yet."""
         if not len(lanes):
             return
+        starts = lanes.starts()
         self._exit_pending_ns = grown(self._exit_pending_ns, int(lanes.thread.max()) + 1)
-        begins = np.flatnonzero((lanes.step == Step.EXIT) | (lanes.step == Step.MMIO_READ)
-                                | (lanes.step == Step.MMIO_WRITE))
-        ts_ns = np.where(lanes.step[begins] == Step.EXIT, lanes.ts_ns[begins], 0)
-        self._exit_pending_ns[lanes.thread[begins]] = ts_ns  # of each thread, the last assignment stays
+        for start, stop in zip(starts.tolist(), np.append(starts[1:], len(lanes)).tolist(), strict=True):
+            begins = _IS_BEGIN[lanes.step[start:stop]]
+            last = stop - 1 - int(begins[::-1].argmax())
+            if _IS_BEGIN[lanes.step[last]]:
+                is_exit = lanes.step[last] == Step.EXIT
+                self._exit_pending_ns[lanes.thread[start]] = lanes.ts_ns[last] if is_exit else 0
 
     def _rows(self, name: str, index: KeyIndex, row: Callable[[int], dict[str, Any]],
               bucket: Callable[[int], int]) -> tuple[PerfRow, ...]:
@@ -148,10 +156,11 @@ def _shifted(last: NDArray[np.int32], lanes: Lanes) -> NDArray[np.int32]:
 def _until_entry(lanes: Lanes, step: Step) -> _Closed:
     """Return the samples from each `step` to the VM-entry that follows with no other `step` in between."""
     begin = np.flatnonzero(lanes.step == step)
-    entries = np.append(np.flatnonzero(lanes.step == Step.ENTRY), len(lanes) - 1)
     if not len(begin):
         return _Closed(begin, begin, lanes.arg[begin])
-    end = entries[np.minimum(np.searchsorted(entries, begin), len(entries) - 1)]
+    is_entry = lanes.step == Step.ENTRY
+    entries = np.append(np.flatnonzero(is_entry), len(lanes) - 1)
+    end = entries[np.cumsum(is_entry)[begin]]  # as many entries stand before it
     last_of_kind = np.append(begin[1:], len(lanes)) > end
     closes = last_of_kind & (lanes.step[end] == Step.ENTRY) & (end > begin) & (lanes.thread[end] == lanes.thread[begin])
     begin, end = begin[closes], end[closes]

@@ -124,8 +124,10 @@ def test_two_threads_may_ask_for_fields_of_one_table(recording, tmp_path):
 
 @pytest.mark.parametrize("row", [[3, 1, 2], [5, 5, 4], [2**63 - 1, -2**63, 0], [0, 1, 2], [7, 1, 3]])
 def test_recorded_order_also_of_garbage(row):
-    order = arrow_reading._order(np.array(row, np.int64))
-    assert sorted(row) == [row[i] for i in (range(3) if order is None else order)]
+    numbers = np.array(row, np.int64)
+    recorded = arrow_reading._Recorded(numbers)
+    assert recorded(numbers).tolist() == sorted(row)
+    assert recorded(np.arange(3)).tolist() == np.argsort(numbers, kind="stable").tolist()
 
 
 def test_others_read_it(recording, tmp_path):
