@@ -62,6 +62,7 @@ def command(*, file: str, output: str) -> None:
 
     .parquet and .arrow hold every event with its fields (read them with pandas, DuckDB, Polars); .csv the
     same as text; .pftrace and .perfetto.json are timelines for the Perfetto viewer, a track per vCPU.
+    They name threads and guest addresses: to share findings, use `kvmtrace report --anonymize`.
     """
     if not output.lower().endswith(SUFFIXES):
         raise UsageError(f"{output}: the suffix must be one of {', '.join(SUFFIXES)}")

@@ -87,7 +87,9 @@ def _window(events: EventTable, row: int) -> tuple[NDArray[np.intp], int]:
 
     From the VM-exit before (or the beginning) to the next VM-entry (or the end).
     """
-    own = np.flatnonzero((events.tid == events.tid[row]) & ((events.irq_flags & TRACE_FLAG_HARDIRQ) == 0))
+    mine = (events.tid == events.tid[row]) & ((events.irq_flags & TRACE_FLAG_HARDIRQ) == 0)
+    mine[row] = True
+    own = np.flatnonzero(mine)
     exits = np.intersect1d(own, events.rows("kvm_exit"), assume_unique=True)
     entries = np.intersect1d(own, events.rows("kvm_entry"), assume_unique=True)
     before = exits[exits < row]

@@ -24,6 +24,9 @@ def processes_of_meta(meta: Mapping[str, Any]) -> dict[int, int]:
     return {int(tid): pid for tid, pid in pids.items() if str(tid).isdigit() and isinstance(pid, int) and pid > 0}
 
 
+MAX_CPUS = 1 << 15  # more is not true, and some would count up to it
+
+
 def capture_of(path: str, file_format: str, meta: Mapping[str, Any], *, host: str | None = None,
                kernel: str | None = None, cpu_model: str | None = None, clock: str | None = None,
                n_cpus: int | None = None, events: tuple[str, ...] = ()) -> Capture:
@@ -42,5 +45,6 @@ def capture_of(path: str, file_format: str, meta: Mapping[str, Any], *, host: st
     return Capture(
         path, file_format, host=_string(meta, "host", host), kernel=_string(meta, "kernel", kernel),
         cpu_model=_string(meta, "cpu_model", cpu_model), clock=_string(meta, "clock", clock),
-        backend=_string(meta, "backend", None), events=events, n_cpus=n_cpus,
+        backend=_string(meta, "backend", None), events=events,
+        n_cpus=n_cpus if n_cpus is not None and 0 < n_cpus <= MAX_CPUS else None,
         tracer_cost_ns_per_event=float(cost) if isinstance(cost, int | float) else None, meta=dict(meta))

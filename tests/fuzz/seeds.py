@@ -48,12 +48,12 @@ def vm_exit(rip: int, reason: int = 10, tid: int = 77) -> bytes:
     return event(11, struct.pack("<IIQIIQQIII", reason, 0, rip, 1, 0, 0, 0, 0, 0, 0), tid=tid)
 
 
-def strange_records() -> list[bytes]:
+def strange_records(*unknown: bytes) -> list[bytes]:
     """A page's records of every kind the ring buffer has."""
     switch = event(12, b"qemu".ljust(16, b"\0") + struct.pack("<iIq", 42, 0, -7))
     execs = event(13, struct.pack("<I", 16 | 8 << 16) + b"\x02abc" + b"/bin/sh\0")
     return [record(switch, 5), time_extend(1 << 30), record(execs, 5, big=True), discarded(16), time_stamp(70_000),
-            record(event(999, b"unknown!"), 2), null_padding()]
+            *unknown, null_padding()]
 
 
 def pages(first: int, n_pages: int = 3, per_page: int = 20) -> bytes:
@@ -131,7 +131,9 @@ def synthetic_seeds() -> dict[str, bytes]:
     """One small file per format and variant."""
     small = trace_dat("v6")
     return {
-        "trace.dat-v6": small, "trace.dat-v6-instance": trace_dat("v6", instances={"kt": [pages(500, 1)]}),
+        "trace.dat-v6": small, "trace.dat-v6-foreign": trace_dat("v6", meta=None, instances={
+            "kt": [page(900, strange_records(record(event(999, b"unknown!"), 2)))]}),
+        "trace.dat-v6-instance": trace_dat("v6", instances={"kt": [pages(500, 1)]}),
         "trace.dat-v6-tsc": trace_dat("v6", more_options=clock_options()),
         "trace.dat-v7": trace_dat("v7"), "trace.dat-v7-zlib": trace_dat("v7", "zlib"),
         "trace.dat-v7-zstd": trace_dat("v7", "zstd"), "perf.data": perf_data(),

@@ -7,12 +7,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from writers.ring_buffer import page, record
+from writers.trace_dat import TraceDatWriter
 
 from fuzz.case import ALL, EVENTS, REPORT, Hang, Outcome, run_case
 from fuzz.fuzz import Fuzzer
 from fuzz.minimise import minimised
 from fuzz.mutations import mutate
-from fuzz.seeds import composed, recorded_seeds, synthetic_seeds
+from fuzz.seeds import composed, recorded_seeds, synthetic_seeds, vm_entry, vm_exit
 from kvmtrace.decode.cursor import Cursor
 from kvmtrace.decode.summary import is_summary
 from kvmtrace.events import open_recording
@@ -88,11 +90,16 @@ class TestTheFuzzer:
         assert found[0].stat().st_size < len(SEEDS["trace.dat-v6"])
         assert sum(fuzzer.findings.values()) >= len(found)
 
-    def test_a_cut_that_nobody_states_is_found(self, tmp_path, monkeypatch, fuzzer):
+    def test_a_cut_that_nobody_states_is_found(self, tmp_path, monkeypatch):
+        pages = b"".join(page(1000 * i, [record(vm_entry(i), 7), record(vm_exit(i), 7)]) for i in range(1, 9))
+        fuzzer = Fuzzer(tmp_path, 5, {"healthy": TraceDatWriter([pages]).v6()})
+        for _ in range(60):
+            fuzzer.check_cut()
+        assert fuzzer.findings == {}
         monkeypatch.setattr(LossCounter, "add_faults", lambda *args, **more: None)
         for _ in range(60):
             fuzzer.check_cut()
-        assert (tmp_path / "cut-trace.dat-v6").exists()
+        assert (tmp_path / "cut-healthy").exists()
 
     def test_a_hang_is_found(self, run, monkeypatch):
         def spin(path):
