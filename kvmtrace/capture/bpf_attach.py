@@ -15,12 +15,15 @@ from kvmtrace.capture import bpf_btf
 from kvmtrace.capture.bpf_syscall import (
     ATTACH_TRACE_FENTRY,
     ATTACH_TRACE_FEXIT,
+    ATTACH_TRACE_RAW_TP,
     PERF_TYPE_TRACEPOINT,
     PROG_TYPE_KPROBE,
+    PROG_TYPE_RAW_TRACEPOINT,
     PROG_TYPE_TRACEPOINT,
     PROG_TYPE_TRACING,
     hang_program,
     load_program,
+    open_raw_tracepoint,
     open_tracing_link,
     perf_event_open,
     program_misses,
@@ -29,6 +32,8 @@ from kvmtrace.capture.tracefs import lockdown_mode
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvmtrace.capture.bpf_events import TracedEvent
 
 PMU_FOLDER = Path("/sys/bus/event_source/devices")
@@ -69,6 +74,28 @@ class Attachments:
         self._hang(label, program, PERF_TYPE_TRACEPOINT, event.tracepoint_id)
         self.how[label] = "syscall tracepoint" if event.system == "syscalls" else "tracepoint"
 
+    def raw_tracepoint(self, event: TracedEvent, instructions: bytes, name: str | None = None) -> bool:
+        """Run a program at a tracepoint, on its arguments instead of its record; False where that is not allowed."""
+        label = name or event.name
+        try:
+            program = load_program(label, PROG_TYPE_RAW_TRACEPOINT, instructions)
+        except CapabilityError:  # reads memory, on a locked-down kernel
+            return False
+        return self._link(label, program, "raw tracepoint", lambda: open_raw_tracepoint(event.name, program))
+
+    def btf_tracepoint(self, event: TracedEvent, instructions: bytes, place: tuple[str, int]) -> bool:
+        """Run a program at a tracepoint, on its typed arguments; False where that is not allowed.
+
+        Parameters
+        ----------
+        event : TracedEvent
+        instructions : bytes
+        place : (BTF's name, id of the type btf_trace_NAME in it)
+        """
+        program = self._load_traced(event.name, instructions, place, ATTACH_TRACE_RAW_TP)
+        return program is not None and self._link(event.name, program, "BTF tracepoint",
+                                                  lambda: open_tracing_link(program))
+
     def function(self, event: TracedEvent, traced: bytes | None, probed: bytes | None,
                  btf: dict[str, tuple[str, int]]) -> bool:
         """Run a program at a kernel function's entry or return, by fentry/fexit or else kprobe/kretprobe.
@@ -85,7 +112,6 @@ class Attachments:
         assert event.probe is not None
         function, is_return, _ = event.probe
         if traced and function in btf and self._trace(event.name, traced, btf[function], is_return=is_return):
-            self.how[event.name] = "fexit" if is_return else "fentry"
             return True
         if probed and self._probe(event.name, probed, function, is_return=is_return):
             self.how[event.name] = "kretprobe" if is_return else "kprobe"
@@ -127,6 +153,11 @@ class Attachments:
         counts = {name: program_misses(fd) or 0 for name, fd in self.programs.items()}
         return {name: count for name, count in counts.items() if count}
 
+    def by_mechanism(self) -> dict[str, list[str]]:
+        """Return mechanism -> what hangs on it, as the metadata's `attached` says it."""
+        return {how: sorted(name for name, its in self.how.items() if its == how)
+                for how in sorted(set(self.how.values()))}
+
     def detach(self) -> None:
         """Detach everything; programs that are running still end on their own."""
         for fd in self.hooks:
@@ -155,20 +186,34 @@ class Attachments:
                                   "run as root, or with CAP_BPF and CAP_PERFMON") from None
 
     def _trace(self, name: str, instructions: bytes, place: tuple[str, int], *, is_return: bool) -> bool:
+        program = self._load_traced(name, instructions, place, ATTACH_TRACE_FEXIT if is_return else ATTACH_TRACE_FENTRY)
+        return program is not None and self._link(name, program, "fexit" if is_return else "fentry",
+                                                  lambda: open_tracing_link(program))
+
+    def _load_traced(self, name: str, instructions: bytes, place: tuple[str, int], attach_type: int) -> int | None:
         module, btf_id = place
         try:
             btf_fd = 0 if module == "vmlinux" else bpf_btf.open_module_btf(module)
-            program = load_program(name, PROG_TYPE_TRACING, instructions, btf_id=btf_id, btf_fd=btf_fd,
-                                   attach_type=ATTACH_TRACE_FEXIT if is_return else ATTACH_TRACE_FENTRY)
-        except (OSError, CapabilityError):
-            return False
+        except OSError:
+            return None
         try:
-            hook = open_tracing_link(program)
+            return load_program(name, PROG_TYPE_TRACING, instructions, btf_id=btf_id, btf_fd=btf_fd,
+                                attach_type=attach_type)
+        except CapabilityError:
+            return None
+        finally:
+            if btf_fd:
+                os.close(btf_fd)
+
+    def _link(self, name: str, program: int, how: str, attach: Callable[[], int]) -> bool:
+        try:
+            hook = attach()
         except OSError:  # EPERM under lockdown
             os.close(program)
             return False
         self.hooks.append(hook)
         self.programs[name] = program
+        self.how[name] = how
         return True
 
     def _probe(self, name: str, instructions: bytes, function: str, *, is_return: bool) -> bool:

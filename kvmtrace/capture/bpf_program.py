@@ -33,7 +33,7 @@ STREAM_FILES = ["target.h", "record.h", "tracepoint.c", "kvm_exit.c", "sched_swi
 # in the source, instead of what is known only when the programs are loaded
 PLACEHOLDERS = {name: 0x7e570000 + i for i, name in enumerate((
     "MAP_RINGS", "MAP_CPUS", "MAP_LOST", "MAP_TIDS", "MAP_THREADS", "TARGET_TGID", "PREEMPT_COUNT_BTF_ID",
-    "MAP_OTHERS", "MAP_BLANK"))}
+    "MAP_OTHERS", "MAP_SLOTS", "MAP_FREE", "MAP_HERE"))}
 PREEMPT_COUNT = "__preempt_count"  # a per-CPU variable up to Linux 6.1 and from 6.15 on, else part of pcpu_hot
 VECTORS = ("local_timer",)  # KVM's timers fire there; no other vector's own code traces KVM events
 

@@ -149,8 +149,7 @@ class Session:
         self.meta["missing_events"] += [f"kvmtrace:{name}" for name in lacking]
         self.meta["probes"] = [{"event": e.name, "function": e.probe[0], "how": attached[e.name]}
                                for e in self.plan.events if e.probe and e.name in attached]
-        self.meta["attached"] = {how: sorted(name for name in attached if attached[name] == how)
-                                 for how in sorted(set(attached.values()))}
+        self.meta["attached"] = self.programs.attached.by_mechanism()
 
     def _kinds(self) -> list[tuple[str, str, str]]:
         return [(event.name, event.system, event.format_text) for event in self.plan.events]

@@ -7,6 +7,7 @@ The maps' layout is struct thread and struct cell of tracers/summary.c. The file
 from __future__ import annotations
 
 import json
+import os
 import select
 import struct
 import time
@@ -14,12 +15,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
-from kvmtrace.capture import bpf_events
+from kvmtrace.capture import bpf_arguments, bpf_events
 from kvmtrace.capture.bpf_attach import Attachments
 from kvmtrace.capture.bpf_compile import compile_cached, relocate
 from kvmtrace.capture.bpf_detach import closing_elsewhere
 from kvmtrace.capture.bpf_program import PLACEHOLDERS
-from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, BpfMap, create_map
+from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, MAP_TYPE_QUEUE, BpfMap, create_map
+from kvmtrace.capture.bpf_types import kernel_types
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.host import host_facts
 from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
@@ -32,6 +34,8 @@ from kvmtrace.errors import CapabilityError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from kvmtrace.capture.bpf_events import TracedEvent
+
 SCHEMA = "kvmtrace.summary/1"
 MAX_THREADS = 256
 MAX_OTHERS = 4096
@@ -40,9 +44,9 @@ N_PHASES, N_BUCKETS, N_EXITS, N_USERSPACE = 8, 32, 256, 64
 FIRST_NPF, SVM_NPF = 0xb0, 0x400
 CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
-HEAD = struct.Struct(f"<4Q{N_PHASES}QQ8I16s")
-RESUME_AT = HEAD.size - 32  # struct thread's `resume`
+HEAD = struct.Struct(f"<5Q{N_PHASES}QQ8I16s")
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
+NOBODY = struct.pack("<Q", 0xffffffff)  # of MAP_HERE: the idle thread, which has no entry
 EVENTS = (("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"), ("kvm", "kvm_fpu"),
           ("sched", "sched_switch"))
 # macro -> (event, field)
@@ -71,9 +75,11 @@ class SummaryPrograms:
         self.events = [event for event in found if event is not None]
         if not any(event.name == "kvm_userspace_exit" for event in self.events):
             raise CapabilityError("this kernel has no KVM tracepoints", "modprobe kvm_intel or kvm_amd")
-        self.threads = create_map("kvmtrace_thread", MAP_TYPE_HASH, 4, THREAD_BYTES, MAX_THREADS)
+        self.threads = create_map("kvmtrace_thread", MAP_TYPE_ARRAY, 4, THREAD_BYTES, MAX_THREADS)
+        self.slots = create_map("kvmtrace_slots", MAP_TYPE_HASH, 4, 4, MAX_THREADS)
+        self.free = create_map("kvmtrace_free", MAP_TYPE_QUEUE, 0, 4, MAX_THREADS)
+        self.here = create_map("kvmtrace_here", MAP_TYPE_ARRAY, 4, 8, os.sysconf("SC_NPROCESSORS_CONF"))
         self.others = create_map("kvmtrace_others", MAP_TYPE_HASH, 8, CELL.size, MAX_OTHERS)
-        self.blank = create_map("kvmtrace_blank", MAP_TYPE_ARRAY, 4, THREAD_BYTES, 1)
         self.tids = create_map("kvmtrace_tids", MAP_TYPE_HASH, 4, 4, 16384)
         self.follow = {f: e for f, e in ((f, bpf_events.read_tracepoint(tracefs, "sched", name)) for f, name in (
             ("follow_fork", "sched_process_fork"), ("follow_free", "sched_process_free")))
@@ -88,12 +94,23 @@ class SummaryPrograms:
         for function, event in self.follow.items():
             self.attached.tracepoint(event, self.code[function], function)
         self.add_tids(tids)
+        for cpu in range(os.sysconf("SC_NPROCESSORS_CONF")):
+            self.here.update(struct.pack("<I", cpu), NOBODY)
         for event in self.events:
-            if f"on_{event.name}" in self.code:
+            if f"on_{event.name}" in self.code and not self._attach_raw(event):
                 self.attached.tracepoint(event, self.code[f"on_{event.name}"])
-        start = bytearray(THREAD_BYTES)
-        struct.pack_into("<I", start, RESUME_AT, 1)  # from now on threads get their entries
-        self.blank.update(struct.pack("<I", 0), bytes(start))
+        for slot in range(MAX_THREADS):  # from now on threads get their entries
+            self.free.push(struct.pack("<I", slot))
+
+    def _attach_raw(self, event: TracedEvent) -> bool:
+        """Hang the event's program on the tracepoint's arguments; False if that needs the plain tracepoint."""
+        code = self.code.get(f"raw_{event.name}")
+        if code is None:
+            return False
+        if event.name == "sched_switch":
+            place = kernel_types().tracepoint_type(event.name)
+            return place is not None and self.attached.btf_tracepoint(event, code, place)
+        return self.attached.raw_tracepoint(event, code)
 
     def add_tids(self, tids: Iterable[int]) -> None:
         """Count threads among the target's."""
@@ -104,9 +121,10 @@ class SummaryPrograms:
         """Return what the maps hold at `now` (monotonic ns): one row per vCPU thread, see decode/summary.py."""
         others = self._others()
         rows = []
-        for key in self.threads.keys():  # noqa: SIM118 (a map, not a dict)
-            value = self.threads.lookup(key)
-            if value is not None:
+        for key in self.slots.keys():  # noqa: SIM118 (a map, not a dict)
+            slot = self.slots.lookup(key)
+            value = slot and self.threads.lookup(slot)
+            if value:
                 tid = struct.unpack("<I", key)[0]
                 rows.append(decode_thread(tid, value, others.get(tid, []), now))
         return sorted(rows, key=lambda row: (row["pid"], row["tid"]))
@@ -114,7 +132,7 @@ class SummaryPrograms:
     def close(self) -> None:
         """Detach and free everything."""
         self.attached.close()
-        for table in (self.threads, self.others, self.blank, self.tids):
+        for table in self._maps().values():
             table.close()
 
     def _others(self) -> dict[int, list[tuple[int, bytes]]]:
@@ -127,7 +145,8 @@ class SummaryPrograms:
         return found
 
     def _maps(self) -> dict[str, BpfMap]:
-        return {"MAP_THREADS": self.threads, "MAP_OTHERS": self.others, "MAP_BLANK": self.blank, "MAP_TIDS": self.tids}
+        return {"MAP_THREADS": self.threads, "MAP_SLOTS": self.slots, "MAP_FREE": self.free, "MAP_HERE": self.here,
+                "MAP_OTHERS": self.others, "MAP_TIDS": self.tids}
 
     def _source(self, *, targeted: bool) -> str:
         defines = {name: str(PLACEHOLDERS[name]) for name in self._maps()}
@@ -137,6 +156,7 @@ class SummaryPrograms:
         for macro, (event, name) in OFFSETS.items():
             if name in fields.get(event, {}):
                 defines[macro] = str(fields[event][name][0])
+        defines |= bpf_arguments.summary_macros(kernel_types())
         files = ["target.h", "summary.c"]
         if self.follow:
             files.append("follow.c")
@@ -156,7 +176,7 @@ def decode_cell(value: bytes, offset: int = 0) -> dict[str, Any] | None:
 
 def decode_thread(tid: int, value: bytes, others: list[tuple[int, bytes]], now_ns: int) -> dict[str, Any]:
     """Return a struct thread as a row; the phase under way counts up to `now_ns`."""
-    since_ns, first_ns, _, _, *rest = HEAD.unpack_from(value)
+    since_ns, first_ns, _, _, _, *rest = HEAD.unpack_from(value)
     phase_ns, rest = rest[:N_PHASES], rest[N_PHASES:]
     n_switches, pid, vcpu_id, isa, phase, _, _, _, _, comm = rest
     if now_ns > since_ns and phase < len(PHASES):
@@ -226,7 +246,7 @@ def _summarise(settings: RecordSettings, programs: SummaryPrograms, spool: Spool
                        "guest_arguments": list(spec.guest_arguments), "command": list(spec.command)},
             "guest_run": target.guest_run, "loss": {"by_cpu": {}, "events": 0}, "started": started,
             "duration_ns": duration_ns, "filters": {}, "cost_ns_per_event": None, "notes": summary_notes(rows),
-            "ended_by": ended_by, "target_status": target.status, "n_events": None}
+            "ended_by": ended_by, "target_status": target.status, "n_events": None, "attached": programs.attached.by_mechanism()}
     for row in rows:  # threads often get their name after their first event
         row["comm"] = threads.known.get(row["tid"], (-1, row["comm"]))[1]
     text = json.dumps({"schema": SCHEMA, "meta": meta, "vcpus": rows}, separators=(",", ":")).encode() + b"\n"
