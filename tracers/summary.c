@@ -9,7 +9,7 @@
  * Every program exists twice: raw_NAME hangs on a raw (sched_switch: BTF) tracepoint and is given KVM's arguments,
  * which spares the kernel filling in a record; on_NAME hangs on the plain tracepoint, where the raw one cannot be had.
  * The loader defines MAP_THREADS (an array), MAP_SLOTS (tid -> index), MAP_FREE (a queue of unused indices, empty
- * until all programs are attached), MAP_HERE (per CPU), MAP_OTHERS, *_OFFSET by the format files, and *_ARG, *_AT by
+ * until all programs are attached), MAP_HERE (per CPU, at first NO_SLOT), MAP_OTHERS, *_OFFSET by the format files, and *_ARG, *_AT by
  * the kernel's type information (kvmtrace/capture/bpf_types.py).
  */
 #define NO_SLOT 0xffffffffU  /* beyond the array: its look-up fails */
@@ -82,14 +82,6 @@ struct other_key {
 	u32 exit_code;
 };
 
-static __always_inline struct thread *thread_in(u64 here)
-{
-	u32 slot = here;
-
-	return lookup(MAP_THREADS, &slot);
-}
-
-/* The entry of a thread that is running here and was not running when the CPU last looked; NO_SLOT if it has none. */
 static __always_inline u32 find_slot(u32 tid)
 {
 	u32 *slot = lookup(MAP_SLOTS, &tid);
@@ -97,7 +89,7 @@ static __always_inline u32 find_slot(u32 tid)
 	return slot ? *slot : NO_SLOT;
 }
 
-static __always_inline struct thread *make_thread(u32 tid, u64 *here, u64 now)
+static __always_inline struct thread *make_thread(u32 tid, u32 *here, u64 now)
 {
 	struct thread *t;
 	u32 slot;
@@ -111,40 +103,36 @@ static __always_inline struct thread *make_thread(u32 tid, u64 *here, u64 now)
 		t->vcpu_id = -1;
 		bpf_get_current_comm(t->comm, sizeof(t->comm));
 		update(MAP_SLOTS, &tid, &slot);
-		*here = (u64)tid << 32 | slot;
+		*here = slot;
 	}
 	return t;
 }
 
-static __always_inline u64 *this_cpu(void)
+static __always_inline u32 *this_cpu(void)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 
 	return lookup(MAP_HERE, &cpu);
 }
 
-/* Slow: the CPU last saw another thread, or one that had no entry. */
-static __always_inline struct thread *arrived_thread(u32 tid, u64 *here, u64 now)
-{
-	u32 slot = find_slot(tid);
-
-	*here = (u64)tid << 32 | slot;
-	return slot == NO_SLOT ? make_thread(tid, here, now) : lookup(MAP_THREADS, &slot);
-}
-
+/* sched_switch is attached first and never missed, so what the CPU notes is the entry of the thread that runs on it. */
 static __always_inline struct thread *this_thread(u64 now)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	u64 *here = this_cpu();
-	struct thread *t = 0;
-	u64 seen;
+	u32 *here = this_cpu(), slot, tid;
+	struct thread *t;
 
 	if (!here)
 		return 0;
-	seen = *here;
-	if (seen >> 32 == tid)
-		t = thread_in(seen);
-	return t ? t : arrived_thread(tid, here, now);
+	slot = *here;
+	t = lookup(MAP_THREADS, &slot);
+	if (t)
+		return t;
+	tid = bpf_get_current_pid_tgid();
+	slot = find_slot(tid);
+	if (slot == NO_SLOT)
+		return make_thread(tid, here, now);
+	*here = slot;
+	return lookup(MAP_THREADS, &slot);
 }
 
 static __always_inline void enter_phase(struct thread *t, u32 phase, u64 now)
@@ -182,20 +170,28 @@ static __always_inline u32 exit_cell(u32 code, u32 isa)
 	return CELL_OTHER;
 }
 
+static __always_inline struct cell *find_other(u32 code)
+{
+	struct other_key key = { bpf_get_current_pid_tgid(), code };
+	struct cell *cell = lookup(MAP_OTHERS, &key);
+
+	if (!cell) {
+		struct cell fresh = {};  /* in here: clearing it costs as much as the rest */
+
+		update(MAP_OTHERS, &key, &fresh);
+		cell = lookup(MAP_OTHERS, &key);
+	}
+	return cell;
+}
+
 static __always_inline struct cell *find_cell(struct thread *t)
 {
-	struct other_key key = { bpf_get_current_pid_tgid(), t->exit_code };
 	u32 index = t->exit_cell;
-	struct cell fresh = {}, *cell;
 
 	opaque(index);
 	if (index != CELL_OTHER)
 		return &t->exits[index & (N_EXITS - 1)];
-	cell = lookup(MAP_OTHERS, &key);
-	if (cell)
-		return cell;
-	update(MAP_OTHERS, &key, &fresh);
-	return lookup(MAP_OTHERS, &key);
+	return find_other(t->exit_code);
 }
 
 #ifdef EXIT_REASON_OFFSET
@@ -333,25 +329,25 @@ static __always_inline int count_kvm_run(u32 loads)
 	return 1;
 }
 
-/* The thread that leaves its CPU is still the current one. */
 static __always_inline int count_switch(u32 next, u32 away)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	u64 *here = this_cpu();
+	u32 *here = this_cpu(), slot;
 	struct thread *t;
 	u64 now = 0;
 
 	if (!here)
 		return 1;
-	t = thread_in(*here >> 32 == tid ? *here : find_slot(tid));
+	slot = *here;
+	t = lookup(MAP_THREADS, &slot);
 	if (t) {
 		now = bpf_ktime_get_ns();
 		t->n_switches++;
 		t->resume = t->phase;
 		enter_phase(t, away, now);
 	}
-	*here = (u64)next << 32 | find_slot(next);
-	t = thread_in(*here);
+	slot = find_slot(next);
+	*here = slot;
+	t = lookup(MAP_THREADS, &slot);
 	if (t)
 		enter_phase(t, t->resume, now ? now : bpf_ktime_get_ns());
 	return 1;

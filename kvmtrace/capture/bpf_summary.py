@@ -46,9 +46,9 @@ CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
 HEAD = struct.Struct(f"<5Q{N_PHASES}QQ8I16s")
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
-NOBODY = struct.pack("<Q", 0xffffffff)  # of MAP_HERE: the idle thread, which has no entry
-EVENTS = (("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"), ("kvm", "kvm_fpu"),
-          ("sched", "sched_switch"))
+NO_SLOT = struct.pack("<I", 0xffffffff)  # of MAP_HERE: who runs there has no entry
+EVENTS = (("sched", "sched_switch"), ("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"),
+          ("kvm", "kvm_fpu"))  # attached in this order
 # macro -> (event, field)
 OFFSETS = {"EXIT_REASON_OFFSET": ("kvm_exit", "exit_reason"), "EXIT_ISA_OFFSET": ("kvm_exit", "isa"),
            "EXIT_VCPU_OFFSET": ("kvm_exit", "vcpu_id"), "USERSPACE_REASON_OFFSET": ("kvm_userspace_exit", "reason"),
@@ -78,7 +78,7 @@ class SummaryPrograms:
         self.threads = create_map("kvmtrace_thread", MAP_TYPE_ARRAY, 4, THREAD_BYTES, MAX_THREADS)
         self.slots = create_map("kvmtrace_slots", MAP_TYPE_HASH, 4, 4, MAX_THREADS)
         self.free = create_map("kvmtrace_free", MAP_TYPE_QUEUE, 0, 4, MAX_THREADS)
-        self.here = create_map("kvmtrace_here", MAP_TYPE_ARRAY, 4, 8, os.sysconf("SC_NPROCESSORS_CONF"))
+        self.here = create_map("kvmtrace_here", MAP_TYPE_ARRAY, 4, 4, os.sysconf("SC_NPROCESSORS_CONF"))
         self.others = create_map("kvmtrace_others", MAP_TYPE_HASH, 8, CELL.size, MAX_OTHERS)
         self.tids = create_map("kvmtrace_tids", MAP_TYPE_HASH, 4, 4, 16384)
         self.follow = {f: e for f, e in ((f, bpf_events.read_tracepoint(tracefs, "sched", name)) for f, name in (
@@ -95,7 +95,7 @@ class SummaryPrograms:
             self.attached.tracepoint(event, self.code[function], function)
         self.add_tids(tids)
         for cpu in range(os.sysconf("SC_NPROCESSORS_CONF")):
-            self.here.update(struct.pack("<I", cpu), NOBODY)
+            self.here.update(struct.pack("<I", cpu), NO_SLOT)
         for event in self.events:
             if f"on_{event.name}" in self.code and not self._attach_raw(event):
                 self.attached.tracepoint(event, self.code[f"on_{event.name}"])
