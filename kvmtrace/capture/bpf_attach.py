@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ from kvmtrace.capture.bpf_syscall import (
     perf_event_open,
     program_misses,
 )
-from kvmtrace.capture.tracefs import lockdown_mode
+from kvmtrace.capture.bpf_types import kernel_types
+from kvmtrace.capture.tracefs import lockdown_mode, mounted
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.capture.bpf_events import TracedEvent
 
+RETURN_0 = struct.pack("<BBhiBBhi", 0xb7, 0, 0, 0, 0x95, 0, 0, 0)  # r0 = 0; exit
 PMU_FOLDER = Path("/sys/bus/event_source/devices")
 
 
@@ -236,19 +239,54 @@ def describe_attachments() -> list[tuple[str, bool, str]]:
 
     Returns
     -------
-    (mechanism, usable, remark) rows; nothing is attached to find out
+    (mechanism, usable, remark) rows; programs are loaded to find out, nothing is attached; without privileges a
+    mechanism that needs them is not usable
     """
-    locked = lockdown_mode()
-    has_btf = (bpf_btf.BTF_FOLDER / "vmlinux").exists()
-    closed = locked not in (None, "none")
-    fentry = has_btf and not closed
-    why = "" if fentry else f"kernel lockdown={locked}" if closed else "the kernel has no BTF"
-    kprobe = pmu_type("kprobe") is not None
-    uprobe = pmu_type("uprobe") is not None
     return [
-        ("fentry/fexit", fentry, why),
-        ("kprobe/kretprobe", kprobe, "" if kprobe else "the kernel is built without CONFIG_KPROBES"),
-        ("tracepoint", Path("/sys/kernel/tracing/events").is_dir(), ""),
-        ("syscall tracepoint", Path("/sys/kernel/tracing/events/syscalls").is_dir(), ""),
-        ("uprobe/uretprobe", uprobe, "" if uprobe else "the kernel is built without CONFIG_UPROBE_EVENTS"),
+        ("fentry/fexit", *_loads_fentry()),
+        ("BTF tracepoint", *_loads_btf_tracepoint()),
+        ("raw tracepoint", *_loads(PROG_TYPE_RAW_TRACEPOINT)),
+        ("kprobe/kretprobe", *_has_pmu("kprobe", "CONFIG_KPROBES")),
+        ("tracepoint", *_has_events("events", "CONFIG_EVENT_TRACING")),
+        ("syscall tracepoint", *_has_events("events/syscalls", "CONFIG_FTRACE_SYSCALLS")),
+        ("uprobe/uretprobe", *_has_pmu("uprobe", "CONFIG_UPROBE_EVENTS")),
     ]
+
+
+def _has_pmu(name: str, option: str) -> tuple[bool, str]:
+    usable = pmu_type(name) is not None
+    return usable, "" if usable else f"the kernel is built without {option}"
+
+
+def _has_events(folder: str, option: str) -> tuple[bool, str]:
+    tracefs = mounted()
+    if tracefs is None:
+        return False, "tracefs is not mounted (record does it itself)"
+    usable = os.path.isdir(tracefs / folder)  # noqa: PTH112 (False where we may not look)
+    return usable, "" if usable else f"{tracefs / folder} is not there: no privilege, or built without {option}"
+
+
+def _loads(program_type: int, attach_type: int = 0, btf_id: int = 0) -> tuple[bool, str]:
+    """Say whether the kernel takes a program of a type, one that does nothing."""
+    try:
+        os.close(load_program("kvmtrace_probe", program_type, RETURN_0, attach_type=attach_type, btf_id=btf_id))
+    except CapabilityError as error:
+        return False, error.problem
+    return True, ""
+
+
+def _loads_fentry() -> tuple[bool, str]:
+    locked = lockdown_mode()
+    if locked not in (None, "none"):
+        return False, f"kernel lockdown={locked}"
+    found = bpf_btf.find_functions({"schedule"})
+    if not found:
+        return False, "the kernel has no BTF"
+    return _loads(PROG_TYPE_TRACING, ATTACH_TRACE_FENTRY, found["schedule"][1])
+
+
+def _loads_btf_tracepoint() -> tuple[bool, str]:
+    place = kernel_types().tracepoint_type("sched_switch")
+    if place is None:
+        return False, "the kernel has no BTF"
+    return _loads(PROG_TYPE_TRACING, ATTACH_TRACE_RAW_TP, place[1])

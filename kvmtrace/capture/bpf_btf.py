@@ -25,8 +25,8 @@ from kvmtrace.capture.bpf_syscall import (
 BTF_FOLDER = Path("/sys/kernel/btf")
 KIND_FUNC, KIND_VAR = 12, 14
 # bytes behind the 12 of struct btf_type, by kind: fixed, and per member
-_FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
-_PER_MEMBER = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
+FIXED_BYTES = {1: 4, 3: 12, 14: 4, 17: 4}
+MEMBER_BYTES = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def scan_btf(data: bytes, wanted: set[tuple[str, int]], base: BtfIds | None = No
         kind = info >> 24 & 0x1f
         if (name_offset, kind) in by_offset:
             found.setdefault((by_offset[name_offset, kind], kind), number)
-        position += 12 + _FIXED.get(kind, 0) + _PER_MEMBER.get(kind, 0) * (info & 0xffff)
+        position += 12 + FIXED_BYTES.get(kind, 0) + MEMBER_BYTES.get(kind, 0) * (info & 0xffff)
     return BtfIds(number, names_bytes, found)
 
 

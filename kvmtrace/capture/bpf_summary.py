@@ -62,6 +62,7 @@ class SummaryPrograms:
     Parameters
     ----------
     tgid : int or None, the target's process; None is the whole machine
+    raw : bool, use raw and BTF tracepoints where the kernel allows them
 
     Raises
     ------
@@ -69,8 +70,9 @@ class SummaryPrograms:
         bcc, privileges or KVM's tracepoints are missing.
     """
 
-    def __init__(self, tgid: int | None) -> None:
+    def __init__(self, tgid: int | None, *, raw: bool = True) -> None:
         tracefs = find_tracefs()
+        self.raw = raw
         found = [bpf_events.read_tracepoint(tracefs, system, name) for system, name in EVENTS]
         self.events = [event for event in found if event is not None]
         if not any(event.name == "kvm_userspace_exit" for event in self.events):
@@ -105,7 +107,7 @@ class SummaryPrograms:
     def _attach_raw(self, event: TracedEvent) -> bool:
         """Hang the event's program on the tracepoint's arguments; False if that needs the plain tracepoint."""
         code = self.code.get(f"raw_{event.name}")
-        if code is None:
+        if code is None or not self.raw:
             return False
         if event.name == "sched_switch":
             place = kernel_types().tracepoint_type(event.name)
@@ -156,7 +158,8 @@ class SummaryPrograms:
         for macro, (event, name) in OFFSETS.items():
             if name in fields.get(event, {}):
                 defines[macro] = str(fields[event][name][0])
-        defines |= bpf_arguments.summary_macros(kernel_types())
+        if self.raw:
+            defines |= bpf_arguments.summary_macros(kernel_types())
         files = ["target.h", "summary.c"]
         if self.follow:
             files.append("follow.c")
@@ -246,7 +249,8 @@ def _summarise(settings: RecordSettings, programs: SummaryPrograms, spool: Spool
                        "guest_arguments": list(spec.guest_arguments), "command": list(spec.command)},
             "guest_run": target.guest_run, "loss": {"by_cpu": {}, "events": 0}, "started": started,
             "duration_ns": duration_ns, "filters": {}, "cost_ns_per_event": None, "notes": summary_notes(rows),
-            "ended_by": ended_by, "target_status": target.status, "n_events": None, "attached": programs.attached.by_mechanism()}
+            "ended_by": ended_by, "target_status": target.status, "n_events": None,
+            "attached": programs.attached.by_mechanism()}
     for row in rows:  # threads often get their name after their first event
         row["comm"] = threads.known.get(row["tid"], (-1, row["comm"]))[1]
     text = json.dumps({"schema": SCHEMA, "meta": meta, "vcpus": rows}, separators=(",", ":")).encode() + b"\n"

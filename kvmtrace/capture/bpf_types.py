@@ -11,9 +11,12 @@ import struct
 from array import array
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kvmtrace.capture.bpf_btf import _FIXED, _PER_MEMBER, BTF_FOLDER
+from kvmtrace.capture.bpf_btf import BTF_FOLDER, FIXED_BYTES, MEMBER_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KIND_INT, KIND_PTR, KIND_STRUCT, KIND_UNION, KIND_ENUM, KIND_TYPEDEF, KIND_FUNC = 1, 2, 4, 5, 6, 8, 12
 KIND_ENUM64 = 19
@@ -66,7 +69,7 @@ class TypeInfo:
         self.data, self.base = data, base
         _, _, _, header, type_offset, type_bytes, names_offset, self.names_bytes = struct.unpack_from("<HBBIIIII", data)
         self.names_at = header + names_offset
-        self.first_id = base.next_id if base else 1
+        self.first_id: int = base.next_id if base else 1
         self.first_name = base.names_bytes if base else 0
         self.positions = array("Q")
         self.by_name: dict[int, list[int]] = {}
@@ -78,8 +81,8 @@ class TypeInfo:
             kind = info >> 24 & 0x1f
             if kind in (KIND_STRUCT, KIND_TYPEDEF, KIND_FUNC) and name >= self.first_name:
                 self.by_name.setdefault(name, []).append(self.first_id + len(self.positions) - 1)
-            position += 12 + _FIXED.get(kind, 0) + _PER_MEMBER.get(kind, 0) * (info & 0xffff)
-        self.next_id = self.first_id + len(self.positions)
+            position += 12 + FIXED_BYTES.get(kind, 0) + MEMBER_BYTES.get(kind, 0) * (info & 0xffff)
+        self.next_id: int = self.first_id + len(self.positions)
 
     def find(self, name: str, kind: int) -> int | None:
         """Return the id of a structure, typedef or function of that name that this BTF itself holds."""
@@ -123,7 +126,7 @@ class TypeInfo:
         for i in range(n_members):
             name, of, offset = struct.unpack_from("<III", owner.data, position + 12 * i)
             bits = offset & 0xffffff if packed else offset
-            if packed and offset >> 24 or bits % 8:
+            if (packed and offset >> 24) or bits % 8:
                 continue  # a bit field
             size, _, target = self._shape(of)
             if owner.text(name) == wanted:

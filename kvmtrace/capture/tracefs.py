@@ -58,13 +58,13 @@ def find_tracefs() -> Path:
     """
     place = mounted()
     if place is None:
-        place = _mount()
+        place = mount_tracefs()
     if not os.access(place / "instances", os.W_OK | os.X_OK):
         raise no_access(place / "instances")
     return place
 
 
-def _mount() -> Path:
+def mount_tracefs() -> Path:
     """Mount tracefs where systemd would have."""
     if not MOUNT_POINT.is_dir():
         raise CapabilityError("this kernel has no tracefs", "use a kernel with CONFIG_EVENT_TRACING")

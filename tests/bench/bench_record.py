@@ -17,7 +17,6 @@ a KVM fires kvm_entry and kvm_exit, `storm` shows both. The floors are what the 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -38,6 +37,7 @@ from kvmtrace.events.opening import open_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 # the most frequent first; those that this machine's KVM does not fire for the load are harmless
 STORM = tuple(("kvm", name) for name in ("kvm_entry", "kvm_exit", "kvm_cpuid", "kvm_emulate_insn", "kvm_fpu", "kvm_pio",
@@ -212,7 +212,7 @@ def run_bpftrace(load: Load, directory: Path) -> Run:
     return replace(run, events=events, lost=0, recorder_cpu_s=None)
 
 
-def run_floor(floor: Callable[[list[tuple[str, str]]], contextlib.AbstractContextManager[None]]
+def run_floor(floor: Callable[[list[tuple[str, str]]], AbstractContextManager[None]]
               ) -> Callable[[Load, Path], Run]:
     """Return a runner with nothing but what the kernel does for an event."""
     def run(load: Load, directory: Path) -> Run:
@@ -344,7 +344,8 @@ def main() -> None:
         print(render(results[load.name]) + "\n", flush=True)
     print(render_goals(results))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"count": options.count, "rounds": options.rounds, "loads": results}, indent=2))
+    result = {"count": options.count, "rounds": options.rounds, "loads": results}
+    options.output.write_text(json.dumps(result, indent=2))
     print(f"\n{options.output}")
 
 

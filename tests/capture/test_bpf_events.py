@@ -115,9 +115,21 @@ def test_the_kernels_own_btf_has_what_it_must_have() -> None:
 
 
 def test_attachments_are_described_newest_first() -> None:
-    names = [name for name, _, _ in bpf_attach.describe_attachments()]
-    assert names[:2] == ["fentry/fexit", "kprobe/kretprobe"]
-    assert all(usable or remark for _, usable, remark in bpf_attach.describe_attachments())
+    rows = bpf_attach.describe_attachments()
+    assert [name for name, _, _ in rows][:5] == ["fentry/fexit", "BTF tracepoint", "raw tracepoint", "kprobe/kretprobe",
+                                                 "tracepoint"]
+    assert [row for row in rows if bool(row[1]) == bool(row[2])] == []
+
+
+@pytest.mark.parametrize("place", [None, "empty"])
+def test_without_tracefs_each_mechanism_says_what_is_wrong(place: str | None, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf_attach, "mounted", lambda: None if place is None else tmp_path)
+    rows = {name: (usable, remark) for name, usable, remark in bpf_attach.describe_attachments()}
+    for name in ("tracepoint", "syscall tracepoint"):
+        usable, remark = rows[name]
+        assert not usable
+        assert ("not mounted" if place is None else str(tmp_path)) in remark
 
 
 def test_a_capture_cut_by_a_full_disk_still_ends_with_its_metadata(tmp_path: Path) -> None:
