@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.bpf_btf import BTF_FOLDER, FIXED_BYTES, MEMBER_BYTES
+from kvmtrace.capture.bpf_btf import BTF_FOLDER, FIXED_BYTES, MEMBER_BYTES, find_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,10 +86,8 @@ class TypeInfo:
 
     def find(self, name: str, kind: int) -> int | None:
         """Return the id of a structure, typedef or function of that name that this BTF itself holds."""
-        at = self.data.find(b"\0" + name.encode() + b"\0", self.names_at - 1, self.names_at + self.names_bytes)
-        if at < 0:
-            return None
-        for number in self.by_name.get(at + 1 - self.names_at + self.first_name, []):
+        at = find_name(self.data, name, self.names_at, self.names_bytes)
+        for number in self.by_name.get(at - self.names_at + self.first_name, []) if at >= 0 else ():
             if self._head(number)[1] == kind:
                 return number
         return None

@@ -10,7 +10,7 @@ import pytest
 
 from kvmtrace.decode.summary import read_summary
 from kvmtrace.events.opening import open_recording
-from tests.capture.test_bpf_recording import compare, of_threads, vmm_threads
+from tests.capture.test_bpf_recording import compare, missed_by, of_threads, vmm_threads
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -37,7 +37,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_back_ends_see_the_same_with_probes(results: Path) -> None:
     ftrace, bpf = (open_recording(results / "twice" / f"{name}.dat") for name in ("ftrace", "bpf"))
     tids = vmm_threads(ftrace.events())
-    seen = compare(of_threads(ftrace.events(), tids), of_threads(bpf.events(), tids))
+    seen = compare(of_threads(ftrace.events(), tids), of_threads(bpf.events(), tids), missed_by(bpf))
     for name in ("kvm_entry", "kvm_exit", "svm_vcpu_run", "svm_vcpu_run_return", "kvm_vcpu_ioctl",
                  "kvm_vcpu_ioctl_return"):
         assert seen[name] > 100, name
