@@ -133,7 +133,16 @@ def object_name(name: str) -> bytes:
 
 def loaded_programs() -> list[str]:
     """Name the programs of ours that the kernel holds now, whoever loaded them."""
-    names: list[str] = []
+    return list(_loaded().values())
+
+
+def loaded_ids() -> set[int]:
+    """Return the ids of the programs of ours that the kernel holds now."""
+    return set(_loaded())
+
+
+def _loaded() -> dict[int, str]:
+    found: dict[int, str] = {}
     number = 0
     while True:
         buffer = ctypes.create_string_buffer(struct.pack("<III", number, 0, 0), 12)
@@ -143,14 +152,14 @@ def loaded_programs() -> list[str]:
             fd = bpf(PROG_FD_BY_ID, struct.pack("<III", number, 0, 0))
         except FileNotFoundError:  # the last one, or one that just went
             if buffer.raw[4:8] == bytes(4):
-                return names
+                return found
             continue
         info = ctypes.create_string_buffer(256)
         bpf(OBJ_GET_INFO, struct.pack("<IIQ", fd, len(info), address_of(info)))
         os.close(fd)
         name = info.raw[64:80].partition(b"\0")[0].decode("ascii", "replace")
         if name.startswith(PROGRAM_PREFIX):
-            names.append(name)
+            found[number] = name
 
 
 def create_map(name: str, map_type: int, key_bytes: int, value_bytes: int, entries: int,

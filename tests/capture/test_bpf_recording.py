@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from kvmtrace.capture.bpf_syscall import loaded_ids
+from kvmtrace.capture.tracefs import Probes
 from kvmtrace.decode.summary import read_summary
 from kvmtrace.events.opening import open_recording
 from tests.capture.record_twice import bpf_runs, record_twice, wait_until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from kvmtrace.events.recording import Recording
@@ -174,35 +175,50 @@ def test_recorded_and_lost_are_what_the_guest_did(tmp_path: Path) -> None:
     assert 0 < marked.sum() <= sum(lost.values())
 
 
-def test_a_killed_recorder_leaves_a_readable_capture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--summary"]], ids=["events", "summary"])
+def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path, options: list[str]) -> None:
     output = tmp_path / "k.bpf"
-    recorder = subprocess.Popen([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "--guest", "storm",
-                                 "--count", "100000000", "-o", str(output)])
-    wait_until(lambda: bpf_runs(output))
+    recorder = subprocess.Popen([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", *options, "--guest",
+                                 "storm", "--count", "100000000", "-o", str(output)])
+    wait_until(lambda: bpf_runs(output) or (options and runs_guest(recorder.pid)))
     time.sleep(1)
+    programs, maps = held_by(recorder.pid)
+    assert len(programs) >= 5
+    assert maps
     recorder.send_signal(signal.SIGKILL)
     recorder.wait()
-    subprocess.run([sys.executable, "-m", "kvmtrace", "doctor"], capture_output=True, check=False)
+    said = subprocess.run([sys.executable, "-m", "kvmtrace", "report", str(output)], capture_output=True, text=True,
+                          check=False)
+    wait_until(lambda: not programs & loaded_ids())
+    assert not list(tmp_path.glob(".k.bpf*"))
+    assert not list(Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{recorder.pid}-*"))
+    assert not any(str(recorder.pid) in group for group in Probes.groups(Path("/sys/kernel/tracing")))
+    if options:  # what was counted in the kernel went with the recorder
+        assert said.returncode == 2
+        return
+    assert said.returncode == 0, said.stderr
+    assert "kvm_" in said.stdout or "exits" in said.stdout
     recording = open_recording(output)
     assert len(recording.events()) > 1000
     assert recording.capture.meta["duration_ns"] is None
-    wait_until(lambda: not programs_of(recorder.pid))
-    assert not list(tmp_path.glob(".k.bpf*"))
 
 
-def programs_of(pid: int) -> bool:
-    """Say whether the process holds BPF programs still (a killed one gives them back while it dies)."""
-    try:
-        return any("bpf-prog" in os.readlink(path) for path in _fds(pid))
-    except OSError:
-        return False
+def runs_guest(pid: int) -> bool:
+    """Say whether the recorder holds programs that hang on something and its guest has been let go."""
+    programs, _ = held_by(pid)
+    return len(programs) >= 5
 
 
-def _fds(pid: int) -> list[str]:
-    try:
-        return [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        return []
+def held_by(pid: int) -> tuple[set[int], set[int]]:
+    """Return the ids of the BPF programs and maps that a process holds."""
+    programs, maps = set(), set()
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            for line in path.read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in ("prog_id", "map_id"):
+                    (programs if name == "prog_id" else maps).add(int(value))
+    return programs, maps
 
 
 def test_the_summary_counts_what_the_guest_did(tmp_path: Path) -> None:
