@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COMMON_BYTES = 8  # common_type, common_flags, common_preempt_count, common_pid
 _FIELD = re.compile(r"^\s*field:([^;\n]+);\s*offset:(\d+);\s*size:(\d+);", re.MULTILINE)
 _NAME = re.compile(r"(\w+)(?:\[[^\]]*\])?$")
+# of VM-exits; the filter "thread" says whose events are recorded at all
 FILTERS = ("vcpu", "exit_reason", "sample", "slower_than_ns")
 # in a stream filtered by VM-exit, these belong to the thread, not to a VM-exit
 UNFILTERED_SYSTEMS = frozenset({"sched", "syscalls", "task"})
@@ -216,7 +217,7 @@ def filter_defines(filters: dict[str, Any], events: list[TracedEvent]) -> dict[s
     """Return the macros that switch the exit filters on, with the offsets they need."""
     by_name = {event.name: event for event in events}
     defines: dict[str, str] = {}
-    if not filters or "kvm_exit" not in by_name or "kvm_entry" not in by_name:
+    if not filters.keys() & set(FILTERS) or "kvm_exit" not in by_name or "kvm_entry" not in by_name:
         return defines
     leaving, entering = by_name["kvm_exit"], by_name["kvm_entry"]
     defines["EXIT_REASON_OFFSET"] = str(leaving.fields["exit_reason"][0])
@@ -240,6 +241,7 @@ def filter_defines(filters: dict[str, Any], events: list[TracedEvent]) -> dict[s
 def describe_filters(filters: dict[str, Any]) -> dict[str, str]:
     """Return the metadata's `filters`: what was dropped in the kernel, for people."""
     texts = {
+        "thread": lambda v: f"only thread {v}",
         "vcpu": lambda v: f"only vCPU {v}",
         "exit_reason": lambda v: "only VM-exits with reason " + ", ".join(str(reason) for reason in v),
         "sample": lambda v: f"1 in {v} VM-exits (per vCPU thread)",

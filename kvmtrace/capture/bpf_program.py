@@ -81,13 +81,14 @@ class Plan:
 
 def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool, filters: dict[str, Any],
               user_probes: tuple[UserProbe, ...] = ()) -> Plan:
-    """Decide what is traced, from what this kernel has."""
+    """Decide what is traced, from what this kernel has; the filter "thread" makes one thread the target."""
+    alone = "thread" in filters
     events, missing = bpf_events.wanted_tracepoints(tracefs, event_set, targeted=targeted)
     probes = [] if event_set == "minimal" else bpf_events.wanted_probes()
     follow = {}
     for function, name in (("follow_fork", "sched_process_fork"), ("follow_free", "sched_process_free")):
         event = bpf_events.read_tracepoint(tracefs, "sched", name)
-        if event is not None and targeted:
+        if event is not None and targeted and not alone:
             follow[function] = event
     btf = bpf_btf.find_functions({p.probe[0] for p in probes if p.probe}) if probes else {}
     counter = readable_variable(PREEMPT_COUNT)
@@ -96,8 +97,8 @@ def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool
     if not targeted:
         conditions |= {f"syscalls:{name}": "not recorded with -a" for name in sorted(bpf_events.NOT_MACHINE_WIDE)}
     own = [probe.event() for probe in user_probes]
-    return Plan([*events, *probes, *own], missing, follow, tgid, targeted, filters, btf, raw_events(events), conditions,
-                counter, interrupts, user_probes)
+    return Plan([*events, *probes, *own], missing, follow, None if alone else tgid, targeted, filters, btf,
+                raw_events(events), conditions, counter, interrupts, user_probes)
 
 
 def raw_events(events: list[TracedEvent]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from kvmtrace.capture.bpf_syscall import loaded_ids
 from kvmtrace.capture.tracefs import Probes
 from kvmtrace.decode.summary import read_summary
 from kvmtrace.events.opening import open_recording
+from kvmtrace.report.text import filter_line
 from tests.capture.record_twice import bpf_runs, record_twice, wait_until
 
 if TYPE_CHECKING:
@@ -250,8 +251,36 @@ def test_top_in_a_pipe_prints_rates() -> None:
     assert f"{guest.pid} python" in blocks[1]
 
 
+def test_one_thread_alone(tmp_path: Path) -> None:
+    guest = subprocess.Popen([sys.executable, "-m", "kvmtrace.workload", "smp", "--count", "60000"],
+                             stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: vcpu_threads(guest.pid).get("CPU 1/KVM"))
+        thread = vcpu_threads(guest.pid)["CPU 1/KVM"]
+        record(tmp_path / "t.bpf", "-p", str(guest.pid), "--thread", str(thread), "-d", "0.3")
+    finally:
+        guest.kill()
+        guest.wait()
+    recording = open_recording(tmp_path / "t.bpf")
+    table = recording.events()
+    assert table.count("kvm_fpu") > 0
+    switches = table.rows("sched_switch")
+    ours = (table.tid[switches] == thread) | (table.field("sched_switch", "next_pid") == thread)
+    assert ours.all()
+    assert set(np.delete(table.tid, switches).tolist()) == {thread}
+    assert recording.capture.meta["filters"]["thread"] == f"only thread {thread}"
+    assert "filtered_events" not in recording.capture.meta
+    assert filter_line(recording.capture.meta["filters"]) == f"only thread {thread}"
+
+
+def vcpu_threads(pid: int) -> dict[str, int]:
+    """Return thread name -> tid of a process."""
+    return {(path / "comm").read_text().strip(): int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()}
+
+
 def test_wrong_uses_end_with_one_line(tmp_path: Path) -> None:
-    for options, code in ((["--clock", "local"], 2), (["--max-size", "1M"], 2), (["--summary", "--sample", "5"], 2)):
+    for options, code in ((["--clock", "local"], 2), (["--max-size", "1M"], 2), (["--summary", "--sample", "5"], 2),
+                          (["--thread", "1"], 2)):
         done = subprocess.run([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "--guest", "lifecycle",
                                "-o", str(tmp_path / "x"), *options], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
