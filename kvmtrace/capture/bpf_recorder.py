@@ -55,7 +55,7 @@ def record(settings: RecordSettings, user_probes: tuple[UserProbe, ...] = ()) ->
         Nothing was recorded, and why.
     """
     if settings.summary:
-        from kvmtrace.capture.bpf_summary import record_summary
+        from kvmtrace.capture.bpf_summary_recorder import record_summary
 
         return record_summary(settings)
     if settings.clock not in (None, CLOCK):

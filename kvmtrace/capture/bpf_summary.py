@@ -1,42 +1,28 @@
 """--summary and top: counts, times and histograms that grow in BPF maps; no event leaves the kernel.
 
-The maps' layout is struct thread and struct cell of tracers/summary.c. The file is one JSON object,
-"kvmtrace.summary/1"; kvmtrace/decode/summary.py reads it and describes it.
+The maps' layout is struct thread and struct cell of tracers/summary.c.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import struct
-import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace import __version__
 from kvmtrace.capture import bpf_arguments, bpf_events
 from kvmtrace.capture.bpf_attach import Attachments
 from kvmtrace.capture.bpf_compile import compile_cached, relocate
-from kvmtrace.capture.bpf_detach import closing_elsewhere
 from kvmtrace.capture.bpf_program import PLACEHOLDERS
 from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, MAP_TYPE_QUEUE, BpfMap, create_map
 from kvmtrace.capture.bpf_types import kernel_types
-from kvmtrace.capture.ending import Ending
-from kvmtrace.capture.host import host_facts
-from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
-from kvmtrace.capture.spool import Spool
-from kvmtrace.capture.target import Target, invoking_user
-from kvmtrace.capture.threads import Threads
 from kvmtrace.capture.tracefs import find_tracefs
-from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kvmtrace.capture.bpf_events import TracedEvent
 
-SCHEMA = "kvmtrace.summary/1"
 MAX_THREADS = 256
 MAX_OTHERS = 4096
 PHASES = ("unknown", "guest", "kernel", "userspace", "blocked", "preempted")
@@ -203,64 +189,6 @@ def _exit_reason(cell: int) -> int:
     return cell if cell < FIRST_NPF else cell - FIRST_NPF + SVM_NPF
 
 
-def record_summary(settings: RecordSettings) -> RecordResult:
-    """Aggregate in the kernel until the target or the time ends or a signal comes; write the summary file.
-
-    Raises
-    ------
-    CapabilityError, UsageError
-        Nothing was recorded, and why.
-    """
-    if settings.filters:
-        raise UsageError("--summary counts everything; leave the filters out")
-    with Ending(settings.duration_s) as ending, Target(settings.target) as target:
-        programs = SummaryPrograms(target.pid)
-        spool = Spool.create(settings.output)
-        try:
-            return _summarise(settings, programs, spool, ending, target)
-        except BaseException:
-            spool.discard()
-            raise
-        finally:
-            with closing_elsewhere():
-                programs.close()
-
-
-def _summarise(settings: RecordSettings, programs: SummaryPrograms, spool: Spool, ending: Ending,
-               target: Target) -> RecordResult:
-    programs.attach(target.tids())
-    programs.add_tids(target.tids())
-    threads = Threads(target.pid)
-    spool.save({"state": "complete", "backend": "bpf", "owner": invoking_user()})
-    started, started_ns = datetime.now(UTC).isoformat(), time.monotonic_ns()
-    cpu_before = time.process_time()
-    ending.start()
-    target.release()
-    ended_by = _wait(ending, target, threads)
-    ended_ns = time.monotonic_ns()
-    duration_ns = ended_ns - started_ns
-    rows = programs.snapshot(ended_ns)
-    target.close()
-    spec = settings.target
-    meta = {"schema": META_SCHEMA, "kvmtrace": __version__, "command": list(settings.argv), **host_facts(),
-            "backend": "bpf", "clock": "mono", "event_set": "summary",
-            "events": [f"{e.system}:{e.name}" for e in programs.events], "missing_events": [], "probes": [],
-            "target": {"kind": spec.kind, "pids": [] if target.pid is None else [target.pid], "guest": spec.guest,
-                       "guest_arguments": list(spec.guest_arguments), "command": list(spec.command)},
-            "guest_run": target.guest_run, "loss": {"by_cpu": {}, "events": 0}, "started": started,
-            "duration_ns": duration_ns, "filters": {}, "cost_ns_per_event": None, "notes": summary_notes(rows),
-            "ended_by": ended_by, "target_status": target.status, "n_events": None,
-            "attached": programs.attached.by_mechanism()}
-    for row in rows:  # threads often get their name after their first event
-        row["comm"] = threads.known.get(row["tid"], (-1, row["comm"]))[1]
-    text = json.dumps({"schema": SCHEMA, "meta": meta, "vcpus": rows}, separators=(",", ":")).encode() + b"\n"
-    spool.write_file("out", text)
-    spool.publish("out", settings.output.name, invoking_user())
-    spool.discard()
-    cpu_s = time.process_time() - cpu_before
-    return RecordResult(settings.output, meta, None, count_by_kind(rows), len(text), ended_by, target.status, cpu_s)
-
-
 def count_by_kind(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Return how many VM-entries, VM-exits and userspace exits a summary counted."""
     return {"kvm_entry": sum(row["guest"]["count"] for row in rows if row["guest"]),
@@ -277,19 +205,3 @@ def summary_notes(rows: list[dict[str, Any]]) -> list[str]:
     if len(rows) >= MAX_THREADS:
         notes.append(f"only the first {MAX_THREADS} vCPU threads were counted")
     return notes
-
-
-def _wait(ending: Ending, target: Target, threads: Threads) -> str:
-    poll = select.poll()
-    for fd in (ending.fd, target.pidfd):
-        if fd is not None:
-            poll.register(fd, select.POLLIN)
-    while True:
-        ended_by = ending.reason(target)
-        if ended_by is not None:
-            return ended_by
-        threads.look()
-        remaining = ending.remaining_s()
-        poll.poll(1000 * (0.25 if remaining is None else min(0.25, remaining)))
-
-

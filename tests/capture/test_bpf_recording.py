@@ -182,7 +182,7 @@ def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path,
     recorder = subprocess.Popen([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", *options, "--guest",
                                  "storm", "--count", "100000000", "-o", str(output)])
     wait_until(lambda: bpf_runs(output) or (options and runs_guest(recorder.pid)))
-    time.sleep(1)
+    time.sleep(1.5)
     programs, maps = held_by(recorder.pid)
     assert len(programs) >= 5
     assert maps
@@ -194,11 +194,12 @@ def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path,
     assert not list(tmp_path.glob(".k.bpf*"))
     assert not list(Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{recorder.pid}-*"))
     assert not any(str(recorder.pid) in group for group in Probes.groups(Path("/sys/kernel/tracing")))
-    if options:  # what was counted in the kernel went with the recorder
-        assert said.returncode == 2
-        return
     assert said.returncode == 0, said.stderr
-    assert "kvm_" in said.stdout or "exits" in said.stdout
+    if options:
+        summary = json.loads(output.read_text())
+        assert summary["meta"]["ended_by"] == "killed"
+        assert summary["vcpus"][0]["time_ns"]["kernel"] > 0
+        return
     recording = open_recording(output)
     assert len(recording.events()) > 1000
     assert recording.capture.meta["duration_ns"] is None
@@ -263,7 +264,7 @@ def test_one_thread_alone(tmp_path: Path) -> None:
         guest.wait()
     recording = open_recording(tmp_path / "t.bpf")
     table = recording.events()
-    assert table.count("kvm_fpu") > 0
+    assert table.count("kvm_msr") > 0
     switches = table.rows("sched_switch")
     ours = (table.tid[switches] == thread) | (table.field("sched_switch", "next_pid") == thread)
     assert ours.all()
