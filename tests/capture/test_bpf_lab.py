@@ -6,6 +6,7 @@ in the lab's cache, and the VMX lab runs what was compiled in the SVM lab: on on
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvmtrace.capture.bpf_compile import compile_cached
 from kvmtrace.compare.checker import check_recording
 from kvmtrace.decode.summary import read_summary
 from kvmtrace.events.opening import open_recording
@@ -160,3 +162,35 @@ def test_the_vmx_lab_records_with_bpf(results: Path, tmp_path_factory: pytest.Te
     assert comparison.conforms
     assert comparison.isa == "vmx"
     assert comparison.rules["V3"].unknown >= table.count("kvm_entry")
+
+
+DUMP = """
+import kvmtrace.capture.bpf_summary as summary
+def write(text):
+    open("summary.c", "w").write(text)
+    raise SystemExit
+summary.compile_cached = write
+summary.SummaryPrograms(1)
+"""
+
+
+def test_the_vmx_lab_summarises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason of kvm_exit as the raw tracepoint's program reads it from kvm_intel; compiled here for the lab."""
+    folders = [tmp_path / name for name in ("first", "first-back", "second", "second-back")]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "dump.py").write_text(DUMP)
+    run_in_lab("vmx", "export PYTHONPATH=$(sed -n 's/.*PYTHONPATH=\\([^ ]*\\) .*/\\1/p' $(command -v kvmtrace)); "
+               "python3 dump.py", folders[0], folders[1])
+    text = (folders[1] / "summary.c").read_text()
+    assert "#define VMX_EXIT_REASON_AT" in text
+    (cache_dir() / PROGRAMS).chmod(0o700)
+    monkeypatch.setenv("KVMTRACE_BPF_CACHE", str(cache_dir() / PROGRAMS))
+    compile_cached(text)
+    run_in_lab("vmx", PREPARE + "kvmtrace record --summary --guest lifecycle -o summary.json", folders[2], folders[3])
+    text = (folders[3] / "summary.json").read_text()
+    (vcpu,) = read_summary(text.encode(), "summary.json").vcpus
+    counts = {code: cell.count for code, cell in vcpu.exits.items()}
+    assert {code: counts[code] for code in (10, 12, 30, 31, 32)} == {10: 13, 12: 5, 30: 61, 31: 11, 32: 7}
+    assert "kvm_exit" in json.loads(text)["meta"]["attached"]["raw tracepoint"]
+    assert vcpu.vcpu_id == 0
