@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmtrace.capture import bpf_arguments, bpf_btf, bpf_events
+from kvmtrace.capture import bpf_arguments, bpf_attach, bpf_btf, bpf_events, bpf_recorder
+from kvmtrace.capture.bpf_summary import SummaryPrograms
 from kvmtrace.capture.bpf_types import Argument, KernelTypes, TypeInfo
+from kvmtrace.capture.settings import RecordSettings, TargetSpec
+from kvmtrace.errors import CapabilityError
+from kvmtrace.events.opening import open_recording
 from tests.capture.summarise_twice import summarise_twice
 
 if TYPE_CHECKING:
@@ -151,3 +155,25 @@ def test_raw_and_plain_tracepoints_count_the_same(tmp_path: Path, guest: str) ->
     if (bpf_btf.BTF_FOLDER / "vmlinux").exists():
         assert attached["BTF tracepoint"] == ["sched_switch"]
         assert {"kvm_fpu", "kvm_userspace_exit"} <= set(attached["raw tracepoint"])
+
+
+@pytest.mark.kvm
+def test_where_raw_programs_are_refused_plain_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a locked-down kernel."""
+    real = bpf_attach.load_program
+
+    def refuse(name: str, kind: int, *arguments: Any, **keywords: Any) -> int:
+        if kind in (bpf_attach.PROG_TYPE_RAW_TRACEPOINT, bpf_attach.PROG_TYPE_TRACING):
+            raise CapabilityError(f"the kernel refused the BPF program {name}")
+        return real(name, kind, *arguments, **keywords)
+
+    monkeypatch.setattr(bpf_attach, "load_program", refuse)
+    programs = SummaryPrograms(None)
+    programs.attach()
+    assert set(programs.attached.by_mechanism()) == {"tracepoint"}
+    programs.close()
+    result = bpf_recorder.record(RecordSettings(tmp_path / "l.bpf", TargetSpec("guest", guest="lifecycle")))
+    assert {"raw tracepoint", "BTF tracepoint", "fentry"}.isdisjoint(result.meta["attached"])
+    known = result.meta["guest_run"]["known"]["tracepoints"]
+    table = open_recording(tmp_path / "l.bpf").events()
+    assert {name: table.count(name) for name in known} == known
