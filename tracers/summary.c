@@ -71,6 +71,8 @@ struct thread {
 	u32 exit_code;
 	u32 exit_cell;
 	u32 left_cell;
+	u32 tid;
+	u32 unused;
 	char comm[16];
 	struct cell guest;
 	struct cell exits[N_EXITS];
@@ -98,6 +100,7 @@ static __always_inline struct thread *make_thread(u32 tid, u32 *here, u64 now)
 		return 0;
 	t = lookup(MAP_THREADS, &slot);
 	if (t) {
+		t->tid = tid;
 		t->pid = bpf_get_current_pid_tgid() >> 32;
 		t->first_ns = t->since_ns = now;
 		t->vcpu_id = -1;
@@ -115,7 +118,24 @@ static __always_inline u32 *this_cpu(void)
 	return lookup(MAP_HERE, &cpu);
 }
 
-/* sched_switch is attached first and never missed, so what the CPU notes is the entry of the thread that runs on it. */
+/*
+ * sched_switch is attached first and as a BTF tracepoint never missed, so what the CPU notes is the entry of the thread
+ * that runs on it. Programs on plain tracepoints are skipped where bpf(2) at work on a map was preempted: CHECK_TID.
+ */
+static __always_inline struct thread *noted_thread(u32 *here)
+{
+	u32 slot = *here;
+	struct thread *t = lookup(MAP_THREADS, &slot);
+
+#ifdef CHECK_TID
+	if (t && t->tid != (u32)bpf_get_current_pid_tgid()) {
+		slot = find_slot(bpf_get_current_pid_tgid());
+		t = lookup(MAP_THREADS, &slot);
+	}
+#endif
+	return t;
+}
+
 static __always_inline struct thread *this_thread(u64 now)
 {
 	u32 *here = this_cpu(), slot, tid;
@@ -123,8 +143,7 @@ static __always_inline struct thread *this_thread(u64 now)
 
 	if (!here)
 		return 0;
-	slot = *here;
-	t = lookup(MAP_THREADS, &slot);
+	t = noted_thread(here);
 	if (t)
 		return t;
 	tid = bpf_get_current_pid_tgid();
@@ -337,8 +356,7 @@ static __always_inline int count_switch(u32 next, u32 away)
 
 	if (!here)
 		return 1;
-	slot = *here;
-	t = lookup(MAP_THREADS, &slot);
+	t = noted_thread(here);
 	if (t) {
 		now = bpf_ktime_get_ns();
 		t->n_switches++;

@@ -30,7 +30,7 @@ N_PHASES, N_BUCKETS, N_EXITS, N_USERSPACE = 8, 32, 256, 64
 FIRST_NPF, SVM_NPF = 0xb0, 0x400
 CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
-HEAD = struct.Struct(f"<5Q{N_PHASES}QQ8I16s")
+HEAD = struct.Struct(f"<5Q{N_PHASES}QQ10I16s")
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
 NO_SLOT = struct.pack("<I", 0xffffffff)  # of MAP_HERE: who runs there has no entry
 EVENTS = (("sched", "sched_switch"), ("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"),
@@ -73,9 +73,8 @@ class SummaryPrograms:
             ("follow_fork", "sched_process_fork"), ("follow_free", "sched_process_free")))
             if e is not None and tgid is not None}
         self.attached = Attachments()
-        values = {PLACEHOLDERS[name]: table.fd for name, table in self._maps().items()}
-        values[PLACEHOLDERS["TARGET_TGID"]] = tgid or 0
-        self.code = relocate(compile_cached(self._source(targeted=tgid is not None)), values)
+        self.tgid = tgid
+        self.code = self._compile(raw_switch=True)
 
     def attach(self, tids: Iterable[int] = ()) -> None:
         """Attach all programs; `tids` are threads of the target."""
@@ -85,8 +84,11 @@ class SummaryPrograms:
         for cpu in range(os.sysconf("SC_NPROCESSORS_CONF")):
             self.here.update(struct.pack("<I", cpu), NO_SLOT)
         for event in self.events:
-            if f"on_{event.name}" in self.code and not self._attach_raw(event):
-                self.attached.tracepoint(event, self.code[f"on_{event.name}"])
+            if f"on_{event.name}" not in self.code or self._attach_raw(event):
+                continue
+            if event.name == "sched_switch":
+                self.code = self._compile(raw_switch=False)
+            self.attached.tracepoint(event, self.code[f"on_{event.name}"])
         for slot in range(MAX_THREADS):  # from now on threads get their entries
             self.free.push(struct.pack("<I", slot))
 
@@ -136,7 +138,17 @@ class SummaryPrograms:
         return {"MAP_THREADS": self.threads, "MAP_SLOTS": self.slots, "MAP_FREE": self.free, "MAP_HERE": self.here,
                 "MAP_OTHERS": self.others, "MAP_TIDS": self.tids}
 
-    def _source(self, *, targeted: bool) -> str:
+    def _compile(self, *, raw_switch: bool) -> dict[str, bytes]:
+        """Return the programs; without a raw sched_switch, which is never missed, they check whose entry they use."""
+        macros = bpf_arguments.summary_macros(kernel_types()) if self.raw else {}
+        if not raw_switch or "SWITCH_NEXT_ARG" not in macros:
+            macros = {name: value for name, value in macros.items() if not name.startswith("SWITCH_")}
+            macros["CHECK_TID"] = "1"
+        values = {PLACEHOLDERS[name]: table.fd for name, table in self._maps().items()}
+        values[PLACEHOLDERS["TARGET_TGID"]] = self.tgid or 0
+        return relocate(compile_cached(self._source(macros, targeted=self.tgid is not None)), values)
+
+    def _source(self, macros: dict[str, str], *, targeted: bool) -> str:
         defines = {name: str(PLACEHOLDERS[name]) for name in self._maps()}
         if targeted:
             defines |= {"TARGETED": "1", "TARGET_TGID": str(PLACEHOLDERS["TARGET_TGID"])}
@@ -144,8 +156,7 @@ class SummaryPrograms:
         for macro, (event, name) in OFFSETS.items():
             if name in fields.get(event, {}):
                 defines[macro] = str(fields[event][name][0])
-        if self.raw:
-            defines |= bpf_arguments.summary_macros(kernel_types())
+        defines |= macros
         files = ["target.h", "summary.c"]
         if self.follow:
             files.append("follow.c")
@@ -167,7 +178,7 @@ def decode_thread(tid: int, value: bytes, others: list[tuple[int, bytes]], now_n
     """Return a struct thread as a row; the phase under way counts up to `now_ns`."""
     since_ns, first_ns, _, _, _, *rest = HEAD.unpack_from(value)
     phase_ns, rest = rest[:N_PHASES], rest[N_PHASES:]
-    n_switches, pid, vcpu_id, isa, phase, _, _, _, _, comm = rest
+    n_switches, pid, vcpu_id, isa, phase, *_, comm = rest
     if now_ns > since_ns and phase < len(PHASES):
         phase_ns[phase] += now_ns - since_ns
     phase_ns = phase_ns[:len(PHASES)]  # what follows is the time since a thread ended
