@@ -3,8 +3,9 @@
  * and interrupt routing trace events from interrupts; they carry the interrupted thread's id but are not its doing.
  * Hung on irq_vectors:*_entry/_exit, irq:irq_handler_entry/exit, irq:softirq_entry/exit. Writes no records.
  *
- * An interrupt that arrives while a program runs on the CPU is not seen at all, its end neither: the counters stay
- * balanced. Exits are attached first, so that an interrupt under way at that moment does no harm.
+ * On raw tracepoints these run even where they interrupt another program. (On plain ones, an interrupt that arrives
+ * while a program runs is not seen at all, its end neither: the counters stay balanced.) Exits are attached first, so
+ * that an interrupt under way at that moment does no harm.
  */
 #define INTERRUPT(name, counter, step) \
 	int name(void *ctx) \

@@ -73,7 +73,8 @@ static __always_inline struct cpu_state *this_cpu(void)
 	return lookup(MAP_CPUS, &cpu);
 }
 
-/* With fentry an interrupt's program can run inside another one; perf's tracepoints and kprobes exclude that. */
+/* With fentry and raw tracepoints an interrupt's program can run inside another one; perf's tracepoints and kprobes
+ * exclude that. */
 #ifdef PROGRAMS_NEST
 #define count(counter) __sync_fetch_and_add(&(counter), 1)
 #else

@@ -3,9 +3,19 @@
  * kvmtrace record --summary writes what stands here at the end, kvmtrace top shows it while it grows.
  *
  * A thread's entry is only touched by the thread itself, or by the context switch that takes it off or puts it on a
- * CPU: so nothing here is atomic, and a VM-exit costs two look-ups. The loader defines MAP_THREADS, MAP_OTHERS and,
- * by the format files, *_OFFSET.
+ * CPU: so nothing here is atomic. Each CPU notes whose entry is in use there, so a VM-exit costs two look-ups in
+ * arrays; threads are looked up in a hash when they come onto a CPU.
+ *
+ * Every program exists twice: raw_NAME hangs on a raw (sched_switch: BTF) tracepoint and is given KVM's arguments,
+ * which spares the kernel filling in a record; on_NAME hangs on the plain tracepoint, where the raw one cannot be had.
+ * The loader defines MAP_THREADS (an array), MAP_SLOTS (tid -> index), MAP_FREE (a queue of unused indices, empty
+ * until all programs are attached), MAP_HERE (per CPU, at first NO_SLOT), MAP_OTHERS, *_OFFSET by the format files, and *_ARG, *_AT by
+ * the kernel's type information (kvmtrace/capture/bpf_types.py).
  */
+#define NO_SLOT 0xffffffffU  /* beyond the array: its look-up fails */
+#define RECORD(type, offset) (*(volatile type *)(ctx + (offset)))
+#define ARGUMENT(type, slot) ((type)*(volatile u64 *)(ctx + 8 * (slot)))
+
 #define ISA_VMX 1
 
 /* How a thread spends its time; index of time_ns. */
@@ -17,7 +27,9 @@
 #define PHASE_PREEMPTED 5   /* off its CPU, runnable */
 #define PHASE_ENDED 6       /* the thread is gone */
 #define N_PHASES 8          /* a power of two: the verifier trusts masks more than comparisons */
-#define TASK_GONE 0x30      /* EXIT_DEAD | EXIT_ZOMBIE, include/linux/sched.h */
+/* include/linux/sched.h: what the plain tracepoint shows of a dead task (EXIT_DEAD | EXIT_ZOMBIE), and its own state */
+#define RECORD_GONE 0x30
+#define TASK_DEAD 0x80
 
 #define N_BUCKETS 32        /* bucket i: 2^i to 2^(i+1)-1 ns, the last also all above */
 
@@ -48,6 +60,7 @@ struct thread {
 	u64 first_ns;
 	u64 exit_ns;        /* VM-exit under way, 0: none */
 	u64 left_ns;        /* userspace exit under way, 0: none */
+	u64 vcpu;           /* address of its struct kvm_vcpu, where that is how the number is found */
 	u64 time_ns[N_PHASES];
 	u64 n_switches;
 	u32 pid;
@@ -58,6 +71,8 @@ struct thread {
 	u32 exit_code;
 	u32 exit_cell;
 	u32 left_cell;
+	u32 tid;
+	u32 unused;
 	char comm[16];
 	struct cell guest;
 	struct cell exits[N_EXITS];
@@ -69,35 +84,74 @@ struct other_key {
 	u32 exit_code;
 };
 
-static __always_inline struct thread *known_thread(void)
+static __always_inline u32 find_slot(u32 tid)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 *slot = lookup(MAP_SLOTS, &tid);
 
-	return lookup(MAP_THREADS, &tid);
+	return slot ? *slot : NO_SLOT;
 }
 
-static __always_inline struct thread *this_thread(u64 now)
+static __always_inline struct thread *make_thread(u32 tid, u32 *here, u64 now)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	struct thread *t = lookup(MAP_THREADS, &tid);
-	u32 zero = 0;
-	struct thread *blank;
+	struct thread *t;
+	u32 slot;
 
-	if (t || !is_target())
-		return t;
-	blank = lookup(MAP_BLANK, &zero);
-	if (!blank || !blank->resume)  /* the loader sets it once all programs are attached */
+	if (!is_target() || bpf_map_pop_elem((void *)bpf_pseudo_fd(1, MAP_FREE), &slot))
 		return 0;
-	bpf_map_update_elem_(bpf_pseudo_fd(1, MAP_THREADS), &tid, blank, 1 /* BPF_NOEXIST */);
-	t = lookup(MAP_THREADS, &tid);
+	t = lookup(MAP_THREADS, &slot);
 	if (t) {
+		t->tid = tid;
 		t->pid = bpf_get_current_pid_tgid() >> 32;
 		t->first_ns = t->since_ns = now;
 		t->vcpu_id = -1;
 		bpf_get_current_comm(t->comm, sizeof(t->comm));
-		t->resume = PHASE_UNKNOWN;
+		update(MAP_SLOTS, &tid, &slot);
+		*here = slot;
 	}
 	return t;
+}
+
+static __always_inline u32 *this_cpu(void)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+
+	return lookup(MAP_HERE, &cpu);
+}
+
+/*
+ * sched_switch is attached first and as a BTF tracepoint never missed, so what the CPU notes is the entry of the thread
+ * that runs on it. Programs on plain tracepoints are skipped where bpf(2) at work on a map was preempted: CHECK_TID.
+ */
+static __always_inline struct thread *noted_thread(u32 *here)
+{
+	u32 slot = *here;
+	struct thread *t = lookup(MAP_THREADS, &slot);
+
+#ifdef CHECK_TID
+	if (t && t->tid != (u32)bpf_get_current_pid_tgid()) {
+		slot = find_slot(bpf_get_current_pid_tgid());
+		t = lookup(MAP_THREADS, &slot);
+	}
+#endif
+	return t;
+}
+
+static __always_inline struct thread *this_thread(u64 now)
+{
+	u32 *here = this_cpu(), slot, tid;
+	struct thread *t;
+
+	if (!here)
+		return 0;
+	t = noted_thread(here);
+	if (t)
+		return t;
+	tid = bpf_get_current_pid_tgid();
+	slot = find_slot(tid);
+	if (slot == NO_SLOT)
+		return make_thread(tid, here, now);
+	*here = slot;
+	return lookup(MAP_THREADS, &slot);
 }
 
 static __always_inline void enter_phase(struct thread *t, u32 phase, u64 now)
@@ -135,45 +189,50 @@ static __always_inline u32 exit_cell(u32 code, u32 isa)
 	return CELL_OTHER;
 }
 
+static __always_inline struct cell *find_other(u32 code)
+{
+	struct other_key key = { bpf_get_current_pid_tgid(), code };
+	struct cell *cell = lookup(MAP_OTHERS, &key);
+
+	if (!cell) {
+		struct cell fresh = {};  /* in here: clearing it costs as much as the rest */
+
+		update(MAP_OTHERS, &key, &fresh);
+		cell = lookup(MAP_OTHERS, &key);
+	}
+	return cell;
+}
+
 static __always_inline struct cell *find_cell(struct thread *t)
 {
-	struct other_key key = { bpf_get_current_pid_tgid(), t->exit_code };
 	u32 index = t->exit_cell;
-	struct cell fresh = {}, *cell;
 
 	opaque(index);
 	if (index != CELL_OTHER)
 		return &t->exits[index & (N_EXITS - 1)];
-	cell = lookup(MAP_OTHERS, &key);
-	if (cell)
-		return cell;
-	update(MAP_OTHERS, &key, &fresh);
-	return lookup(MAP_OTHERS, &key);
+	return find_other(t->exit_code);
 }
 
 #ifdef EXIT_REASON_OFFSET
-static __always_inline int count_exit(void *ctx)
+static __always_inline struct thread *begin_exit(u32 code, u32 isa)
 {
 	u64 now = bpf_ktime_get_ns();
 	struct thread *t = this_thread(now);
 	struct cell *cell;
 
 	if (!t)
-		return 1;
+		return 0;
 	if (t->phase == PHASE_GUEST)
 		add_sample(&t->guest, now - t->since_ns);
 	enter_phase(t, PHASE_KERNEL, now);
 	t->exit_ns = now;
-	t->isa = *(volatile u32 *)(ctx + EXIT_ISA_OFFSET);
-	t->exit_code = *(volatile u32 *)(ctx + EXIT_REASON_OFFSET);
-	t->exit_cell = exit_cell(t->exit_code, t->isa);
-#ifdef EXIT_VCPU_OFFSET
-	t->vcpu_id = *(volatile u32 *)(ctx + EXIT_VCPU_OFFSET);
-#endif
+	t->isa = isa;
+	t->exit_code = code;
+	t->exit_cell = exit_cell(code, isa);
 	cell = find_cell(t);
 	if (cell)
 		cell->count++;
-	return 1;
+	return t;
 }
 
 static __always_inline int count_entry(void)
@@ -195,16 +254,64 @@ static __always_inline int count_entry(void)
 	return 1;
 }
 
-int on_kvm_exit(void *ctx) { return count_exit(ctx); }
+int on_kvm_exit(void *ctx)
+{
+	struct thread *t = begin_exit(RECORD(u32, EXIT_REASON_OFFSET), RECORD(u32, EXIT_ISA_OFFSET));
+
+#ifdef EXIT_VCPU_OFFSET
+	if (t)
+		t->vcpu_id = RECORD(u32, EXIT_VCPU_OFFSET);
+#endif
+	return 1;
+}
+
 int on_kvm_entry(void *ctx) { return count_entry(); }
+int raw_kvm_entry(void *ctx) { return count_entry(); }
 #endif
 
-static __always_inline int count_userspace_exit(void *ctx)
+#ifdef RAW_EXIT
+/* KVM's own structures, as kvm_exit's record is made of them; reading them needs a kernel that is not locked down. */
+static __always_inline u32 read_exit_reason(void *vcpu, u32 isa)
+{
+	u32 code = -1;
+#ifdef VMCB_POINTER_AT
+	void *vmcb = 0;
+#endif
+#ifdef VMX_EXIT_REASON_AT
+	if (isa == ISA_VMX)
+		bpf_probe_read_kernel(&code, sizeof(code), vcpu + VMX_EXIT_REASON_AT);
+#endif
+#ifdef VMCB_POINTER_AT
+	if (isa != ISA_VMX && !bpf_probe_read_kernel(&vmcb, sizeof(vmcb), vcpu + VMCB_POINTER_AT))
+		bpf_probe_read_kernel(&code, sizeof(code), vmcb + VMCB_EXIT_CODE_AT);
+#endif
+	return code;
+}
+
+int raw_kvm_exit(void *ctx)
+{
+	void *vcpu = ARGUMENT(void *, EXIT_VCPU_ARG);
+	u32 isa = ARGUMENT(u32, EXIT_ISA_ARG);
+	struct thread *t;
+	u32 id;
+
+#ifdef EXIT_REASON_ARG
+	t = begin_exit(ARGUMENT(u32, EXIT_REASON_ARG), isa);
+#else
+	t = begin_exit(read_exit_reason(vcpu, isa), isa);
+#endif
+	if (t && t->vcpu != (u64)vcpu && !bpf_probe_read_kernel(&id, sizeof(id), vcpu + VCPU_ID_AT)) {
+		t->vcpu_id = id;
+		t->vcpu = (u64)vcpu;
+	}
+	return 1;
+}
+#endif
+
+static __always_inline int count_userspace_exit(u32 reason, s32 error)
 {
 	u64 now = bpf_ktime_get_ns();
 	struct thread *t = this_thread(now);
-	u32 reason = *(volatile u32 *)(ctx + USERSPACE_REASON_OFFSET);
-	s32 error = *(volatile s32 *)(ctx + USERSPACE_ERRNO_OFFSET);
 	u32 cell = reason < CELL_INTERRUPTED ? reason : CELL_ERROR;
 
 	if (!t)
@@ -220,14 +327,15 @@ static __always_inline int count_userspace_exit(void *ctx)
 }
 
 /* KVM loads the guest's FPU state once, when KVM_RUN begins. */
-static __always_inline int count_kvm_run(void *ctx)
+static __always_inline int count_kvm_run(u32 loads)
 {
-	u64 now = bpf_ktime_get_ns();
 	struct thread *t;
 	u32 cell;
+	u64 now;
 
-	if (!*(volatile u32 *)(ctx + FPU_LOAD_OFFSET))
+	if (!loads)
 		return 1;
+	now = bpf_ktime_get_ns();
 	t = this_thread(now);
 	if (!t)
 		return 1;
@@ -240,25 +348,63 @@ static __always_inline int count_kvm_run(void *ctx)
 	return 1;
 }
 
-static __always_inline int count_switch(void *ctx)
+static __always_inline int count_switch(u32 next, u32 away)
 {
-	u32 next = *(volatile u32 *)(ctx + NEXT_PID_OFFSET);
-	u64 state = *(volatile u64 *)(ctx + PREV_STATE_OFFSET);
-	struct thread *t = known_thread();
-	u64 now;
+	u32 *here = this_cpu(), slot;
+	struct thread *t;
+	u64 now = 0;
 
+	if (!here)
+		return 1;
+	t = noted_thread(here);
 	if (t) {
 		now = bpf_ktime_get_ns();
 		t->n_switches++;
 		t->resume = t->phase;
-		enter_phase(t, state & TASK_GONE ? PHASE_ENDED : state & 0xff ? PHASE_BLOCKED : PHASE_PREEMPTED, now);
+		enter_phase(t, away, now);
 	}
-	t = lookup(MAP_THREADS, &next);
+	slot = find_slot(next);
+	*here = slot;
+	t = lookup(MAP_THREADS, &slot);
 	if (t)
-		enter_phase(t, t->resume, bpf_ktime_get_ns());
+		enter_phase(t, t->resume, now ? now : bpf_ktime_get_ns());
 	return 1;
 }
 
-int on_kvm_userspace_exit(void *ctx) { return count_userspace_exit(ctx); }
-int on_kvm_fpu(void *ctx) { return count_kvm_run(ctx); }
-int on_sched_switch(void *ctx) { return count_switch(ctx); }
+int on_sched_switch(void *ctx)
+{
+	u64 state = RECORD(u64, PREV_STATE_OFFSET);
+	u32 away = state & RECORD_GONE ? PHASE_ENDED : state & 0xff ? PHASE_BLOCKED : PHASE_PREEMPTED;
+
+	return count_switch(RECORD(u32, NEXT_PID_OFFSET), away);
+}
+
+#ifdef SWITCH_NEXT_ARG
+/* What the plain tracepoint makes of these: __trace_sched_switch_state(), include/trace/events/sched.h */
+int raw_sched_switch(void *ctx)
+{
+	u32 state = ARGUMENT(u32, SWITCH_STATE_ARG), preempted = ARGUMENT(u8, SWITCH_PREEMPT_ARG);
+	u32 away = preempted || !state ? PHASE_PREEMPTED : state & TASK_DEAD ? PHASE_ENDED : PHASE_BLOCKED;
+	void *next = *(void **)(ctx + 8 * SWITCH_NEXT_ARG);  /* typed: the verifier lets it be read */
+
+	return count_switch(*(volatile u32 *)(next + TASK_PID_AT), away);
+}
+#endif
+
+int on_kvm_userspace_exit(void *ctx)
+{
+	return count_userspace_exit(RECORD(u32, USERSPACE_REASON_OFFSET), RECORD(s32, USERSPACE_ERRNO_OFFSET));
+}
+
+int on_kvm_fpu(void *ctx) { return count_kvm_run(RECORD(u32, FPU_LOAD_OFFSET)); }
+
+#ifdef USERSPACE_REASON_ARG
+int raw_kvm_userspace_exit(void *ctx)
+{
+	return count_userspace_exit(ARGUMENT(u32, USERSPACE_REASON_ARG), ARGUMENT(s32, USERSPACE_ERRNO_ARG));
+}
+#endif
+
+#ifdef FPU_LOAD_ARG
+int raw_kvm_fpu(void *ctx) { return count_kvm_run(ARGUMENT(u32, FPU_LOAD_ARG)); }
+#endif

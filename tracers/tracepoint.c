@@ -35,5 +35,21 @@
 #define TRACEPOINT(name, kind, size, copies) \
 	RECORD_IF(is_target() && in_kept_exit(), 1, name, kind, size, copies)
 
+/*
+ * The same event from a raw tracepoint's arguments, for those whose record is a plain copy of them: the kernel need not
+ * fill in a record first. The loader adds, where the kernel's type information tells which argument is which field,
+ *	TRACEPOINT(kvm_fpu_raw, 9, 4, SET4(8, 0))
+ * (... offset in the record, argument). CLEAR8 is for words that the fields do not fill.
+ */
+#define SET(type, offset, slot) *(type *)((u8 *)r->data + (offset) - 8) = *(volatile u64 *)(ctx + 8 * (slot));
+#define SET8(offset, slot) SET(u64, offset, slot)
+#define SET4(offset, slot) SET(u32, offset, slot)
+#define SET2(offset, slot) SET(u16, offset, slot)
+#define SET1(offset, slot) SET(u8, offset, slot)
+#define CLEAR8(offset) *(u64 *)((u8 *)r->data + (offset) - 8) = 0;
+#define CLEAR4(offset) *(u32 *)((u8 *)r->data + (offset) - 8) = 0;
+#define CLEAR2(offset) *(u16 *)((u8 *)r->data + (offset) - 8) = 0;
+#define CLEAR1(offset) *(u8 *)((u8 *)r->data + (offset) - 8) = 0;
+
 /* Not a follow-up of a VM-exit: the exit filters do not apply (syscalls, threads that come and go). */
 #define TRACEPOINT_ALWAYS(name, kind, size, copies) RECORD_IF(is_target(), 1, name, kind, size, copies)

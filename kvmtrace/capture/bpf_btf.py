@@ -25,8 +25,8 @@ from kvmtrace.capture.bpf_syscall import (
 BTF_FOLDER = Path("/sys/kernel/btf")
 KIND_FUNC, KIND_VAR = 12, 14
 # bytes behind the 12 of struct btf_type, by kind: fixed, and per member
-_FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
-_PER_MEMBER = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
+FIXED_BYTES = {1: 4, 3: 12, 14: 4, 17: 4}
+MEMBER_BYTES = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ class BtfIds:
     found: dict[tuple[str, int], int]
 
 
+def find_name(data: bytes, name: str, start: int, n_bytes: int) -> int:
+    """Return where a name stands in the strings of a BTF, -1 if it does not; a module's first has no NUL before it."""
+    text = name.encode() + b"\0"
+    if data.startswith(text, start):
+        return start
+    at = data.find(b"\0" + text, start, start + n_bytes)
+    return at + 1 if at >= 0 else -1
+
+
 def scan_btf(data: bytes, wanted: set[tuple[str, int]], base: BtfIds | None = None) -> BtfIds:
     """Find named types.
 
@@ -59,9 +68,9 @@ def scan_btf(data: bytes, wanted: set[tuple[str, int]], base: BtfIds | None = No
     first_name = base.names_bytes if base else 0
     by_offset = {}
     for name, kind in wanted:
-        place = data.find(b"\0" + name.encode() + b"\0", names_at - 1, names_at + names_bytes)
+        place = find_name(data, name, names_at, names_bytes)
         if place >= 0:
-            by_offset[place + 1 - names_at + first_name, kind] = name
+            by_offset[place - names_at + first_name, kind] = name
     found: dict[tuple[str, int], int] = {}
     unpack = struct.Struct("<II").unpack_from
     position, number = header + type_offset, base.n_types if base else 0
@@ -72,7 +81,7 @@ def scan_btf(data: bytes, wanted: set[tuple[str, int]], base: BtfIds | None = No
         kind = info >> 24 & 0x1f
         if (name_offset, kind) in by_offset:
             found.setdefault((by_offset[name_offset, kind], kind), number)
-        position += 12 + _FIXED.get(kind, 0) + _PER_MEMBER.get(kind, 0) * (info & 0xffff)
+        position += 12 + FIXED_BYTES.get(kind, 0) + MEMBER_BYTES.get(kind, 0) * (info & 0xffff)
     return BtfIds(number, names_bytes, found)
 
 

@@ -15,9 +15,12 @@ from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM, PROBES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kvmtrace.capture.bpf_types import Argument
+
 COMMON_BYTES = 8  # common_type, common_flags, common_preempt_count, common_pid
 _FIELD = re.compile(r"^\s*field:([^;\n]+);\s*offset:(\d+);\s*size:(\d+);", re.MULTILINE)
 _NAME = re.compile(r"(\w+)(?:\[[^\]]*\])?$")
+# of VM-exits; the filter "thread" says whose events are recorded at all
 FILTERS = ("vcpu", "exit_reason", "sample", "slower_than_ns")
 # in a stream filtered by VM-exit, these belong to the thread, not to a VM-exit
 UNFILTERED_SYSTEMS = frozenset({"sched", "syscalls", "task"})
@@ -128,6 +131,37 @@ def _copies(end: int) -> str:
     return " ".join(parts)
 
 
+# events whose record is a copy of the tracepoint's arguments, field by field (arch/x86/kvm/trace.h,
+# include/trace/events/kvm.h: TP_fast_assign), if arguments of these names and sizes are there
+PLAIN_COPIES = frozenset({
+    "kvm_ack_irq", "kvm_apic", "kvm_apic_accept_irq", "kvm_apic_ipi", "kvm_apicv_accept_irq", "kvm_cpuid", "kvm_cr",
+    "kvm_fast_mmio", "kvm_fpu", "kvm_halt_poll_ns", "kvm_hv_timer_state", "kvm_hypercall", "kvm_inj_exception",
+    "kvm_inj_virq", "kvm_ioapic_set_irq", "kvm_msi_set_irq", "kvm_msr", "kvm_pic_set_irq", "kvm_ple_window_update",
+    "kvm_pml_full", "kvm_set_irq", "kvm_userspace_exit", "kvm_vcpu_wakeup", "kvm_wait_lapic_expire",
+    "kvm_write_tsc_offset", "vcpu_match_mmio",
+})
+
+
+def argument_copies(event: TracedEvent, arguments: dict[str, Argument]) -> str:
+    """Return the macros that make an event's record from a raw tracepoint's arguments, "" if they do not suffice."""
+    if event.name not in PLAIN_COPIES:
+        return ""
+    parts = [part.replace("COPY", "CLEAR") for part in _copies(event.end).split(" ")]
+    covered = 0
+    for name, (offset, size) in event.fields.items():
+        argument = arguments.get(name)
+        if argument is None or not argument.is_number or argument.size < size or size not in (1, 2, 4, 8):
+            return ""
+        parts.append(f"SET{size}({offset}, {argument.slot})")
+        covered += size
+    return " ".join(parts if covered < event.data_bytes else parts[-len(event.fields):])
+
+
+def raw_tracepoint_source(event: TracedEvent, kind: int, copies: str) -> str:
+    """Return the C line of a raw tracepoint's program, see argument_copies."""
+    return f"{_macro(event)}({event.name}_raw, {kind}, {event.data_bytes}, {copies})"
+
+
 def _macro(event: TracedEvent) -> str:
     if event.name in ("kvm_exit", "kvm_entry", "sched_switch"):
         return event.name.upper()
@@ -183,7 +217,7 @@ def filter_defines(filters: dict[str, Any], events: list[TracedEvent]) -> dict[s
     """Return the macros that switch the exit filters on, with the offsets they need."""
     by_name = {event.name: event for event in events}
     defines: dict[str, str] = {}
-    if not filters or "kvm_exit" not in by_name or "kvm_entry" not in by_name:
+    if not filters.keys() & set(FILTERS) or "kvm_exit" not in by_name or "kvm_entry" not in by_name:
         return defines
     leaving, entering = by_name["kvm_exit"], by_name["kvm_entry"]
     defines["EXIT_REASON_OFFSET"] = str(leaving.fields["exit_reason"][0])
@@ -207,6 +241,7 @@ def filter_defines(filters: dict[str, Any], events: list[TracedEvent]) -> dict[s
 def describe_filters(filters: dict[str, Any]) -> dict[str, str]:
     """Return the metadata's `filters`: what was dropped in the kernel, for people."""
     texts = {
+        "thread": lambda v: f"only thread {v}",
         "vcpu": lambda v: f"only vCPU {v}",
         "exit_reason": lambda v: "only VM-exits with reason " + ", ".join(str(reason) for reason in v),
         "sample": lambda v: f"1 in {v} VM-exits (per vCPU thread)",

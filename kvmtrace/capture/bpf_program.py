@@ -16,6 +16,7 @@ from kvmtrace.capture.bpf_syscall import (
     create_map,
     load_program,
 )
+from kvmtrace.capture.bpf_types import kernel_types
 from kvmtrace.capture.bpf_user import UserProbe, find_functions
 from kvmtrace.capture.tracefs import lockdown_mode
 from kvmtrace.errors import CapabilityError
@@ -33,9 +34,10 @@ STREAM_FILES = ["target.h", "record.h", "tracepoint.c", "kvm_exit.c", "sched_swi
 # in the source, instead of what is known only when the programs are loaded
 PLACEHOLDERS = {name: 0x7e570000 + i for i, name in enumerate((
     "MAP_RINGS", "MAP_CPUS", "MAP_LOST", "MAP_TIDS", "MAP_THREADS", "TARGET_TGID", "PREEMPT_COUNT_BTF_ID",
-    "MAP_OTHERS", "MAP_BLANK"))}
+    "MAP_OTHERS", "MAP_SLOTS", "MAP_FREE", "MAP_HERE"))}
 PREEMPT_COUNT = "__preempt_count"  # a per-CPU variable up to Linux 6.1 and from 6.15 on, else part of pcpu_hot
-VECTORS = ("local_timer",)  # KVM's timers fire there; no other vector's own code traces KVM events
+# where KVM's timers fire, and where the recorders' own ring buffers and other CPUs wake threads
+VECTORS = ("local_timer", "irq_work", "reschedule", "call_function", "call_function_single")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Plan:
     targeted : bool, False is the whole machine
     filters : see RecordSettings
     btf : function -> where its type information is, for fentry/fexit
+    raw : event -> macros that make its record from a raw tracepoint's arguments
     conditions : "system:name" -> what of it is recorded, for people
     preempt_count : BTF id of the kernel's preemption counter, None if programs may not read it;
     interrupts : then, the tracepoints by which interrupt.c counts, with its function for each
@@ -64,6 +67,7 @@ class Plan:
     targeted: bool
     filters: dict[str, Any]
     btf: dict[str, tuple[str, int]] = field(default_factory=dict)
+    raw: dict[str, str] = field(default_factory=dict)
     conditions: dict[str, str] = field(default_factory=dict)
     preempt_count: int | None = None
     interrupts: list[tuple[str, TracedEvent]] = field(default_factory=list)
@@ -77,13 +81,14 @@ class Plan:
 
 def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool, filters: dict[str, Any],
               user_probes: tuple[UserProbe, ...] = ()) -> Plan:
-    """Decide what is traced, from what this kernel has."""
+    """Decide what is traced, from what this kernel has; the filter "thread" makes one thread the target."""
+    alone = "thread" in filters
     events, missing = bpf_events.wanted_tracepoints(tracefs, event_set, targeted=targeted)
     probes = [] if event_set == "minimal" else bpf_events.wanted_probes()
     follow = {}
     for function, name in (("follow_fork", "sched_process_fork"), ("follow_free", "sched_process_free")):
         event = bpf_events.read_tracepoint(tracefs, "sched", name)
-        if event is not None and targeted:
+        if event is not None and targeted and not alone:
             follow[function] = event
     btf = bpf_btf.find_functions({p.probe[0] for p in probes if p.probe}) if probes else {}
     counter = readable_variable(PREEMPT_COUNT)
@@ -92,8 +97,16 @@ def make_plan(tracefs: Path, event_set: str, tgid: int | None, *, targeted: bool
     if not targeted:
         conditions |= {f"syscalls:{name}": "not recorded with -a" for name in sorted(bpf_events.NOT_MACHINE_WIDE)}
     own = [probe.event() for probe in user_probes]
-    return Plan([*events, *probes, *own], missing, follow, tgid, targeted, filters, btf, conditions, counter,
-                interrupts, user_probes)
+    return Plan([*events, *probes, *own], missing, follow, None if alone else tgid, targeted, filters, btf,
+                raw_events(events), conditions, counter, interrupts, user_probes)
+
+
+def raw_events(events: list[TracedEvent]) -> dict[str, str]:
+    """Return the events that can be had from raw tracepoints -> the macros that copy their arguments."""
+    types = kernel_types()
+    found = {e.name: bpf_events.argument_copies(e, types.arguments(e.name) or {})
+             for e in events if e.name in bpf_events.PLAIN_COPIES}
+    return {name: copies for name, copies in found.items() if copies}
 
 
 def readable_variable(name: str) -> int | None:
@@ -133,7 +146,7 @@ def plan_source(plan: Plan, wake_every: int) -> str:
         defines["TARGETED"] = "1"
         if plan.tgid is not None:
             defines["TARGET_TGID"] = str(PLACEHOLDERS["TARGET_TGID"])
-    if plan.may_trace:
+    if plan.may_trace or plan.raw:
         defines["PROGRAMS_NEST"] = "1"
     if plan.preempt_count is not None:
         defines["PREEMPT_COUNT_BTF_ID"] = str(PLACEHOLDERS["PREEMPT_COUNT_BTF_ID"])
@@ -168,6 +181,8 @@ def _event_lines(plan: Plan) -> list[str]:
     for kind, event in enumerate(plan.events):
         if event.probe is None:
             lines.append(bpf_events.tracepoint_source(event, kind))
+            if event.name in plan.raw:
+                lines.append(bpf_events.raw_tracepoint_source(event, kind, plan.raw[event.name]))
             continue
         lines.append(bpf_events.probe_source(event, kind, traced=False))
         if plan.may_trace:
@@ -205,7 +220,9 @@ class Programs:
     def follow(self) -> None:
         """Start following the target's new threads, and interrupts where that is the way to know of them."""
         for function, event in self.plan.interrupts:
-            self.attached.tracepoint(event, self.code[function], f"{function}:{event.name}")
+            name = f"{function}:{event.name}"
+            if not self.attached.raw_tracepoint(event, self.code[function], name):
+                self.attached.tracepoint(event, self.code[function], name)
         for function, event in self.plan.follow.items():
             self.attached.tracepoint(event, self.code[function], function)
 
@@ -216,7 +233,9 @@ class Programs:
             if event.name in by_user:
                 self._attach_user(by_user[event.name])
             elif event.probe is None:
-                self.attached.tracepoint(event, self.code[f"on_{event.name}"])
+                raw = self.code.get(f"on_{event.name}_raw")
+                if raw is None or not self.attached.raw_tracepoint(event, raw):
+                    self.attached.tracepoint(event, self.code[f"on_{event.name}"])
             elif not self.attached.function(event, self.code.get(f"on_{event.name}_traced"),
                                             self.code.get(f"on_{event.name}"), self.plan.btf):
                 self.unattached.append(event.name)

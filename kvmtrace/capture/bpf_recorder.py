@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
 from kvmtrace.capture.bpf_detach import closing_elsewhere
-from kvmtrace.capture.bpf_events import describe_filters
+from kvmtrace.capture.bpf_events import FILTERS, describe_filters
 from kvmtrace.capture.bpf_file import CaptureWriter, encode_header
 from kvmtrace.capture.bpf_full_disk import Unkept
 from kvmtrace.capture.bpf_program import Plan, Programs, make_plan
@@ -59,7 +59,7 @@ def record(settings: RecordSettings, user_probes: tuple[UserProbe, ...] = ()) ->
         Nothing was recorded, and why.
     """
     if settings.summary:
-        from kvmtrace.capture.bpf_summary import record_summary
+        from kvmtrace.capture.bpf_summary_recorder import record_summary
 
         return record_summary(settings)
     if settings.clock not in (None, CLOCK):
@@ -147,16 +147,19 @@ class Session:
 
     def _attach(self) -> None:
         self.programs.follow()
-        self.programs.add_tids(self.target.tids())
+        self.programs.add_tids(self._tids())
         self.programs.attach()
-        self.programs.add_tids(self.target.tids())
+        self.programs.add_tids(self._tids())
         attached, lacking = self.programs.attached.how, self.programs.unattached
         self.meta["events"] = [f"{e.system}:{e.name}" for e in self.plan.events if e.name in attached]
         self.meta["missing_events"] += [f"kvmtrace:{name}" for name in lacking]
         self.meta["probes"] = [{"event": e.name, "function": e.probe[0], "how": attached[e.name]}
                                for e in self.plan.events if e.probe and e.name in attached]
-        self.meta["attached"] = {how: sorted(name for name in attached if attached[name] == how)
-                                 for how in sorted(set(attached.values()))}
+        self.meta["attached"] = self.programs.attached.by_mechanism()
+
+    def _tids(self) -> list[int]:
+        thread = self.settings.filters.get("thread")
+        return self.target.tids() if thread is None else [thread]
 
     def _kinds(self) -> list[tuple[str, str, str]]:
         return [(event.name, event.system, event.format_text) for event in self.plan.events]
@@ -237,7 +240,7 @@ class Session:
         self.meta |= {"duration_ns": duration_ns, "guest_run": self.target.guest_run,
                       "target_status": self.target.status, "ended_by": ended_by,
                       "recorder_cpu_ns": int(cpu_s * 1e9), "threads": self.threads.as_meta()}
-        if self.settings.filters:
+        if self.settings.filters.keys() & set(FILTERS):
             self.meta["filtered_events"] = self.rings.counters()["filtered"]
         if ended_by == "disk full":
             synchronize_rcu()
@@ -296,6 +299,6 @@ def notes(plan: Plan) -> list[str]:
     texts = ["whether interrupts were off is not recorded: BPF programs cannot see it"]
     if plan.preempt_count is None:
         texts.append("the preemption depth is not recorded: this kernel does not show it to BPF programs")
-    if plan.filters and not {"kvm_exit", "kvm_entry"} <= {event.name for event in plan.events}:
+    if plan.filters.keys() & set(FILTERS) and not {"kvm_exit", "kvm_entry"} <= {event.name for event in plan.events}:
         texts.append("the filters on VM-exits do nothing: kvm_exit or kvm_entry is not recorded")
     return texts

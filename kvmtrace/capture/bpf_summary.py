@@ -1,39 +1,29 @@
 """--summary and top: counts, times and histograms that grow in BPF maps; no event leaves the kernel.
 
-The maps' layout is struct thread and struct cell of tracers/summary.c. The file is one JSON object,
-"kvmtrace.summary/1"; kvmtrace/decode/summary.py reads it and describes it.
+The maps' layout is struct thread and struct cell of tracers/summary.c.
 """
 
 from __future__ import annotations
 
-import json
-import select
+import os
 import struct
-import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace import __version__
-from kvmtrace.capture import bpf_events
+from kvmtrace.capture import bpf_arguments, bpf_events
 from kvmtrace.capture.bpf_attach import Attachments
 from kvmtrace.capture.bpf_compile import compile_cached, relocate
-from kvmtrace.capture.bpf_detach import closing_elsewhere
 from kvmtrace.capture.bpf_program import PLACEHOLDERS
-from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, BpfMap, create_map
+from kvmtrace.capture.bpf_syscall import MAP_TYPE_ARRAY, MAP_TYPE_HASH, MAP_TYPE_QUEUE, BpfMap, create_map
+from kvmtrace.capture.bpf_types import kernel_types
 from kvmtrace.capture.capabilities import require_bpf
-from kvmtrace.capture.ending import Ending
-from kvmtrace.capture.host import host_facts
-from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
-from kvmtrace.capture.spool import Spool
-from kvmtrace.capture.target import Target, invoking_user
-from kvmtrace.capture.threads import Threads
 from kvmtrace.capture.tracefs import find_tracefs
-from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SCHEMA = "kvmtrace.summary/1"
+    from kvmtrace.capture.bpf_events import TracedEvent
+
 MAX_THREADS = 256
 MAX_OTHERS = 4096
 PHASES = ("unknown", "guest", "kernel", "userspace", "blocked", "preempted")
@@ -41,11 +31,11 @@ N_PHASES, N_BUCKETS, N_EXITS, N_USERSPACE = 8, 32, 256, 64
 FIRST_NPF, SVM_NPF = 0xb0, 0x400
 CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
-HEAD = struct.Struct(f"<4Q{N_PHASES}QQ8I16s")
-RESUME_AT = HEAD.size - 32  # struct thread's `resume`
+HEAD = struct.Struct(f"<5Q{N_PHASES}QQ10I16s")
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
-EVENTS = (("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"), ("kvm", "kvm_fpu"),
-          ("sched", "sched_switch"))
+NO_SLOT = struct.pack("<I", 0xffffffff)  # of MAP_HERE: who runs there has no entry
+EVENTS = (("sched", "sched_switch"), ("kvm", "kvm_exit"), ("kvm", "kvm_entry"), ("kvm", "kvm_userspace_exit"),
+          ("kvm", "kvm_fpu"))  # attached in this order
 # macro -> (event, field)
 OFFSETS = {"EXIT_REASON_OFFSET": ("kvm_exit", "exit_reason"), "EXIT_ISA_OFFSET": ("kvm_exit", "isa"),
            "EXIT_VCPU_OFFSET": ("kvm_exit", "vcpu_id"), "USERSPACE_REASON_OFFSET": ("kvm_userspace_exit", "reason"),
@@ -59,6 +49,7 @@ class SummaryPrograms:
     Parameters
     ----------
     tgid : int or None, the target's process; None is the whole machine
+    raw : bool, use raw and BTF tracepoints where the kernel allows them
 
     Raises
     ------
@@ -66,36 +57,52 @@ class SummaryPrograms:
         bcc, privileges or KVM's tracepoints are missing.
     """
 
-    def __init__(self, tgid: int | None) -> None:
+    def __init__(self, tgid: int | None, *, raw: bool = True) -> None:
         require_bpf()
         tracefs = find_tracefs(write=False)
+        self.raw = raw
         found = [bpf_events.read_tracepoint(tracefs, system, name) for system, name in EVENTS]
         self.events = [event for event in found if event is not None]
         if not any(event.name == "kvm_userspace_exit" for event in self.events):
             raise CapabilityError("this kernel has no KVM tracepoints", "modprobe kvm_intel or kvm_amd")
-        self.threads = create_map("kvmtrace_thread", MAP_TYPE_HASH, 4, THREAD_BYTES, MAX_THREADS)
+        self.threads = create_map("kvmtrace_thread", MAP_TYPE_ARRAY, 4, THREAD_BYTES, MAX_THREADS)
+        self.slots = create_map("kvmtrace_slots", MAP_TYPE_HASH, 4, 4, MAX_THREADS)
+        self.free = create_map("kvmtrace_free", MAP_TYPE_QUEUE, 0, 4, MAX_THREADS)
+        self.here = create_map("kvmtrace_here", MAP_TYPE_ARRAY, 4, 4, os.sysconf("SC_NPROCESSORS_CONF"))
         self.others = create_map("kvmtrace_others", MAP_TYPE_HASH, 8, CELL.size, MAX_OTHERS)
-        self.blank = create_map("kvmtrace_blank", MAP_TYPE_ARRAY, 4, THREAD_BYTES, 1)
         self.tids = create_map("kvmtrace_tids", MAP_TYPE_HASH, 4, 4, 16384)
         self.follow = {f: e for f, e in ((f, bpf_events.read_tracepoint(tracefs, "sched", name)) for f, name in (
             ("follow_fork", "sched_process_fork"), ("follow_free", "sched_process_free")))
             if e is not None and tgid is not None}
         self.attached = Attachments()
-        values = {PLACEHOLDERS[name]: table.fd for name, table in self._maps().items()}
-        values[PLACEHOLDERS["TARGET_TGID"]] = tgid or 0
-        self.code = relocate(compile_cached(self._source(targeted=tgid is not None)), values)
+        self.tgid = tgid
+        self.code = self._compile(raw_switch=True)
 
     def attach(self, tids: Iterable[int] = ()) -> None:
         """Attach all programs; `tids` are threads of the target."""
         for function, event in self.follow.items():
             self.attached.tracepoint(event, self.code[function], function)
         self.add_tids(tids)
+        for cpu in range(os.sysconf("SC_NPROCESSORS_CONF")):
+            self.here.update(struct.pack("<I", cpu), NO_SLOT)
         for event in self.events:
-            if f"on_{event.name}" in self.code:
-                self.attached.tracepoint(event, self.code[f"on_{event.name}"])
-        start = bytearray(THREAD_BYTES)
-        struct.pack_into("<I", start, RESUME_AT, 1)  # from now on threads get their entries
-        self.blank.update(struct.pack("<I", 0), bytes(start))
+            if f"on_{event.name}" not in self.code or self._attach_raw(event):
+                continue
+            if event.name == "sched_switch":
+                self.code = self._compile(raw_switch=False)
+            self.attached.tracepoint(event, self.code[f"on_{event.name}"])
+        for slot in range(MAX_THREADS):  # from now on threads get their entries
+            self.free.push(struct.pack("<I", slot))
+
+    def _attach_raw(self, event: TracedEvent) -> bool:
+        """Hang the event's program on the tracepoint's arguments; False if that needs the plain tracepoint."""
+        code = self.code.get(f"raw_{event.name}")
+        if code is None or not self.raw:
+            return False
+        if event.name == "sched_switch":
+            place = kernel_types().tracepoint_type(event.name)
+            return place is not None and self.attached.btf_tracepoint(event, code, place)
+        return self.attached.raw_tracepoint(event, code)
 
     def add_tids(self, tids: Iterable[int]) -> None:
         """Count threads among the target's."""
@@ -106,9 +113,10 @@ class SummaryPrograms:
         """Return what the maps hold at `now` (monotonic ns): one row per vCPU thread, see decode/summary.py."""
         others = self._others()
         rows = []
-        for key in self.threads.keys():  # noqa: SIM118 (a map, not a dict)
-            value = self.threads.lookup(key)
-            if value is not None:
+        for key in self.slots.keys():  # noqa: SIM118 (a map, not a dict)
+            slot = self.slots.lookup(key)
+            value = slot and self.threads.lookup(slot)
+            if value:
                 tid = struct.unpack("<I", key)[0]
                 rows.append(decode_thread(tid, value, others.get(tid, []), now))
         return sorted(rows, key=lambda row: (row["pid"], row["tid"]))
@@ -116,7 +124,7 @@ class SummaryPrograms:
     def close(self) -> None:
         """Detach and free everything."""
         self.attached.close()
-        for table in (self.threads, self.others, self.blank, self.tids):
+        for table in self._maps().values():
             table.close()
 
     def _others(self) -> dict[int, list[tuple[int, bytes]]]:
@@ -129,9 +137,20 @@ class SummaryPrograms:
         return found
 
     def _maps(self) -> dict[str, BpfMap]:
-        return {"MAP_THREADS": self.threads, "MAP_OTHERS": self.others, "MAP_BLANK": self.blank, "MAP_TIDS": self.tids}
+        return {"MAP_THREADS": self.threads, "MAP_SLOTS": self.slots, "MAP_FREE": self.free, "MAP_HERE": self.here,
+                "MAP_OTHERS": self.others, "MAP_TIDS": self.tids}
 
-    def _source(self, *, targeted: bool) -> str:
+    def _compile(self, *, raw_switch: bool) -> dict[str, bytes]:
+        """Return the programs; without a raw sched_switch, which is never missed, they check whose entry they use."""
+        macros = bpf_arguments.summary_macros(kernel_types()) if self.raw else {}
+        if not raw_switch or "SWITCH_NEXT_ARG" not in macros:
+            macros = {name: value for name, value in macros.items() if not name.startswith("SWITCH_")}
+            macros["CHECK_TID"] = "1"
+        values = {PLACEHOLDERS[name]: table.fd for name, table in self._maps().items()}
+        values[PLACEHOLDERS["TARGET_TGID"]] = self.tgid or 0
+        return relocate(compile_cached(self._source(macros, targeted=self.tgid is not None)), values)
+
+    def _source(self, macros: dict[str, str], *, targeted: bool) -> str:
         defines = {name: str(PLACEHOLDERS[name]) for name in self._maps()}
         if targeted:
             defines |= {"TARGETED": "1", "TARGET_TGID": str(PLACEHOLDERS["TARGET_TGID"])}
@@ -139,6 +158,7 @@ class SummaryPrograms:
         for macro, (event, name) in OFFSETS.items():
             if name in fields.get(event, {}):
                 defines[macro] = str(fields[event][name][0])
+        defines |= macros
         files = ["target.h", "summary.c"]
         if self.follow:
             files.append("follow.c")
@@ -158,9 +178,9 @@ def decode_cell(value: bytes, offset: int = 0) -> dict[str, Any] | None:
 
 def decode_thread(tid: int, value: bytes, others: list[tuple[int, bytes]], now_ns: int) -> dict[str, Any]:
     """Return a struct thread as a row; the phase under way counts up to `now_ns`."""
-    since_ns, first_ns, _, _, *rest = HEAD.unpack_from(value)
+    since_ns, first_ns, _, _, _, *rest = HEAD.unpack_from(value)
     phase_ns, rest = rest[:N_PHASES], rest[N_PHASES:]
-    n_switches, pid, vcpu_id, isa, phase, _, _, _, _, comm = rest
+    n_switches, pid, vcpu_id, isa, phase, *_, comm = rest
     if now_ns > since_ns and phase < len(PHASES):
         phase_ns[phase] += now_ns - since_ns
     phase_ns = phase_ns[:len(PHASES)]  # what follows is the time since a thread ended
@@ -182,63 +202,6 @@ def _exit_reason(cell: int) -> int:
     return cell if cell < FIRST_NPF else cell - FIRST_NPF + SVM_NPF
 
 
-def record_summary(settings: RecordSettings) -> RecordResult:
-    """Aggregate in the kernel until the target or the time ends or a signal comes; write the summary file.
-
-    Raises
-    ------
-    CapabilityError, UsageError
-        Nothing was recorded, and why.
-    """
-    if settings.filters:
-        raise UsageError("--summary counts everything; leave the filters out")
-    with Ending(settings.duration_s) as ending, Target(settings.target) as target:
-        programs = SummaryPrograms(target.pid)
-        spool = Spool.create(settings.output)
-        try:
-            return _summarise(settings, programs, spool, ending, target)
-        except BaseException:
-            spool.discard()
-            raise
-        finally:
-            with closing_elsewhere():
-                programs.close()
-
-
-def _summarise(settings: RecordSettings, programs: SummaryPrograms, spool: Spool, ending: Ending,
-               target: Target) -> RecordResult:
-    programs.attach(target.tids())
-    programs.add_tids(target.tids())
-    threads = Threads(target.pid)
-    spool.save({"state": "complete", "backend": "bpf", "owner": invoking_user()})
-    started, started_ns = datetime.now(UTC).isoformat(), time.monotonic_ns()
-    cpu_before = time.process_time()
-    ending.start()
-    target.release()
-    ended_by = _wait(ending, target, threads)
-    ended_ns = time.monotonic_ns()
-    duration_ns = ended_ns - started_ns
-    rows = programs.snapshot(ended_ns)
-    target.close()
-    spec = settings.target
-    meta = {"schema": META_SCHEMA, "kvmtrace": __version__, "command": list(settings.argv), **host_facts(),
-            "backend": "bpf", "clock": "mono", "event_set": "summary",
-            "events": [f"{e.system}:{e.name}" for e in programs.events], "missing_events": [], "probes": [],
-            "target": {"kind": spec.kind, "pids": [] if target.pid is None else [target.pid], "guest": spec.guest,
-                       "guest_arguments": list(spec.guest_arguments), "command": list(spec.command)},
-            "guest_run": target.guest_run, "loss": {"by_cpu": {}, "events": 0}, "started": started,
-            "duration_ns": duration_ns, "filters": {}, "cost_ns_per_event": None, "notes": summary_notes(rows),
-            "ended_by": ended_by, "target_status": target.status, "n_events": None}
-    for row in rows:  # threads often get their name after their first event
-        row["comm"] = threads.known.get(row["tid"], (-1, row["comm"]))[1]
-    text = json.dumps({"schema": SCHEMA, "meta": meta, "vcpus": rows}, separators=(",", ":")).encode() + b"\n"
-    spool.write_file("out", text)
-    spool.publish("out", settings.output.name, invoking_user())
-    spool.discard()
-    cpu_s = time.process_time() - cpu_before
-    return RecordResult(settings.output, meta, None, count_by_kind(rows), len(text), ended_by, target.status, cpu_s)
-
-
 def count_by_kind(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Return how many VM-entries, VM-exits and userspace exits a summary counted."""
     return {"kvm_entry": sum(row["guest"]["count"] for row in rows if row["guest"]),
@@ -255,19 +218,3 @@ def summary_notes(rows: list[dict[str, Any]]) -> list[str]:
     if len(rows) >= MAX_THREADS:
         notes.append(f"only the first {MAX_THREADS} vCPU threads were counted")
     return notes
-
-
-def _wait(ending: Ending, target: Target, threads: Threads) -> str:
-    poll = select.poll()
-    for fd in (ending.fd, target.pidfd):
-        if fd is not None:
-            poll.register(fd, select.POLLIN)
-    while True:
-        ended_by = ending.reason(target)
-        if ended_by is not None:
-            return ended_by
-        threads.look()
-        remaining = ending.remaining_s()
-        poll.poll(1000 * (0.25 if remaining is None else min(0.25, remaining)))
-
-

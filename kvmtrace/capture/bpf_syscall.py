@@ -29,11 +29,11 @@ RAW_TRACEPOINT_OPEN = 17
 BTF_GET_FD_BY_ID = 19
 BTF_GET_NEXT_ID = 23
 
-MAP_TYPE_HASH, MAP_TYPE_ARRAY, MAP_TYPE_ARRAY_OF_MAPS, MAP_TYPE_RINGBUF = 1, 2, 12, 27
+MAP_TYPE_HASH, MAP_TYPE_ARRAY, MAP_TYPE_ARRAY_OF_MAPS, MAP_TYPE_QUEUE, MAP_TYPE_RINGBUF = 1, 2, 12, 22, 27
 BPF_F_MMAPABLE = 1 << 10
 
-PROG_TYPE_KPROBE, PROG_TYPE_TRACEPOINT, PROG_TYPE_TRACING = 2, 5, 26
-ATTACH_TRACE_FENTRY, ATTACH_TRACE_FEXIT = 24, 25
+PROG_TYPE_KPROBE, PROG_TYPE_TRACEPOINT, PROG_TYPE_RAW_TRACEPOINT, PROG_TYPE_TRACING = 2, 5, 17, 26
+ATTACH_TRACE_RAW_TP, ATTACH_TRACE_FENTRY, ATTACH_TRACE_FEXIT = 23, 24, 25
 
 PERF_TYPE_TRACEPOINT = 2
 PERF_EVENT_IOC_SET_BPF = 0x40042408
@@ -91,6 +91,11 @@ class BpfMap:
         k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
         bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, address_of(k), address_of(v), 0))
 
+    def push(self, value: bytes) -> None:
+        """Add a value to a queue."""
+        v = ctypes.create_string_buffer(value, len(value))
+        bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, 0, address_of(v), 0))
+
     def lookup(self, key: bytes) -> bytes | None:
         """Return an element's value, None where there is none."""
         k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(self.value_bytes)
@@ -128,7 +133,16 @@ def object_name(name: str) -> bytes:
 
 def loaded_programs() -> list[str]:
     """Name the programs of ours that the kernel holds now, whoever loaded them."""
-    names: list[str] = []
+    return list(_loaded().values())
+
+
+def loaded_ids() -> set[int]:
+    """Return the ids of the programs of ours that the kernel holds now."""
+    return set(_loaded())
+
+
+def _loaded() -> dict[int, str]:
+    found: dict[int, str] = {}
     number = 0
     while True:
         buffer = ctypes.create_string_buffer(struct.pack("<III", number, 0, 0), 12)
@@ -138,14 +152,14 @@ def loaded_programs() -> list[str]:
             fd = bpf(PROG_FD_BY_ID, struct.pack("<III", number, 0, 0))
         except FileNotFoundError:  # the last one, or one that just went
             if buffer.raw[4:8] == bytes(4):
-                return names
+                return found
             continue
         info = ctypes.create_string_buffer(256)
         bpf(OBJ_GET_INFO, struct.pack("<IIQ", fd, len(info), address_of(info)))
         os.close(fd)
         name = info.raw[64:80].partition(b"\0")[0].decode("ascii", "replace")
         if name.startswith(PROGRAM_PREFIX):
-            names.append(name)
+            found[number] = name
 
 
 def create_map(name: str, map_type: int, key_bytes: int, value_bytes: int, entries: int,
@@ -225,8 +239,14 @@ def hang_program(event_fd: int, program_fd: int) -> None:
 
 
 def open_tracing_link(program_fd: int) -> int:
-    """Attach a loaded fentry/fexit program; it stays until the returned descriptor is closed."""
+    """Attach a loaded fentry, fexit or BTF tracepoint program; it stays until the returned descriptor is closed."""
     return bpf(RAW_TRACEPOINT_OPEN, struct.pack("<QII", 0, program_fd, 0))
+
+
+def open_raw_tracepoint(name: str, program_fd: int) -> int:
+    """Run a raw tracepoint program at a tracepoint of that name until the returned descriptor is closed."""
+    text = ctypes.create_string_buffer(name.encode())
+    return bpf(RAW_TRACEPOINT_OPEN, struct.pack("<QII", address_of(text), program_fd, 0))
 
 
 def program_misses(program_fd: int) -> int | None:

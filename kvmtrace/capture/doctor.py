@@ -69,7 +69,7 @@ def diagnose() -> Diagnosis:
     tracefs = mounted()
     checks = (check_kvm_device(), check_hardware(), check_privileges(), check_lockdown(), check_tracefs(tracefs),
               check_tracepoints(tracefs), check_entry_exit(tracefs), check_kprobes(tracefs), check_uprobes(tracefs),
-              check_bcc(), check_headers(), check_btf(), check_kernel())
+              check_bcc(), check_headers(), check_btf(), check_mechanisms(), check_kernel())
     states = {check.name: check for check in checks}
     return Diagnosis(host_facts(), checks, {"ftrace": _ftrace(states), "bpf": _bpf(states)})
 
@@ -131,7 +131,10 @@ def check_tracefs(tracefs: Path | None) -> Check:
         state = OPTIONAL if "CAP_SYS_ADMIN" in capabilities() else MISSING
         return Check("tracefs", state, "not mounted", f"mount -t tracefs tracefs {MOUNT_POINT} (record does it itself)")
     if not may(tracefs / "instances", os.W_OK | os.X_OK):
-        read_only = os.statvfs(tracefs).f_flag & os.ST_RDONLY
+        try:
+            read_only = os.statvfs(tracefs).f_flag & os.ST_RDONLY
+        except PermissionError:  # mounted below /sys/kernel/debug only
+            read_only = 0
         remedy = f"mount -o remount,rw {tracefs}" if read_only else "use sudo"
         return Check("tracefs", MISSING, f"{tracefs}, not writable", remedy)
     return Check("tracefs", OK, str(tracefs))
@@ -217,6 +220,21 @@ def check_btf() -> Check:
     there = Path("/sys/kernel/btf/vmlinux").exists()
     return Check("BTF", OK if there else OPTIONAL, "/sys/kernel/btf/vmlinux" if there else "none",
                  "" if there else "bpf falls back to plain tracepoints (CONFIG_DEBUG_INFO_BTF)")
+
+
+def check_mechanisms() -> Check:
+    """Say what the bpf back end can hang its programs on; it takes the newest that carries what is wanted."""
+    from kvmtrace.capture.bpf_attach import describe_attachments
+
+    rows = describe_attachments()
+    names = {name.removesuffix("tracepoint").strip() or "plain" if name.endswith("tracepoint") else name: can
+             for name, can, _ in rows}
+    tracepoints = [name for name, can in names.items() if can and "/" not in name]
+    usable = ", ".join([name for name, can in names.items() if can and "/" in name]
+                       + ([f"{', '.join(tracepoints)} tracepoints"] if tracepoints else []))
+    lacking = "; ".join(f"{name}: {why}" for name, can, why in rows if not can)
+    return Check("BPF programs on", OK if usable else OPTIONAL, usable or "nothing",
+                 f"not on {lacking}" if lacking else "")
 
 
 def check_kernel() -> Check:

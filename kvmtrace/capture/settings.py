@@ -54,7 +54,7 @@ class RecordSettings:
     buffer_bytes : int or None, kernel buffer per CPU; None is the back end's default
     argv : the command line, for the metadata
     filters : in-kernel filters of the bpf back end, name -> value as the user gave it
-        ("vcpu", "exit_reason", "slower_than_ns", "sample")
+        ("thread", "vcpu", "exit_reason", "slower_than_ns", "sample")
     qmp : Path or None, QMP socket of the QEMU that is recorded; only questions are asked
     """
 

@@ -163,6 +163,11 @@ class Spool:
         with os.fdopen(self.open_new(name), "wb") as file:
             file.write(data)
 
+    def replace_file(self, name: str, data: bytes) -> None:
+        """Create or replace a file of the spool; whenever the process dies, the old or the new one is there, whole."""
+        self.write_file(f"{name}.new", data)
+        os.rename(f"{name}.new", name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
     def read_file(self, name: str) -> bytes:
         """Return the content of a file of the spool."""
         with os.fdopen(self.open_old(name, os.O_RDONLY), "rb") as file:

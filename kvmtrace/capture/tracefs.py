@@ -63,7 +63,7 @@ def find_tracefs(*, write: bool = True) -> Path:
     """
     place = mounted()
     if place is None:
-        place = _mount()
+        place = mount_tracefs()
     wanted, mode = (place / "instances", os.W_OK | os.X_OK) if write else (place / KNOWN_FORMAT, os.R_OK)
     if not may(wanted, mode):
         raise no_access(wanted, write=write)
@@ -75,7 +75,7 @@ def may(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=True)
 
 
-def _mount() -> Path:
+def mount_tracefs() -> Path:
     """Mount tracefs where systemd would have."""
     if not MOUNT_POINT.is_dir():
         raise CapabilityError("this kernel has no tracefs", "use a kernel with CONFIG_EVENT_TRACING")

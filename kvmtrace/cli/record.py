@@ -109,6 +109,8 @@ more than SIZE (plus the header) is on the disk.
 @click.option("-d", "--duration", type=Duration(), help="End after so long: 10, 500ms, 3m.")
 @click.option("--max-size", type=Size(), help="Keep only the newest events, up to this size; see below.")
 @click.option("--summary", is_flag=True, help="Aggregate in the kernel instead of recording events (bpf).")
+@click.option("--thread", type=click.IntRange(min=1), metavar="TID",
+              help="Only this thread of the process given with -p, such as a vCPU's (bpf).")
 @click.option("--vcpu", type=click.IntRange(min=0), help="Only VM-exits of this vCPU (bpf).")
 @click.option("--exit-reason", "exit_reasons", multiple=True, type=ExitReason(), metavar="NAME|NUMBER",
               help="Only these VM-exits, with what follows until the next VM-entry (bpf); may be repeated.")
@@ -124,7 +126,7 @@ more than SIZE (plus the header) is on the disk.
 @click.argument("command_line", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARG...]")
 def command(*, output: str, backend: str, event_set: str, guest: str | None, count: int | None,
             pid: int | None, machine: bool, duration: float | None, max_size: int | None, summary: bool,
-            vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
+            thread: int | None, vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
             slower_than: float | None, strict: bool,
             clock: str | None, buffer_size: int | None, as_root: bool, qmp: Path | None,
             command_line: tuple[str, ...]) -> None:
@@ -133,10 +135,12 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
     Says what to record with one of --guest NAME, -p PID, -a, or a command behind "--".
     """
     spec = target_of(guest, count, pid, machine, command_line)
+    if thread is not None:
+        check_thread(thread, pid)
     settings = RecordSettings(
         output=Path(output), target=replace(spec, as_root=as_root), backend=backend, event_set=event_set,
         duration_s=duration, max_bytes=max_size, summary=summary, clock=clock, buffer_bytes=buffer_size,
-        filters=filters_of(vcpu, exit_reasons, sample, slower_than),
+        filters=filters_of(thread, vcpu, exit_reasons, sample, slower_than),
         argv=("kvmtrace", *sys.argv[1:]), qmp=qmp)
     for line in reclaim(settings.output):
         say(f"kvmtrace: {line}")
@@ -148,10 +152,18 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
         raise LostEventsError(f"{result.path}: {lost} events were lost; try a larger --buffer-size")
 
 
-def filters_of(vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
+def check_thread(thread: int, pid: int | None) -> None:
+    """Raise UsageError unless the thread is one of that process."""
+    if pid is None:
+        raise UsageError("--thread needs the process: -p PID --thread TID")
+    if not Path(f"/proc/{pid}/task/{thread}").is_dir():
+        raise UsageError(f"process {pid} has no thread {thread}")
+
+
+def filters_of(thread: int | None, vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
                slower_than: float | None) -> dict[str, Any]:
     """Return RecordSettings.filters: those that were asked for."""
-    given = {"vcpu": vcpu, "exit_reason": exit_reasons or None, "sample": sample,
+    given = {"thread": thread, "vcpu": vcpu, "exit_reason": exit_reasons or None, "sample": sample,
              "slower_than_ns": None if slower_than is None else round(slower_than * 1e9)}
     return {name: value for name, value in given.items() if value is not None}
 

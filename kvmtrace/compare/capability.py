@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.events.table import TRACE_FLAG_IRQS_OFF
+from kvmtrace.events.table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 from kvmtrace.kvm.exit_reasons import ISA_VMX
 from kvmtrace.model.rules import RULES
 
@@ -27,6 +27,7 @@ class Capability:
     described : "event" and "event.field" names that the recording can hold
     traits : traits of the recorded kernel (model.transitions.TRAITS)
     exit_irqs_off : True if kvm_exit is traced with interrupts off, None if the recording does not say
+    irq_flags : False if no event says whether interrupts were off, as with BPF programs
     exact_errno : errno of kvm_userspace_exit is the raw field, not derived from a tool's words
     seen : events that occurred so far
     filtered : the recorder dropped whole exits on purpose
@@ -36,6 +37,7 @@ class Capability:
     described: frozenset[str] = frozenset()
     traits: frozenset[str] = frozenset()
     exit_irqs_off: bool | None = None
+    irq_flags: bool = True
     exact_errno: bool = True
     filtered: bool = False
     seen: frozenset[str] = frozenset()
@@ -58,6 +60,8 @@ class Capability:
             lines.append("the recorder left out VM-exits on purpose: nothing is concluded from one to the next")
         if self.exit_irqs_off is None and "kvm_exit" in self.recorded:
             lines.append("V3: without interrupt flags, scheduling in guest mode is not checked")
+        if not self.irq_flags and "kvm_entry" in self.recorded:
+            lines.append("V3: whether interrupts were off at kvm_entry and kvm_exit is not recorded")
         return tuple(lines)
 
 
@@ -67,6 +71,7 @@ class Evidence:
 
     seen: set[str]
     exit_irqs_off: bool | None = None
+    irq_flags: bool | None = None
     entry_before_run: bool | None = None
     return_before_exit: bool | None = None
 
@@ -76,6 +81,9 @@ class Evidence:
         self.seen |= {kind.name for kind, count in zip(table.kinds, counts, strict=True) if count}
         if self.exit_irqs_off is None:
             self.exit_irqs_off = _exit_irqs_off(table)
+        entries = table.rows("kvm_entry")
+        if len(entries):
+            self.irq_flags = self.irq_flags or not (table.irq_flags[entries] & TRACE_FLAG_IRQS_NOSUPPORT).all()
         if self.entry_before_run is None:
             self.entry_before_run = _precedes(table, "kvm_entry", ("vmx_vcpu_run", "svm_vcpu_run"))
         if self.return_before_exit is None:
@@ -156,6 +164,7 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
     return Capability(
         recorded=_recorded(_enabled(capture, table), evidence.seen), described=frozenset(described),
         traits=_traits(table, evidence), exit_irqs_off=evidence.exit_irqs_off,
+        irq_flags=evidence.irq_flags is not False,
         exact_errno=not capture.format.startswith("ftrace-text"),
         seen=frozenset(evidence.seen),
         filtered=any(name in EXIT_FILTERS or name.startswith("kvm:") for name in filters),

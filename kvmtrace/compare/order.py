@@ -331,6 +331,8 @@ def _check_irq_flags(batch: Batch) -> None:
         position = np.flatnonzero((batch.sequence.cls == cls) & ~batch.sequence.repeated)
         off = (flags[position] & TRACE_FLAG_IRQS_OFF) != 0
         told = len(position) and not (flags[position] & TRACE_FLAG_IRQS_NOSUPPORT).any()
+        if wanted and not told:
+            batch.findings.check("V3", 0, len(position))
         if not wanted or not told or np.mean(off) < 0.5:  # text traces may lack the column
             continue
         name = "kvm_entry" if cls == ENTRY else "kvm_exit"

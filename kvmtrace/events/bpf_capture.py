@@ -162,10 +162,14 @@ class BpfRecording(Recording):
         What a break has cost stands before row number `breaks`, with the time of the row before that.
         """
         counter = self._source.words.take(2 * walk.at + 6).astype(np.int64)
-        growth = np.diff(counter, prepend=stream.lost % WRAP) % WRAP
-        growth[growth >= WRAP // 2] = 0  # an interrupt's record overtook
+        steps = np.diff(counter, prepend=stream.lost % WRAP) % WRAP
+        steps[steps >= WRAP // 2] -= WRAP  # an interrupt's record overtook, or was overtaken
+        if len(steps) and stream.position < 0 and steps[0] < 0:  # none before it
+            stream.lost, steps[0] = int(counter[0]), 0
+        total = np.maximum.accumulate(np.cumsum(steps, dtype=np.int64))
+        growth = np.diff(np.maximum(total, 0), prepend=0)
         if len(counter):
-            stream.lost = int(counter[-1])
+            stream.lost += int(growth.sum())
         before = np.concatenate(([stream.position], spans.position[:-1] + (spans.end - spans.start)[:-1]))
         stream.position = int(spans.position[-1] + spans.end[-1] - spans.start[-1])
         missing = np.flatnonzero((before >= 0) & (spans.position != before))

@@ -107,9 +107,9 @@ def filter_line(filters: object) -> str:
     """Say which VM-exits the recorder left out on purpose, and what that does to the figures; "" for none."""
     if not isinstance(filters, dict):
         return ""
-    kept = [escape(str(filters[name])) for name in VM_EXIT_FILTERS if name in filters]
-    if not kept:
-        return ""
+    kept = [escape(str(filters[name])) for name in ("thread", *VM_EXIT_FILTERS) if name in filters]
+    if not kept or not filters.keys() & set(VM_EXIT_FILTERS):
+        return "; ".join(kept)
     return "; ".join(kept) + ". Counts, shares and guest time are of what was kept, not of all that the guest did"
 
 

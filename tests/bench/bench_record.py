@@ -1,13 +1,17 @@
 """What recording costs: added time per VM-exit and per event, of every recorder this machine has, in one run.
 
-    .venv/bin/python tests/bench/bench_record.py [--count N] [--rounds R] [--only NAME,...] [-o FILE]
+    .venv/bin/python tests/bench/bench_record.py [--count N] [--rounds R] [--only NAME,...] [--load LOAD] [-o FILE]
 
-Every round runs the bundled guest `storm` once per contender, in turn, so that a busy moment hits all alike;
+Every round runs a bundled guest once per contender, in turn, so that a busy moment hits all alike;
 the figures come from the best and from the median round. What is measured is the CPU time that the VMM's
 process takes for the run of the guest, without the start of the interpreter: waiting for a CPU that others
 use does not count (it does in the column `wall`, the best round's elapsed time per event). What a recorder
-itself takes (`CPU s`) stands beside it; for perf and trace-cmd it holds their start and end too. All record
-the same tracepoints, those that this KVM fires for a `storm`; kvmtrace records its whole event set.
+itself takes (`CPU s`) stands beside it; for perf and trace-cmd it holds their start and end too.
+
+Two loads. `storm` (CPUID in a loop) is for the recorders of events: all record the same tracepoints, those that
+this KVM fires for it; kvmtrace records its whole event set. `userspace` (the guest `lifecycle`, over and over) is for
+`--summary`, which has programs only where a vCPU's phases change: bpftrace counts the same tracepoints in a map. Where
+a KVM fires kvm_entry and kvm_exit, `storm` shows both. The floors are what the kernel takes alone, see floors.py.
 """
 
 from __future__ import annotations
@@ -26,13 +30,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from floors import bare_ftrace, empty_programs
+
+from kvmtrace.capture.bpf_summary import EVENTS as SUMMARY_EVENTS
 from kvmtrace.events.opening import open_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-# the most frequent first; those that this machine's KVM does not fire for CPUID are harmless
-TRACEPOINTS = ("kvm_entry", "kvm_exit", "kvm_cpuid", "kvm_emulate_insn", "kvm_fpu", "kvm_pio", "kvm_userspace_exit")
+# the most frequent first; those that this machine's KVM does not fire for the load are harmless
+STORM = tuple(("kvm", name) for name in ("kvm_entry", "kvm_exit", "kvm_cpuid", "kvm_emulate_insn", "kvm_fpu", "kvm_pio",
+                                         "kvm_userspace_exit"))
+EXITS_PER_ROUND = 102  # to userspace, of the guest lifecycle
 SETTLE_S = 0.5  # the kernel detaches BPF programs and frees buffers after their process has ended
 KVMTRACE = [sys.executable, "-m", "kvmtrace"]
 
@@ -48,12 +58,27 @@ class Run:
     recorder_cpu_s: float | None = None
 
 
+@dataclass(frozen=True)
+class Load:
+    """What the guest does, and the tracepoints that all record of it."""
+
+    name: str
+    guest: str
+    count: int  # the guest's argument
+    exits: int
+    tracepoints: tuple[tuple[str, str], ...]
+
+    def known_tracepoints(self) -> list[tuple[str, str]]:
+        """Return those that this kernel has."""
+        return [(s, n) for s, n in self.tracepoints if Path("/sys/kernel/tracing/events", s, n).exists()]
+
+
 @dataclass
 class Contender:
     """A recorder, and how it is started."""
 
     name: str
-    run: Callable[[int, Path], Run]
+    run: Callable[[Load, Path], Run]
     runs: list[Run] = field(default_factory=list)
     refused: str = ""
 
@@ -65,7 +90,7 @@ def cpu():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 before, began = cpu(), time.monotonic_ns()
-run = run_guest("storm", {"count": int(sys.argv[1])}, timeout_s=280)
+run = run_guest(sys.argv[3], {"count": int(sys.argv[1])}, timeout_s=280)
 assert run.succeeded, run
 json.dump({"cpu_ns": (cpu() - before) * 1e9, "wall_ns": time.monotonic_ns() - began}, open(sys.argv[2], "w"))
 """
@@ -79,11 +104,11 @@ class Guest:
     result: Path
 
     @classmethod
-    def prepare(cls, count: int, directory: Path) -> Guest:
-        """Return a guest of `count` VM-exits."""
+    def prepare(cls, load: Load, directory: Path) -> Guest:
+        """Return the guest of a load."""
         result = directory / "guest.json"
         result.unlink(missing_ok=True)
-        return cls([sys.executable, "-c", GUEST, str(count), str(result)], result)
+        return cls([sys.executable, "-c", GUEST, str(load.count), str(result), load.guest], result)
 
     def run(self, prefix: list[str]) -> tuple[Run, subprocess.CompletedProcess[str]]:
         """Run it under `prefix`; the CPU time of everything but the guest is the recorder's."""
@@ -97,16 +122,16 @@ class Guest:
         return Run(took["cpu_ns"], took["wall_ns"], recorder_cpu_s=cpu_s - took["cpu_ns"] / 1e9), done
 
 
-def run_bare(count: int, directory: Path) -> Run:
+def run_bare(load: Load, directory: Path) -> Run:
     """No recorder."""
-    return Guest.prepare(count, directory).run([])[0]
+    return Guest.prepare(load, directory).run([])[0]
 
 
-def run_kvmtrace(*options: str) -> Callable[[int, Path], Run]:
+def run_kvmtrace(*options: str) -> Callable[[Load, Path], Run]:
     """Return a runner of `kvmtrace record OPTIONS`."""
-    def run(count: int, directory: Path) -> Run:
+    def run(load: Load, directory: Path) -> Run:
         output = directory / "kvmtrace.dat"
-        run, _ = Guest.prepare(count, directory).run([*KVMTRACE, "record", *options, "-o", str(output), "--"])
+        run, _ = Guest.prepare(load, directory).run([*KVMTRACE, "record", *options, "-o", str(output), "--"])
         wait_detached()
         text = output.read_bytes()
         meta = json.loads(text)["meta"] if text[:1] == b"{" else open_recording(output).capture.meta
@@ -125,23 +150,23 @@ def wait_detached() -> None:
         time.sleep(0.2)
 
 
-def run_perf(*options: str) -> Callable[[int, Path], Run]:
+def run_perf(*options: str) -> Callable[[Load, Path], Run]:
     """Return a runner of `perf record OPTIONS`."""
-    return lambda count, directory: _run_perf(count, directory, options)
+    return lambda load, directory: _run_perf(load, directory, options)
 
 
-def _run_perf(count: int, directory: Path, options: tuple[str, ...]) -> Run:
+def _run_perf(load: Load, directory: Path, options: tuple[str, ...]) -> Run:
     output = directory / "perf.data"
     prefix = ["perf", "record", *options, "-o", str(output)]
-    for name in known_tracepoints():
-        prefix += ["-e", f"kvm:{name}"]
-    run, _ = Guest.prepare(count, directory).run([*prefix, "--"])
+    for system, name in load.known_tracepoints():
+        prefix += ["-e", f"{system}:{name}"]
+    run, _ = Guest.prepare(load, directory).run([*prefix, "--"])
     report = subprocess.run(["perf", "report", "-i", str(output), "--stats"], capture_output=True, text=True,
                             check=True)
     samples = re.search(r"SAMPLE events:\s+(\d+)", report.stdout)
     lost = _perf_lost(output) if re.search(r"\bLOST(_SAMPLES)? events:", report.stdout) else 0
     output.unlink()
-    if samples is None or int(samples[1]) < count:
+    if samples is None or int(samples[1]) < load.exits:
         raise RuntimeError("a BPF program on the same tracepoints keeps the samples from perf")
     return replace(run, events=int(samples[1]), lost=lost)
 
@@ -153,22 +178,23 @@ def _perf_lost(path: Path) -> int:
     return sum(int(number) for number in re.findall(r"PERF_RECORD_LOST(?:_SAMPLES)? lost (\d+)", script.stdout))
 
 
-def run_trace_cmd(count: int, directory: Path) -> Run:
+def run_trace_cmd(load: Load, directory: Path) -> Run:
     """Run trace-cmd record, which refuses on a locked-down host."""
     output = directory / "trace.dat"
     prefix = ["trace-cmd", "record", "-C", "mono", "-b", "16384", "-o", str(output), "-F", "-c"]
-    for name in known_tracepoints():
-        prefix += ["-e", f"kvm:{name}"]
-    run, done = Guest.prepare(count, directory).run(prefix)
+    for system, name in load.known_tracepoints():
+        prefix += ["-e", f"{system}:{name}"]
+    run, done = Guest.prepare(load, directory).run(prefix)
     if not output.exists():
         raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
     output.unlink()
     return run
 
 
-def run_bpftrace(count: int, directory: Path) -> Run:
+def run_bpftrace(load: Load, directory: Path) -> Run:
     """Count events by name in a BPF map: no event leaves the kernel."""
-    program = ",".join(f"tracepoint:kvm:{name}" for name in known_tracepoints()) + " { @[probe] = count(); }"
+    places = ",".join(f"tracepoint:{system}:{name}" for system, name in load.known_tracepoints())
+    program = places + " { @[probe] = count(); }"
     # not with -c: it must be attached before the guest begins
     with subprocess.Popen(["bpftrace", "-e", f'BEGIN {{ printf("up\\n"); }} {program}'], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True) as tracer:
@@ -178,7 +204,7 @@ def run_bpftrace(count: int, directory: Path) -> Run:
         if not line:
             raise RuntimeError((tracer.communicate()[1].strip().splitlines() or ["bpftrace failed"])[-1])
         try:
-            run, _ = Guest.prepare(count, directory).run([])
+            run, _ = Guest.prepare(load, directory).run([])
         finally:
             tracer.send_signal(2)
             counts = tracer.communicate(timeout=30)[0]
@@ -186,9 +212,13 @@ def run_bpftrace(count: int, directory: Path) -> Run:
     return replace(run, events=events, lost=0, recorder_cpu_s=None)
 
 
-def known_tracepoints() -> list[str]:
-    """Return those of TRACEPOINTS that this kernel has."""
-    return [name for name in TRACEPOINTS if Path("/sys/kernel/tracing/events/kvm", name).exists()]
+def run_floor(floor: Callable[[list[tuple[str, str]]], AbstractContextManager[None]]
+              ) -> Callable[[Load, Path], Run]:
+    """Return a runner with nothing but what the kernel does for an event."""
+    def run(load: Load, directory: Path) -> Run:
+        with floor(load.known_tracepoints()):
+            return Guest.prepare(load, directory).run([])[0]
+    return run
 
 
 def contenders() -> list[Contender]:
@@ -202,10 +232,21 @@ def contenders() -> list[Contender]:
         Contender("perf record -m 16M", run_perf("-m", "16M")),
         Contender("bpftrace count", run_bpftrace),
         Contender("trace-cmd record", run_trace_cmd),
+        Contender("floor: ftrace", run_floor(bare_ftrace)),
+        Contender("floor: BPF", run_floor(lambda names: empty_programs(names, raw=False))),
+        Contender("floor: raw BPF", run_floor(lambda names: empty_programs(names, raw=True))),
     ]
 
 
-def measure(chosen: list[Contender], count: int, rounds: int) -> None:
+def loads(count: int) -> list[tuple[Load, set[str] | None]]:
+    """Return the loads, each with the names of its contenders (None: all)."""
+    rounds = max(1, count // EXITS_PER_ROUND)
+    summary = {"none", "kvmtrace --summary", "bpftrace count", "floor: BPF", "floor: raw BPF"}
+    return [(Load("storm", "storm", count, count, STORM), None),
+            (Load("userspace", "lifecycle", rounds, rounds * EXITS_PER_ROUND, SUMMARY_EVENTS), summary)]
+
+
+def measure(chosen: list[Contender], load: Load, rounds: int) -> None:
     """Run all contenders in turn, `rounds` times."""
     with tempfile.TemporaryDirectory(prefix="kvmtrace-bench-") as name:
         for _ in range(rounds):
@@ -214,13 +255,17 @@ def measure(chosen: list[Contender], count: int, rounds: int) -> None:
                     continue
                 time.sleep(SETTLE_S)
                 try:
-                    contender.runs.append(contender.run(count, Path(name)))
+                    contender.runs.append(contender.run(load, Path(name)))
                 except (RuntimeError, OSError, KeyError, subprocess.SubprocessError) as error:
                     contender.refused = str(error).splitlines()[0]
 
 
-def summarise(chosen: list[Contender], count: int) -> list[dict[str, Any]]:
-    """Return a row per contender: added ns per VM-exit and per event over the first contender."""
+def summarise(chosen: list[Contender], load: Load) -> list[dict[str, Any]]:
+    """Return a row per contender: added ns per VM-exit and per event over the first contender.
+
+    What counts no events itself had as many as bpftrace or perf counted.
+    """
+    counted = next((c.runs[0].events for c in reversed(chosen) if c.runs and c.runs[0].events), None)
     rows = []
     base = chosen[0].runs
     for contender in chosen:
@@ -228,10 +273,10 @@ def summarise(chosen: list[Contender], count: int) -> list[dict[str, Any]]:
         if contender.runs:
             for label, pick in (("best", min), ("median", statistics.median)):
                 own = pick([run.cpu_ns for run in contender.runs])
-                added = (own - pick([run.cpu_ns for run in base])) / count
+                added = (own - pick([run.cpu_ns for run in base])) / load.exits
                 row[f"ns_per_exit_{label}"] = added
-                events = contender.runs[0].events
-                row[f"ns_per_event_{label}"] = added * count / events if events else None
+                events = contender.runs[0].events or (counted if contender is not chosen[0] else None)
+                row[f"ns_per_event_{label}"] = added * load.exits / events if events else None
                 walls = pick([run.wall_ns for run in contender.runs]) - pick([run.wall_ns for run in base])
                 row[f"wall_ns_per_event_{label}"] = walls / events if events else None
             last = min(contender.runs, key=lambda run: run.cpu_ns)
@@ -262,23 +307,45 @@ def render(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+GOALS = (("storm", "kvmtrace ftrace", "perf record", 1 / 3), ("storm", "kvmtrace bpf", "perf record", 1.0),
+         ("userspace", "kvmtrace --summary", "bpftrace count", 0.5))
+
+
+def render_goals(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a line per goal: the ratio of the added cost per event of two contenders."""
+    lines = []
+    for load, ours, theirs, goal in GOALS:
+        rows = {row["name"]: row for row in results.get(load, [])}
+        if not all("guest_s" in rows.get(name, {}) for name in (ours, theirs)):
+            continue
+        best, median = (rows[ours][key] / rows[theirs][key] for key in ("ns_per_event_best", "ns_per_event_median"))
+        lines.append(f"{ours} / {theirs}, {load}: {best:.2f} (of medians: {median:.2f}), goal {goal:.2f}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300_000, help="VM-exits per run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="names of contenders, separated by commas")
+    parser.add_argument("--load", help="storm or userspace; default: both")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-results/record.json"))
     options = parser.parse_args()
-    chosen = contenders()
-    if options.only:
-        chosen = [c for c in chosen if c.name in {"none", *options.only.split(",")}]
-    measure(chosen, options.count, options.rounds)
-    rows = summarise(chosen, options.count)
-    print(f"storm of {options.count:,} VM-exits, {options.rounds} rounds, {os.uname().release}")
-    print(render(rows))
+    results = {}
+    for load, names in loads(options.count):
+        if options.load not in (None, load.name):
+            continue
+        only = {"none", *options.only.split(",")} if options.only else None
+        chosen = [c for c in contenders() if (not only or c.name in only) and (not names or c.name in names)]
+        measure(chosen, load, options.rounds)
+        results[load.name] = summarise(chosen, load)
+        print(f"{load.name}: {load.exits:,} VM-exits, {options.rounds} rounds, {os.uname().release}")
+        print(render(results[load.name]) + "\n", flush=True)
+    print(render_goals(results))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"count": options.count, "rounds": options.rounds, "rows": rows}, indent=2))
+    result = {"count": options.count, "rounds": options.rounds, "loads": results}
+    options.output.write_text(json.dumps(result, indent=2))
     print(f"\n{options.output}")
 
 

@@ -47,8 +47,11 @@ def bpf_runs(output: Path) -> bool:
 
 
 def ftrace_runs(pid: int) -> bool:
-    return any((path / "tracing_on").read_text().strip() == "1"
-               for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*"))
+    try:
+        return any((path / "tracing_on").read_text().strip() == "1"
+                   for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*"))
+    except FileNotFoundError:  # it is just being made
+        return False
 
 
 def wait_until(condition: object) -> None:

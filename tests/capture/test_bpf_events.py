@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from kvmtrace.capture.bpf_ring import round_ring_size
 from kvmtrace.errors import CapabilityError
 from kvmtrace.kvm.tracepoints import PROBES
 from tests.writers.bpf_capture import FORMAT_ENTRY
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ENTRY = bpf_events.TracedEvent("kvm_entry", "kvm", FORMAT_ENTRY, None, bpf_events.parse_fields(FORMAT_ENTRY))
 EXIT = bpf_events.TracedEvent("kvm_exit", "kvm", "", None, {"exit_reason": (8, 4), "guest_rip": (16, 8),
@@ -110,6 +114,18 @@ def test_the_kernels_own_btf_has_what_it_must_have() -> None:
 
 
 def test_attachments_are_described_newest_first() -> None:
-    names = [name for name, _, _ in bpf_attach.describe_attachments()]
-    assert names[:2] == ["fentry/fexit", "kprobe/kretprobe"]
-    assert all(usable or remark for _, usable, remark in bpf_attach.describe_attachments())
+    rows = bpf_attach.describe_attachments()
+    assert [name for name, _, _ in rows][:5] == ["fentry/fexit", "BTF tracepoint", "raw tracepoint", "kprobe/kretprobe",
+                                                 "tracepoint"]
+    assert [row for row in rows if bool(row[1]) == bool(row[2])] == []
+
+
+@pytest.mark.parametrize("place", [None, "empty"])
+def test_without_tracefs_each_mechanism_says_what_is_wrong(place: str | None, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf_attach, "mounted", lambda: None if place is None else tmp_path)
+    rows = {name: (usable, remark) for name, usable, remark in bpf_attach.describe_attachments()}
+    for name in ("tracepoint", "syscall tracepoint"):
+        usable, remark = rows[name]
+        assert not usable
+        assert ("not mounted" if place is None else str(tmp_path)) in remark

@@ -13,7 +13,7 @@ from writers.healthy import joined, with_loss
 from kvmtrace.compare.checker import Checker
 from kvmtrace.compare.parking import materialise
 from kvmtrace.decode.payload import ColumnPayload
-from kvmtrace.events.table import EventKind, EventTable
+from kvmtrace.events.table import TRACE_FLAG_IRQS_NOSUPPORT, EventKind, EventTable
 
 if TYPE_CHECKING:
     from kvmtrace.compare.comparison import Comparison
@@ -168,3 +168,22 @@ def test_document_has_the_interface_keys() -> None:
     assert {"name", "isa", "rules", "transitions", "coverage", "violations", "first_divergence", "explained_events",
             "n_events", "cannot_see"} <= document.keys()
     assert {"from", "event", "to", "count", "p50_ns", "p99_ns"} == document["transitions"][0].keys()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_without_interrupt_flags_their_rule_is_unknown(isa: str) -> None:
+    """BPF programs cannot see whether interrupts were off: nothing that depends on it may count as held."""
+    capture, table = joined(isa)
+    told = check(capture, table)
+    table.irq_flags[:] = TRACE_FLAG_IRQS_NOSUPPORT
+    blind = check(capture, table)
+    assert blind.conforms
+    assert any("whether interrupts were off at kvm_entry" in line for line in blind.cannot_see)
+    assert not any("interrupts were off" in line for line in told.cannot_see)
+    v3, before = blind.rules["V3"], told.rules["V3"]
+    assert v3.unknown >= table.count("kvm_entry")
+    if isa == "vmx":  # that kvm_exit is traced with interrupts off needs no flag there: scheduling is still checked
+        assert 0 < v3.checked == before.checked - v3.unknown
+    else:
+        assert v3.checked == 0
+        assert any("scheduling in guest mode is not checked" in line for line in blind.cannot_see)

@@ -88,6 +88,17 @@ def test_the_loss_counter_wraps() -> None:
     assert recording.events().field("lost_events", "count").tolist() == [5]  # from 2^32-2 on; 2^32-2 is no growth
 
 
+def test_a_record_that_an_interrupt_overtook_loses_nothing_twice() -> None:
+    """Where an interrupt's program ran inside another, the two records may carry the counter in the wrong order."""
+    spans = [(0, [fpu(1, 1), fpu(2, 1, lost=6), fpu(3, 1, lost=5), fpu(4, 1, lost=6)]), (0, [fpu(5, 1, lost=5)]),
+             (0, [fpu(6, 1, lost=7)])]
+    recording = read(encode_capture(spans))
+    assert recording.events().field("lost_events", "count").tolist() == [6, 1]
+    recording = read(encode_capture(spans))
+    parts = [p.field("lost_events", "count").tolist() for p in recording.iter_events(1) if p.count("lost_events")]
+    assert [count for part in parts for count in part] == [6, 1]
+
+
 def test_a_missing_span_is_a_loss_of_unknown_size() -> None:
     first, second, third = (encode_span([fpu(t, 1)]) for t in (1, 2, 3))
     data = encode_head() + encode_frame(1, 0, 0, first) + encode_frame(1, 0, len(first) + len(second), third)
