@@ -10,6 +10,7 @@ from typing import Any
 
 INT_LIMIT = 1 << 63
 TID_LIMIT = 1 << 31
+MAX_DEPTH = 20
 
 
 class _AbsentError(Exception):
@@ -118,4 +119,17 @@ def _checked(value: Any, shape: Any) -> Any:
 def clean_meta(meta: Any) -> dict[str, Any]:
     """Return the metadata without the members whose values are not as documented; {} for anything but an object."""
     cleaned: dict[str, Any] = _checked(meta, SHAPES) if isinstance(meta, dict) else {}
-    return cleaned
+    return {key: _plain(value) for key, value in cleaned.items()}
+
+
+def _plain(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return a value that can be written as JSON: numbers that are none, and what is nested too deeply, are null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if not isinstance(value, (dict, list)):
+        return value
+    if not depth:
+        return None
+    if isinstance(value, list):
+        return [_plain(item, depth - 1) for item in value]
+    return {key: _plain(item, depth - 1) for key, item in value.items()}

@@ -37,3 +37,11 @@ def test_what_was_recorded_stays(path):
 ])
 def test_members_of_other_types_are_dropped(meta, left):
     assert clean_meta(meta) == left
+
+
+def test_what_no_json_can_hold_becomes_null():
+    deep = json.loads("[" * 500 + "]" * 500)
+    cleaned = clean_meta({"filters": {"a": float("inf"), "b": [1.5, float("nan")], "c": deep}})
+    assert cleaned["filters"]["a"] is None
+    assert cleaned["filters"]["b"] == [1.5, None]
+    assert json.dumps(cleaned, allow_nan=False).count("[") < 50
