@@ -1,6 +1,6 @@
 """--summary and top: counts, times and histograms that grow in BPF maps; no event leaves the kernel.
 
-The maps' layout is struct thread and struct cell of tracers/summary.c.
+The maps' layout is struct thread and struct cell of tracers/summary.h.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class SummaryPrograms:
             if name in fields.get(event, {}):
                 defines[macro] = str(fields[event][name][0])
         defines |= macros
-        files = ["target.h", "summary.c"]
+        files = ["target.h", "summary.h", "summary.c"]
         if self.follow:
             files.append("follow.c")
             defines["CHILD_PID_OFFSET"] = str(self.follow["follow_fork"].fields["child_pid"][0])

@@ -153,7 +153,7 @@ def record_argv(output: Path, *target: str) -> list[str]:
 @pytest.mark.kvm
 def test_qemus_start_is_recorded_in_the_models_order(tmp_path: Path) -> None:
     output = tmp_path / "run.dat"
-    with subprocess.Popen(record_argv(output, "timeout", "0.7", *GUEST), stderr=subprocess.PIPE) as recorder:
+    with subprocess.Popen(record_argv(output, "timeout", "2", *GUEST), stderr=subprocess.PIPE) as recorder:
         recorder.communicate(timeout=120)
     assert uprobes_of(recorder.pid) == []
     data = output.read_bytes()
