@@ -75,6 +75,45 @@ class EventKind:
     print_fmt: str = ""
 
 
+class RowsByKind:
+    """Which rows of a table are of which kind; found when asked for, by two threads perhaps.
+
+    Parameters
+    ----------
+    kind : uint16, the table's column
+    n_kinds : int
+    parts : of the tables that stand one after the other in this one, if it is so made
+    """
+
+    def __init__(self, kind: NDArray[np.uint16], n_kinds: int, parts: Sequence[RowsByKind] = ()) -> None:
+        self._kind = kind
+        self._n_kinds = n_kinds
+        self._parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return len(self._kind)
+
+    @cached_property
+    def rows(self) -> list[NDArray[np.intp]]:
+        """The ascending row numbers of each kind."""
+        if self._parts:
+            begins = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
+            return [np.concatenate([part.rows[i] + begin for part, begin in zip(self._parts, begins, strict=False)])
+                    for i in range(self._n_kinds)]
+        # stable argsort of a uint16 is a radix sort: linear, and one pass serves all kinds
+        order = np.argsort(self._kind, kind="stable")
+        bounds = np.cumsum(np.bincount(self._kind, minlength=self._n_kinds))[:-1]
+        return np.split(order, bounds)
+
+    @cached_property
+    def position(self) -> NDArray[np.intp]:
+        """The position of each row within its kind."""
+        position = np.empty(len(self._kind), np.intp)
+        for own in self.rows:
+            position[own] = np.arange(len(own))
+        return position
+
+
 class EventTable:
     """Events as columns; see the module docstring for the columns.
 
@@ -101,8 +140,7 @@ class EventTable:
         self.kinds: tuple[EventKind, ...] = tuple(kinds)
         self.payloads = payloads
         self.kind_index: dict[str, int] = {kind.name: i for i, kind in enumerate(self.kinds)}
-        self._rows: list[NDArray[np.intp]] | None = None
-        self._parts: tuple[EventTable, ...] = ()
+        self.by_kind = RowsByKind(self.kind, len(self.kinds))
         self._cache: dict[tuple[int, str], NDArray[Any]] = {}
 
     def __len__(self) -> int:
@@ -119,24 +157,7 @@ class EventTable:
     def rows(self, name: str) -> NDArray[np.intp]:
         """Return the ascending row numbers of kind `name`; empty if the capture does not know it."""
         index = self.kind_index.get(name)
-        if index is None:
-            return np.empty(0, np.intp)
-        if self._rows is None and self._parts:
-            self._rows = [np.concatenate(parts) for parts in zip(*self._part_rows(), strict=True)]
-        if self._rows is None:
-            # stable argsort of a uint16 is a radix sort: linear, and one pass serves all kinds
-            order = np.argsort(self.kind, kind="stable")
-            bounds = np.cumsum(np.bincount(self.kind, minlength=len(self.kinds)))[:-1]
-            self._rows = np.split(order, bounds)
-        return self._rows[index]
-
-    def _part_rows(self) -> list[list[NDArray[np.intp]]]:
-        """Return per part and kind the row numbers in this table."""
-        found, begin = [], 0
-        for part in self._parts:
-            found.append([part.rows(kind.name) + begin for kind in self.kinds])
-            begin += len(part)
-        return found
+        return np.empty(0, np.intp) if index is None else self.by_kind.rows[index]
 
     def count(self, name: str) -> int:
         """Return how many events of kind `name` there are."""
@@ -171,14 +192,10 @@ class EventTable:
         column[self.rows(name)] = values
         return column
 
-    @cached_property
+    @property
     def position_in_kind(self) -> NDArray[np.intp]:
         """Return the position of each row within its kind."""
-        position = np.empty(len(self), np.intp)
-        for kind in self.kinds:
-            own = self.rows(kind.name)
-            position[own] = np.arange(len(own))
-        return position
+        return self.by_kind.position
 
     def take(self, rows: NDArray[np.intp]) -> EventTable:
         """Return the table of these rows, which must be in the order wanted (any order is allowed)."""
@@ -223,7 +240,7 @@ class EventTable:
                 payloads[index] = ConcatPayload([(t.payloads[index], None) for t in parts])
         whole = EventTable(columns, kinds, payloads)
         if shared and len(whole.kind_index) == len(kinds):
-            whole._parts = tuple(tables)
+            whole.by_kind = RowsByKind(whole.kind, len(kinds), [table.by_kind for table in tables])
         return whole
 
     def to_pandas(self, *, fields: bool = True) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import FormatError
-from kvmtrace.events import arrow, arrow_reading, arrow_schema, open_recording
+from kvmtrace.events import arrow, arrow_schema, arrow_window, open_recording
 from kvmtrace.events.arrow_schema import dtype_text, text_dtype
 from kvmtrace.events.table import COMMON_DTYPES
 
@@ -125,9 +125,9 @@ def test_two_threads_may_ask_for_fields_of_one_table(recording, tmp_path):
 @pytest.mark.parametrize("row", [[3, 1, 2], [5, 5, 4], [2**63 - 1, -2**63, 0], [0, 1, 2], [7, 1, 3]])
 def test_recorded_order_also_of_garbage(row):
     numbers = np.array(row, np.int64)
-    recorded = arrow_reading._Recorded(numbers)
-    assert recorded(numbers).tolist() == sorted(row)
-    assert recorded(np.arange(3)).tolist() == np.argsort(numbers, kind="stable").tolist()
+    place = arrow_window.recorded_places(numbers)
+    assert sorted(place.tolist()) == [0, 1, 2]
+    assert np.argsort(place).tolist() == np.argsort(numbers, kind="stable").tolist()
 
 
 def test_others_read_it(recording, tmp_path):

@@ -1,0 +1,220 @@
+"""Row groups that were written together, as event tables of consecutive events.
+
+A row group holds the events of one kind of one vCPU thread, or those of all other kinds and threads, in recorded
+order. A table of consecutive events takes a stretch of each. Where one row group has all events of a kind, their
+fields are views of what was read; otherwise they are put into recorded order when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace.errors import MissingEventError
+from kvmtrace.events.table import COMMON_DTYPES, EventTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.decode.payload import Payload
+    from kvmtrace.events.table import EventKind, RowsByKind
+
+    # (row groups, column name, dtype, rows among those of these groups or None) -> values
+    ReadField = Callable[[Sequence[int], str, np.dtype[Any], "NDArray[np.intp] | None"], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Events of a row group, in recorded order.
+
+    Parameters
+    ----------
+    group : number of the row group within the window
+    rows : where they are in the row group; None: all of it
+    place : int64, ascending; which events of the window they are
+    """
+
+    group: int
+    rows: NDArray[np.intp] | None
+    place: NDArray[np.int64]
+
+    def span(self, start: int, stop: int) -> slice:
+        """Return which of the events are among events start..stop of the window."""
+        first, last = np.searchsorted(self.place, (start, stop)).tolist()
+        return slice(first, last)
+
+
+def recorded_places(row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each stored row which one it is in recorded order; equal numbers stay in stored order."""
+    if not len(row):
+        return row
+    lowest = int(row.min())
+    if int(row.max()) - lowest == len(row) - 1:
+        place = row - lowest if lowest else row
+        taken = np.zeros(len(row), bool)
+        taken[place] = True
+        if taken.all():  # each number stands once
+            return place
+    place = np.empty(len(row), np.int64)
+    place[np.argsort(row, kind="stable")] = np.arange(len(row))
+    return place
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """What was read of some row groups.
+
+    Parameters
+    ----------
+    groups : their numbers in the file
+    bounds : first row of each among those of all, and the end
+    columns : the six common columns, as stored
+    row : int64, number of each stored row in the recording
+    """
+
+    groups: Sequence[int]
+    bounds: Sequence[int]
+    columns: Mapping[str, NDArray[Any]]
+    row: NDArray[np.int64]
+
+
+class Window:
+    """Row groups that together hold consecutive events.
+
+    Parameters
+    ----------
+    stored : StoredRows
+    kinds : what the column `kind` indexes
+    read : reads fields
+    """
+
+    def __init__(self, stored: StoredRows, kinds: Sequence[EventKind], read: ReadField) -> None:
+        self.kinds = kinds
+        self._groups = list(stored.groups)
+        self._columns = stored.columns
+        self._read = read
+        self._bounds = list(stored.bounds)
+        place = recorded_places(stored.row)
+        self._runs = [_run(i, place[first:last]) for i, (first, last) in enumerate(pairwise(self._bounds))]
+        kind = stored.columns["kind"]
+        self._counts = np.array([np.bincount(kind[first:last], minlength=len(kinds))
+                                 for first, last in pairwise(self._bounds)]).reshape(len(self._groups), len(kinds))
+        self._runs_of: dict[int, list[_Run]] = {}
+        self._fields: dict[tuple[int, str], list[NDArray[Any]]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._bounds[-1]
+
+    def table(self, start: int, stop: int) -> EventTable:
+        """Return events start..stop of the window."""
+        spans = [(run, span) for run in self._runs if (span := run.span(start, stop)).stop > span.start]
+        if len(spans) == 1:
+            columns = {name: self._stored(name, *spans[0]) for name in COMMON_DTYPES}
+        else:
+            columns = {name: np.empty(stop - start, dtype) for name, dtype in COMMON_DTYPES.items()}
+            for run, span in spans:
+                at = run.place[span] - start
+                for name, column in columns.items():
+                    column[at] = self._stored(name, run, span)
+        payloads: dict[int, Payload] = {}
+        table = EventTable(columns, self.kinds, payloads)
+        for index in np.flatnonzero(np.bincount(columns["kind"], minlength=len(self.kinds))).tolist():
+            payloads[index] = WindowPayload(self, index, start, stop, table.by_kind)
+        return table
+
+    def _stored(self, name: str, run: _Run, span: slice) -> NDArray[Any]:
+        values = self._columns[name][self._bounds[run.group]:self._bounds[run.group + 1]]
+        return values[span] if run.rows is None else values[run.rows[span]]
+
+    def runs(self, index: int) -> list[_Run]:
+        """Return where the events of a kind are."""
+        found = self._runs_of.get(index)
+        if found is None:  # two threads may both find them
+            found = self._runs_of[index] = [self._run_of(int(i), index) for i in np.flatnonzero(self._counts[:, index])]
+        return found
+
+    def _run_of(self, group: int, index: int) -> _Run:
+        run = self._runs[group]
+        if self._counts[group, index] == len(run.place):
+            return run
+        kind = self._stored("kind", run, slice(None))
+        own = np.flatnonzero(kind == index)
+        return _Run(group, own if run.rows is None else run.rows[own], run.place[own])
+
+    def field(self, index: int, name: str) -> list[NDArray[Any]]:
+        """Return a field of a kind for each of its runs; it is read once and kept."""
+        with self._lock:
+            if (index, name) not in self._fields:
+                self._fields[index, name] = self._read_field(index, name)
+            return self._fields[index, name]
+
+    def _read_field(self, index: int, name: str) -> list[NDArray[Any]]:
+        runs, kind = self.runs(index), self.kinds[index]
+        sizes = [self._bounds[run.group + 1] - self._bounds[run.group] for run in runs]
+        rows = None
+        if any(run.rows is not None for run in runs):
+            begins = np.cumsum([0, *sizes]).tolist()
+            rows = np.concatenate([(np.arange(size) if run.rows is None else run.rows) + begin
+                                   for run, size, begin in zip(runs, sizes, begins, strict=False)])
+        values = self._read([self._groups[run.group] for run in runs], f"{kind.name}.{name}", kind.fields[name], rows)
+        ends = np.cumsum([len(run.place) for run in runs])[:-1]
+        return np.split(values, ends)
+
+
+def _run(group: int, place: NDArray[np.int64]) -> _Run:
+    """Return all events of a row group, sorted if they do not stand in recorded order."""
+    if bool((place[1:] > place[:-1]).all()):
+        return _Run(group, None, place)
+    order = np.argsort(place)
+    return _Run(group, order, place[order])
+
+
+class WindowPayload:
+    """Fields of a kind's events among events start..stop of a window.
+
+    Parameters
+    ----------
+    window : Window
+    index : of the kind
+    start, stop : int
+    by_kind : of the table whose payload this is
+    """
+
+    def __init__(self, window: Window, index: int, start: int, stop: int, by_kind: RowsByKind) -> None:
+        self.fields: Mapping[str, np.dtype[Any]] = window.kinds[index].fields
+        self._window = window
+        self._index = index
+        self._start, self._stop = start, stop
+        self._by_kind = by_kind
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if name not in self.fields:
+            raise MissingEventError(f"field {name} was not recorded")
+        values = self._columns.get(name)
+        if values is None:
+            values = self._columns[name] = self._whole(name)
+        return values if rows is None else values[rows]
+
+    def _whole(self, name: str) -> NDArray[Any]:
+        parts = []
+        for run, values in zip(self._window.runs(self._index), self._window.field(self._index, name), strict=True):
+            span = run.span(self._start, self._stop)
+            if span.stop > span.start:
+                parts.append((run.place[span], values[span]))
+        if len(parts) == 1:
+            return parts[0][1]
+        number = self._by_kind.position
+        first = parts[0][1]
+        whole = np.empty((sum(len(values) for _, values in parts), *first.shape[1:]), first.dtype)
+        for place, values in parts:
+            whole[number[place - self._start]] = values
+        return whole
