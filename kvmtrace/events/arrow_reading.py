@@ -169,7 +169,7 @@ class ArrowRecording(Recording):
 
     def _read_groups(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         if self._parquet:
-            return self._file.read_row_groups(list(groups), columns=list(names))
+            return self._file.read_row_groups(list(groups), columns=list(names), use_threads=False)
         batches = [self._file.get_batch(g) for g in groups]
         table = pa.Table.from_batches(batches, self._file.schema).select(list(names))
         table.validate(full=True)  # its buffers are the file's bytes as they are

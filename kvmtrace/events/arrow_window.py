@@ -37,7 +37,7 @@ class _Run:
     ----------
     group : number of the row group within the window
     rows : where they are in the row group; None: all of it
-    place : int64, ascending; which events of the window they are
+    place : int64, ascending; which rows of the recording they are, or of the window
     """
 
     group: int
@@ -45,25 +45,27 @@ class _Run:
     place: NDArray[np.int64]
 
     def span(self, start: int, stop: int) -> slice:
-        """Return which of the events are among events start..stop of the window."""
+        """Return which of the events are at places start..stop."""
         first, last = np.searchsorted(self.place, (start, stop)).tolist()
         return slice(first, last)
 
 
-def recorded_places(row: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each stored row which one it is in recorded order; equal numbers stay in stored order."""
+def recorded_places(row: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Return (place, lowest): which row in recorded order each stored one is, counted from `lowest`.
+
+    Equal numbers stay in stored order. Where each number stands once, `place` is `row` itself.
+    """
     if not len(row):
-        return row
+        return row, 0
     lowest = int(row.min())
     if int(row.max()) - lowest == len(row) - 1:
-        place = row - lowest if lowest else row
         taken = np.zeros(len(row), bool)
-        taken[place] = True
-        if taken.all():  # each number stands once
-            return place
+        taken[row - lowest if lowest else row] = True
+        if taken.all():
+            return row, lowest
     place = np.empty(len(row), np.int64)
     place[np.argsort(row, kind="stable")] = np.arange(len(row))
-    return place
+    return place, 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Window:
         self._columns = stored.columns
         self._read = read
         self._bounds = list(stored.bounds)
-        place = recorded_places(stored.row)
+        place, self._lowest = recorded_places(stored.row)
         self._runs = [_run(i, place[first:last]) for i, (first, last) in enumerate(pairwise(self._bounds))]
         kind = stored.columns["kind"]
         self._counts = np.array([np.bincount(kind[first:last], minlength=len(kinds))
@@ -114,6 +116,7 @@ class Window:
 
     def table(self, start: int, stop: int) -> EventTable:
         """Return events start..stop of the window."""
+        start, stop = start + self._lowest, stop + self._lowest
         spans = [(run, span) for run in self._runs if (span := run.span(start, stop)).stop > span.start]
         if len(spans) == 1:
             columns = {name: self._stored(name, *spans[0]) for name in COMMON_DTYPES}
@@ -177,13 +180,13 @@ def _run(group: int, place: NDArray[np.int64]) -> _Run:
 
 
 class WindowPayload:
-    """Fields of a kind's events among events start..stop of a window.
+    """Fields of a kind's events at places start..stop of a window.
 
     Parameters
     ----------
     window : Window
     index : of the kind
-    start, stop : int
+    start, stop : int, places
     by_kind : of the table whose payload this is
     """
 
@@ -194,6 +197,7 @@ class WindowPayload:
         self._start, self._stop = start, stop
         self._by_kind = by_kind
         self._columns: dict[str, NDArray[Any]] = {}
+        self._order: NDArray[np.intp] | None = None
 
     def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
         """See Payload."""
@@ -205,16 +209,21 @@ class WindowPayload:
         return values if rows is None else values[rows]
 
     def _whole(self, name: str) -> NDArray[Any]:
-        parts = []
-        for run, values in zip(self._window.runs(self._index), self._window.field(self._index, name), strict=True):
-            span = run.span(self._start, self._stop)
-            if span.stop > span.start:
-                parts.append((run.place[span], values[span]))
+        parts = [values[run.span(self._start, self._stop)] for run, values in zip(
+            self._window.runs(self._index), self._window.field(self._index, name), strict=True)]
+        parts = [part for part in parts if len(part)]
         if len(parts) == 1:
-            return parts[0][1]
-        number = self._by_kind.position
-        first = parts[0][1]
-        whole = np.empty((sum(len(values) for _, values in parts), *first.shape[1:]), first.dtype)
-        for place, values in parts:
-            whole[number[place - self._start]] = values
+            return parts[0]
+        if self._order is None:
+            self._order = self._find_order()
+        whole = np.empty((len(self._order), *parts[0].shape[1:]), parts[0].dtype)
+        begin = 0
+        for part in parts:
+            whole[self._order[begin:begin + len(part)]] = part
+            begin += len(part)
         return whole
+
+    def _find_order(self) -> NDArray[np.intp]:
+        """Return the position within the kind of each event, run by run."""
+        places = [run.place[run.span(self._start, self._stop)] for run in self._window.runs(self._index)]
+        return self._by_kind.position[np.concatenate(places) - self._start]
