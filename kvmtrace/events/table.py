@@ -30,7 +30,7 @@ from kvmtrace.decode.payload import ConcatPayload, Payload
 from kvmtrace.errors import MissingEventError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -182,6 +182,18 @@ class EventTable:
             else:
                 self._cache[key] = payload.column(field)
         return self._cache[key]
+
+    @property
+    def asked_for(self) -> list[tuple[int, str]]:
+        """The fields that were asked for so far, as (index of the kind, name)."""
+        return list(self._cache)
+
+    def read_ahead(self, wanted: Iterable[tuple[int, str]]) -> None:
+        """Find what another thread is going to ask for: rows by kind, and these fields of kinds that occur."""
+        _ = self.by_kind.rows
+        for index, field in wanted:
+            if index in self.payloads:
+                self.field(self.kinds[index].name, field)
 
     def spread(
         self, name: str, field: str, fill: int = 0, dtype: np.dtype[Any] | type | None = None

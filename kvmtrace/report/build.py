@@ -107,8 +107,12 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     """
     checker = _new_checker(recording, limit)
     builder = ReportBuilder(ReportOptions(perf_only=True))
+    before: EventTable | None = None
     with Beside(checker.feed) as beside:
         for table in recording.iter_events(PIECE_EVENTS):
+            if before is not None:
+                table.read_ahead(before.asked_for)
+            before = table
             beside.give(table)
             builder.look_at(table)
             progress(builder.n_events)
