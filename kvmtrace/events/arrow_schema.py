@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "kvmtrace.events/1"
 METADATA_KEY = b"kvmtrace"
-WINDOW_ROWS = 1 << 19
+WINDOW_ROWS = 1 << 20
 
 
 def arrow_type(dtype: np.dtype[Any]) -> pa.DataType:
