@@ -20,6 +20,7 @@ the gap.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -191,9 +192,10 @@ class EventTable:
     def read_ahead(self, wanted: Iterable[tuple[int, str]]) -> None:
         """Find what another thread is going to ask for: rows by kind, and these fields of kinds that occur."""
         _ = self.by_kind.rows
-        for index, field in wanted:
+        for index, name in wanted:
             if index in self.payloads:
-                self.field(self.kinds[index].name, field)
+                with contextlib.suppress(MissingEventError):
+                    self.field(self.kinds[index].name, name)
 
     def spread(
         self, name: str, field: str, fill: int = 0, dtype: np.dtype[Any] | type | None = None

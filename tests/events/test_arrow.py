@@ -122,6 +122,16 @@ def test_two_threads_may_ask_for_fields_of_one_table(recording, tmp_path):
                    for i, name in enumerate(names * 4)]
 
 
+def test_what_was_asked_of_one_table_is_read_ahead_in_the_next(recording):
+    first, second = recording.events().slice(0, 100), recording.events().slice(100, 200)
+    first.field("kvm_exit", "info2")
+    assert first.asked_for == [(first.kind_index["kvm_exit"], "info2")]
+    second.read_ahead([*first.asked_for, (first.kind_index["kvm_exit"], "not recorded"), (10_000, "no kind")])
+    assert second.asked_for == first.asked_for
+    assert second.field("kvm_exit", "info2").tolist() == recording.events().take(np.arange(100, 200)).field(
+        "kvm_exit", "info2").tolist()
+
+
 @pytest.mark.parametrize("row", [[3, 1, 2], [5, 5, 4], [2**63 - 1, -2**63, 0], [0, 1, 2], [7, 1, 3]])
 def test_recorded_order_also_of_garbage(row):
     numbers = np.array(row, np.int64)
