@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -18,9 +17,7 @@ def keep_freed_memory() -> None:
     By default glibc maps and unmaps every large array. The kernel then clears each page again, and on several cores
     every unmapping interrupts the other ones.
     """
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own pool does the same
-    if not sys.platform.startswith("linux"):
-        return
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # glibc's, not one that returns memory itself
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return

@@ -17,9 +17,10 @@ Strings are strings, arrays (instruction bytes) are fixed-size binary. The schem
 `kvmtrace`, one JSON object: `schema` ("kvmtrace.events/1"), `capture`, `loss`, `comms`, `processes`, `kinds`
 (`name`, `system`, `fields` with NumPy's dtype strings) and `window_rows`.
 
-Parquet files are cut into windows of `window_rows` events, and within a window into one row group for each busy
-vCPU thread and one for the rest, so that a reader who wants a time span or a vCPU skips the others by the
-statistics of `ts_ns` and `tid`. `row` restores the recorded order.
+Parquet files are cut into windows of `window_rows` events, and within a window into row groups: of each busy vCPU
+thread one for each frequent event and one for its others, and one for the rest of the window, so that a reader who
+wants a time span, a vCPU or an event skips the others by the statistics of `ts_ns`, `tid` and `event`. `row` restores
+the recorded order.
 """
 
 from __future__ import annotations
@@ -89,6 +90,29 @@ def schema_of(recording: Recording, occurring: Collection[int], *, with_row: boo
         kind = recording.kinds[index]
         fields += [pa.field(f"{kind.name}.{n}", arrow_type(d)) for n, d in kind.fields.items()]
     return pa.schema(fields, {METADATA_KEY: json.dumps(_describe(recording, occurring)).encode()})
+
+
+def check_types(schema: pa.Schema, kinds: Sequence[EventKind]) -> None:
+    """See that a file's columns have the types that are written here; which of them there are is seen on reading.
+
+    Raises
+    ------
+    ValueError
+        A column has another type.
+    """
+    written: dict[str, pa.DataType] = {"row": pa.int64()}
+    written |= {name: pa.from_numpy_dtype(dtype) for name, dtype in COMMON_DTYPES.items() if name != "kind"}
+    dtypes = {f"{kind.name}.{name}": dtype for kind in kinds for name, dtype in kind.fields.items()}
+    for field in schema:
+        found = field.type
+        if field.name == "event":
+            right = pa.types.is_string(found.value_type if pa.types.is_dictionary(found) else found)
+        elif field.name in written:
+            right = found == written[field.name]
+        else:
+            right = field.name not in dtypes or found == arrow_type(dtypes[field.name])
+        if not right:
+            raise ValueError(f"column {field.name} of {found}")
 
 
 def _describe(recording: Recording, occurring: Collection[int]) -> dict[str, Any]:

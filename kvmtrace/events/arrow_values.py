@@ -20,31 +20,42 @@ if TYPE_CHECKING:
 def field_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np.intp] | None) -> NDArray[Any]:
     """Return a field's column at these rows (None: all of them) as NumPy values.
 
+    Parameters
+    ----------
+    column : of the type that arrow_type(dtype) gives
+
     Raises
     ------
-    ValueError, TypeError, AttributeError, pyarrow.ArrowException
-        The column does not hold such values.
+    ValueError, pyarrow.ArrowException
+        The column does not hold such values, or not as many.
     """
-    if pa.types.is_fixed_size_binary(column.type):
-        arrays = _array_values(column, dtype)
-        return arrays if rows is None else arrays[rows]
-    if dtype.kind in "SO" or dtype.shape or dtype.kind == "V":
+    if not pa.types.is_fixed_size_binary(column.type) and dtype.kind in "SO":
         return _object_values(column if rows is None else column.take(_indices(rows)), dtype)
     values = number_values(column)
-    return (values if rows is None else values[rows]).astype(dtype, copy=False)
+    if values.ndim > 1:
+        values = values.reshape(-1).view(dtype.base).reshape(len(column), *dtype.shape)
+    return (values if rows is None else values[rows]).astype(dtype.base, copy=False)
 
 
 def number_values(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return numbers or booleans of the column's own type; values stand in place also where they are null."""
+    """Return numbers, booleans (uint8) or arrays of bytes (uint8, shape (n, size)); nulls have some value, too."""
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
-    dtype, size = np.dtype(column.type.to_pandas_dtype()), column.type.bit_width // 8
+    dtype, shape, size = _layout(column.type)
     parts = []
     for chunk in column.chunks:
-        data = chunk.buffers()[1]
-        parts.append(np.zeros(len(chunk), dtype) if data is None
-                     else np.frombuffer(data, dtype, len(chunk), chunk.offset * size))
-    return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype)])
+        data, n = chunk.buffers()[1], len(chunk) * int(np.prod(shape, dtype=np.int64))
+        parts.append((np.zeros(n, dtype) if data is None else np.frombuffer(data, dtype, n, chunk.offset * size))
+                     .reshape(len(chunk), *shape))
+    return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty((0, *shape), dtype)])
+
+
+def _layout(kind: pa.DataType) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Return (dtype, shape, bytes) of a value as it stands in the buffer."""
+    size = kind.bit_width // 8
+    if pa.types.is_fixed_size_binary(kind):
+        return np.dtype(np.uint8), (size,), size
+    return np.dtype(kind.to_pandas_dtype()), (), size
 
 
 def kind_numbers(column: pa.ChunkedArray, index: Mapping[str, int]) -> NDArray[np.uint16]:
@@ -52,12 +63,13 @@ def kind_numbers(column: pa.ChunkedArray, index: Mapping[str, int]) -> NDArray[n
 
     Parameters
     ----------
+    column : strings, or a dictionary of them
     index : name -> number
 
     Raises
     ------
-    KeyError, ValueError, pyarrow.ArrowException
-        There are names that the file does not describe, or something else than names.
+    LookupError
+        There are names that the file does not describe.
     """
     parts = [np.empty(0, np.uint16)]
     for chunk in column.chunks:
@@ -71,24 +83,12 @@ def _indices(rows: NDArray[np.intp]) -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows, np.int64))])
 
 
-def _array_values(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return arrays of one size; like numbers they stand in place also where they are null."""
-    size = column.type.bit_width // 8
-    parts = []
-    for chunk in column.chunks:
-        data = chunk.buffers()[1]
-        parts.append(np.zeros(len(chunk) * size, np.uint8) if data is None
-                     else np.frombuffer(data, np.uint8, len(chunk) * size, chunk.offset * size))
-    values = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.uint8)])
-    return values.view(dtype.base).reshape(len(column), *dtype.shape)
-
-
 def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return strings, arrays and bytes as NumPy values."""
+    """Return strings or bytes of any length as NumPy values."""
+    if column.null_count:
+        raise ValueError("an event without a value")
     n = len(column)
-    if dtype.kind == "S":
-        values = np.array([v.encode() for v in column.to_pylist()] or [b""], "S")[:n]
-        return values.astype(dtype) if dtype.itemsize else values
     if dtype.kind == "O":
         return np.array([*column.to_pylist(), None], object)[:-1]
-    return np.frombuffer(b"".join(column.to_pylist()), dtype.base).reshape(n, *dtype.shape)
+    values = np.array([v.encode() for v in column.to_pylist()] or [b""], "S")[:n]
+    return values.astype(dtype) if dtype.itemsize else values

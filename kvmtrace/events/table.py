@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,29 +89,40 @@ class RowsByKind:
         self._kind = kind
         self._n_kinds = n_kinds
         self._parts = tuple(parts)
+        # no cached_property: its lock is one for all tables, and two threads work on different ones
+        self._rows: list[NDArray[np.intp]] | None = None
+        self._position: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self._kind)
 
-    @cached_property
+    @property
     def rows(self) -> list[NDArray[np.intp]]:
         """The ascending row numbers of each kind."""
-        if self._parts:
-            begins = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
-            return [np.concatenate([part.rows[i] + begin for part, begin in zip(self._parts, begins, strict=False)])
-                    for i in range(self._n_kinds)]
+        if self._rows is None:
+            self._rows = self._of_parts() if self._parts else self._sorted()
+        return self._rows
+
+    def _sorted(self) -> list[NDArray[np.intp]]:
         # stable argsort of a uint16 is a radix sort: linear, and one pass serves all kinds
         order = np.argsort(self._kind, kind="stable")
         bounds = np.cumsum(np.bincount(self._kind, minlength=self._n_kinds))[:-1]
         return np.split(order, bounds)
 
-    @cached_property
+    def _of_parts(self) -> list[NDArray[np.intp]]:
+        begins = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
+        return [np.concatenate([part.rows[i] + begin for part, begin in zip(self._parts, begins, strict=False)])
+                for i in range(self._n_kinds)]
+
+    @property
     def position(self) -> NDArray[np.intp]:
         """The position of each row within its kind."""
-        position = np.empty(len(self._kind), np.intp)
-        for own in self.rows:
-            position[own] = np.arange(len(own))
-        return position
+        if self._position is None:
+            position = np.empty(len(self._kind), np.intp)
+            for own in self.rows:
+                position[own] = np.arange(len(own))
+            self._position = position
+        return self._position
 
 
 class EventTable:

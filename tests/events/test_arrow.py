@@ -184,6 +184,30 @@ def test_others_parquet_is_refused(tmp_path):
         open_recording(path)
 
 
+@pytest.mark.parametrize(("column", "values"), [
+    ("tid", pa.array([1, 2], pa.int64())), ("event", pa.array([1, 2])), ("kvm_exit.info1", pa.array(["a", "b"])),
+    ("row", pa.array([0.5, 1.5])), ("sched_switch.prev_comm", pa.array([1, 2])),
+])
+def test_columns_of_other_types_are_refused(recording, tmp_path, column, values):
+    table = pq.read_table(save(recording, tmp_path, "parquet")).slice(0, 2)
+    table = table.set_column(table.schema.get_field_index(column), column, values)
+    pq.write_table(table, tmp_path / "other.parquet")
+    with pytest.raises(FormatError, match=f"column {column} of"):
+        open_recording(tmp_path / "other.parquet")
+
+
+def test_an_event_without_its_string_is_damage(recording, tmp_path):
+    path = save(recording, tmp_path, "parquet")
+    table = pq.read_table(path)
+    names = pa.nulls(len(table), pa.string())
+    pq.write_table(table.set_column(table.schema.get_field_index("sched_switch.prev_comm"), "sched_switch.prev_comm",
+                                    names), path)
+    events = open_recording(path).events()
+    assert events.field("sched_switch", "prev_pid").tolist() == [42]
+    with pytest.raises(FormatError, match="without a value"):
+        events.field("sched_switch", "prev_comm")
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_cut_and_overwritten_files_are_refused_or_read(recording, tmp_path, form):
     data = save(recording, tmp_path, form).read_bytes()
