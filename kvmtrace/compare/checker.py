@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,10 +28,11 @@ from kvmtrace.compare.parking import materialise
 from kvmtrace.compare.payloads import check_payloads
 from kvmtrace.compare.rip import check_rip
 from kvmtrace.compare.rip_after_userspace import check_rip_after_userspace
-from kvmtrace.compare.sequence import build_sequence, distinct, vcpu_tids
+from kvmtrace.compare.sequence import build_sequence, vcpu_tids
 from kvmtrace.compare.statistics import Statistics
 from kvmtrace.compare.steps import check_steps, check_stray_follow_ups, take_steps
 from kvmtrace.errors import MissingEventError
+from kvmtrace.events.distinct import distinct
 from kvmtrace.events.table import EventTable
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kvmtrace.compare.automaton import Automaton
     from kvmtrace.compare.batch import Batch
     from kvmtrace.compare.capability import Capability
     from kvmtrace.compare.comparison import Comparison
@@ -61,6 +64,26 @@ CHECKS: tuple[Callable[[Batch], None], ...] = (
 )
 BEFORE_ALL = -(1 << 62)  # ns
 MAX_PARKED = 65_536  # events of a thread that wait for their continuation; more are given up as unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Part of a recording, prepared for the rules.
+
+    Parameters
+    ----------
+    batch : what the rules look at
+    whole : its events and those that wait for the next part
+    automaton : Automaton that it was stepped through
+    index : int64, row of the table -> row of the recording
+    final : nothing follows
+    """
+
+    batch: Batch
+    whole: Sequence
+    automaton: Automaton
+    index: NDArray[np.int64]
+    final: bool
 
 
 class Checker:
@@ -94,6 +117,13 @@ class Checker:
 
     def feed(self, table: EventTable) -> None:
         """Check a further table, all but the unfinished ends of its threads."""
+        self.judge(self.prepare(table))
+
+    def prepare(self, table: EventTable) -> Part:
+        """Return a further table's events, sorted and stepped through the model; for judge(), in the same order.
+
+        May run beside judge() of the part before.
+        """
         index = np.arange(self._n_seen, self._n_seen + len(table))
         self._n_seen += len(table)
         self.statistics.n_events += len(table)
@@ -104,12 +134,29 @@ class Checker:
             table = EventTable.concat([self._parked, table], shared=True)
             index = np.concatenate([self._parked_index, index])
         self._tids = vcpu_tids(table, self._tids)[:65_534]
-        self._check(table, index, n_parked, final=False)
+        return self._part(table, index, n_parked, final=False)
+
+    def judge(self, part: Part) -> None:
+        """Apply the rules to a part."""
+        batch, sequence = part.batch, part.batch.sequence
+        self._capability = batch.capability
+        self.findings.begin(sequence, part.index)
+        self.statistics.add(batch, part.automaton)
+        check_steps(sequence, batch.steps, part.automaton, self.findings)
+        check_stray_follow_ups(sequence, batch.steps, part.automaton, self.findings)
+        self._learn_vcpu_ids(batch)
+        run_rules(batch)
+        with contextlib.suppress(MissingEventError):
+            check_in_service(batch, self._in_service)
+        with contextlib.suppress(MissingEventError):
+            self._halted.add(batch, part.whole)
+        if part.final:
+            self._halted.report(batch)
 
     def finish(self) -> Comparison:
         """Check what was waiting and return the comparison."""
         if self._parked is not None and len(self._parked):
-            self._check(self._parked, self._parked_index, len(self._parked), final=True)
+            self.judge(self._part(self._parked, self._parked_index, len(self._parked), final=True))
         self._parked = None
         return self.statistics.comparison(self.findings, self._capability)
 
@@ -119,34 +166,21 @@ class Checker:
             ids = batch.exits.get("vcpu_id")
             for thread in distinct(batch.thread):
                 last = np.flatnonzero(batch.thread == thread)[-1]
-                self.findings.vcpu_ids[int(self._tids[thread])] = int(ids[last])
+                self.findings.vcpu_ids[int(batch.sequence.tids[thread])] = int(ids[last])
 
-    def _check(self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool) -> None:
+    def _part(self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool) -> Part:
         capability = find_capability(self.capture, table, self._evidence)
-        self._capability = capability
         whole = build_sequence(table, self._tids, capability, self._gaps, n_parked)
         now, later = (slice(None), slice(0)) if final else _cut(whole)
-        sequence = whole.at(now)
-        self.findings.begin(sequence, index)
         automaton = compile_automaton(capability)
-        steps = take_steps(sequence, automaton)
-        batch = make_batch(sequence, steps, capability, self.findings)
-        self.statistics.add(batch, automaton, index)
-        check_steps(sequence, steps, automaton, self.findings)
-        check_stray_follow_ups(sequence, steps, automaton, self.findings)
-        self._learn_vcpu_ids(batch)
-        run_rules(batch)
-        with contextlib.suppress(MissingEventError):
-            check_in_service(batch, self._in_service)
-        with contextlib.suppress(MissingEventError):
-            self._halted.add(batch, whole)
-        if final:
-            self._halted.report(batch)
+        sequence = whole.at(now)
+        batch = make_batch(sequence, take_steps(sequence, automaton), capability, self.findings)
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)
         self._parked_index = index[rows]
         if len(rows):
             self._gaps.forget_before(int(self._parked.ts_ns.min()))
+        return Part(batch, whole, automaton, index, final)
 
 
 def run_rules(batch: Batch) -> None:

@@ -10,7 +10,7 @@ from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, among, mask
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
-from kvmtrace.compare.sequence import distinct
+from kvmtrace.events.distinct import distinct
 from kvmtrace.events.table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 from kvmtrace.model.exits_any import EMULATOR_EVENTS
 from kvmtrace.model.expectation import RipClass

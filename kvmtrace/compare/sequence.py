@@ -10,6 +10,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import VCPU_KINDS, classify
 from kvmtrace.compare.losses import breaks, doubtful_rows, lost_between
+from kvmtrace.events.distinct import distinct
 from kvmtrace.kernel import Knowledge, TrackedColumns, TrackedRows, loaded
 
 if TYPE_CHECKING:
@@ -94,13 +95,6 @@ def first_of(thread: NDArray[Any]) -> NDArray[np.bool_]:
     return first
 
 
-def distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """Return what np.unique does, soon where equal values stand together."""
-    new = np.ones(len(values), bool)
-    new[1:] = values[1:] != values[:-1]
-    return np.unique(values[new])
-
-
 def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the threads, ascending, that are known or that traced an event only a vCPU thread can trace."""
     telling = np.zeros(max(len(table.kinds), 1), bool)
@@ -108,7 +102,7 @@ def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
     told = telling[table.kind]
     for tid in known[:FEW_THREADS].tolist():
         told &= table.tid != tid
-    return np.union1d(known, distinct(table.tid[told])).astype(np.int32)
+    return distinct(np.append(known, distinct(table.tid[told]))).astype(np.int32)
 
 
 def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[np.uint16]:

@@ -10,7 +10,7 @@ from kvmtrace.compare.alphabet import CLASS_NAMES, N_STEPS
 from kvmtrace.compare.automaton import STATE_NAMES, UNKNOWN, model_edges
 from kvmtrace.compare.batch import TABLES
 from kvmtrace.compare.comparison import Comparison, Coverage, TransitionCount
-from kvmtrace.compare.sequence import distinct
+from kvmtrace.events.distinct import distinct
 from kvmtrace.kernel import StepColumns, loaded
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
 from kvmtrace.model.rules import SUSPICION
@@ -62,11 +62,10 @@ class Statistics:
         self._reasons: set[tuple[int, int]] = set()
         self._edges_in_model: set[tuple[str, str]] = set()
 
-    def add(self, batch: Batch, automaton: Automaton, index: NDArray[np.int64]) -> None:
+    def add(self, batch: Batch, automaton: Automaton) -> None:
         """Count a batch; a thread's first event is either the recording's first or counted already."""
         steps, sequence = batch.steps, batch.sequence
         self._edges_in_model |= model_edges(batch.capability.traits)
-        del index
         known = steps.state != UNKNOWN
         self.unknown += int(np.count_nonzero(~known & ~sequence.first))
         wrong = int(np.count_nonzero(steps.wrong))

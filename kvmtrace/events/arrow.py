@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from kvmtrace.events.arrow_schema import WINDOW_ROWS, schema_of, table_arrays
-from kvmtrace.events.beside import Beside
+from kvmtrace.events.stages import run_stages
 from kvmtrace.events.table import EventTable
 
 if TYPE_CHECKING:
@@ -88,6 +88,14 @@ def _kind_groups(kind: NDArray[np.uint16], rows: NDArray[np.intp], most: int) ->
     return [*groups, others] if len(others) else groups
 
 
+def _groups(windows: _Windows, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the row groups of all windows."""
+    for first, table in windows:
+        for rows in _group_rows(table):
+            part = table if len(rows) == len(table) else table.take(rows)
+            yield table_arrays(part, schema, first + rows)
+
+
 def write_parquet(recording: Recording, out: IO[bytes]) -> None:
     """Write a recording as Parquet, window by window.
 
@@ -110,12 +118,7 @@ def write_parquet(recording: Recording, out: IO[bytes]) -> None:
         def write(group: pa.Table) -> None:
             writer.write_table(group, row_group_size=max(len(group), 1))
 
-        # what was decoded here is compressed in a second thread
-        with Beside(write) as beside:
-            for first, table in windows:
-                for rows in _group_rows(table):
-                    part = table if len(rows) == len(table) else table.take(rows)
-                    beside.give(table_arrays(part, schema, first + rows))
+        run_stages(_groups(windows, schema), (write,))  # one thread decodes, the other one compresses
 
 
 def write_arrow(recording: Recording, out: IO[bytes]) -> None:

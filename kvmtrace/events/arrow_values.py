@@ -1,7 +1,7 @@
 """Arrow columns as NumPy values, without a copy where there is none to make.
 
-Their buffers are read as they are: Arrow's own conversions import pandas, which takes longer than reading a million
-rows.
+Their buffers are read as they are: Arrow's own conversions import pandas, its take() and cast() the compute functions,
+which takes longer than reading a million rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def field_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np
         The column does not hold such values, or not as many.
     """
     if not pa.types.is_fixed_size_binary(column.type) and dtype.kind in "SO":
-        return _object_values(column if rows is None else column.take(_indices(rows)), dtype)
+        return _object_values(column, dtype, rows)
     values = number_values(column)
     if values.ndim > 1:
         values = values.reshape(-1).view(dtype.base).reshape(len(column), *dtype.shape)
@@ -40,7 +40,7 @@ def field_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np
 def number_values(column: pa.ChunkedArray) -> NDArray[Any]:
     """Return numbers, booleans (uint8) or arrays of bytes (uint8, shape (n, size)); nulls have some value, too."""
     if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
+        return _bits(column, 1)
     dtype, shape, size = _layout(column.type)
     parts = []
     for chunk in column.chunks:
@@ -79,16 +79,39 @@ def kind_numbers(column: pa.ChunkedArray, index: Mapping[str, int]) -> NDArray[n
     return np.concatenate(parts)
 
 
-def _indices(rows: NDArray[np.intp]) -> pa.Array:
-    return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows, np.int64))])
+def _bits(column: pa.ChunkedArray, buffer: int) -> NDArray[np.uint8]:
+    """Return each value's bit of a buffer: 0 validity (all ones where there is none), 1 booleans."""
+    parts = [np.empty(0, np.uint8)]
+    for chunk in column.chunks:
+        data, end = chunk.buffers()[buffer], chunk.offset + len(chunk)
+        parts.append(np.ones(len(chunk), np.uint8) if data is None else np.unpackbits(
+            np.frombuffer(data, np.uint8, (end + 7) // 8), count=end, bitorder="little")[chunk.offset:])
+    return np.concatenate(parts)
 
 
-def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np.intp] | None) -> NDArray[Any]:
     """Return strings or bytes of any length as NumPy values."""
-    if column.null_count:
+    wanted = slice(None) if rows is None else rows
+    if column.null_count and not _bits(column, 0)[wanted].all():
         raise ValueError("an event without a value")
-    n = len(column)
+    begins, ends, texts = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
+    base = 0
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        if offsets is None or not len(chunk):
+            continue
+        offset = np.frombuffer(offsets, np.int32, len(chunk) + 1, chunk.offset * 4).astype(np.int64)
+        texts.append(b"" if data is None else bytes(memoryview(data)[offset[0]:offset[-1]]))
+        begins.append(offset[:-1] - offset[0] + base)
+        ends.append(offset[1:] - offset[0] + base)
+        base += len(texts[-1])
+    text = b"".join(texts)
+    begin, end = np.concatenate(begins)[wanted], np.concatenate(ends)[wanted]
+    found = [text[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
     if dtype.kind == "O":
-        return np.array([*column.to_pylist(), None], object)[:-1]
-    values = np.array([v.encode() for v in column.to_pylist()] or [b""], "S")[:n]
+        return np.array([*found, None], object)[:-1]
+    if not text.isascii():
+        for value in found:
+            value.decode()
+    values = np.array(found or [b""], "S")[:len(found)]
     return values.astype(dtype) if dtype.itemsize else values

@@ -48,9 +48,11 @@ class Beginning:
 
     def replay(self, recording: Recording) -> Any:
         """Return a bundled guest's prediction beside its recording (Replay), None if it is none, or too long."""
+        if self._n_kept < self._n_events:
+            return None
         from kvmtrace.compare.alignment_recording import find_guest, replay_events
 
-        if self._n_kept < self._n_events or find_guest(recording.capture) is None:
+        if find_guest(recording.capture) is None:
             return None
         events = self._events()
         return replay_events(recording.capture, events) if events is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.events.beside import Beside
+from kvmtrace.events.stages import run_stages
 from kvmtrace.kvm.exit_reasons import ISA_NAMES
 from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.detail import DetailAccumulator
@@ -24,7 +24,7 @@ from kvmtrace.report.userspace import UserspaceAccumulator
 from kvmtrace.report.vcpus import Identities, VcpuAccumulator, unattributable_halts, with_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from kvmtrace.events.recording import Recording
     from kvmtrace.events.table import EventTable
@@ -77,12 +77,8 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
         builder.feed(table, selection.of(table))
         options.progress(builder.n_events)
 
-    # the second thread has the model, or else all that is not decoding
-    with Beside(checker.feed if checker else collect) as beside:
-        for table in recording.iter_events(PIECE_EVENTS):
-            beside.give(table)
-            if checker:
-                collect(table)
+    model = [(checker.prepare, checker.judge)] if checker else []
+    run_stages(recording.iter_events(PIECE_EVENTS), *model, (collect,))
     report = builder.finish(recording, checker.finish() if checker else None)
     replay = beginning.replay(recording) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
@@ -107,19 +103,26 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     """
     checker = _new_checker(recording, limit)
     builder = ReportBuilder(ReportOptions(perf_only=True))
-    before: EventTable | None = None
-    with Beside(checker.feed) as beside:
-        for table in recording.iter_events(PIECE_EVENTS):
-            if before is not None:
-                table.read_ahead(before.asked_for)
-            before = table
-            beside.give(table)
-            builder.look_at(table)
-            progress(builder.n_events)
+
+    def look_at(table: EventTable) -> None:
+        builder.look_at(table)
+        progress(builder.n_events)
+
+    run_stages(_read_ahead(recording.iter_events(PIECE_EVENTS)), (checker.prepare, checker.judge), (look_at,))
     report = builder.finish(recording, None)
     model = checker.finish()
     capture = replace(report.capture, isa=report.capture.isa or getattr(model, "isa", None))
     return Report(capture, report.loss, model=model)
+
+
+def _read_ahead(tables: Iterable[EventTable]) -> Iterator[EventTable]:
+    """Yield tables with the fields already read that an earlier one was asked for."""
+    before: EventTable | None = None
+    for table in tables:
+        if before is not None:
+            table.read_ahead(before.asked_for)
+        before = table
+        yield table
 
 
 def _new_checker(recording: Recording, limit: int = 20) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.events.distinct import distinct
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.report.document import Budget, VcpuRow
 from kvmtrace.report.keys import Counter
@@ -50,7 +51,7 @@ class VcpuAccumulator:
         moved = lanes.same_thread() & (lanes.cpu[:-1] != lanes.cpu[1:]) & (lanes.cpu[1:] >= 0)
         self._migrations.add(thread[1:][moved & (lanes.cpu[:-1] >= 0)])
         changes = np.append(lanes.starts(), np.flatnonzero(moved) + 1)
-        pairs = np.unique(thread[changes] * MAX_CPUS + np.clip(lanes.cpu[changes], -1, MAX_CPUS - 1) + 1)
+        pairs = distinct(thread[changes] * MAX_CPUS + np.clip(lanes.cpu[changes], -1, MAX_CPUS - 1) + 1)
         self._cpus |= {divmod(int(pair), MAX_CPUS) for pair in pairs}
 
     def finish(

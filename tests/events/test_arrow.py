@@ -18,6 +18,7 @@ from writers.trace_dat import TraceDatWriter
 from kvmtrace.errors import FormatError
 from kvmtrace.events import arrow, arrow_schema, arrow_window, open_recording
 from kvmtrace.events.arrow_schema import dtype_text, text_dtype
+from kvmtrace.events.arrow_values import field_values
 from kvmtrace.events.table import COMMON_DTYPES
 
 WRITERS = {"parquet": arrow.write_parquet, "arrow": arrow.write_arrow}
@@ -225,3 +226,31 @@ def test_cut_and_overwritten_files_are_refused_or_read(recording, tmp_path, form
                     events.field(kind.name, field)
         except FormatError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(pa.string(), "S16"), (pa.string(), "S"), (pa.binary(), "O")])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_texts_of_sliced_chunks_are_found(kind, dtype, chosen):
+    rng = np.random.default_rng(5)
+    words = ["", "a", "bc", "é", "kvm-1"]
+    for n_chunks in range(4):
+        parts = [[words[i] for i in rng.integers(0, len(words), 9)] for _ in range(n_chunks)]
+        arrays = [pa.array(part if kind == pa.string() else [w.encode() for w in part], kind) for part in parts]
+        column = pa.chunked_array([array.slice(3, 5) for array in arrays], kind)
+        expected = [word.encode() for part in parts for word in part[3:8]]
+        rows = rng.integers(0, len(expected), 4) if chosen and expected else None
+        found = field_values(column, np.dtype(dtype), rows)
+        assert [bytes(value) for value in found] == (expected if rows is None else [expected[i] for i in rows])
+
+
+def test_texts_that_are_no_utf8_are_damage():
+    column = pa.chunked_array([pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"),
+                                                                      pa.py_buffer(b"\xff")])])
+    with pytest.raises(ValueError, match="decode"):
+        field_values(column, np.dtype("S16"), None)
+
+
+def test_booleans_of_sliced_chunks_are_their_bits():
+    values = [True, False, True, True, False, False, True, False, True, True]
+    column = pa.chunked_array([pa.array(values).slice(3), pa.array(values).slice(1, 4), pa.array([], pa.bool_())])
+    assert field_values(column, np.dtype(bool), None).tolist() == values[3:] + values[1:5]
