@@ -113,7 +113,7 @@ def write_parquet(recording: Recording, out: IO[bytes]) -> None:
                           compression_level={f.name: 1 for f in schema if f.name not in ascending},
                           use_dictionary=[f.name for f in schema if f.name not in ascending],
                           column_encoding=dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
-                          write_statistics=["row", "ts_ns", "tid", "cpu", "event"]) as writer:
+                          write_statistics=True) as writer:
 
         def write(group: pa.Table) -> None:
             writer.write_table(group, row_group_size=max(len(group), 1))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from kvmtrace.decode.metadata import clean_meta
 from kvmtrace.decode.pages import MAX_CPU
 from kvmtrace.errors import FormatError
-from kvmtrace.events.arrow_schema import METADATA_KEY, SCHEMA, check_types, kinds_of
+from kvmtrace.events.arrow_schema import METADATA_KEY, SCHEMA, check_types, kinds_of, stored_as
 from kvmtrace.events.arrow_values import field_values, kind_numbers, number_values
 from kvmtrace.events.arrow_window import StoredRows, Window
 from kvmtrace.events.recording import Capture, Damage, Loss, Recording
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from kvmtrace.events.table import EventTable
 
 PARQUET_MAGIC = b"PAR1"
-COMMON_COLUMNS = tuple("event" if name == "kind" else name for name in COMMON_DTYPES)
+ROW_DTYPE = np.dtype(np.int64)
+
+
+def _fits(value: int, dtype: np.dtype[Any], lowest: int | None = None) -> bool:
+    """Say whether a column of numbers or booleans can hold a value."""
+    if dtype.kind == "b":
+        return value in (0, 1)
+    limits = np.iinfo(dtype)
+    return (limits.min if lowest is None else lowest) <= value <= limits.max
 
 
 def _capture(told: Any, path: str, file_format: str) -> Capture:
@@ -78,7 +86,7 @@ class ArrowRecording(Recording):
         self._parquet = bytes(data[:4]) == PARQUET_MAGIC
         try:
             self._file = self._open(data)
-            schema = self._file.schema_arrow if self._parquet else self._file.schema
+            self._schema = schema = self._file.schema_arrow if self._parquet else self._file.schema
             told = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
             self._take_in(told)
             check_types(schema, self.kinds)
@@ -181,7 +189,7 @@ class ArrowRecording(Recording):
         if self._parquet:
             return self._file.read_row_groups(list(groups), columns=list(names), use_threads=False)
         # only these columns are decompressed
-        fields = [self._file.schema.get_field_index(name) for name in names]
+        fields = [self._schema.get_field_index(name) for name in names]
         if min(fields) < 0:
             raise KeyError(f"no column {names[fields.index(-1)]}")
         file = pa.ipc.open_file(self._source, options=pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False))
@@ -190,28 +198,73 @@ class ArrowRecording(Recording):
         return table
 
     def _window(self, groups: Sequence[int]) -> Window:
-        common = self._read(groups, [*(["row"] if self._parquet else []), *COMMON_COLUMNS])
-        bounds = [0, *accumulate(self._group_rows(group) for group in groups)]
-        row = self._numbers(common, "row", np.dtype(np.int64)) if self._parquet else np.arange(len(common))
-        columns = {name: self._numbers(common, name, dtype) for name, dtype in COMMON_DTYPES.items()}
-        return Window(StoredRows(groups, bounds, columns, row), self.kinds, self._read_field)
+        names = [*COMMON_DTYPES, *(["row"] if self._parquet else [])]
+        columns: dict[str, list[Any]] = {name: [None] * len(groups) for name in names}
+        wanted: dict[tuple[int, ...], list[str]] = {}  # columns that are to be read of the same row groups
+        for name, values in columns.items():
+            values[:] = [self._common_constant(group, name) for group in groups]
+            wanted.setdefault(tuple(i for i, value in enumerate(values) if value is None), []).append(name)
+        for numbers, together in wanted.items():
+            for name, parts in self._common([groups[i] for i in numbers], together).items():
+                for i, part in zip(numbers, parts, strict=True):
+                    columns[name][i] = part
+        bounds = accumulate(map(self._group_rows, groups), initial=0)
+        rows = columns.pop("row") if self._parquet else [np.arange(*bound) for bound in pairwise(bounds)]
+        return Window(StoredRows(groups, columns, rows), self.kinds, self._read_field)
+
+    def _common(self, groups: Sequence[int], names: Sequence[str]) -> dict[str, list[NDArray[Any]]]:
+        """Return common columns, each as its values in every one of the row groups."""
+        if not groups:
+            return {}
+        table = self._read(groups, [stored_as(name) for name in names])
+        bounds = list(accumulate(map(self._group_rows, groups), initial=0))
+        found = {}
+        for name in names:
+            column = table.column(stored_as(name))
+            found[name] = [self._numbers(column.slice(first, last - first), name) for first, last in pairwise(bounds)]
+        return found
+
+    def _constant(self, group: int, name: str) -> Any:
+        """Return the value that a column has in all rows of a row group, None if its statistics tell none."""
+        if not self._parquet:
+            return None
+        told = self._file.metadata.row_group(group).column(self._schema.get_field_index(name)).statistics
+        if told is None or not told.has_min_max or not told.has_null_count or told.null_count or told.min != told.max:
+            return None
+        return told.min
+
+    def _common_constant(self, group: int, name: str) -> int | None:
+        """Return the same of a common column."""
+        if name in {"row", "ts_ns"}:
+            return None
+        value = self._constant(group, stored_as(name))
+        if name == "kind":
+            return self._index.get(value)
+        return value if value is not None and _fits(value, COMMON_DTYPES[name], -1 if name == "cpu" else None) else None
 
     def _read_field(self, groups: Sequence[int], name: str, dtype: np.dtype[Any], rows: NDArray[np.intp] | None
                     ) -> NDArray[Any]:
+        if dtype.kind in "iub" and not dtype.shape:
+            told = [self._constant(group, name) for group in groups]
+            if all(value is not None and _fits(value, dtype) for value in told):
+                sizes = [self._group_rows(group) for group in groups]
+                if all(value == told[0] for value in told):  # one value in memory, whose steps are 0 bytes
+                    return np.broadcast_to(np.array(told[0], dtype), sum(sizes) if rows is None else len(rows))
+                values = np.repeat(np.array(told, dtype), sizes)
+                return values if rows is None else values[rows]
         column = self._read(groups, [name]).column(0)
         try:
             return field_values(column, dtype, rows)
         except (pa.ArrowException, ValueError) as error:
             raise self._fail(error) from error
 
-    def _numbers(self, table: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return a common column."""
-        column = table.column("event" if name == "kind" else name)
+    def _numbers(self, column: pa.ChunkedArray, name: str) -> NDArray[Any]:
+        """Return the values of a common column."""
         if column.null_count:
             raise self._fail(ValueError(f"nulls in column {name}"))
         try:
             values = kind_numbers(column, self._index) if name == "kind" else number_values(column)
-            values = values.astype(dtype, copy=False)
+            values = values.astype(COMMON_DTYPES.get(name, ROW_DTYPE), copy=False)
             if name == "cpu" and len(values) and values.min() < -1:
                 raise ValueError(f"CPU {values.min()}")  # noqa: TRY301 - damage like the others
         except (pa.ArrowException, LookupError, ValueError) as error:

@@ -59,6 +59,11 @@ def arrow_type(dtype: np.dtype[Any]) -> pa.DataType:
     return pa.from_numpy_dtype(dtype)
 
 
+def stored_as(name: str) -> str:
+    """Return the name of a common column's column in the file."""
+    return "event" if name == "kind" else name
+
+
 def dtype_text(dtype: np.dtype[Any]) -> str:
     """Return a dtype as text, "<u8" or, of subarrays, "15|u1"."""
     if not dtype.shape:

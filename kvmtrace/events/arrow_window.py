@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.errors import MissingEventError
-from kvmtrace.events.table import COMMON_DTYPES, EventTable
+from kvmtrace.events.table import COMMON_DTYPES, EventTable, RowsByKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.decode.payload import Payload
-    from kvmtrace.events.table import EventKind, RowsByKind
+    from kvmtrace.events.table import EventKind
 
     # (row groups, column name, dtype, rows among those of these groups or None) -> values
     ReadField = Callable[[Sequence[int], str, np.dtype[Any], "NDArray[np.intp] | None"], NDArray[Any]]
@@ -50,22 +49,26 @@ class _Run:
         return slice(first, last)
 
 
-def recorded_places(row: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def recorded_places(rows: Sequence[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]], int]:
     """Return (place, lowest): which row in recorded order each stored one is, counted from `lowest`.
 
-    Equal numbers stay in stored order. Where each number stands once, `place` is `row` itself.
+    Equal numbers stay in stored order. Where each number stands once, the places are `rows` themselves.
+
+    Parameters
+    ----------
+    rows : per row group, the numbers of its rows
     """
-    if not len(row):
-        return row, 0
-    lowest = int(row.min())
-    if int(row.max()) - lowest == len(row) - 1:
-        taken = np.zeros(len(row), bool)
-        taken[row - lowest if lowest else row] = True
+    n = sum(map(len, rows))
+    lowest = min((int(row.min()) for row in rows if len(row)), default=0)
+    if max((int(row.max()) for row in rows if len(row)), default=-1) - lowest == n - 1:
+        taken = np.zeros(n, bool)
+        for row in rows:
+            taken[row - lowest if lowest else row] = True
         if taken.all():
-            return row, lowest
-    place = np.empty(len(row), np.int64)
-    place[np.argsort(row, kind="stable")] = np.arange(len(row))
-    return place, 0
+            return list(rows), lowest
+    place = np.empty(n, np.int64)
+    place[np.argsort(np.concatenate([*rows, np.empty(0, np.int64)]), kind="stable")] = np.arange(n)
+    return np.split(place, np.cumsum([len(row) for row in rows])[:-1]), 0
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,13 @@ class StoredRows:
     Parameters
     ----------
     groups : their numbers in the file
-    bounds : first row of each among those of all, and the end
-    columns : the six common columns, as stored
-    row : int64, number of each stored row in the recording
+    columns : the six common columns, of each row group its values, or the one value that all its rows have
+    row : int64, of each row group the numbers of its rows in the recording
     """
 
     groups: Sequence[int]
-    bounds: Sequence[int]
-    columns: Mapping[str, NDArray[Any]]
-    row: NDArray[np.int64]
+    columns: Mapping[str, Sequence[NDArray[Any] | int]]
+    row: Sequence[NDArray[np.int64]]
 
 
 class Window:
@@ -101,39 +102,57 @@ class Window:
         self._groups = list(stored.groups)
         self._columns = stored.columns
         self._read = read
-        self._bounds = list(stored.bounds)
-        place, self._lowest = recorded_places(stored.row)
-        self._runs = [_run(i, place[first:last]) for i, (first, last) in enumerate(pairwise(self._bounds))]
-        kind = stored.columns["kind"]
-        self._counts = np.array([np.bincount(kind[first:last], minlength=len(kinds))
-                                 for first, last in pairwise(self._bounds)]).reshape(len(self._groups), len(kinds))
+        self._sizes = [len(row) for row in stored.row]
+        places, self._lowest = recorded_places(stored.row)
+        self._runs = [_run(i, place) for i, place in enumerate(places)]
+        self._counts = np.array([_kind_counts(kind, size, len(kinds)) for kind, size in zip(
+            stored.columns["kind"], self._sizes, strict=True)]).reshape(len(self._groups), len(kinds))
         self._runs_of: dict[int, list[_Run]] = {}
         self._fields: dict[tuple[int, str], list[NDArray[Any]]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return self._bounds[-1]
+        return sum(self._sizes)
 
     def table(self, start: int, stop: int) -> EventTable:
         """Return events start..stop of the window."""
         start, stop = start + self._lowest, stop + self._lowest
-        spans = [(run, span) for run in self._runs if (span := run.span(start, stop)).stop > span.start]
-        if len(spans) == 1:
-            columns = {name: self._stored(name, *spans[0]) for name in COMMON_DTYPES}
-        else:
-            columns = {name: np.empty(stop - start, dtype) for name, dtype in COMMON_DTYPES.items()}
-            for run, span in spans:
-                at = run.place[span] - start
-                for name, column in columns.items():
-                    column[at] = self._stored(name, run, span)
+        pieces = [_Piece(run, span, run.place[span] - start) for run in self._runs
+                  if (span := run.span(start, stop)).stop > span.start]
+        columns = {name: self._column(name, dtype, pieces) for name, dtype in COMMON_DTYPES.items()}
         payloads: dict[int, Payload] = {}
         table = EventTable(columns, self.kinds, payloads)
+        table.by_kind = RowsByKind(table.kind, len(self.kinds), known=self._rows_of_kinds(pieces))
         for index in np.flatnonzero(np.bincount(columns["kind"], minlength=len(self.kinds))).tolist():
             payloads[index] = WindowPayload(self, index, start, stop, table.by_kind)
         return table
 
-    def _stored(self, name: str, run: _Run, span: slice) -> NDArray[Any]:
-        values = self._columns[name][self._bounds[run.group]:self._bounds[run.group + 1]]
+    def _column(self, name: str, dtype: np.dtype[Any], pieces: Sequence[_Piece]) -> NDArray[Any]:
+        """Return a common column of the events in these pieces of row groups."""
+        stored = [self._stored(name, piece.run, piece.span) for piece in pieces]
+        if len(pieces) == 1 and isinstance(stored[0], np.ndarray):
+            return stored[0]
+        n = sum(len(piece.at) for piece in pieces)
+        usual = None
+        if pieces:
+            largest = max(range(len(pieces)), key=lambda i: len(pieces[i].at))
+            usual = None if isinstance(stored[largest], np.ndarray) else stored[largest]
+        column = np.empty(n, dtype) if usual is None else np.full(n, usual, dtype)
+        for piece, values in zip(pieces, stored, strict=True):
+            if isinstance(values, np.ndarray) or values != usual:
+                column[piece.at] = values
+        return column
+
+    def _rows_of_kinds(self, pieces: Sequence[_Piece]) -> dict[int, NDArray[np.intp]]:
+        """Return the rows of kinds that have a row group of their own, and no events in others."""
+        own = {kind: piece.at for piece in pieces
+               if not isinstance(kind := self._columns["kind"][piece.run.group], np.ndarray)}
+        return {kind: at for kind, at in own.items() if np.count_nonzero(self._counts[:, kind]) == 1}
+
+    def _stored(self, name: str, run: _Run, span: slice) -> NDArray[Any] | int:
+        values = self._columns[name][run.group]
+        if not isinstance(values, np.ndarray):
+            return values
         return values[span] if run.rows is None else values[run.rows[span]]
 
     def runs(self, index: int) -> list[_Run]:
@@ -147,8 +166,7 @@ class Window:
         run = self._runs[group]
         if self._counts[group, index] == len(run.place):
             return run
-        kind = self._stored("kind", run, slice(None))
-        own = np.flatnonzero(kind == index)
+        own = np.flatnonzero(self._stored("kind", run, slice(None)) == index)
         return _Run(group, own if run.rows is None else run.rows[own], run.place[own])
 
     def field(self, index: int, name: str) -> list[NDArray[Any]]:
@@ -160,7 +178,7 @@ class Window:
 
     def _read_field(self, index: int, name: str) -> list[NDArray[Any]]:
         runs, kind = self.runs(index), self.kinds[index]
-        sizes = [self._bounds[run.group + 1] - self._bounds[run.group] for run in runs]
+        sizes = [self._sizes[run.group] for run in runs]
         rows = None
         if any(run.rows is not None for run in runs):
             begins = np.cumsum([0, *sizes]).tolist()
@@ -169,6 +187,24 @@ class Window:
         values = self._read([self._groups[run.group] for run in runs], f"{kind.name}.{name}", kind.fields[name], rows)
         ends = np.cumsum([len(run.place) for run in runs])[:-1]
         return np.split(values, ends)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What a table takes of a row group: events `span` of the run, which are its rows `at` (int64)."""
+
+    run: _Run
+    span: slice
+    at: NDArray[np.int64]
+
+
+def _kind_counts(kind: NDArray[Any] | int, size: int, n_kinds: int) -> NDArray[np.intp]:
+    """Return how many events of each kind a row group has."""
+    if isinstance(kind, np.ndarray):
+        return np.bincount(kind, minlength=n_kinds)
+    counts = np.zeros(n_kinds, np.intp)
+    counts[kind] = size
+    return counts
 
 
 def _run(group: int, place: NDArray[np.int64]) -> _Run:

@@ -16,10 +16,10 @@ from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import FormatError
-from kvmtrace.events import arrow, arrow_schema, arrow_window, open_recording
+from kvmtrace.events import arrow, arrow_reading, arrow_schema, arrow_window, open_recording
 from kvmtrace.events.arrow_schema import dtype_text, text_dtype
 from kvmtrace.events.arrow_values import field_values
-from kvmtrace.events.table import COMMON_DTYPES
+from kvmtrace.events.table import COMMON_DTYPES, RowsByKind
 
 WRITERS = {"parquet": arrow.write_parquet, "arrow": arrow.write_arrow}
 
@@ -136,8 +136,11 @@ def test_what_was_asked_of_one_table_is_read_ahead_in_the_next(recording):
 @pytest.mark.parametrize("row", [[3, 1, 2], [5, 5, 4], [2**63 - 1, -2**63, 0], [0, 1, 2], [7, 1, 3]])
 def test_recorded_order_also_of_garbage(row):
     numbers = np.array(row, np.int64)
-    place, lowest = arrow_window.recorded_places(numbers)
-    assert sorted(place.tolist()) == [lowest, lowest + 1, lowest + 2]
+    for parts in ([numbers], [numbers[:1], numbers[1:1], numbers[1:]]):
+        places, lowest = arrow_window.recorded_places(parts)
+        assert [len(place) for place in places] == [len(part) for part in parts]
+        place = np.concatenate(places)
+        assert sorted(place.tolist()) == [lowest, lowest + 1, lowest + 2]
     assert np.argsort(place).tolist() == np.argsort(numbers, kind="stable").tolist()
 
 
@@ -254,3 +257,47 @@ def test_booleans_of_sliced_chunks_are_their_bits():
     values = [True, False, True, True, False, False, True, False, True, True]
     column = pa.chunked_array([pa.array(values).slice(3), pa.array(values).slice(1, 4), pa.array([], pa.bool_())])
     assert field_values(column, np.dtype(bool), None).tolist() == values[3:] + values[1:5]
+
+
+def without_statistics(path):
+    """Write a Parquet file again, row group by row group, without statistics but those of the numbering."""
+    file = pq.ParquetFile(path)
+    groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    with pq.ParquetWriter(path, file.schema_arrow, write_statistics=["row"]) as writer:
+        for group in groups:
+            writer.write_table(group, row_group_size=max(len(group), 1))
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_what_all_rows_of_a_row_group_have_is_told_by_its_statistics(recording, tmp_path, monkeypatch, statistics):
+    monkeypatch.setattr(arrow, "MIN_GROUP_ROWS", 10)
+    path = save(recording, tmp_path, "parquet")
+    if not statistics:
+        without_statistics(path)
+    again, read = open_recording(path), []
+    monkeypatch.setattr(again, "_read_groups", lambda groups, names, real=again._read_groups: (
+        read.extend(names), real(groups, names))[1])
+    events, want = again.events(), recording.events()
+    assert_same(events, want)
+    assert set(events.field("kvm_exit", "info1").tolist()) == {2**64 - 1}
+    for kind in want.kinds:
+        assert events.rows(kind.name).tolist() == want.rows(kind.name).tolist()
+    assert ("kvm_exit.info1" in read) is not statistics
+    assert "kvm_exit.info2" in read  # which differs
+
+
+@pytest.mark.parametrize(("value", "dtype", "fits"), [
+    (0, "u1", True), (255, "u1", True), (256, "u1", False), (-1, "u8", False), (2**64 - 1, "u8", True),
+    (-2**31, "i4", True), (2**31, "i4", False), (True, "?", True), (2, "?", False)])
+def test_statistics_count_only_where_a_column_can_hold_them(value, dtype, fits):
+    assert arrow_reading._fits(value, np.dtype(dtype)) is fits
+    assert arrow_reading._fits(-1, np.dtype("i2"), -1)
+    assert not arrow_reading._fits(-2, np.dtype("i2"), -1)
+
+
+def test_known_rows_of_kinds_are_among_those_that_are_found():
+    kind = np.array([2, 0, 2, 1, 0, 2, 3], np.uint16)
+    plain = RowsByKind(kind, 5)
+    known = RowsByKind(kind, 5, known={2: np.array([0, 2, 5]), 3: np.array([6])})
+    assert [rows.tolist() for rows in known.rows] == [rows.tolist() for rows in plain.rows]
+    assert known.position.tolist() == plain.position.tolist()
