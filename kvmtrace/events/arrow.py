@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from kvmtrace.events.arrow_groups import RowGroup, describe_group, pack_groups
 from kvmtrace.events.arrow_schema import WINDOW_ROWS, schema_of, table_arrays
 from kvmtrace.events.stages import run_stages
 from kvmtrace.events.table import EventTable
@@ -88,12 +89,12 @@ def _kind_groups(kind: NDArray[np.uint16], rows: NDArray[np.intp], most: int) ->
     return [*groups, others] if len(others) else groups
 
 
-def _groups(windows: _Windows, schema: pa.Schema) -> Iterator[pa.Table]:
+def _groups(windows: _Windows, schema: pa.Schema) -> Iterator[tuple[RowGroup, pa.Table]]:
     """Yield the row groups of all windows."""
-    for first, table in windows:
+    for number, (first, table) in enumerate(windows):
         for rows in _group_rows(table):
             part = table if len(rows) == len(table) else table.take(rows)
-            yield table_arrays(part, schema, first + rows)
+            yield describe_group(part, number), table_arrays(part, schema, first + rows)
 
 
 def write_parquet(recording: Recording, out: IO[bytes]) -> None:
@@ -113,12 +114,16 @@ def write_parquet(recording: Recording, out: IO[bytes]) -> None:
                           compression_level={f.name: 1 for f in schema if f.name not in ascending},
                           use_dictionary=[f.name for f in schema if f.name not in ascending],
                           column_encoding=dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
-                          write_statistics=True) as writer:
+                          write_statistics=["row", "ts_ns", "tid", "cpu", "event"]) as writer:
 
-        def write(group: pa.Table) -> None:
-            writer.write_table(group, row_group_size=max(len(group), 1))
+        def write(group: tuple[RowGroup, pa.Table]) -> None:
+            about, table = group
+            written.append(about)
+            writer.write_table(table, row_group_size=max(len(table), 1))
 
+        written: list[RowGroup] = []
         run_stages(_groups(windows, schema), (write,))  # one thread decodes, the other one compresses
+        out.write(pack_groups(written))
 
 
 def write_arrow(recording: Recording, out: IO[bytes]) -> None:

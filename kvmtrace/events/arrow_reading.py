@@ -13,6 +13,7 @@ import pyarrow as pa
 from kvmtrace.decode.metadata import clean_meta
 from kvmtrace.decode.pages import MAX_CPU
 from kvmtrace.errors import FormatError
+from kvmtrace.events.arrow_groups import is_number, unpack_groups, value_of
 from kvmtrace.events.arrow_schema import METADATA_KEY, SCHEMA, check_types, kinds_of, stored_as
 from kvmtrace.events.arrow_values import field_values, kind_numbers, number_values
 from kvmtrace.events.arrow_window import StoredRows, Window
@@ -24,18 +25,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kvmtrace.events.arrow_groups import RowGroup
     from kvmtrace.events.table import EventTable
 
 PARQUET_MAGIC = b"PAR1"
 ROW_DTYPE = np.dtype(np.int64)
-
-
-def _fits(value: int, dtype: np.dtype[Any], lowest: int | None = None) -> bool:
-    """Say whether a column of numbers or booleans can hold a value."""
-    if dtype.kind == "b":
-        return value in (0, 1)
-    limits = np.iinfo(dtype)
-    return (limits.min if lowest is None else lowest) <= value <= limits.max
 
 
 def _capture(told: Any, path: str, file_format: str) -> Capture:
@@ -82,8 +76,10 @@ class ArrowRecording(Recording):
     def __init__(self, data: memoryview, path: str) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._rows: dict[int, int] = {}  # of each row group, as far as asked for
         self._parquet = bytes(data[:4]) == PARQUET_MAGIC
+        self._about: list[RowGroup] | None = None  # the row groups, if they are as written here
+        self._rows: dict[int, int] = {}  # else of each of them, as far as asked for
+        self._window_numbers: list[int] = []
         try:
             self._file = self._open(data)
             self._schema = schema = self._file.schema_arrow if self._parquet else self._file.schema
@@ -91,6 +87,9 @@ class ArrowRecording(Recording):
             self._take_in(told)
             check_types(schema, self.kinds)
             self._window_rows = max(int(told["window_rows"]), 1)
+            if self._parquet:
+                self._about = unpack_groups(data)
+                self._check_groups()
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._fail(error) from error
         self._index = {kind.name: i for i, kind in enumerate(self.kinds)}
@@ -117,6 +116,12 @@ class ArrowRecording(Recording):
         self.loss = _loss(told["loss"])
         self.comms = {_tid(tid): str(comm) for tid, comm in told["comms"].items()}
         self.processes = {_tid(tid): _tid(pid) for tid, pid in told["processes"].items()}
+
+    def _check_groups(self) -> None:
+        if self._about is not None and (
+                len(self._about) != self._n_groups() or min((about.rows for about in self._about), default=0) < 0
+                or sum(about.rows for about in self._about) != self._file.metadata.num_rows):
+            raise ValueError("row groups of other sizes than they say")
 
     def events(self) -> EventTable:
         """Return all events (cached)."""
@@ -154,21 +159,27 @@ class ArrowRecording(Recording):
         return int(self._file.num_row_groups if self._parquet else self._file.num_record_batches)
 
     def _group_rows(self, group: int) -> int:
+        if self._about is not None:
+            return self._about[group].rows
         if group not in self._rows:
-            if self._parquet:
-                self._rows[group] = int(self._file.metadata.row_group(group).num_rows)
-            else:
-                self._rows[group] = len(self._guarded([group], ["cpu"]))
+            self._rows[group] = len(self._guarded([group], ["cpu"]))
         return self._rows[group]
 
     def _window_of(self, group: int) -> int:
         """Return the number of the window that a row group belongs to."""
+        if self._about is not None:
+            return self._about[group].window
         if not self._parquet:
             return group
-        statistics = self._file.metadata.row_group(group).column(0).statistics
-        if statistics is None or not statistics.has_min_max:
-            raise self._fail(ValueError("no statistics of column row"))
-        return int(statistics.min) // self._window_rows
+        # written again by somebody else: row groups that overlap have to be read together
+        if not self._window_numbers:
+            last, number = -1, -1
+            for i in range(self._n_groups()):
+                row = self._common([i], ["row"])["row"][0]
+                number += not len(row) or int(row.min()) > last
+                last = max(last, int(row.max()) if len(row) else last)
+                self._window_numbers.append(number)
+        return self._window_numbers[group]
 
     def _guarded(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         try:
@@ -202,7 +213,7 @@ class ArrowRecording(Recording):
         columns: dict[str, list[Any]] = {name: [None] * len(groups) for name in names}
         wanted: dict[tuple[int, ...], list[str]] = {}  # columns that are to be read of the same row groups
         for name, values in columns.items():
-            values[:] = [self._common_constant(group, name) for group in groups]
+            values[:] = [self._constant(group, name) for group in groups]
             wanted.setdefault(tuple(i for i, value in enumerate(values) if value is None), []).append(name)
         for numbers, together in wanted.items():
             for name, parts in self._common([groups[i] for i in numbers], together).items():
@@ -224,34 +235,20 @@ class ArrowRecording(Recording):
             found[name] = [self._numbers(column.slice(first, last - first), name) for first, last in pairwise(bounds)]
         return found
 
-    def _constant(self, group: int, name: str) -> Any:
-        """Return the value that a column has in all rows of a row group, None if its statistics tell none."""
-        if not self._parquet:
-            return None
-        told = self._file.metadata.row_group(group).column(self._schema.get_field_index(name)).statistics
-        if told is None or not told.has_min_max or not told.has_null_count or told.null_count or told.min != told.max:
-            return None
-        return told.min
-
-    def _common_constant(self, group: int, name: str) -> int | None:
-        """Return the same of a common column."""
-        if name in {"row", "ts_ns"}:
-            return None
-        value = self._constant(group, stored_as(name))
+    def _constant(self, group: int, name: str) -> int | None:
+        """Return the value that a common column has in all rows of a row group, None if that is not known."""
+        told = None if self._about is None else self._about[group].same.get(stored_as(name))
         if name == "kind":
-            return self._index.get(value)
-        return value if value is not None and _fits(value, COMMON_DTYPES[name], -1 if name == "cpu" else None) else None
+            return self._index.get(told) if isinstance(told, str) else None
+        return value_of(told, COMMON_DTYPES.get(name, ROW_DTYPE), -1 if name == "cpu" else None)
 
     def _read_field(self, groups: Sequence[int], name: str, dtype: np.dtype[Any], rows: NDArray[np.intp] | None
                     ) -> NDArray[Any]:
-        if dtype.kind in "iub" and not dtype.shape:
-            told = [self._constant(group, name) for group in groups]
-            if all(value is not None and _fits(value, dtype) for value in told):
-                sizes = [self._group_rows(group) for group in groups]
-                if all(value == told[0] for value in told):  # one value in memory, whose steps are 0 bytes
-                    return np.broadcast_to(np.array(told[0], dtype), sum(sizes) if rows is None else len(rows))
-                values = np.repeat(np.array(told, dtype), sizes)
-                return values if rows is None else values[rows]
+        if self._about is not None and is_number(dtype):
+            told = {value_of(self._about[group].same.get(name), dtype) for group in groups}
+            if len(told) == 1 and None not in told:  # one value in memory, whose steps are 0 bytes
+                n = sum(map(self._group_rows, groups)) if rows is None else len(rows)
+                return np.broadcast_to(np.array(told.pop(), dtype), n)
         column = self._read(groups, [name]).column(0)
         try:
             return field_values(column, dtype, rows)

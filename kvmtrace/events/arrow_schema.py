@@ -20,13 +20,14 @@ Strings are strings, arrays (instruction bytes) are fixed-size binary. The schem
 Parquet files are cut into windows of `window_rows` events, and within a window into row groups: of each busy vCPU
 thread one for each frequent event and one for its others, and one for the rest of the window, so that a reader who
 wants a time span, a vCPU or an event skips the others by the statistics of `ts_ns`, `tid` and `event`. `row` restores
-the recorded order.
+the recorded order. What is the same in all rows of a row group also stands before the footer, see `arrow_groups.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 SCHEMA = "kvmtrace.events/1"
 METADATA_KEY = b"kvmtrace"
 WINDOW_ROWS = 1 << 20
+_BASE = re.compile(r"[<>=|]?[biufSOV]\d{0,9}")
 
 
 def arrow_type(dtype: np.dtype[Any]) -> pa.DataType:
@@ -74,6 +76,8 @@ def dtype_text(dtype: np.dtype[Any]) -> str:
 def text_dtype(text: str) -> np.dtype[Any]:
     """Undo dtype_text; ValueError or TypeError where it is none."""
     shape, bar, base = text.rpartition("|")
+    if not _BASE.fullmatch(base):  # NumPy's own reading of a text can evaluate it
+        raise ValueError(f"dtype {text!r}")
     if bar and shape:
         return np.dtype((base, tuple(int(n) for n in shape.split("x"))))
     return np.dtype(text)

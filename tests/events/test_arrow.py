@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
@@ -16,7 +17,7 @@ from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import FormatError
-from kvmtrace.events import arrow, arrow_reading, arrow_schema, arrow_window, open_recording
+from kvmtrace.events import arrow, arrow_groups, arrow_schema, arrow_window, open_recording
 from kvmtrace.events.arrow_schema import dtype_text, text_dtype
 from kvmtrace.events.arrow_values import field_values
 from kvmtrace.events.table import COMMON_DTYPES, RowsByKind
@@ -172,6 +173,12 @@ def test_dtypes_as_text(text):
     assert text_dtype(dtype_text(np.dtype(("u1", (15,))))) == np.dtype(("u1", (15,)))
 
 
+@pytest.mark.parametrize("text", ["", ",", "u1,", "2|,", "15|u1,u2", "x|u1", "u1\n", "datetime64", "<U4", "object"])
+def test_texts_that_are_no_dtypes(text):
+    with pytest.raises(ValueError, match=r"dtype|int"):
+        text_dtype(text)
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_a_recording_without_events(tmp_path, form):
     path = tmp_path / "empty"
@@ -259,40 +266,79 @@ def test_booleans_of_sliced_chunks_are_their_bits():
     assert field_values(column, np.dtype(bool), None).tolist() == values[3:] + values[1:5]
 
 
-def without_statistics(path):
-    """Write a Parquet file again, row group by row group, without statistics but those of the numbering."""
+def written_again(path, rows=None):
+    """Write a Parquet file as other tools do: with its metadata, and with its row groups or others."""
     file = pq.ParquetFile(path)
     groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
-    with pq.ParquetWriter(path, file.schema_arrow, write_statistics=["row"]) as writer:
-        for group in groups:
-            writer.write_table(group, row_group_size=max(len(group), 1))
+    with pq.ParquetWriter(path, file.schema_arrow) as writer:
+        for table in groups if rows is None else [pa.concat_tables(groups)]:
+            writer.write_table(table, row_group_size=rows or len(table))
 
 
-@pytest.mark.parametrize("statistics", [True, False])
-def test_what_all_rows_of_a_row_group_have_is_told_by_its_statistics(recording, tmp_path, monkeypatch, statistics):
+def columns_read(recording, monkeypatch):
+    """Return the list to which the columns go that are read from now on."""
+    read = []
+    monkeypatch.setattr(recording, "_read_groups", lambda groups, names, real=recording._read_groups: (
+        read.extend(names), real(groups, names))[1])
+    return read
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_all_rows_of_a_row_group_have_is_told_and_not_read(recording, tmp_path, monkeypatch, again):
     monkeypatch.setattr(arrow, "MIN_GROUP_ROWS", 10)
     path = save(recording, tmp_path, "parquet")
-    if not statistics:
-        without_statistics(path)
-    again, read = open_recording(path), []
-    monkeypatch.setattr(again, "_read_groups", lambda groups, names, real=again._read_groups: (
-        read.extend(names), real(groups, names))[1])
-    events, want = again.events(), recording.events()
-    assert_same(events, want)
+    if again:
+        written_again(path)
+    opened = open_recording(path)
+    read = columns_read(opened, monkeypatch)
+    events = opened.events()
+    assert_same(events, recording.events())
     assert set(events.field("kvm_exit", "info1").tolist()) == {2**64 - 1}
-    for kind in want.kinds:
-        assert events.rows(kind.name).tolist() == want.rows(kind.name).tolist()
-    assert ("kvm_exit.info1" in read) is not statistics
+    assert ("kvm_exit.info1" in read) is again
     assert "kvm_exit.info2" in read  # which differs
 
 
-@pytest.mark.parametrize(("value", "dtype", "fits"), [
-    (0, "u1", True), (255, "u1", True), (256, "u1", False), (-1, "u8", False), (2**64 - 1, "u8", True),
-    (-2**31, "i4", True), (2**31, "i4", False), (True, "?", True), (2, "?", False)])
-def test_statistics_count_only_where_a_column_can_hold_them(value, dtype, fits):
-    assert arrow_reading._fits(value, np.dtype(dtype)) is fits
-    assert arrow_reading._fits(-1, np.dtype("i2"), -1)
-    assert not arrow_reading._fits(-2, np.dtype("i2"), -1)
+@pytest.mark.parametrize("rows", [None, 100, 10_000])
+@pytest.mark.parametrize("max_events", [100, 1_000])
+def test_files_that_other_tools_wrote_again(recording, tmp_path, monkeypatch, rows, max_events):
+    for module, name, value in ((arrow, "WINDOW_ROWS", 100), (arrow_schema, "WINDOW_ROWS", 100),
+                                (arrow, "MIN_GROUP_ROWS", 10)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100,))
+    path = save(recording, tmp_path, "parquet")
+    written_again(path, rows)
+    again, want = open_recording(path), recording.events()
+    assert_same(again.events(), want)
+    for kind in want.kinds:
+        assert again.events().rows(kind.name).tolist() == want.rows(kind.name).tolist()
+    tables = list(again.iter_events(max_events))
+    assert np.array_equal(np.concatenate([table.ts_ns for table in tables]), want.ts_ns)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    (b'"same":{"cpu":0', b'"same":{"cpu":1'), (b'"rows":', b'"rowz":'), (b"[{", b"{{")])
+@pytest.mark.parametrize("checked", [True, False])
+def test_damaged_notes_on_row_groups_are_told(recording, tmp_path, old, new, checked):
+    path = save(recording, tmp_path, "parquet")
+    data = path.read_bytes()
+    at = data.index(arrow_groups.MAGIC)
+    begin = at - 8 - struct.unpack("<I", data[at - 8:at - 4])[0]
+    text = data[begin:at - 8].replace(old, new)
+    checksum = zlib.crc32(text) if checked else zlib.crc32(data[begin:at - 8])
+    path.write_bytes(data[:begin] + text + struct.pack("<II", len(text), checksum) + data[at:])
+    if old in data[begin:at] and not (checked and b"cpu" in old):
+        with pytest.raises(FormatError, match="written by kvmtrace export"):
+            open_recording(path)
+
+
+@pytest.mark.parametrize(("value", "dtype", "found"), [
+    (0, "u1", 0), (255, "u1", 255), (256, "u1", None), (-1, "u8", None), (2**64 - 1, "u8", 2**64 - 1),
+    ("1", "u8", None), (-2**31, "i4", -2**31), (2**31, "i4", None), (1, "?", 1), (2, "?", None), (True, "?", None),
+    (None, "u8", None)])
+def test_told_values_count_only_where_a_column_can_hold_them(value, dtype, found):
+    assert arrow_groups.value_of(value, np.dtype(dtype)) == found
+    assert arrow_groups.value_of(-1, np.dtype("i2"), -1) == -1
+    assert arrow_groups.value_of(-2, np.dtype("i2"), -1) is None
 
 
 def test_known_rows_of_kinds_are_among_those_that_are_found():
