@@ -1,8 +1,9 @@
-"""Memory that was freed stays with the process: each piece of a recording needs as much as the one before it."""
+"""Memory for commands that read recordings: what was freed stays, as each piece needs as much as the one before it."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 
 # malloc.h of glibc
@@ -10,16 +11,18 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 LARGEST_KEPT = 32 << 20  # bytes, the most that glibc allows; larger arrays are mapped and unmapped as ever
 TRIMMED_ABOVE = 1 << 30  # bytes free at the heap's end
 THREADS = 2  # each with memory of its own: what one frees is in its core's cache
+MANY_OBJECTS = 20_000  # made before Python looks for cycles; loading modules alone makes as many, and leaves none
 
 
-def keep_freed_memory() -> None:
-    """Let arrays be made from memory that was freed before; with another C library than glibc, nothing happens.
+def prepare_memory() -> None:
+    """Let arrays be made from memory that was freed before, and Python look for cycles seldom.
 
     By default glibc maps and unmaps every large array. The kernel then clears each page again, and on several cores
-    every unmapping interrupts the other ones.
+    every unmapping interrupts the other ones. With another C library nothing of this happens.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # glibc's, not one that returns memory itself
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that nobody needs; they take time and memory to start
+    gc.set_threshold(MANY_OBJECTS)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return

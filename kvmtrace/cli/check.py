@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmtrace.cli.allocation import keep_freed_memory
+from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.report import Progress, wants_colour, write
 
@@ -42,7 +42,7 @@ def command(*, files: tuple[str, ...], output_format: str, limit: int, anonymize
     from kvmtrace.report.terminal import Style
     from kvmtrace.report.text_check import render_check
 
-    keep_freed_memory()
+    prepare_memory()
     finish_interrupted(files)
     reports = [_check(path, limit) for path in files]
     if anonymize:

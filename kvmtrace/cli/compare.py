@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmtrace.cli.allocation import keep_freed_memory
+from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.output import write_text
 from kvmtrace.errors import UsageError
 
@@ -68,7 +68,7 @@ def command(
         if len(files) != 2:
             raise UsageError("compare takes BASE and NEW; for several runs per side give the base ones with --base")
         base, files = files[:1], files[1:]
-    keep_freed_memory()
+    prepare_memory()
     result = compare_runs([_load(path) for path in base], [_load(path) for path in files], min_effect=min_effect)
     if anonymize:
         result = replace(result, base_runs=_numbered("base", base), new_runs=_numbered("new", files))

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from kvmtrace.cli.allocation import keep_freed_memory
+from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.output import write_file
 from kvmtrace.errors import UsageError
@@ -69,7 +69,7 @@ def command(*, file: str, output: str) -> None:
         raise UsageError(f"{output}: the suffix must be one of {', '.join(SUFFIXES)}")
     from kvmtrace.events import open_recording
 
-    keep_freed_memory()
+    prepare_memory()
     finish_interrupted([file])
     recording = open_recording(file)
     write = _writer(output)

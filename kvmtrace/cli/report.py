@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmtrace.cli.allocation import keep_freed_memory
+from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.output import write_text
 from kvmtrace.errors import UsageError
@@ -199,7 +199,7 @@ def command(
 
     FILE is a kvmtrace recording, trace.dat, perf.data, ftrace text, or - for standard input.
     """
-    keep_freed_memory()
+    prepare_memory()
     finish_interrupted(files)
     if explain is not None:
         write("\n".join(_story(path, explain, tid, vcpu_id, anonymize=anonymize) for path in files), output)

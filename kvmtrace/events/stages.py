@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_THREADS = 2  # the chains of a report keep two busy
-IN_FLIGHT = 2  # items begun and not finished: memory is bounded by them; more of them are not faster
+IN_FLIGHT = 3  # items begun and not finished: memory is bounded by them; more of them are not faster
 
 
 def run_stages(items: Iterable[T], *chains: Chain) -> None:

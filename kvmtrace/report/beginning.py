@@ -1,58 +1,85 @@
-"""What is told from a recording's beginning alone: the VM's construction, and the replay of a bundled guest."""
+"""What is told of more than one piece of a recording: the VM's construction, and the replay of a bundled guest."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kvmtrace.errors import MissingEventError
 from kvmtrace.events.table import EventTable
+from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.compare.bring_up import BringUp
     from kvmtrace.events.recording import Recording
 
-MAX_EVENTS = 1_000_000  # a VM is built within far fewer events; bounds the memory that long recordings take
+MAX_REPLAYED = 1_000_000  # events; bounds the memory that long recordings take
+MAX_CONSTRUCTION = 1_000_000  # events of CONSTRUCTION, likewise; a VM is built within far fewer
+# what bring_up.py follows
+CONSTRUCTION = (*(f"sys_{side}_{call}" for call in ("ioctl", "openat", "mmap", "close") for side in ("enter", "exit")),
+                "sched_process_fork", *(function.role for function in VMM_FUNCTIONS))
 
 
 class Beginning:
-    """Keeps the first tables of a recording, up to MAX_EVENTS."""
+    """Keeps the events of a recording that tell of the construction, and all events of one short enough to replay."""
 
     def __init__(self) -> None:
-        self._tables: list[EventTable] = []
-        self._n_kept = 0
+        self._whole: list[EventTable] | None = []
+        self._construction: list[EventTable] = []
+        self._n_construction = 0
+        self._rows: list[NDArray[np.intp]] = []  # of the recording, for each row of the construction
         self._n_events = 0
 
     def feed(self, table: EventTable) -> None:
         """Take in the next table."""
-        if self._n_kept == self._n_events and self._n_kept + len(table) <= MAX_EVENTS:
-            self._tables.append(table)
-            self._n_kept += len(table)
+        if self._whole is not None:
+            self._whole.append(table)
+            if self._n_events + len(table) > MAX_REPLAYED:
+                self._whole = None
+        self._feed_construction(table)
         self._n_events += len(table)
 
-    def _events(self) -> EventTable | None:
-        if len(self._tables) > 1:
-            self._tables = [EventTable.concat(self._tables)]
-        return self._tables[0] if self._tables else None
+    def _feed_construction(self, table: EventTable) -> None:
+        from kvmtrace.compare.parking import materialise
 
-    def bring_up(self, recording: Recording, isa: str | None) -> Any:
-        """Return the VM's construction (BringUp), None if its ioctls were not recorded."""
+        rows = np.sort(np.concatenate([table.rows(kind) for kind in CONSTRUCTION]))
+        self._n_construction += len(rows)
+        if self._n_construction <= MAX_CONSTRUCTION:
+            self._construction.append(materialise(table, rows))
+            self._rows.append(rows + self._n_events)
+
+    def bring_up(self, recording: Recording, isa: str | None) -> BringUp | None:
+        """Return the VM's construction, None if its ioctls were not recorded."""
         from kvmtrace.compare.bring_up import follow_bring_up
 
-        events = self._events()
-        if events is None:
+        if not self._construction:
             return None
+        events, row = EventTable.concat(self._construction), np.concatenate(self._rows)
         try:
-            return follow_bring_up(events, processes=recording.processes, isa=isa,
+            found = follow_bring_up(events, processes=recording.processes, isa=isa,
                                     qmp=recording.capture.meta.get("qmp"))
         except MissingEventError:  # a recorder that kept only some fields of the ioctls
             return None
+        return None if found is None else _in_recording(found, row)
 
     def replay(self, recording: Recording) -> Any:
         """Return a bundled guest's prediction beside its recording (Replay), None if it is none, or too long."""
-        if self._n_kept < self._n_events:
+        if not self._whole:
             return None
         from kvmtrace.compare.alignment_recording import find_guest, replay_events
 
         if find_guest(recording.capture) is None:
             return None
-        events = self._events()
-        return replay_events(recording.capture, events) if events is not None else None
+        return replay_events(recording.capture, EventTable.concat(self._whole))
+
+
+def _in_recording(found: BringUp, row: NDArray[np.intp]) -> BringUp:
+    """Return a construction whose events are numbered as in the recording."""
+    vmm = found.vmm and replace(found.vmm, steps=tuple(
+        replace(step, event_index=int(row[step.event_index])) for step in found.vmm.steps))
+    steps = tuple(replace(step, event_index=int(row[step.event_index])) for step in found.steps)
+    return replace(found, steps=steps, vmm=vmm)

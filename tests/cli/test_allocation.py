@@ -8,9 +8,9 @@ import sys
 SCRIPT = """
 import resource, sys
 import numpy as np
-from kvmtrace.cli.allocation import keep_freed_memory
+from kvmtrace.cli.allocation import prepare_memory
 if sys.argv[1] == "kept":
-    keep_freed_memory()
+    prepare_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():
