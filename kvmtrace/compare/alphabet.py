@@ -41,10 +41,10 @@ def mask_of(*names: str) -> np.uint64:
 
 
 def among(classes: NDArray[np.uint8], wanted: Iterable[int]) -> NDArray[np.bool_]:
-    """Say which classes are one of these: np.isin by a table."""
-    table = np.zeros(256, bool)
-    table[list(wanted)] = True
-    found: NDArray[np.bool_] = table[classes]
+    """Say which classes are one of these few; np.isin takes longer."""
+    found = np.zeros(len(classes), bool)
+    for one in wanted:
+        found |= classes == one
     return found
 
 

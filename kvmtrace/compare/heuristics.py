@@ -33,7 +33,8 @@ def _is(batch: Batch, codes: dict[int, tuple[int, ...]]) -> NDArray[np.bool_]:
     exits = batch.exits
     found = np.zeros(len(exits), bool)
     for isa, numbers in codes.items():
-        found |= (exits.isa == isa) & np.isin(exits.code, numbers)
+        if (own := exits.isa == isa).any():
+            found |= own & np.isin(exits.code, numbers)
     return found
 
 

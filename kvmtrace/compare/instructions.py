@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.events.distinct import run_starts
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -77,13 +79,10 @@ def continuations(
     ----------
     insn : uint8, shape (n, 15); length, flags : shape (n,)
     """
-    key = np.zeros((len(insn), _KEY_BYTES), np.uint8)
-    np.multiply(insn, _WITHIN.take(length, axis=0, mode="clip"), out=key[:, :15])
-    key[:, 15], key[:, 16] = length, flags
-    words = key.view(np.uint64)
-    new = np.ones(len(key), bool)  # the guest's loops meet the same instruction again and again
-    new[1:] = (words[1:] != words[:-1]).any(axis=1)
-    at = np.flatnonzero(new)
-    unique, inverse = np.unique(key[at].view(f"V{_KEY_BYTES}").ravel(), return_inverse=True)
+    at = run_starts(insn, length, flags)  # the guest's loops meet the same instruction again and again
+    key = np.zeros((len(at), _KEY_BYTES), np.uint8)
+    np.multiply(insn[at], _WITHIN.take(length[at], axis=0, mode="clip"), out=key[:, :15])
+    key[:, 15], key[:, 16] = length[at], flags[at]
+    unique, inverse = np.unique(key.view(f"V{_KEY_BYTES}").ravel(), return_inverse=True)
     found = np.array([continuation(raw[:raw[15]], raw[16]) for raw in map(bytes, unique)], np.uint8)
-    return np.repeat(found[inverse.ravel()], np.diff(at, append=len(key)))
+    return np.repeat(found[inverse.ravel()], np.diff(at, append=len(insn)))

@@ -110,16 +110,19 @@ def fits(batch: Batch, group: Group, row: ExitExpectation, new: NDArray[np.uint6
     stepped = (moved >= max(row.length, 1)) & (moved <= MAX_INSTRUCTION)
     good = (classes == ANY) | (((classes == SAME) | (classes == TRAP)) & same) | ((classes == ADVANCE) & stepped)
     refused = np.flatnonzero((classes == ADVANCE) & same & ~good)
-    good[refused] = batch.exits.chain_has("inject exception")[group[refused]]
+    if len(refused):
+        good[refused] = batch.exits.chain_has("inject exception")[group[refused]]
     told = np.ones(len(group), bool)
     emulated = np.flatnonzero(classes == EMULATED)
-    good[emulated], told[emulated] = _emulated_fits(batch, group[emulated], same[emulated], moved[emulated])
+    if len(emulated):
+        good[emulated], told[emulated] = _emulated_fits(batch, group[emulated], same[emulated], moved[emulated])
     if any(name.startswith("pio_matches") for name in row.checks) and not batch.has_field("kvm_exit", "info1"):
         told[:] = False  # string I/O or not?
     if not batch.recorded("kvm_inj_exception"):
         told &= ~((classes == ADVANCE) & same)
     left = np.flatnonzero(~good)
-    good[left] = overridden(batch, group[left], new[left])
+    if len(left):
+        good[left] = overridden(batch, group[left], new[left])
     return good, told
 
 
@@ -145,7 +148,8 @@ def _decoded_fits(batch: Batch, group: Group, first: NDArray[np.intp], same: Mas
     where = continuations(sequence.values(kind, "insn", first), length, flags.astype(np.uint8))
     good: Mask = (where == ANYWHERE) | (moved == length)
     again = np.flatnonzero(same & ~good)
-    good[again] = may_repeat(batch, group[again], where[again])
+    if len(again):
+        good[again] = may_repeat(batch, group[again], where[again])
     failed = failed_segments(batch)[batch.exits.seg[group]]
     # invalid-state emulation goes from instruction to instruction without an entry
     chained = (decodes(batch)[batch.exits.seg[group]] > 1) & ~failed
@@ -202,7 +206,8 @@ def _check_usual_length(batch: Batch, group: Group, row: ExitExpectation) -> Non
     new = batch.exits.resume_rip[group]
     moved = advance(batch, group, new)
     at = np.flatnonzero((moved > longest) & (moved <= MAX_INSTRUCTION))
-    at = at[~overridden(batch, group[at], new[at])]
+    if len(at):
+        at = at[~overridden(batch, group[at], new[at])]
     batch.findings.check("H6", len(group))
     bad = group[at]
     batch.findings.violate("H6", batch.segments.start[batch.exits.seg[bad] + 1], lambda i: (

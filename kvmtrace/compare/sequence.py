@@ -57,8 +57,12 @@ class Sequence:
         return len(self.row)
 
     def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
-        """Return field `field` of the events at these positions, which are all of kind `kind`."""
-        return self.table.field(kind, field).take(self.position_in_kind.take(positions), axis=0)
+        """Return field `field` of the events at these positions, which are all of kind `kind`; not to be written to."""
+        own, n = self.position_in_kind.take(positions), len(positions)
+        # one behind the other, as all events of a thread are: nothing is to be picked out
+        if n and own[-1] - own[0] == n - 1 and bool((own[1:] > own[:-1]).all()):
+            return self.table.field(kind, field)[own[0]:own[0] + n]
+        return self.table.field(kind, field).take(own, axis=0)
 
     @cached_property
     def position_in_kind(self) -> NDArray[np.intp]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.errors import MissingEventError
-from kvmtrace.events.table import COMMON_DTYPES, EventTable, RowsByKind
+from kvmtrace.events.table import COMMON_DTYPES, EventTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.decode.payload import Payload
-    from kvmtrace.events.table import EventKind
+    from kvmtrace.events.table import EventKind, RowsByKind
 
     # (row groups, column name, dtype, rows among those of these groups or None) -> values
     ReadField = Callable[[Sequence[int], str, np.dtype[Any], "NDArray[np.intp] | None"], NDArray[Any]]
@@ -122,7 +122,6 @@ class Window:
         columns = {name: self._column(name, dtype, pieces) for name, dtype in COMMON_DTYPES.items()}
         payloads: dict[int, Payload] = {}
         table = EventTable(columns, self.kinds, payloads)
-        table.by_kind = RowsByKind(table.kind, len(self.kinds), known=self._rows_of_kinds(pieces))
         for index in np.flatnonzero(np.bincount(columns["kind"], minlength=len(self.kinds))).tolist():
             payloads[index] = WindowPayload(self, index, start, stop, table.by_kind)
         return table
@@ -142,12 +141,6 @@ class Window:
             if isinstance(values, np.ndarray) or values != usual:
                 column[piece.at] = values
         return column
-
-    def _rows_of_kinds(self, pieces: Sequence[_Piece]) -> dict[int, NDArray[np.intp]]:
-        """Return the rows of kinds that have a row group of their own, and no events in others."""
-        own = {kind: piece.at for piece in pieces
-               if not isinstance(kind := self._columns["kind"][piece.run.group], np.ndarray)}
-        return {kind: at for kind, at in own.items() if np.count_nonzero(self._counts[:, kind]) == 1}
 
     def _stored(self, name: str, run: _Run, span: slice) -> NDArray[Any] | int:
         values = self._columns[name][run.group]

@@ -28,9 +28,10 @@ import numpy as np
 
 from kvmtrace.decode.payload import ConcatPayload, Payload
 from kvmtrace.errors import MissingEventError
+from kvmtrace.kernel import loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -83,15 +84,12 @@ class RowsByKind:
     kind : uint16, the table's column
     n_kinds : int
     parts : of the tables that stand one after the other in this one, if it is so made
-    known : the ascending rows of some kinds
     """
 
-    def __init__(self, kind: NDArray[np.uint16], n_kinds: int, parts: Sequence[RowsByKind] = (),
-                 known: Mapping[int, NDArray[np.intp]] | None = None) -> None:
+    def __init__(self, kind: NDArray[np.uint16], n_kinds: int, parts: Sequence[RowsByKind] = ()) -> None:
         self._kind = kind
         self._n_kinds = n_kinds
         self._parts = tuple(parts)
-        self._known = dict(known or {})
         # no cached_property: its lock is one for all tables, and two threads work on different ones
         self._rows: list[NDArray[np.intp]] | None = None
         self._position: NDArray[np.intp] | None = None
@@ -103,22 +101,24 @@ class RowsByKind:
     def rows(self) -> list[NDArray[np.intp]]:
         """The ascending row numbers of each kind."""
         if self._rows is None:
-            self._rows = self._of_parts() if self._parts else self._sorted()
+            self._find()
+            if self._rows is None:
+                self._rows = self._of_parts() if self._parts else self._sorted()
         return self._rows
+
+    def _find(self) -> None:
+        """Find both with the compiled kernel, if it is there."""
+        kernel = loaded()
+        found = None if kernel is None else kernel.rows_by_kind(self._kind, self._n_kinds)
+        if found is not None:
+            order, begin, position = found
+            self._position = position
+            self._rows = np.split(order, begin[1:-1])
 
     def _sorted(self) -> list[NDArray[np.intp]]:
         # stable argsort of a uint16 is a radix sort: linear, and one pass serves all kinds
-        if not self._known:
-            return _split(np.argsort(self._kind, kind="stable"), self._kind, self._n_kinds)
-        rest = np.ones(len(self._kind), bool)
-        for rows in self._known.values():
-            rest[rows] = False
-        row = np.flatnonzero(rest)
-        kind = self._kind[row]
-        found = _split(row[np.argsort(kind, kind="stable")], kind, self._n_kinds)
-        for index, rows in self._known.items():
-            found[index] = rows
-        return found
+        order = np.argsort(self._kind, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self._kind, minlength=self._n_kinds))[:-1])
 
     def _of_parts(self) -> list[NDArray[np.intp]]:
         begins = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
@@ -134,11 +134,6 @@ class RowsByKind:
                 position[own] = np.arange(len(own))
             self._position = position
         return self._position
-
-
-def _split(order: NDArray[np.intp], kind: NDArray[np.uint16], n_kinds: int) -> list[NDArray[np.intp]]:
-    """Split rows that are sorted by kind, `kind` being the unsorted column."""
-    return np.split(order, np.cumsum(np.bincount(kind, minlength=n_kinds))[:-1])
 
 
 class EventTable:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIBRARY = Path(__file__).with_name("_kernel.so")
-VERSION = 4  # KERNEL_VERSION of kernel.c: a library of another version is not used
+VERSION = 5  # KERNEL_VERSION of kernel.c: a library of another version is not used
 SWITCH = "KVMTRACE_KERNEL"
 
 _P, _I64, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -36,6 +36,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fill_tracked": (None, [_P, _P, _P, _P, _I64, *[_P] * 6]),
     "take_steps": (_I64, [_P, _P, _P, _I64, _P, _P, _I64, _I32, _P, _P, _P, _P]),
     "cut_segments": (_I64, [_P, _P, _P, _I64, *[_P] * 6]),
+    "rows_by_kind": (_I64, [_P, _I64, _I64, _P, _P, _P]),
+    "latest_wanted": (None, [_P, _P, _I64, _P]),
     "count_edges": (None, [_P, _P, _P, _P, _I64, _I64, _I32, _I32, _I64, _P]),
 }
 
@@ -316,6 +318,35 @@ class Kernel:
         _, n_classes, n_buckets = counts.shape
         self._call["count_edges"](_at(steps.before), _at(steps.cls), _at(steps.wrong), _at(steps.ts_ns),
                                   len(steps.cls), n_classes, unknown, sub_bits, n_buckets, _at(counts))
+
+
+    def rows_by_kind(self, kind: NDArray[np.uint16], n_kinds: int
+                     ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]] | None:
+        """Sort rows by their kind.
+
+        Returns
+        -------
+        (rows of kind 0, then of kind 1 ..., where each kind begins there and the end, place of each row in its kind);
+        None if a number is no kind's
+        """
+        begin = np.empty(n_kinds + 1, np.intp)
+        order, position = np.empty(len(kind), np.intp), np.empty(len(kind), np.intp)
+        kind = np.ascontiguousarray(kind)
+        found = self._call["rows_by_kind"](_at(kind), len(kind), n_kinds, _at(begin), _at(order), _at(position))
+        return (order, begin, position) if found == 0 else None
+
+    def latest_wanted(self, wanted: NDArray[np.bool_], thread: NDArray[np.uint16]) -> NDArray[np.int32]:
+        """Return, for each row, the latest row of its thread up to itself that is wanted; -1 for none.
+
+        Parameters
+        ----------
+        wanted : of at most 2**31 - 1 rows
+        thread : uint16, of as many rows, those of a thread together
+        """
+        latest = np.empty(len(wanted), np.int32)
+        wanted, thread = np.ascontiguousarray(wanted), np.ascontiguousarray(thread)
+        self._call["latest_wanted"](_at(wanted), _at(thread), len(wanted), _at(latest))
+        return latest
 
 
 def _changed() -> FormatError:

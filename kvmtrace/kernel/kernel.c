@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define KERNEL_VERSION 4
+#define KERNEL_VERSION 5
 
 /* ring buffer: include/linux/ring_buffer.h, enum ring_buffer_type */
 #define TYPE_PADDING 29
@@ -430,5 +430,37 @@ void count_edges(const uint8_t *before, const uint8_t *cls, const uint8_t *wrong
 		if (bucket >= n_buckets)
 			bucket = n_buckets - 1;
 		counts[(before[i] * n_classes + cls[i]) * n_buckets + bucket]++;
+	}
+}
+
+/* Sort rows by their kind: `order` has the rows of kind 0, of kind 1 ..., each ascending, from `begin[kind]` on (n_kinds + 1
+ * numbers), `position` the place of each row within its kind. Returns -1 if a kind is none of n_kinds.
+ */
+int64_t rows_by_kind(const uint16_t *kind, int64_t n, int64_t n_kinds, int64_t *begin, int64_t *order, int64_t *position)
+{
+	memset(begin, 0, (size_t)(n_kinds + 1) * sizeof(*begin));
+	for (int64_t i = 0; i < n; i++) {
+		if (kind[i] >= n_kinds)
+			return -1;
+		position[i] = begin[kind[i] + 1]++;
+	}
+	for (int64_t k = 0; k < n_kinds; k++)
+		begin[k + 1] += begin[k];
+	for (int64_t i = 0; i < n; i++)
+		order[begin[kind[i]] + position[i]] = i;
+	return 0;
+}
+
+/* For each row, the latest row of its thread up to itself that is wanted, or -1; threads stand one behind the other. */
+void latest_wanted(const uint8_t *wanted, const uint16_t *thread, int64_t n, int32_t *latest)
+{
+	int32_t last = -1;
+
+	for (int64_t i = 0; i < n; i++) {
+		if (i && thread[i] != thread[i - 1])
+			last = -1;
+		if (wanted[i])
+			last = (int32_t)i;
+		latest[i] = last;
 	}
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.events.distinct import run_starts
 from kvmtrace.kvm.vectors import describe_vector
 from kvmtrace.report.document import EmulatedRow, InterruptRow
 from kvmtrace.report.keys import Counter, KeyIndex
@@ -72,18 +73,21 @@ class InstructionAccumulator:
         event = "kvm_emulate_insn"
         if not table.count(event) or not table.has(event, "insn"):
             return
-        insn = _padded(table.field(event, "insn"))
-        length = np.minimum(u64(table, event, "len"), np.uint64(_INSN_BYTES)).astype(np.int64)
+        raw, lengths, flags = table.field(event, "insn"), u64(table, event, "len"), u64(table, event, "flags")
+        # what equals the instruction before counts with it: loops meet the same one again and again
+        at = run_starts(_bytes(raw), lengths, flags)
+        insn = _padded(raw[at])
+        length = np.minimum(lengths[at], np.uint64(_INSN_BYTES)).astype(np.int64)
         insn[np.arange(16) >= length[:, None]] = 0
-        mode = _bits(u64(table, event, "flags").astype(np.int64))
+        mode = _bits(flags[at].astype(np.int64))
         words = insn.view(np.uint64)
         tail = (mode << 8 | length).astype(np.uint64) << np.uint64(48)
         ids = self._index.encode(words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ (words[:, 1] | tail))
         for number in range(len(self._samples), len(self._index)):
             row = int(np.argmax(ids == number))
             self._samples.append((insn[row, : length[row]].tobytes(), int(mode[row])))
-        self._count.add(ids)
-        self._failed.add(ids[u64(table, event, "failed") != 0])
+        self._count.add(ids, np.diff(at, append=len(raw)))
+        self._failed.add(ids, np.add.reduceat(u64(table, event, "failed") != 0, at, dtype=np.int64))
 
     def rows(self) -> tuple[EmulatedRow, ...]:
         """Return the rows by count, descending."""
@@ -94,10 +98,15 @@ class InstructionAccumulator:
         return tuple(sorted(rows, key=lambda row: -row.count))
 
 
+def _bytes(insn: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """Return instruction bytes as (n, size) uint8."""
+    raw = np.ascontiguousarray(insn)
+    return raw.view(np.uint8).reshape(len(raw), -1) if raw.dtype.kind == "S" or raw.ndim == 1 else raw
+
+
 def _padded(insn: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     """Return instruction bytes as (n, 16) uint8."""
-    raw = np.ascontiguousarray(insn)
-    raw = raw.view(np.uint8).reshape(len(raw), -1) if raw.dtype.kind == "S" or raw.ndim == 1 else raw
+    raw = _bytes(insn)
     padded = np.zeros((len(raw), 16), np.uint8)
     width = min(raw.shape[1], _INSN_BYTES)
     padded[:, :width] = raw[:, :width]

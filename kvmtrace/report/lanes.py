@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.kernel import loaded
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -125,6 +127,9 @@ class Lanes:
 
     def last(self, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Return, for each row, the latest row of its thread up to itself that is wanted; -1 for none."""
+        kernel = loaded()
+        if kernel is not None:
+            return kernel.latest_wanted(wanted, self.thread)
         starts = self.starts()
         latest = np.zeros(len(self), np.int32)
         chosen = np.flatnonzero(wanted)

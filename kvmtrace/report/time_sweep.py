@@ -51,7 +51,6 @@ class Part(enum.IntEnum):
 
 N_PARTS = len(Part)
 _KEEPS = 255
-_EDGES = (Step.ENTRY, Step.EXIT)
 
 _AFTER = np.full(32, _KEEPS, np.uint8)
 _AFTER[Step.ENTRY] = Part.GUEST
@@ -146,7 +145,7 @@ def _read_wraps(lanes: Lanes, part: NDArray[np.uint8], decides: NDArray[np.bool_
     """Tell the exit path from the handler, and the entry path from guest mode, by the probes."""
     step = lanes.step
     part[_before(lanes, decides, Step.EXIT, Step.WRAP_OUT)] = Part.ENTRY_EXIT
-    edge = lanes.last(np.isin(step, _EDGES))
+    edge = lanes.last(step <= Step.EXIT)  # an entry or an exit
     in_guest = (edge >= 0) & (step[edge] == Step.ENTRY)
     part[(step == Step.WRAP_OUT) & in_guest] = Part.ENTRY_EXIT
     part[(step == Step.WRAP_IN) & in_guest] = Part.GUEST

@@ -20,7 +20,7 @@ from kvmtrace.errors import FormatError
 from kvmtrace.events import arrow, arrow_groups, arrow_schema, arrow_window, open_recording
 from kvmtrace.events.arrow_schema import dtype_text, text_dtype
 from kvmtrace.events.arrow_values import field_values
-from kvmtrace.events.table import COMMON_DTYPES, RowsByKind
+from kvmtrace.events.table import COMMON_DTYPES
 
 WRITERS = {"parquet": arrow.write_parquet, "arrow": arrow.write_arrow}
 
@@ -339,11 +339,3 @@ def test_told_values_count_only_where_a_column_can_hold_them(value, dtype, found
     assert arrow_groups.value_of(value, np.dtype(dtype)) == found
     assert arrow_groups.value_of(-1, np.dtype("i2"), -1) == -1
     assert arrow_groups.value_of(-2, np.dtype("i2"), -1) is None
-
-
-def test_known_rows_of_kinds_are_among_those_that_are_found():
-    kind = np.array([2, 0, 2, 1, 0, 2, 3], np.uint16)
-    plain = RowsByKind(kind, 5)
-    known = RowsByKind(kind, 5, known={2: np.array([0, 2, 5]), 3: np.array([6])})
-    assert [rows.tolist() for rows in known.rows] == [rows.tolist() for rows in plain.rows]
-    assert known.position.tolist() == plain.position.tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,9 @@ from kvmtrace.compare import segments, sequence, statistics, steps
 from kvmtrace.compare.alphabet import N_CLASSES, N_STEPS
 from kvmtrace.compare.automaton import ILLEGAL, LEGAL, STATE_NAMES, Automaton
 from kvmtrace.compare.sequence import Sequence, first_of
+from kvmtrace.events.table import RowsByKind
 from kvmtrace.kernel import StepColumns, TrackedColumns
+from kvmtrace.report.lanes import Lanes
 
 EVENTS = st.lists(st.tuples(st.integers(1, N_CLASSES - 1), st.integers(0, 2), st.booleans()), max_size=120)
 
@@ -86,3 +90,35 @@ def test_tracked_events(rows, tids):
                                                 sequence._tracked(columns, wanted))
     assert n_compiled == n_plain
     assert_same(compiled, plain, ("row", "cls", "thread", "ts_ns", "cpu"))
+
+
+@given(st.lists(st.integers(0, 6), max_size=80), st.integers(0, 7))
+@settings(max_examples=200, deadline=None)
+def test_rows_by_kind(kinds, n_kinds):
+    column = np.array(kinds, np.uint16)
+    if kinds and n_kinds <= max(kinds):  # no kind's number, as no table has it
+        assert kernel.loaded().rows_by_kind(column, n_kinds) is None
+        return
+
+    def find():
+        found = RowsByKind(column, n_kinds)
+        return found.rows, found.position
+
+    compiled, plain = both(find)
+    assert [rows.tolist() for rows in compiled[0]] == [rows.tolist() for rows in plain[0]]
+    assert compiled[1].tolist() == plain[1].tolist()
+    assert [rows.tolist() for rows in compiled[0]] == [
+        np.flatnonzero(column == k).tolist() for k in range(max(n_kinds, 1))]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_latest_wanted_rows(rows):
+    wanted = np.array([want for want, _ in rows], bool)
+    thread = np.sort(np.array([number for _, number in rows], np.uint16))
+    n = len(rows)
+    columns = {field.name: np.zeros(n, getattr(Lanes.empty(), field.name).dtype) for field in fields(Lanes)}
+    compiled, plain = both(lambda: Lanes(**columns | {"thread": thread}).last(wanted))
+    assert compiled.dtype == plain.dtype == np.int32
+    expected = [max((j for j in range(i + 1) if wanted[j] and thread[j] == thread[i]), default=-1) for i in range(n)]
+    assert compiled.tolist() == plain.tolist() == expected
