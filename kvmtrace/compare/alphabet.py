@@ -14,7 +14,6 @@ from kvmtrace.events.table import TRACE_FLAG_HARDIRQ, TRACE_FLAG_NMI, TRACE_FLAG
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -38,14 +37,6 @@ VCPU_KINDS = ("kvm_entry", "kvm_exit", "kvm_userspace_exit", "kvm_fpu", "vmx_vcp
 def mask_of(*names: str) -> np.uint64:
     """Return the mask of these classes."""
     return np.uint64(sum(1 << CLASS[name] for name in names))
-
-
-def among(classes: NDArray[np.uint8], wanted: Iterable[int]) -> NDArray[np.bool_]:
-    """Say which classes are one of these few; np.isin takes longer."""
-    found = np.zeros(len(classes), bool)
-    for one in wanted:
-        found |= classes == one
-    return found
 
 
 FOLLOW_UP_MASK = mask_of(*FOLLOW_UPS)

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import mask_of
 from kvmtrace.compare.segments import Exits, Segments, cut_segments, find_exits
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.model.exits_svm import SVM_EXITS
 from kvmtrace.model.exits_vmx import VMX_EXITS
@@ -88,7 +89,7 @@ class Batch:
         """Say which exits concern a nested guest, or may: the tables describe only KVM's own guests."""
         told = self.exits.has(*NESTED) | self.exits.failed_entry
         # entries into a nested guest: VMLAUNCH, VMRESUME, VMRUN
-        enters = np.isin(self.exits.code, (20, 24)) & (self.exits.isa == ISA_VMX)
+        enters = among(self.exits.code, (20, 24)) & (self.exits.isa == ISA_VMX)
         enters |= (self.exits.code == 0x80) & (self.exits.isa == ISA_SVM)
         enters &= ~self.exits.has("inject exception")
         if not enters.any() or self.recorded("kvm_nested_vmexit"):

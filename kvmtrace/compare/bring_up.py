@@ -11,6 +11,7 @@ from kvmtrace.compare.construction import Construction
 from kvmtrace.compare.construction_steps import Call
 from kvmtrace.compare.qmp_check import check_qmp
 from kvmtrace.compare.vmm_steps import follow_vmm
+from kvmtrace.events.distinct import among
 from kvmtrace.events.syscalls import pair_syscalls
 from kvmtrace.kvm import ioctls
 from kvmtrace.model.bring_up import RUN_AGAIN, STRUCTURAL
@@ -79,9 +80,9 @@ def _interesting_ioctls(
         who = events.tid[rows[runs]].astype(np.int64) << 32 | fd[runs] & 0xFFFFFFFF
         first[runs[np.unique(who, return_index=True)[1]]] = True
     ret = _returns(events, "sys_exit_ioctl", returns)
-    failed = (ret < 0) & ~np.isin(-ret, list(RUN_AGAIN)) & (returns >= 0)
+    failed = (ret < 0) & ~among(-ret, RUN_AGAIN) & (returns >= 0)
     last = rows[np.flatnonzero(first)[-1]] if first.any() else len(events)
-    wanted = np.isin(cmd, list(STRUCTURAL)) | failed | (rows <= last)
+    wanted = among(cmd, STRUCTURAL) | failed | (rows <= last)
     mask: NDArray[np.bool_] = is_kvm & np.where(is_run, first | failed, wanted)
     return mask
 

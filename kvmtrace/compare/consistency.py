@@ -11,6 +11,7 @@ from kvmtrace.compare.decoding import failed_segments
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.guest_mode import vcpu_ids
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.kvm.vectors import GP_VECTOR
 
@@ -127,7 +128,7 @@ def _check_error_codes(batch: Batch) -> None:
     positions = batch.segments.positions("inject exception")
     vector = batch.sequence.values("kvm_inj_exception", "exception", positions).astype(np.int64)
     has_error = batch.sequence.values("kvm_inj_exception", "has_error", positions) != 0
-    at = np.flatnonzero(has_error & ~np.isin(vector, WITH_ERROR_CODE))
+    at = np.flatnonzero(has_error & ~among(vector, WITH_ERROR_CODE))
     batch.findings.check("V5", len(positions))
     batch.findings.violate("V5", positions[at], lambda i: (
         f"no error code: exception {int(vector[at[i]])} has none", "has_error 1"))
@@ -165,7 +166,7 @@ def _check_eoi_origin(batch: Batch) -> None:
     by_flag = sequence.cls[positions + 1] == CLASS["kvm_pv_eoi"]
     number = np.searchsorted(exits.start, positions) - 1
     code = exits.code[np.maximum(number, 0)] if len(exits) else np.zeros(len(positions), np.int64)
-    by_hardware = np.isin(code, (EOI_INDUCED, AVIC_UNACCELERATED)) | (number < 0)
+    by_hardware = among(code, (EOI_INDUCED, AVIC_UNACCELERATED)) | (number < 0)
     bad = positions[~(by_write | by_flag | by_hardware)]
     batch.findings.check("V11", len(positions))
     batch.findings.violate("V11", bad, lambda _: (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, USERSPACE
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_VMX
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def _entry_failed(sequence: Sequence, position: int) -> bool:
     """Look for the thread's next userspace exit; a vCPU that enters the guest again has not failed."""
     stop = min(position + LOOK_AHEAD, len(sequence))
     ahead = sequence.thread[position:stop] == sequence.thread[position]
-    hits = np.flatnonzero(ahead & np.isin(sequence.cls[position:stop], (ENTRY, EXIT, USERSPACE)))
+    hits = np.flatnonzero(ahead & among(sequence.cls[position:stop], (ENTRY, EXIT, USERSPACE)))
     if not len(hits):  # the recording ends first
         return True
     first = position + int(hits[0])
@@ -66,7 +67,7 @@ def _other_ioctl(sequence: Sequence, position: int) -> bool:
     """Look for the thread's last call."""
     begin = max(position - LOOK_AHEAD, 0)
     mine = sequence.thread[begin:position] == sequence.thread[position]
-    calls = np.flatnonzero(mine & np.isin(sequence.cls[begin:position], _CALLS))
+    calls = np.flatnonzero(mine & among(sequence.cls[begin:position], _CALLS))
     return not len(calls) or sequence.cls[begin + calls[-1]] not in _RUNS
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import ENTRY, EXIT
 from kvmtrace.compare.follow_ups import exit_name
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _check_immediate_exit(batch: Batch, inside: NDArray[np.intp]) -> None:
     usable = exits[~batch.nested[exits]]
     # SVM forces the exit by an interrupt to itself, which may arrive after some instructions
     vmx = usable[batch.exits.isa[usable] == ISA_VMX]
-    expected = np.isin(batch.exits.code[vmx], list(ASYNCHRONOUS[ISA_VMX])) | (batch.exits.vectoring[vmx] != 0)
+    expected = among(batch.exits.code[vmx], ASYNCHRONOUS[ISA_VMX]) | (batch.exits.vectoring[vmx] != 0)
     bad = vmx[~expected]
     batch.findings.check("J8", len(vmx), len(usable) - len(vmx))
     batch.findings.violate("J8", batch.exits.start[bad], lambda i: (

@@ -10,6 +10,7 @@ import numpy as np
 from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_STEPS
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _is(batch: Batch, codes: dict[int, tuple[int, ...]]) -> NDArray[np.bool_]:
     found = np.zeros(len(exits), bool)
     for isa, numbers in codes.items():
         if (own := exits.isa == isa).any():
-            found |= own & np.isin(exits.code, numbers)
+            found |= own & among(exits.code, numbers)
     return found
 
 
@@ -139,7 +140,7 @@ class Halted:
         rows = table.rows("kvm_apic_accept_irq")
         apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
         vector = table.field("kvm_apic_accept_irq", "vec")
-        fixed = np.isin(table.field("kvm_apic_accept_irq", "dm"), _FIXED)
+        fixed = among(table.field("kvm_apic_accept_irq", "dm"), _FIXED)
         injected = np.sort(table.rows("kvm_inj_virq"))
         ids = list(batch.findings.vcpu_ids.values())
         for tid, vcpu in batch.findings.vcpu_ids.items():

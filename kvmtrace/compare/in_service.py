@@ -15,6 +15,7 @@ import numpy as np
 
 from kvmtrace.compare.alphabet import CLASS
 from kvmtrace.compare.userspace_changes import setter_rows
+from kvmtrace.events.distinct import among, distinct
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,7 +99,7 @@ def check_in_service(batch: Batch, memory: dict[int, InService]) -> None:
     arrivals = _arrivals(batch)
     # Hyper-V's SynIC may end interrupts by itself (auto-EOI): then nothing is certain
     synic = any(name.startswith("kvm_hv_synic") for name in batch.capability.seen)
-    for thread in np.unique(events["thread"]):
+    for thread in distinct(events["thread"]):
         tid = int(batch.sequence.tids[thread])
         state = memory.setdefault(tid, InService())
         mine = {name: column[events["thread"] == thread] for name, column in events.items()}
@@ -140,7 +141,7 @@ def _arrivals(batch: Batch) -> dict[int, tuple[NDArray[np.intp], NDArray[np.int6
     rows = table.rows("kvm_apic_accept_irq")
     apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
     vector = table.field("kvm_apic_accept_irq", "vec").astype(np.int64)
-    fixed = np.isin(table.field("kvm_apic_accept_irq", "dm"), _FIXED)
+    fixed = among(table.field("kvm_apic_accept_irq", "dm"), _FIXED)
     return {one: (rows[fixed & (apic == one)], vector[fixed & (apic == one)])
             for one in set(ids) if ids.count(one) == 1}
 

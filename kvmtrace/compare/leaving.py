@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, ENTRY, USERSPACE, among
+from kvmtrace.compare.alphabet import CLASS, ENTRY, USERSPACE
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.predicates import PREDICATE_COLUMNS, userspace_fields
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_VMX
 from kvmtrace.kvm.userspace_exits import (
     KVM_EXIT_FAIL_ENTRY,
@@ -135,7 +136,7 @@ def _check_without_exit(batch: Batch) -> None:
     later = batch.sequence.values("kvm_userspace_exit", "reason", following).astype(np.int64)
     errno = batch.sequence.values("kvm_userspace_exit", "errno", following).astype(np.int64)
     io = (KVM_EXIT_IO, KVM_EXIT_MMIO)
-    bad = (errno == 0) & np.isin(later, io) & ~np.isin(reasons, io)
+    bad = (errno == 0) & among(later, io) & ~among(reasons, io)
     bad &= ~segments.has("kvm_emulate_insn", "kvm_pio", "kvm_mmio")[pair]
     at = np.flatnonzero(bad)
     batch.findings.check("V7", len(pair))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.compare.alphabet import CLASS, EXIT
+from kvmtrace.events.distinct import distinct
 from kvmtrace.events.kinds import UNKNOWN_EVENT
 from kvmtrace.events.table import LOST_EVENTS
 
@@ -63,7 +64,7 @@ class Gaps:
         if len(on_cpu) and ends and ends[-1] == _FAR:
             ends[:] = [min(end, int(ts_ns[0])) for end in ends]
         behind = np.searchsorted(on_cpu, lost)
-        for position in np.unique(behind).tolist():
+        for position in distinct(behind).tolist():
             before = int(ts_ns[position - 1]) if position else self._last_ns.get(cpu, -_FAR)
             after = int(ts_ns[position]) if position < len(on_cpu) else _FAR
             starts.append(min(before, after))  # time stamps around damage may be garbage
@@ -110,7 +111,7 @@ def doubtful_rows(table: EventTable) -> NDArray[np.intp]:
     unknown = lost[table.field(LOST_EVENTS, "count") < 0]
     nameless = table.kind == table.kind_index.get(UNKNOWN_EVENT, -1)
     doubtful: list[int] = []
-    for cpu in np.unique(table.cpu[unknown]):
+    for cpu in distinct(table.cpu[unknown]):
         on_cpu = np.flatnonzero(table.cpu == cpu)
         for behind in np.searchsorted(on_cpu, unknown[table.cpu[unknown] == cpu]).tolist():
             first = behind
@@ -127,7 +128,7 @@ def lost_between(table: EventTable, row: NDArray[np.intp], cpu: NDArray[np.int16
     """
     between = np.zeros(len(row), bool)
     lost = table.rows(LOST_EVENTS)
-    for lost_cpu in np.unique(table.cpu[lost]):
+    for lost_cpu in distinct(table.cpu[lost]):
         count = np.searchsorted(lost[table.cpu[lost] == lost_cpu], row)
         concerned = (cpu[1:] == lost_cpu) | (cpu[:-1] == lost_cpu)
         between[1:] |= (count[1:] != count[:-1]) & concerned

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, among, mask_of
+from kvmtrace.compare.alphabet import CLASS, ENTRY, EXIT, N_CLASSES, mask_of
 from kvmtrace.compare.batch import EXPECTATIONS
 from kvmtrace.compare.findings import constant
 from kvmtrace.compare.follow_ups import exit_name
-from kvmtrace.events.distinct import distinct
+from kvmtrace.events.distinct import among, distinct
 from kvmtrace.events.table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 from kvmtrace.model.exits_any import EMULATOR_EVENTS
 from kvmtrace.model.expectation import RipClass
@@ -162,7 +162,7 @@ def _check_apic_msrs(batch: Batch) -> None:
     positions = segments.positions("kvm_msr")
     ecx = sequence.values("kvm_msr", "ecx", positions).astype(np.int64)
     owner = segments.of[positions]
-    own = np.isin(ecx >> 8, (8,)) & (sequence.values("kvm_msr", "exception", positions) == 0)
+    own = among(ecx >> 8, (8,)) & (sequence.values("kvm_msr", "exception", positions) == 0)
     own &= (segments.kind[owner] == EXIT) & np.isin(owner, batch.exits.seg[~batch.nested])
     positions, ecx, owner = positions[own], ecx[own], owner[own]
     if batch.recorded("kvm_eoi"):
@@ -310,7 +310,7 @@ def _slow_msrs(batch: Batch) -> NDArray[np.intp]:
     positions = batch.segments.positions("kvm_msr")
     if not (batch.has_field("kvm_msr", "ecx") and batch.has_field("kvm_msr", "write")):
         return positions[:0]
-    fast = np.isin(batch.sequence.values("kvm_msr", "ecx", positions), FAST_PATH_MSRS)
+    fast = among(batch.sequence.values("kvm_msr", "ecx", positions), FAST_PATH_MSRS)
     slow: NDArray[np.intp] = positions[~fast | (batch.sequence.values("kvm_msr", "write", positions) == 0)]
     return slow
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.compare.alphabet import ENTRY, EXIT, USERSPACE
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_IO
 
@@ -97,13 +98,13 @@ def _is_in(batch: Batch, group: Group) -> Mask:
 
 def _pio_in_userspace(batch: Batch, group: Group) -> Mask:
     leaves, reason, _ = userspace_fields(batch, group)
-    found: Mask = _is_in(batch, group) & leaves & np.isin(reason, (KVM_EXIT_IO, -1))
+    found: Mask = _is_in(batch, group) & leaves & among(reason, (KVM_EXIT_IO, -1))
     return found
 
 
 def _userspace_pio(batch: Batch, group: Group) -> Mask:
     leaves, reason, _ = userspace_fields(batch, group)
-    found: Mask = leaves & np.isin(reason, (KVM_EXIT_IO, -1))
+    found: Mask = leaves & among(reason, (KVM_EXIT_IO, -1))
     return found
 
 

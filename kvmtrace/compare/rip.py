@@ -12,6 +12,7 @@ from kvmtrace.compare.decoding import decodes, failed_segments
 from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.instructions import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
 from kvmtrace.compare.predicates import PREDICATE_COLUMNS
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.model.expectation import RipClass
 from kvmtrace.model.lengths import LONGEST_USUAL
@@ -64,7 +65,7 @@ def advance(batch: Batch, group: Group, new: NDArray[np.uint64]) -> NDArray[np.i
 def overridden(batch: Batch, group: Group, new: NDArray[np.uint64]) -> Mask:
     """Say where something else than the exit's handler may have moved RIP."""
     exits = batch.exits
-    free = exits.chain_has("kvm_smm_transition")[group] | np.isin(new, RESET_RIPS)
+    free = exits.chain_has("kvm_smm_transition")[group] | among(new, RESET_RIPS)
     if not batch.recorded("kvm_smm_transition"):
         free |= new == SMI_RIP
     soft = exits.chain_has("inject exception")[group] & (exits.isa[group] == ISA_SVM)
@@ -170,7 +171,7 @@ def may_repeat(batch: Batch, group: Group, where: NDArray[np.uint8]) -> Mask:
     exits = batch.exits
     repeats = (where == REPEATS) | (where == PATCHED) | exits.chain_has("inject exception")[group]
     vmx = exits.isa[group] == ISA_VMX
-    fault = np.where(vmx, np.isin(exits.code[group], VMX_FAULTS), np.isin(exits.code[group], SVM_FAULTS))
+    fault = np.where(vmx, among(exits.code[group], VMX_FAULTS), among(exits.code[group], SVM_FAULTS))
     done = exits.has("kvm_mmio", "kvm_pio", "kvm_msr", "kvm_cpuid", "kvm_apic")[group]
     found: Mask = repeats | (fault & ~done)
     return found

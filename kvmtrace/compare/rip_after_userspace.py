@@ -12,6 +12,7 @@ from kvmtrace.compare.follow_ups import exit_name
 from kvmtrace.compare.predicates import userspace_fields
 from kvmtrace.compare.rip import fits, overridden
 from kvmtrace.compare.userspace_changes import may_have_changed, sets_registers
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_HLT, KVM_EXIT_IO, KVM_EXIT_MMIO, describe_userspace_exit
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check_rip_after_userspace(batch: Batch) -> None:
         new = batch.exits.later_rip[group]
         good, told = fits(batch, group, row, new)
         _, reason, errno = userspace_fields(batch, group)
-        completed = np.isin(reason, _COMPLETED) & (errno >= 0)
+        completed = among(reason, _COMPLETED) & (errno >= 0)
         told &= completed | (errno < 0)
         if "io_next_rip" in row.checks and batch.has_field("kvm_exit", "info2"):
             plain = completed & (reason == KVM_EXIT_IO) & ((batch.exits.get("info1")[group] & np.uint64(4)) == 0)

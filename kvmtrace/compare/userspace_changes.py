@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.ioctls import IOCTL_NUMBERS
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def setter_rows(batch: Batch) -> NDArray[np.intp]:
     if kind is None:
         return np.empty(0, np.intp)
     cmd = table.field(kind, "cmd").astype(np.int64) & 0xFFFFFFFF
-    rows: NDArray[np.intp] = table.rows(kind)[np.isin(cmd, _numbers(_SETTERS))]
+    rows: NDArray[np.intp] = table.rows(kind)[among(cmd, _numbers(_SETTERS))]
     return rows
 
 
@@ -52,7 +53,7 @@ def sets_registers(batch: Batch) -> bool:
     if kind is None:
         return False
     cmd = batch.sequence.table.field(kind, "cmd").astype(np.int64) & 0xFFFFFFFF
-    return bool(np.isin(cmd, _numbers(_REGISTER_SETTERS)).any())
+    return bool(among(cmd, _numbers(_REGISTER_SETTERS)).any())
 
 
 def may_have_changed(batch: Batch, first: NDArray[np.intp], last: NDArray[np.intp]) -> NDArray[np.bool_]:

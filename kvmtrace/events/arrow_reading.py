@@ -75,7 +75,7 @@ class ArrowRecording(Recording):
 
     def __init__(self, data: memoryview, path: str) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._own = threading.local()  # a ParquetFile is not made for two threads: each has its own
         self._parquet = bytes(data[:4]) == PARQUET_MAGIC
         self._about: list[RowGroup] | None = None  # the row groups, if they are as written here
         self._rows: dict[int, int] = {}  # else of each of them, as far as asked for
@@ -183,8 +183,7 @@ class ArrowRecording(Recording):
 
     def _guarded(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         try:
-            with self._lock:  # a ParquetFile is not made for two threads
-                return self._read_groups(groups, names)
+            return self._read_groups(groups, names)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise self._fail(error) from error
 
@@ -198,7 +197,11 @@ class ArrowRecording(Recording):
 
     def _read_groups(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         if self._parquet:
-            return self._file.read_row_groups(list(groups), columns=list(names), use_threads=False)
+            if not hasattr(self._own, "file"):
+                import pyarrow.parquet as pq
+
+                self._own.file = pq.ParquetFile(pa.BufferReader(self._source), metadata=self._file.metadata)
+            return self._own.file.read_row_groups(list(groups), columns=list(names), use_threads=False)
         # only these columns are decompressed
         fields = [self._schema.get_field_index(name) for name in names]
         if min(fields) < 0:

@@ -109,7 +109,7 @@ class Window:
             stored.columns["kind"], self._sizes, strict=True)]).reshape(len(self._groups), len(kinds))
         self._runs_of: dict[int, list[_Run]] = {}
         self._fields: dict[tuple[int, str], list[NDArray[Any]]] = {}
-        self._lock = threading.Lock()
+        self._locks: dict[tuple[int, str], threading.Lock] = {}  # one for each field: others are read at the same time
 
     def __len__(self) -> int:
         return sum(self._sizes)
@@ -164,10 +164,11 @@ class Window:
 
     def field(self, index: int, name: str) -> list[NDArray[Any]]:
         """Return a field of a kind for each of its runs; it is read once and kept."""
-        with self._lock:
-            if (index, name) not in self._fields:
-                self._fields[index, name] = self._read_field(index, name)
-            return self._fields[index, name]
+        key = index, name
+        with self._locks.setdefault(key, threading.Lock()):
+            if key not in self._fields:
+                self._fields[key] = self._read_field(index, name)
+            return self._fields[key]
 
     def _read_field(self, index: int, name: str) -> list[NDArray[Any]]:
         runs, kind = self.runs(index), self.kinds[index]

@@ -1,4 +1,7 @@
-"""The distinct values of a column, and where rows differ from the one before."""
+"""The distinct values of a column, which are among a few, and where rows differ from the one before.
+
+NumPy's own functions for sets import masked arrays, which takes longer than a piece of a recording.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 
 def distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """Return what np.unique does, soon where equal values stand together, and without importing masked arrays."""
+    """Return what np.unique does, soon where equal values stand together."""
     values = np.sort(values[_new(values)])
     return values[_new(values)]
+
+
+def among(values: NDArray[Any], wanted: Iterable[int]) -> NDArray[np.bool_]:
+    """Say which values are one of these few numbers, as np.isin does."""
+    found = np.zeros(values.shape, bool)
+    for one in wanted:
+        found |= values == one
+    return found
 
 
 def run_starts(*columns: NDArray[Any]) -> NDArray[np.intp]:

@@ -44,7 +44,7 @@ class LossGaps:
             self._remember(table)
             return counts
         gaps = []
-        for cpu in set(np.unique(table.cpu[lost]).tolist()) | set(self._by_cpu):
+        for cpu in set(table.cpu[lost].tolist()) | set(self._by_cpu):
             own = np.flatnonzero(table.cpu == cpu)
             is_lost = np.zeros(len(own), bool)
             is_lost[np.searchsorted(own, lost[table.cpu[lost] == cpu])] = True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.events.distinct import among
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.report.document import UserspaceExitRow
 from kvmtrace.report.keys import Counter
@@ -38,7 +39,7 @@ class UserspaceAccumulator:
         if not exits.any():
             return
         self.count.add(lanes.arg[exits & ~lanes.opening])
-        called = np.isin(lanes.step, _INSIDE_KVM_RUN)
+        called = among(lanes.step, _INSIDE_KVM_RUN)
         rows = np.flatnonzero(exits | called)
         closes = exits[rows[:-1]] & called[rows[1:]] & (lanes.thread[rows[:-1]] == lanes.thread[rows[1:]])
         left, again = rows[:-1][closes], rows[1:][closes]
