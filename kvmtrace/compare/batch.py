@@ -49,12 +49,13 @@ def _row_numbers() -> NDArray[np.uint8]:
 _ROW_NUMBERS = _row_numbers()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Batch:
     """What the rules look at.
 
     Parameters
     ----------
+    findings : takes what the rules find that are being applied
     row_number : uint8 per exit, index into EXPECTATIONS; 0 unknown reason
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from kvmtrace.compare.capability import Evidence, find_capability
 from kvmtrace.compare.completion import check_completion
 from kvmtrace.compare.consistency import check_consistency
 from kvmtrace.compare.decoding import check_decoding
-from kvmtrace.compare.findings import Findings
+from kvmtrace.compare.findings import Findings, merged
 from kvmtrace.compare.follow_ups import check_follow_ups
 from kvmtrace.compare.guest_mode import check_guest_mode
 from kvmtrace.compare.heuristics import Halted, check_storms
@@ -47,9 +47,12 @@ if TYPE_CHECKING:
     from kvmtrace.compare.sequence import Sequence
     from kvmtrace.events.recording import Capture, Recording
 
-CHECKS: tuple[Callable[[Batch], None], ...] = (
+# in two halves, for two threads
+FIRST_CHECKS: tuple[Callable[[Batch], None], ...] = (
     check_follow_ups,
     check_payloads,
+)
+OTHER_CHECKS: tuple[Callable[[Batch], None], ...] = (
     check_rip,
     check_leaving,
     check_errno,
@@ -99,7 +102,7 @@ class Checker:
 
     def __init__(self, capture: Capture, limit: int = 20) -> None:
         self.capture = capture
-        self.findings = Findings(limit)
+        self._findings = Findings(limit), Findings(limit)  # of each half of the rules
         self.statistics = Statistics()
         self._evidence = Evidence(set())
         self._capability: Capability | None = None
@@ -117,13 +120,20 @@ class Checker:
 
     def feed(self, table: EventTable) -> None:
         """Check a further table, all but the unfinished ends of its threads."""
-        self.judge(self.prepare(table))
+        value: Any = table
+        for stage in self.stages:
+            value = stage(value)
 
-    def prepare(self, table: EventTable) -> Part:
-        """Return a further table's events, sorted and stepped through the model; for judge(), in the same order.
+    @property
+    def stages(self) -> tuple[Callable[[Any], Any], ...]:
+        """What a table goes through, one after the other; each takes consecutive tables in their order.
 
-        May run beside judge() of the part before.
+        Stages may run at the same time, on different tables.
         """
+        return self._prepare, self._judge_first, self._judge_others
+
+    def _prepare(self, table: EventTable) -> Part:
+        """Sort a further table's events and step them through the model."""
         index = np.arange(self._n_seen, self._n_seen + len(table))
         self._n_seen += len(table)
         self.statistics.n_events += len(table)
@@ -136,37 +146,39 @@ class Checker:
         self._tids = vcpu_tids(table, self._tids)[:65_534]
         return self._part(table, index, n_parked, final=False)
 
-    def judge(self, part: Part) -> None:
-        """Apply the rules to a part."""
-        batch, sequence = part.batch, part.batch.sequence
-        self._capability = batch.capability
-        self.findings.begin(sequence, part.index)
+    def _judge_first(self, part: Part) -> Part:
+        """Apply the first half of the rules to a part."""
+        batch, sequence, findings = part.batch, part.batch.sequence, self._findings[0]
+        findings.begin(sequence, part.index)
         self.statistics.add(batch, part.automaton)
-        check_steps(sequence, batch.steps, part.automaton, self.findings)
-        check_stray_follow_ups(sequence, batch.steps, part.automaton, self.findings)
-        self._learn_vcpu_ids(batch)
-        run_rules(batch)
+        check_steps(sequence, batch.steps, part.automaton, findings)
+        check_stray_follow_ups(sequence, batch.steps, part.automaton, findings)
+        findings.vcpu_ids |= _vcpu_ids(batch)
+        run_rules(FIRST_CHECKS, batch)
+        return part
+
+    def _judge_others(self, part: Part) -> None:
+        """Apply the others."""
+        batch, findings = part.batch, self._findings[1]
+        batch.findings = findings
+        findings.begin(batch.sequence, part.index)
+        findings.vcpu_ids |= _vcpu_ids(batch)
+        run_rules(OTHER_CHECKS, batch)
         with contextlib.suppress(MissingEventError):
             check_in_service(batch, self._in_service)
         with contextlib.suppress(MissingEventError):
             self._halted.add(batch, part.whole)
         if part.final:
             self._halted.report(batch)
+        self._capability = batch.capability
 
     def finish(self) -> Comparison:
         """Check what was waiting and return the comparison."""
         if self._parked is not None and len(self._parked):
-            self.judge(self._part(self._parked, self._parked_index, len(self._parked), final=True))
+            part = self._part(self._parked, self._parked_index, len(self._parked), final=True)
+            self._judge_others(self._judge_first(part))
         self._parked = None
-        return self.statistics.comparison(self.findings, self._capability)
-
-    def _learn_vcpu_ids(self, batch: Batch) -> None:
-        """Note which vCPU each thread runs; a thread that runs several keeps the last one."""
-        if batch.has_field("kvm_exit", "vcpu_id"):
-            ids = batch.exits.get("vcpu_id")
-            for thread in distinct(batch.thread):
-                last = np.flatnonzero(batch.thread == thread)[-1]
-                self.findings.vcpu_ids[int(batch.sequence.tids[thread])] = int(ids[last])
+        return self.statistics.comparison(merged(self._findings), self._capability)
 
     def _part(self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool) -> Part:
         capability = find_capability(self.capture, table, self._evidence)
@@ -174,7 +186,7 @@ class Checker:
         now, later = (slice(None), slice(0)) if final else _cut(whole)
         automaton = compile_automaton(capability)
         sequence = whole.at(now)
-        batch = make_batch(sequence, take_steps(sequence, automaton), capability, self.findings)
+        batch = make_batch(sequence, take_steps(sequence, automaton), capability, self._findings[0])
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)
         self._parked_index = index[rows]
@@ -183,9 +195,18 @@ class Checker:
         return Part(batch, whole, automaton, index, final)
 
 
-def run_rules(batch: Batch) -> None:
-    """Apply every rule to a batch; one whose fields were not recorded says nothing."""
-    for check in CHECKS:
+def _vcpu_ids(batch: Batch) -> dict[int, int]:
+    """Return which vCPU each thread runs; of a thread that runs several, the last one."""
+    if not batch.has_field("kvm_exit", "vcpu_id"):
+        return {}
+    ids = batch.exits.get("vcpu_id")
+    last = {int(thread): int(np.flatnonzero(batch.thread == thread)[-1]) for thread in distinct(batch.thread)}
+    return {int(batch.sequence.tids[thread]): int(ids[at]) for thread, at in last.items()}
+
+
+def run_rules(checks: tuple[Callable[[Batch], None], ...], batch: Batch) -> None:
+    """Apply rules to a batch; one whose fields were not recorded says nothing."""
+    for check in checks:
         with contextlib.suppress(MissingEventError):
             check(batch)
 

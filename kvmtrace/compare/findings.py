@@ -11,6 +11,7 @@ from kvmtrace.model.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Sequence as Several
 
     from numpy.typing import NDArray
 
@@ -40,6 +41,8 @@ class Findings:
         self.sequence: Sequence | None = None
         self.event_index: NDArray[np.int64] = np.empty(0, np.int64)
         self.vcpu_ids: dict[int, int] = {}
+        self.part = 0  # of the recording, from 1
+        self.part_of: list[int] = []  # for each of the violations
         self._setters = False
 
     def saw_setters(self, now: bool) -> bool:
@@ -51,6 +54,7 @@ class Findings:
         """Say what positions refer to from now on; event_index: row of the table -> of the recording."""
         self.sequence = sequence
         self.event_index = event_index
+        self.part += 1
 
     def check(self, rule: str, n_checked: int | np.intp, n_unknown: int | np.intp = 0) -> None:
         """Count places where a rule was checked, or could not be."""
@@ -64,6 +68,7 @@ class Findings:
         for i, position in enumerate(positions[:max(room, 0)]):
             expected, observed = describe(i)
             self.violations.append(self._violation(rule, int(position), expected, observed))
+            self.part_of.append(self.part)
             self.kept[rule] += 1
 
     def _violation(self, rule: str, position: int, expected: str, observed: str) -> Violation:
@@ -92,6 +97,23 @@ class Findings:
         return {rule: RuleResult(max(self.checked[rule], self.violated[rule]),
                                  max(self.checked[rule] - self.violated[rule], 0),
                                  self.violated[rule], self.unknown[rule]) for rule in RULES}
+
+
+def merged(several: Several[Findings]) -> Findings:
+    """Return what several have found in the same parts of a recording, as if the rules of all had taken turns."""
+    whole = Findings(several[0].limit)
+    for counts in ("checked", "violated", "unknown"):
+        total: dict[str, int] = getattr(whole, counts)
+        for findings in several:
+            for rule, count in getattr(findings, counts).items():
+                total[rule] += count
+    found = [(part, violation) for findings in several
+             for part, violation in zip(findings.part_of, findings.violations, strict=True)]
+    for _, violation in sorted(found, key=lambda one: one[0]):
+        if whole.kept[violation.rule] < whole.limit:
+            whole.kept[violation.rule] += 1
+            whole.violations.append(violation)
+    return whole
 
 
 def constant(expected: str, observed: str) -> Describe:

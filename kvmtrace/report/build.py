@@ -77,7 +77,7 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
         builder.feed(table, selection.of(table))
         options.progress(builder.n_events)
 
-    model = [(checker.prepare, checker.judge)] if checker else []
+    model = [checker.stages] if checker else []
     run_stages(recording.iter_events(PIECE_EVENTS), *model, (collect,))
     report = builder.finish(recording, checker.finish() if checker else None)
     replay = beginning.replay(recording) if checker else None
@@ -108,7 +108,7 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
         builder.look_at(table)
         progress(builder.n_events)
 
-    run_stages(_read_ahead(recording.iter_events(PIECE_EVENTS)), (checker.prepare, checker.judge), (look_at,))
+    run_stages(_read_ahead(recording.iter_events(PIECE_EVENTS)), checker.stages, (look_at,))
     report = builder.finish(recording, None)
     model = checker.finish()
     capture = replace(report.capture, isa=report.capture.isa or getattr(model, "isa", None))
