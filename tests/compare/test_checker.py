@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +13,11 @@ import pytest
 from writers.healthy import joined, with_loss
 
 from kvmtrace.compare.checker import Checker
+from kvmtrace.compare.findings import Findings, constant, merged
 from kvmtrace.compare.parking import materialise
 from kvmtrace.decode.payload import ColumnPayload
+from kvmtrace.events import open_recording
+from kvmtrace.events.stages import run_stages
 from kvmtrace.events.table import TRACE_FLAG_IRQS_NOSUPPORT, EventKind, EventTable
 
 if TYPE_CHECKING:
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from kvmtrace.events.recording import Capture
 
 ISAS = ("vmx", "svm")
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 
 
 def check(capture: Capture, table: EventTable, pieces: int | None = None) -> Comparison:
@@ -187,3 +193,48 @@ def test_without_interrupt_flags_their_rule_is_unknown(isa: str) -> None:
     else:
         assert v3.checked == 0
         assert any("scheduling in guest mode is not checked" in line for line in blind.cannot_see)
+
+
+def holed(name: str, seed: int) -> tuple[Capture, EventTable]:
+    """Return a recording that lacks one of fifty events."""
+    recording = open_recording(FIXTURES / name)
+    events = recording.events()
+    kept = np.flatnonzero(np.random.default_rng(seed).random(len(events)) > 0.02)
+    return recording.capture, events.take(kept)
+
+
+@pytest.mark.parametrize("name", ["svm-6.12-linux-2vcpu.dat", "vmx-6.1-smp.dat"])
+@pytest.mark.parametrize("limit", [1, 20])
+def test_stages_in_threads_find_the_same(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture, table = holed(name, 3)
+    size = max(len(table) // 20, 1)
+    tables = [table.slice(start, min(start + size, len(table))) for start in range(0, len(table), size)]
+    found = []
+    for cores in ({0}, {0, 1}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        checker = Checker(capture, limit)
+        run_stages(tables, checker.stages)
+        found.append(checker.finish())
+    assert found[0].n_violations > 10
+    assert dataclasses.asdict(found[0]) == dataclasses.asdict(found[1])
+
+
+def test_what_several_found_is_merged_as_if_they_had_taken_turns() -> None:
+    capture, table = joined("svm")
+    checker = Checker(capture)
+    checker.feed(table)
+    sequence, index = checker._findings[0].sequence, checker._findings[0].event_index
+    several, one = (Findings(3), Findings(3)), Findings(3)
+    for part in range(3):
+        one.begin(sequence, index)
+        for half, findings in enumerate(several):
+            findings.begin(sequence, index)
+            for position in (5 * part + half, 20 + part):
+                for taker in (findings, one):
+                    taker.check("V4", 2, 1)
+                    taker.violate("V4" if half else "V5", [position], constant("this", f"{part} {half}"))
+                    taker.violate("V13", [position, position + 1], constant("this", f"{part} {half}"))
+    whole = merged(several)
+    assert whole.results() == one.results()
+    assert whole.violations == one.violations
+    assert len(whole.violations) == 9  # three of each rule
