@@ -67,7 +67,7 @@ def _interesting_ioctls(
     """Mask the ioctls worth a step.
 
     All of the construction (up to the last vCPU's first KVM_RUN), then only what makes an object or fails;
-    of KVM_RUN the first of each thread and descriptor, and the failing ones.
+    of KVM_RUN the first of each thread and open descriptor, and the failing ones.
     """
     position = np.searchsorted(events.rows("sys_enter_ioctl"), rows)
     cmd = events.field("sys_enter_ioctl", "cmd")[position].astype(np.uint32)
@@ -78,6 +78,9 @@ def _interesting_ioctls(
     first = np.zeros(len(rows), bool)
     if len(runs):
         who = events.tid[rows[runs]].astype(np.int64) << 32 | fd[runs] & 0xFFFFFFFF
+        closed = _times_closed(events, rows[runs], fd[runs])
+        if closed.any():  # the descriptor's number went to another file
+            who = np.unique(who, return_inverse=True)[1].reshape(-1) * (closed.max() + 1) + closed
         first[runs[np.unique(who, return_index=True)[1]]] = True
     ret = _returns(events, "sys_exit_ioctl", returns)
     failed = (ret < 0) & ~among(-ret, RUN_AGAIN) & (returns >= 0)
@@ -85,6 +88,18 @@ def _interesting_ioctls(
     wanted = among(cmd, STRUCTURAL) | failed | (rows <= last)
     mask: NDArray[np.bool_] = is_kvm & np.where(is_run, first | failed, wanted)
     return mask
+
+
+def _times_closed(events: EventTable, rows: NDArray[np.intp], fd: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each call's descriptor had been closed before the call."""
+    closed = np.zeros(len(rows), np.int64)
+    if not events.has("sys_enter_close", "fd"):
+        return closed
+    closes, closed_fd = events.rows("sys_enter_close"), events.field("sys_enter_close", "fd").astype(np.int64)
+    for one in np.intersect1d(fd, closed_fd):
+        own = np.flatnonzero(fd == one)
+        closed[own] = np.searchsorted(closes[closed_fd == one], rows[own])
+    return closed
 
 
 def _returns(events: EventTable, name: str, exit_rows: NDArray[np.intp]) -> NDArray[np.int64]:

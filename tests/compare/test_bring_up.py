@@ -162,6 +162,16 @@ def test_only_the_first_run_of_each_thread_is_a_step_but_failures_are() -> None:
     assert result.ioctl_counts["KVM_RUN"] == 51
 
 
+def test_the_first_run_on_a_descriptor_number_used_again_is_a_step() -> None:
+    again = [ioctl(3, ioctls.KVM_CREATE_VM, 4), ioctl(4, ioctls.KVM_CREATE_VCPU, 5), ioctl(5, ioctls.KVM_RUN, 0),
+             ioctl(5, ioctls.KVM_RUN, 0), (7, "close", {"fd": 5}, 0), (7, "close", {"fd": 4}, 0)]
+    result = follow(*START[:2], *again, *again)
+    assert [step.object for step in result.steps if step.name == "KVM_RUN"] == ["vm0.vcpu0", "vm1.vcpu0"]
+    assert {known.id: known.run_tids for known in result.objects if known.kind == "vcpu"} == {
+        "vm0.vcpu0": (7,), "vm1.vcpu0": (7,)}
+    assert result.conforms
+
+
 def test_without_ioctl_events_there_is_no_bring_up() -> None:
     columns = {name: np.zeros(0, dtype) for name, dtype in COMMON_DTYPES.items()}
     assert follow_bring_up(EventTable(columns, (EventKind("kvm_exit", "kvm"),), {})) is None
