@@ -64,6 +64,9 @@ class Beginning:
                                     qmp=recording.capture.meta.get("qmp"))
         except MissingEventError:  # a recorder that kept only some fields of the ioctls
             return None
+        if found is not None and self._n_construction > MAX_CONSTRUCTION:
+            left_out = f"there are too many system calls: {self._n_construction - len(row):,} of their events, the later "
+            found = replace(found, notes=(*found.notes, left_out + "ones, were not followed"))
         return None if found is None else _in_recording(found, row)
 
     def replay(self, recording: Recording) -> Any:

@@ -62,5 +62,7 @@ def test_what_does_not_fit_any_more_is_left_out_from_there_on(monkeypatch):
             made.feed(events.slice(start, min(start + 100, len(events))))
         found = made.bring_up(recording, "svm")
         counts.append(len(found.steps) if found else None)
+        if found:
+            assert any("too many" in note for note in found.notes) == (limit < 1_000_000)
     assert counts[0] in (None, 0)
     assert (counts[0] or 0) <= (counts[1] or 0) < counts[2]
