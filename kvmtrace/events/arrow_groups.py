@@ -82,7 +82,7 @@ def unpack_groups(data: memoryview) -> list[RowGroup] | None:
 
     Raises
     ------
-    ValueError, KeyError, TypeError
+    ValueError, KeyError, TypeError, OverflowError
         It is damaged.
     """
     if len(data) < _FOOTER_END:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kvmtrace.events.table import EventTable
 
 PARQUET_MAGIC = b"PAR1"
+_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 ROW_DTYPE = np.dtype(np.int64)
 
 
@@ -90,7 +91,7 @@ class ArrowRecording(Recording):
             if self._parquet:
                 self._about = unpack_groups(data)
                 self._check_groups()
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except _DAMAGE as error:
             raise self._fail(error) from error
         self._index = {kind.name: i for i, kind in enumerate(self.kinds)}
         self._events: EventTable | None = None

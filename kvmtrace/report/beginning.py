@@ -65,8 +65,8 @@ class Beginning:
         except MissingEventError:  # a recorder that kept only some fields of the ioctls
             return None
         if found is not None and self._n_construction > MAX_CONSTRUCTION:
-            left_out = f"there are too many system calls: {self._n_construction - len(row):,} of their events, the later "
-            found = replace(found, notes=(*found.notes, left_out + "ones, were not followed"))
+            note = f"too many system calls: {self._n_construction - len(row):,} of their events were not followed"
+            found = replace(found, notes=(*found.notes, note))
         return None if found is None else _in_recording(found, row)
 
     def replay(self, recording: Recording) -> Any:

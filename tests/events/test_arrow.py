@@ -316,7 +316,8 @@ def test_files_that_other_tools_wrote_again(recording, tmp_path, monkeypatch, ro
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    (b'"same":{"cpu":0', b'"same":{"cpu":1'), (b'"rows":', b'"rowz":'), (b"[{", b"{{")])
+    (b'"same":{"cpu":0', b'"same":{"cpu":1'), (b'"rows":', b'"rowz":'), (b"[{", b"{{"),
+    (b'"window":0', b'"window":Infinity')])
 @pytest.mark.parametrize("checked", [True, False])
 def test_damaged_notes_on_row_groups_are_told(recording, tmp_path, old, new, checked):
     path = save(recording, tmp_path, "parquet")
