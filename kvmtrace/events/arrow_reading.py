@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from kvmtrace.events.table import EventTable
 
 PARQUET_MAGIC = b"PAR1"
-_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+           RecursionError)
 ROW_DTYPE = np.dtype(np.int64)
 
 
