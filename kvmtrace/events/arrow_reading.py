@@ -21,7 +21,7 @@ from kvmtrace.events.recording import Capture, Damage, Loss, Recording
 from kvmtrace.events.table import COMMON_DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -134,8 +134,12 @@ class ArrowRecording(Recording):
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
         """Yield tables of about `max_events` rows; memory is bounded by them and by the windows they lie in."""
+        before: Window | None = None
         for groups in self._windows(max_events):
             window = self._window(groups)
+            if before is not None:
+                window.read_ahead(before)
+            before = window
             n_parts = max(round(len(window) / max_events), 1)
             bounds = [len(window) * i // n_parts for i in range(n_parts + 1)]
             for start, stop in pairwise(bounds):
@@ -226,7 +230,7 @@ class ArrowRecording(Recording):
                     columns[name][i] = part
         bounds = accumulate(map(self._group_rows, groups), initial=0)
         rows = columns.pop("row") if self._parquet else [np.arange(*bound) for bound in pairwise(bounds)]
-        return Window(StoredRows(groups, columns, rows), self.kinds, self._read_field)
+        return Window(StoredRows(groups, columns, rows), self.kinds, self._read_fields)
 
     def _common(self, groups: Sequence[int], names: Sequence[str]) -> dict[str, list[NDArray[Any]]]:
         """Return common columns, each as its values in every one of the row groups."""
@@ -247,18 +251,29 @@ class ArrowRecording(Recording):
             return self._index.get(told) if isinstance(told, str) else None
         return value_of(told, COMMON_DTYPES.get(name, ROW_DTYPE), -1 if name == "cpu" else None)
 
-    def _read_field(self, groups: Sequence[int], name: str, dtype: np.dtype[Any], rows: NDArray[np.intp] | None
-                    ) -> NDArray[Any]:
-        if self._about is not None and is_number(dtype):
-            told = {value_of(self._about[group].same.get(name), dtype) for group in groups}
-            if len(told) == 1 and None not in told:  # one value in memory, whose steps are 0 bytes
-                n = sum(map(self._group_rows, groups)) if rows is None else len(rows)
-                return np.broadcast_to(np.array(told.pop(), dtype), n)
-        column = self._read(groups, [name]).column(0)
+    def _read_fields(self, groups: Sequence[int], wanted: Mapping[str, np.dtype[Any]], rows: NDArray[np.intp] | None
+                     ) -> dict[str, NDArray[Any]]:
+        constant = {name: self._constant_field(groups, name, dtype, rows) for name, dtype in wanted.items()}
+        found = {name: values for name, values in constant.items() if values is not None}
+        others = [name for name in wanted if name not in found]
+        if not others:
+            return found
+        table = self._read(groups, others)
         try:
-            return field_values(column, dtype, rows)
+            return found | {name: field_values(table.column(name), wanted[name], rows) for name in others}
         except (pa.ArrowException, ValueError) as error:
             raise self._fail(error) from error
+
+    def _constant_field(self, groups: Sequence[int], name: str, dtype: np.dtype[Any], rows: NDArray[np.intp] | None
+                        ) -> NDArray[Any] | None:
+        """Return a field that is the same in all rows of these row groups, None if that is not known."""
+        if self._about is None or not is_number(dtype):
+            return None
+        told = {value_of(self._about[group].same.get(name), dtype) for group in groups}
+        if len(told) != 1 or None in told:
+            return None
+        n = sum(map(self._group_rows, groups)) if rows is None else len(rows)
+        return np.broadcast_to(np.array(told.pop(), dtype), n)  # one value in memory, whose steps are 0 bytes
 
     def _numbers(self, column: pa.ChunkedArray, name: str) -> NDArray[Any]:
         """Return the values of a common column."""

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from kvmtrace.decode.payload import Payload
     from kvmtrace.events.table import EventKind, RowsByKind
 
-    # (row groups, column name, dtype, rows among those of these groups or None) -> values
-    ReadField = Callable[[Sequence[int], str, np.dtype[Any], "NDArray[np.intp] | None"], NDArray[Any]]
+    # (row groups, column name -> dtype, rows among those of these groups or None) -> column name -> values
+    ReadFields = Callable[[Sequence[int], Mapping[str, np.dtype[Any]], "NDArray[np.intp] | None"],
+                          dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Window:
     read : reads fields
     """
 
-    def __init__(self, stored: StoredRows, kinds: Sequence[EventKind], read: ReadField) -> None:
+    def __init__(self, stored: StoredRows, kinds: Sequence[EventKind], read: ReadFields) -> None:
         self.kinds = kinds
         self._groups = list(stored.groups)
         self._columns = stored.columns
@@ -162,15 +163,24 @@ class Window:
         own = np.flatnonzero(self._stored("kind", run, slice(None)) == index)
         return _Run(group, own if run.rows is None else run.rows[own], run.place[own])
 
+    def read_ahead(self, before: Window) -> None:
+        """Read the fields that another window has been asked for: sooner at once, and no thread waits for another."""
+        wanted: dict[int, list[str]] = {}
+        for index, name in list(before._fields):
+            wanted.setdefault(index, []).append(name)
+        for index, names in wanted.items():
+            if self._counts[:, index].any():
+                self._fields |= {(index, name): values for name, values in self._read_fields(index, names).items()}
+
     def field(self, index: int, name: str) -> list[NDArray[Any]]:
         """Return a field of a kind for each of its runs; it is read once and kept."""
         key = index, name
         with self._locks.setdefault(key, threading.Lock()):
             if key not in self._fields:
-                self._fields[key] = self._read_field(index, name)
+                self._fields[key] = self._read_fields(index, [name])[name]
             return self._fields[key]
 
-    def _read_field(self, index: int, name: str) -> list[NDArray[Any]]:
+    def _read_fields(self, index: int, names: Sequence[str]) -> dict[str, list[NDArray[Any]]]:
         runs, kind = self.runs(index), self.kinds[index]
         sizes = [self._sizes[run.group] for run in runs]
         rows = None
@@ -178,9 +188,11 @@ class Window:
             begins = np.cumsum([0, *sizes]).tolist()
             rows = np.concatenate([(np.arange(size) if run.rows is None else run.rows) + begin
                                    for run, size, begin in zip(runs, sizes, begins, strict=False)])
-        values = self._read([self._groups[run.group] for run in runs], f"{kind.name}.{name}", kind.fields[name], rows)
+        stored = {f"{kind.name}.{name}": name for name in names}
+        found = self._read([self._groups[run.group] for run in runs],
+                           {column: kind.fields[name] for column, name in stored.items()}, rows)
         ends = np.cumsum([len(run.place) for run in runs])[:-1]
-        return np.split(values, ends)
+        return {name: np.split(found[column], ends) for column, name in stored.items()}
 
 
 @dataclass(frozen=True)

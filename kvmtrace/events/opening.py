@@ -58,7 +58,7 @@ def _read(path: str) -> memoryview:
 def recognise(data: memoryview, path: str) -> Recording:
     """Return the recording that `data` is; `path` is for messages. Raises FormatError if it is none."""
     head = bytes(data[:4096])
-    for opens in (_open_trace_dat, _open_bpf_capture, _open_perf_data, _open_columns, _open_text):
+    for opens in (_open_columns, _open_trace_dat, _open_bpf_capture, _open_perf_data, _open_text):
         recording = opens(head, data, path)
         if recording is not None:
             return recording

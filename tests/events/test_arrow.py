@@ -340,3 +340,24 @@ def test_told_values_count_only_where_a_column_can_hold_them(value, dtype, found
     assert arrow_groups.value_of(value, np.dtype(dtype)) == found
     assert arrow_groups.value_of(-1, np.dtype("i2"), -1) == -1
     assert arrow_groups.value_of(-2, np.dtype("i2"), -1) is None
+
+
+def test_what_was_asked_of_one_window_is_read_with_the_next(recording, tmp_path, monkeypatch):
+    for module, name, value in ((arrow, "WINDOW_ROWS", 100), (arrow_schema, "WINDOW_ROWS", 100),
+                                (arrow, "MIN_GROUP_ROWS", 10)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100,))
+    again = open_recording(save(recording, tmp_path, "parquet"))
+    read = columns_read(again, monkeypatch)
+    tables = again.iter_events(100)
+    first = next(tables)
+    expected = [first.field("kvm_exit", name).tolist() for name in ("info2", "guest_rip")]
+    assert read[-2:] == ["kvm_exit.info2", "kvm_exit.guest_rip"]
+    second = next(tables)
+    assert set(read[-2:]) == {"kvm_exit.info2", "kvm_exit.guest_rip"}
+    n_read = len(read)
+    found = [second.field("kvm_exit", name).tolist() for name in ("info2", "guest_rip")]
+    assert len(read) == n_read
+    whole = [recording.events().field("kvm_exit", name).tolist() for name in ("info2", "guest_rip")]
+    assert [a + b for a, b in zip(expected, found, strict=True)] == [
+        values[:len(a) + len(b)] for values, a, b in zip(whole, expected, found, strict=True)]
