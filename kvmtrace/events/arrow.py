@@ -31,11 +31,13 @@ class _Windows:
     ----------
     recording : Recording
     rows : int
+    first : rows of the first one, at most `rows`; 0 means as many
     """
 
-    def __init__(self, recording: Recording, rows: int = WINDOW_ROWS) -> None:
+    def __init__(self, recording: Recording, rows: int = WINDOW_ROWS, first: int = 0) -> None:
         self._recording = recording
         self._rows = rows
+        self._first = first or rows
         self._held: EventTable | None = None
         counts = np.zeros(len(recording.kinds), np.int64)
         for i, table in enumerate(recording.iter_events(rows)):
@@ -44,16 +46,16 @@ class _Windows:
         self.occurring = frozenset(np.flatnonzero(counts).tolist())
 
     def __iter__(self) -> Iterator[tuple[int, EventTable]]:
-        """Yield (first row, table): `rows` rows each, but for the last."""
-        first, kept = 0, list[EventTable]()
+        """Yield (first row, table): `rows` rows each, but for the first and the last."""
+        first, kept, wanted = 0, list[EventTable](), self._first
         tables = self._recording.iter_events(self._rows) if self._held is None else iter([self._held])
         for table in tables:
             kept.append(table)
-            while sum(map(len, kept)) >= self._rows:
+            while sum(map(len, kept)) >= wanted:
                 whole = EventTable.concat(kept) if len(kept) > 1 else kept[0]
-                yield first, (whole.slice(0, self._rows) if len(whole) > self._rows else whole)
-                kept = [whole.slice(self._rows, len(whole))] if len(whole) > self._rows else []
-                first += self._rows
+                yield first, (whole.slice(0, wanted) if len(whole) > wanted else whole)
+                kept = [whole.slice(wanted, len(whole))] if len(whole) > wanted else []
+                first, wanted = first + wanted, self._rows
         if sum(map(len, kept)):
             yield first, (EventTable.concat(kept) if len(kept) > 1 else kept[0])
 
@@ -107,7 +109,7 @@ def write_parquet(recording: Recording, out: IO[bytes]) -> None:
     """
     import pyarrow.parquet as pq
 
-    windows = _Windows(recording)
+    windows = _Windows(recording, first=WINDOW_ROWS // 4)  # whoever reads it soon has something to work on
     schema = schema_of(recording, windows.occurring, with_row=True)
     ascending = {"row", "ts_ns"}  # small steps: deltas are smaller than compressed values, and sooner decoded
     with pq.ParquetWriter(out, schema, compression={f.name: "none" if f.name in ascending else "zstd" for f in schema},

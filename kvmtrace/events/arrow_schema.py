@@ -17,10 +17,11 @@ Strings are strings, arrays (instruction bytes) are fixed-size binary. The schem
 `kvmtrace`, one JSON object: `schema` ("kvmtrace.events/1"), `capture`, `loss`, `comms`, `processes`, `kinds`
 (`name`, `system`, `fields` with NumPy's dtype strings) and `window_rows`.
 
-Parquet files are cut into windows of `window_rows` events, and within a window into row groups: of each busy vCPU
-thread one for each frequent event and one for its others, and one for the rest of the window, so that a reader who
-wants a time span, a vCPU or an event skips the others by the statistics of `ts_ns`, `tid` and `event`. `row` restores
-the recorded order. What is the same in all rows of a row group also stands before the footer, see `arrow_groups.py`.
+Parquet files are cut into windows of `window_rows` events (the first of a quarter as many), and within a window into
+row groups: of each busy vCPU thread one for each frequent event and one for its others, and one for the rest of the
+window, so that a reader who wants a time span, a vCPU or an event skips the others by the statistics of `ts_ns`,
+`tid` and `event`. `row` restores the recorded order. What is the same in all rows of a row group also stands before
+the footer, see `arrow_groups.py`.
 """
 
 from __future__ import annotations

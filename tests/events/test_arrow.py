@@ -86,7 +86,7 @@ def test_windows_and_row_groups(recording, tmp_path, form, max_events, monkeypat
     monkeypatch.setattr(arrow, "WINDOW_ROWS", 100)
     monkeypatch.setattr(arrow_schema, "WINDOW_ROWS", 100)
     monkeypatch.setattr(arrow, "MIN_GROUP_ROWS", 10)
-    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100,))
+    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100, 0))
     again = open_recording(save(recording, tmp_path, form))
     assert_same(again.events(), recording.events())
     tables = list(again.iter_events(max_events))
@@ -304,7 +304,7 @@ def test_files_that_other_tools_wrote_again(recording, tmp_path, monkeypatch, ro
     for module, name, value in ((arrow, "WINDOW_ROWS", 100), (arrow_schema, "WINDOW_ROWS", 100),
                                 (arrow, "MIN_GROUP_ROWS", 10)):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100,))
+    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100, 0))
     path = save(recording, tmp_path, "parquet")
     written_again(path, rows)
     again, want = open_recording(path), recording.events()
@@ -346,7 +346,7 @@ def test_what_was_asked_of_one_window_is_read_with_the_next(recording, tmp_path,
     for module, name, value in ((arrow, "WINDOW_ROWS", 100), (arrow_schema, "WINDOW_ROWS", 100),
                                 (arrow, "MIN_GROUP_ROWS", 10)):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100,))
+    monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100, 0))
     again = open_recording(save(recording, tmp_path, "parquet"))
     read = columns_read(again, monkeypatch)
     tables = again.iter_events(100)
