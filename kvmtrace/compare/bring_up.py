@@ -62,7 +62,7 @@ class BringUp:
 
 
 def _interesting_ioctls(
-    events: EventTable, rows: NDArray[np.intp], returns: NDArray[np.intp]
+    events: EventTable, rows: NDArray[np.intp], returns: NDArray[np.intp], processes: Mapping[int, int]
 ) -> NDArray[np.bool_]:
     """Mask the ioctls worth a step.
 
@@ -78,7 +78,7 @@ def _interesting_ioctls(
     first = np.zeros(len(rows), bool)
     if len(runs):
         who = events.tid[rows[runs]].astype(np.int64) << 32 | fd[runs] & 0xFFFFFFFF
-        closed = _times_closed(events, rows[runs], fd[runs])
+        closed = _times_closed(events, rows[runs], fd[runs], processes)
         if closed.any():  # the descriptor's number went to another file
             who = np.unique(who, return_inverse=True)[1].reshape(-1) * (closed.max() + 1) + closed
         first[runs[np.unique(who, return_index=True)[1]]] = True
@@ -90,15 +90,26 @@ def _interesting_ioctls(
     return mask
 
 
-def _times_closed(events: EventTable, rows: NDArray[np.intp], fd: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each call's descriptor had been closed before the call."""
+def _files(events: EventTable, rows: NDArray[np.intp], fd: NDArray[np.int64], processes: Mapping[int, int]
+           ) -> NDArray[np.int64]:
+    """Return a number for each call's process and descriptor."""
+    tids, inverse = np.unique(events.tid[rows], return_inverse=True)
+    pids = np.array([processes.get(tid, tid) for tid in tids.tolist()], np.int64)
+    return pids[inverse.reshape(-1)] << 32 | fd & 0xFFFFFFFF
+
+
+def _times_closed(events: EventTable, rows: NDArray[np.intp], fd: NDArray[np.int64], processes: Mapping[int, int]
+                  ) -> NDArray[np.int64]:
+    """Return how often its process had closed each call's descriptor before the call."""
     closed = np.zeros(len(rows), np.int64)
     if not events.has("sys_enter_close", "fd"):
         return closed
-    closes, closed_fd = events.rows("sys_enter_close"), events.field("sys_enter_close", "fd").astype(np.int64)
-    for one in np.intersect1d(fd, closed_fd):
-        own = np.flatnonzero(fd == one)
-        closed[own] = np.searchsorted(closes[closed_fd == one], rows[own])
+    closes = events.rows("sys_enter_close")
+    file = _files(events, rows, fd, processes)
+    closed_file = _files(events, closes, events.field("sys_enter_close", "fd").astype(np.int64), processes)
+    for one in np.intersect1d(file, closed_file):
+        own = np.flatnonzero(file == one)
+        closed[own] = np.searchsorted(closes[closed_file == one], rows[own])
     return closed
 
 
@@ -112,11 +123,11 @@ def _returns(events: EventTable, name: str, exit_rows: NDArray[np.intp]) -> NDAr
     return ret
 
 
-def _calls(events: EventTable, name: str, fields: tuple[str, ...]) -> list[Call]:
+def _calls(events: EventTable, name: str, fields: tuple[str, ...], processes: Mapping[int, int]) -> list[Call]:
     """Return the system calls `name` as Calls; `fields` are fd, cmd, arg in that order ("" for none)."""
     enter, leave = pair_syscalls(events, name)
     if name == "ioctl" and len(enter):
-        mask = _interesting_ioctls(events, enter, leave)
+        mask = _interesting_ioctls(events, enter, leave, processes)
         enter, leave = enter[mask], leave[mask]
     enter, leave = enter[:MAX_CALLS], leave[:MAX_CALLS]
     position = np.searchsorted(events.rows(f"sys_enter_{name}"), enter)
@@ -181,13 +192,13 @@ def follow_bring_up(
     """
     if not events.has("sys_enter_ioctl", "cmd"):
         return None
-    calls = _calls(events, "ioctl", ("fd", "cmd", "arg"))
+    calls = _calls(events, "ioctl", ("fd", "cmd", "arg"), processes or {})
     if not calls:
         vmm = follow_vmm(events, {})
         return None if vmm is None else BringUp((), (), vmm=vmm, notes=(NO_CALLS,))
     for name, fields in (("openat", ("", "", "")), ("mmap", ("fd", "", "len")), ("close", ("fd", "", ""))):
         if events.has(f"sys_enter_{name}"):
-            calls += _calls(events, name, fields)
+            calls += _calls(events, name, fields, processes or {})
     construction = Construction(processes or {}, isa, _forks(events, processes or {}))
     for call in sorted(calls, key=lambda call: call.event_index):
         construction.follow(call)

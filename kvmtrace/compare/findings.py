@@ -11,7 +11,6 @@ from kvmtrace.model.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from collections.abc import Sequence as Several
 
     from numpy.typing import NDArray
 
@@ -99,7 +98,7 @@ class Findings:
                                  self.violated[rule], self.unknown[rule]) for rule in RULES}
 
 
-def merged(several: Several[Findings]) -> Findings:
+def merged(several: tuple[Findings, ...]) -> Findings:
     """Return what several have found in the same parts of a recording, as if the rules of all had taken turns."""
     whole = Findings(several[0].limit)
     for counts in ("checked", "violated", "unknown"):

@@ -90,7 +90,8 @@ class _Workers:
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
-            self._error = self._error or error
+            if self._error is None:
+                self._error = error
             self._changed.notify_all()
 
     def _work(self) -> None:

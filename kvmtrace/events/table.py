@@ -128,9 +128,10 @@ class RowsByKind:
     @property
     def position(self) -> NDArray[np.intp]:
         """The position of each row within its kind."""
+        rows = self.rows  # finds the positions as well where the compiled kernel is there
         if self._position is None:
             position = np.empty(len(self._kind), np.intp)
-            for own in self.rows:
+            for own in rows:
                 position[own] = np.arange(len(own))
             self._position = position
         return self._position

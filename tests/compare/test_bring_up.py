@@ -172,6 +172,15 @@ def test_the_first_run_on_a_descriptor_number_used_again_is_a_step() -> None:
     assert result.conforms
 
 
+def test_what_another_process_closes_makes_no_run_the_first() -> None:
+    run, close = ioctl(5, ioctls.KVM_RUN, 0, tid=8), (90, "close", {"fd": 5}, 0)
+    calls = (*START, ioctl(4, ioctls.KVM_CREATE_VCPU, 5), run, close, run, close, run)
+    result = follow(*calls, processes={7: 7, 8: 7, 90: 90})
+    assert [step.name for step in result.steps].count("KVM_RUN") == 1
+    closes = [(7, "close", {"fd": 5}, 0) if call is close else call for call in calls]
+    assert [step.name for step in follow(*closes, processes={7: 7, 8: 7}).steps].count("KVM_RUN") == 3
+
+
 def test_without_ioctl_events_there_is_no_bring_up() -> None:
     columns = {name: np.zeros(0, dtype) for name, dtype in COMMON_DTYPES.items()}
     assert follow_bring_up(EventTable(columns, (EventKind("kvm_exit", "kvm"),), {})) is None
