@@ -24,7 +24,7 @@ $(VENV)/.apt: Makefile
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 	@mkdir -p $(VENV) && touch $@
 
-$(VENV)/.installed: $(VENV)/.apt pyproject.toml .ci/constraints.txt kvmtrace/kernel/kernel.c kvmtrace/kernel/build.py
+$(VENV)/.installed: $(VENV)/.apt pyproject.toml .ci/constraints.txt kvmtrace/_native/kernel.c kvmtrace/_native/build_hook.py
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
 	@ln -sfn /usr/lib/python3/dist-packages/bcc $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc
@@ -68,6 +68,7 @@ fixtures: setup ## record the fixtures again, in the labs
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 MINUTES ?= 30

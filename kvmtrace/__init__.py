@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 __all__ = ["LoadedRecording", "load", "load_ipython_extension"]
 
 if TYPE_CHECKING:
-    from kvmtrace.loaded import LoadedRecording, load
+    from kvmtrace.api import LoadedRecording, load
     from kvmtrace.magic import load_ipython_extension
 
-_HOME = {"load": "loaded", "LoadedRecording": "loaded", "load_ipython_extension": "magic"}
+_HOME = {"load": "api", "LoadedRecording": "api", "load_ipython_extension": "magic"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kvmtrace.api import LoadedRecording, load
 from kvmtrace.errors import CapabilityError
-from kvmtrace.loaded import LoadedRecording, load
 
 
 def record_cell(line: str, cell: str) -> LoadedRecording:
@@ -35,7 +35,8 @@ def record_cell(line: str, cell: str) -> LoadedRecording:
         options += ["-o", str(path)]
     command = ["--", "/bin/sh", "-c", cell] if cell.strip() else []
     done = subprocess.run(
-        [sys.executable, "-m", "kvmtrace", "record", *options, *command], capture_output=True, text=True, check=False)
+        [sys.executable, "-m", "kvmtrace", "record", *options, *command], capture_output=True, text=True, check=False
+    )
     if not done.returncode:
         print(done.stdout + done.stderr, end="")  # the recorder speaks on standard error
     else:

@@ -9,25 +9,37 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
-from kvmtrace.report.segments import PART_NAMES
-from kvmtrace.report.terminal import duration
-from kvmtrace.report.time_sweep import Part
+from kvmtrace.render.terminal import duration
+from kvmtrace.spans.slices import PART_NAMES
+from kvmtrace.spans.time_parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-    from kvmtrace.loaded import LoadedRecording
+    from kvmtrace.api import LoadedRecording
 
 # Okabe and Ito's palette, which people with colour-vision deficiencies can tell apart
 COLOURS = {
-    "guest": "#009e73", "switch": "#cc79a7", "kernel": "#0072b2", "userspace": "#e69f00", "blocked": "#c3c8ce",
-    "halt-poll": "#f0e442", "preempted": "#d55e00", "unknown": "#6b6b6b",
+    "guest": "#009e73",
+    "switch": "#cc79a7",
+    "kernel": "#0072b2",
+    "userspace": "#e69f00",
+    "blocked": "#c3c8ce",
+    "halt-poll": "#f0e442",
+    "preempted": "#d55e00",
+    "unknown": "#6b6b6b",
 }
 BUDGET = {
-    "guest_ns": "guest", "entry_exit_ns": "switch", "handler_ns": "kernel", "userspace_ns": "userspace",
-    "blocked_ns": "blocked", "halt_poll_ns": "halt-poll", "preempted_ns": "preempted", "unknown_ns": "unknown",
+    "guest_ns": "guest",
+    "entry_exit_ns": "switch",
+    "handler_ns": "kernel",
+    "userspace_ns": "userspace",
+    "blocked_ns": "blocked",
+    "halt_poll_ns": "halt-poll",
+    "preempted_ns": "preempted",
+    "unknown_ns": "unknown",
 }
 TOP = 8  # reasons shown where none are named
 
@@ -73,8 +85,12 @@ def plot_latency(rec: LoadedRecording, reasons: Sequence[str] | None = None, ax:
     for name in _top_reasons(rec, reasons):
         values = np.sort(exits.loc[(exits["name"] == name) & exits["dur_ns"].notna(), "dur_ns"].to_numpy(np.int64))
         if len(values):
-            ax.step(np.maximum(values, 1), np.arange(1, len(values) + 1) / len(values) * 100, where="post",
-                    label=f"{name} ({len(values):,})")
+            ax.step(
+                np.maximum(values, 1),
+                np.arange(1, len(values) + 1) / len(values) * 100,
+                where="post",
+                label=f"{name} ({len(values):,})",
+            )
     ax.set_xscale("log")
     _time_axis(ax.xaxis)
     ax.set_xlabel("VM-exit to VM-entry")
@@ -85,8 +101,9 @@ def plot_latency(rec: LoadedRecording, reasons: Sequence[str] | None = None, ax:
     return ax
 
 
-def plot_exit_rate(rec: LoadedRecording, reasons: Sequence[str] | None = None, bins: int = 200,
-                   ax: Axes | None = None) -> Axes:
+def plot_exit_rate(
+    rec: LoadedRecording, reasons: Sequence[str] | None = None, bins: int = 200, ax: Axes | None = None
+) -> Axes:
     """Draw VM-exits per second over time, stacked by reason."""
     ax = _axes(ax)
     exits = rec.vm_exits
@@ -128,8 +145,9 @@ def plot_latency_over_time(rec: LoadedRecording, reasons: Sequence[str] | None =
     return ax
 
 
-def plot_timeline(rec: LoadedRecording, start_ns: int | None = None, stop_ns: int | None = None,
-                  ax: Axes | None = None) -> Axes:
+def plot_timeline(
+    rec: LoadedRecording, start_ns: int | None = None, stop_ns: int | None = None, ax: Axes | None = None
+) -> Axes:
     """Draw what each vCPU was doing from `start_ns` to `stop_ns` (trace clock); the whole recording by default."""
     made = rec.segments
     ax = _axes(ax, (9, 1.2 + 0.5 * max(len(made.tids), 1)))
@@ -144,8 +162,13 @@ def plot_timeline(rec: LoadedRecording, start_ns: int | None = None, stop_ns: in
             own = np.flatnonzero(shown & (made.part == part) & (made.thread == thread))
             if len(own):
                 spans = np.column_stack((made.ts_ns[own] - start, made.dur_ns[own]))
-                ax.broken_barh([tuple(span) for span in spans.tolist()], (thread - 0.4, 0.8),
-                               facecolor=COLOURS[PART_NAMES[part]], linewidth=0, label=PART_NAMES[part])
+                ax.broken_barh(
+                    [tuple(span) for span in spans.tolist()],
+                    (thread - 0.4, 0.8),
+                    facecolor=COLOURS[PART_NAMES[part]],
+                    linewidth=0,
+                    label=PART_NAMES[part],
+                )
     ax.set_yticks(range(len(made.tids)), [labels.get(tid, str(tid)) for tid in made.tids])
     ax.set_xlim(0, stop - start)
     ax.invert_yaxis()

@@ -10,8 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = [*PROJECT["dependencies"],
-                *(r for extra in PROJECT["optional-dependencies"].values() for r in extra if "kvmtrace[" not in r)]
+REQUIREMENTS = [
+    *PROJECT["dependencies"],
+    *(r for extra in PROJECT["optional-dependencies"].values() for r in extra if "kvmtrace[" not in r),
+]
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
 OLDEST = ROOT / ".ci" / "oldest.txt"  # make test-oldest
 

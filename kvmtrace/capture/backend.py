@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.tracefs import find_tracefs
+from kvmtrace.capture.ftrace.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,6 @@ def choose_backend(settings: RecordSettings) -> tuple[str, str]:
 
 def _bpf_instead(error: CapabilityError) -> tuple[str, str]:
     """Fall back to bpf if it is there; else say what is wrong with tracefs."""
-    if find_spec("bcc") is None or find_spec("kvmtrace.capture.bpf_recorder") is None:
+    if find_spec("bcc") is None or find_spec("kvmtrace.capture.bpf.bpf_recorder") is None:
         raise error
     return "bpf", f"{error.problem}"

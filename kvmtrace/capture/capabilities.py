@@ -37,5 +37,7 @@ def require_bpf() -> None:
     """
     missing = missing_for_bpf()
     if missing:
-        raise CapabilityError(f"BPF programs need {' and '.join(missing)}",
-                              "run it as root (sudo kvmtrace ...), or with CAP_BPF and CAP_PERFMON")
+        raise CapabilityError(
+            f"BPF programs need {' and '.join(missing)}",
+            "run it as root (sudo kvmtrace ...), or with CAP_BPF and CAP_PERFMON",
+        )

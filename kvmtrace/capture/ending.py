@@ -41,8 +41,9 @@ class Ending:
         self._previous_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         signal.set_wakeup_fd(self._previous_fd)
         for number, handler in zip(SIGNALS, self._previous, strict=True):
             signal.signal(number, handler)

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.capture.registry import RUN_DIR, Registration, dead_recorders
+from kvmtrace.capture.recorders import RUN_DIR, Registration, dead_recorders
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.run import Run
+    from kvmtrace.capture.recording_run import Run
     from kvmtrace.capture.spool import Spool
 
 # up to here the spool's events are counted, to know exactly what was in flight when the recorder died
@@ -54,9 +54,9 @@ def _attempt(entry: Registration) -> list[str]:
 
 
 def _reclaim_entry(name: str, values: dict[str, Any]) -> list[str]:
-    from kvmtrace.capture.run import Run
+    from kvmtrace.capture.ftrace.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes, mounted
+    from kvmtrace.capture.recording_run import Run
     from kvmtrace.capture.spool import Spool
-    from kvmtrace.capture.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes, mounted
 
     spool = Spool.adopt(Path(values["output"]), Path(values["spool"])) if values else None
     tracefs = mounted()
@@ -75,9 +75,9 @@ def _reclaim_entry(name: str, values: dict[str, Any]) -> list[str]:
 
 def _take_over(run: Run) -> None:
     """Read what the dead recorder had not, and seal its spool."""
-    from kvmtrace.capture.full_disk import finish_full
-    from kvmtrace.capture.reader import DiskFullError, Reader
-    from kvmtrace.capture.run import complete
+    from kvmtrace.capture.ftrace.disk_full import finish_full
+    from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
+    from kvmtrace.capture.recording_run import complete
     from kvmtrace.capture.threads import Threads
 
     run.instance.lock()
@@ -99,7 +99,7 @@ def _take_over(run: Run) -> None:
 
 def _count_in_flight(reader: Any) -> dict[int, int | None]:
     """Return, per CPU, how many events the kernel had handed over that are not in the spool; None: unknown."""
-    from kvmtrace.capture.pages import count_events
+    from kvmtrace.capture.ftrace.raw_pages import count_events
     from kvmtrace.capture.spool import PAGE_SIZE
 
     sizes = {cpu: sum(segment.size for segment in parts) for cpu, parts in reader.segments.items()}
@@ -110,8 +110,9 @@ def _count_in_flight(reader: Any) -> dict[int, int | None]:
         stored = 0
         for segment in parts:
             data = reader.spool.read_file(segment.name)
-            stored += sum(count_events(data[at : at + PAGE_SIZE])
-                          for at in range(0, len(data) - PAGE_SIZE + 1, PAGE_SIZE))
+            stored += sum(
+                count_events(data[at : at + PAGE_SIZE]) for at in range(0, len(data) - PAGE_SIZE + 1, PAGE_SIZE)
+            )
         read = reader.instance.stats(cpu).get("read events", 0)
         missing[cpu] = read - reader.discarded.get(cpu, 0) - stored
     return missing
@@ -119,8 +120,8 @@ def _count_in_flight(reader: Any) -> dict[int, int | None]:
 
 def finish_spool(spool: Spool) -> list[str]:
     """Turn a spool into its file, or discard it if it holds nothing."""
-    from kvmtrace.capture.assemble import OUT, assemble, seal
-    from kvmtrace.capture.tracedat import Tail
+    from kvmtrace.capture.ftrace.assemble import OUT, assemble, seal
+    from kvmtrace.capture.ftrace.trace_dat_writer import Tail
 
     manifest = spool.manifest
     if manifest.get("state") == "recording":  # its instance is gone, after a reboot for example
@@ -194,7 +195,7 @@ def _escape(name: str) -> str:
 
 def _remove_orphans() -> list[str]:
     """Remove instances and probe groups of ours whose process is gone and that nobody registered."""
-    from kvmtrace.capture.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes, mounted
+    from kvmtrace.capture.ftrace.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes, mounted
 
     tracefs = mounted()
     if os.geteuid() != 0 or tracefs is None:

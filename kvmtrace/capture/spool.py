@@ -22,7 +22,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.capture.registry import Registration
+from kvmtrace.capture.recorders import Registration
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:

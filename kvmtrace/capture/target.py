@@ -76,8 +76,9 @@ class Target:
     def __enter__(self) -> Target:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def tids(self) -> list[int]:
@@ -154,8 +155,20 @@ class Target:
         ready_read, ready_write = os.pipe()
         gate_read, self._gate = os.pipe()
         self._json = os.memfd_create("guest_run")  # a file, not a pipe: the guest can never block on it
-        argv = [sys.executable, "-P", "-m", "kvmtrace.workload", name, *self.spec.guest_arguments,
-                "--ready-fd", str(ready_write), "--go-fd", str(gate_read), "--json-fd", str(self._json)]
+        argv = [
+            sys.executable,
+            "-P",
+            "-m",
+            "kvmtrace.workload",
+            name,
+            *self.spec.guest_arguments,
+            "--ready-fd",
+            str(ready_write),
+            "--go-fd",
+            str(gate_read),
+            "--json-fd",
+            str(self._json),
+        ]
         self.pid = os.fork()
         if self.pid == 0:
             _exec_guest(argv, (ready_write, gate_read, self._json))

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.bpf_user import find_functions
+from kvmtrace.capture.bpf.uprobes import find_functions
 from kvmtrace.errors import UsageError
 from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
 
 if TYPE_CHECKING:
+    from kvmtrace.capture.ftrace.tracefs import Probes
     from kvmtrace.capture.settings import TargetSpec
-    from kvmtrace.capture.tracefs import Probes
 
 MAX_SCRIPT_BYTES = 1 << 16
 ENOUGH = 3  # functions of the table that make a binary a VMM we know
@@ -72,6 +72,11 @@ def add_vmm_probes(probes: Probes, target: TargetSpec) -> list[dict[str, str]]:
             continue
         place = f"{binary}:{offsets[symbol]:#x}"
         if probes.add_user(function.role, place, function.fields, is_return=function.is_return):
-            rows.append({"event": function.role, "function": f"{binary}:{symbol}",
-                         "how": "uretprobe" if function.is_return else "uprobe"})
+            rows.append(
+                {
+                    "event": function.role,
+                    "function": f"{binary}:{symbol}",
+                    "how": "uretprobe" if function.is_return else "uprobe",
+                }
+            )
     return rows

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _check(path: str, limit: int) -> Report:
-    from kvmtrace.events import open_recording
+    from kvmtrace.formats import open_recording
     from kvmtrace.report.build import check_report
 
     progress = Progress(path)
@@ -32,15 +32,21 @@ def _check(path: str, limit: int) -> Report:
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
-@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, metavar="N",
-              help="Violations shown per rule; all are counted.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Violations shown per rule; all are counted.",
+)
 @click.option("--anonymize", is_flag=True, help="Drop host, file and thread names and addresses, consistently.")
 def command(*, files: tuple[str, ...], output_format: str, limit: int, anonymize: bool) -> None:
     """Compare recordings with the reference model; exit code 1 if anything contradicts it."""
+    from kvmtrace.render.terminal import Style
+    from kvmtrace.render.text.check_text import render_check
     from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.document import render_json
-    from kvmtrace.report.terminal import Style
-    from kvmtrace.report.text_check import render_check
 
     prepare_memory()
     finish_interrupted(files)

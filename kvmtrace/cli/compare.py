@@ -14,22 +14,22 @@ from kvmtrace.cli.output import write_text
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvmtrace.compare.recordings import RecordingComparison, RunSamples
+    from kvmtrace.ab.recordings import RecordingComparison, RunSamples
 
 
 def _load(path: str) -> RunSamples:
-    from kvmtrace.report.run_samples import load_run
+    from kvmtrace.ab.run_samples import load_run
 
     return load_run(path)
 
 
 def _render(result: RecordingComparison, output_format: str, *, everything: bool) -> str:
-    from kvmtrace.report import recordings_text
+    from kvmtrace.render.text import compare_text as recordings_text
 
     if output_format == "json":
         return recordings_text.render_comparison_json(result)
     if output_format == "html":
-        from kvmtrace.report.html.recordings import render_comparison_html
+        from kvmtrace.render.html.compare_page import render_comparison_html
 
         return render_comparison_html(result)
     return recordings_text.render_comparison_text(result, everything=everything)
@@ -45,12 +45,20 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
     "Several runs per side: kvmtrace compare --base b1.dat --base b2.dat --base b3.dat n1.dat n2.dat n3.dat",
 )
 @click.argument("files", nargs=-1, required=True, metavar="BASE NEW")
-@click.option("--base", "base", multiple=True, metavar="FILE", help="A run of the base side (repeatable); then every "
-              "FILE argument is a run of the new side.")
+@click.option(
+    "--base",
+    "base",
+    multiple=True,
+    metavar="FILE",
+    help="A run of the base side (repeatable); then every FILE argument is a run of the new side.",
+)
 @click.option("--format", "output_format", type=click.Choice(["text", "html", "json"]), default="text")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
-@click.option("--min-effect", type=click.FloatRange(0, 10),
-              help="Smallest relative change that counts; default 0.05, or 0.25 with fewer than three runs on a side.")
+@click.option(
+    "--min-effect",
+    type=click.FloatRange(0, 10),
+    help="Smallest relative change that counts; default 0.05, or 0.25 with fewer than three runs on a side.",
+)
 @click.option("--all", "everything", is_flag=True, help="List the insignificant tests too.")
 @click.option("--anonymize", is_flag=True, help="Drop the files' names; a comparison names nothing else of the host.")
 @click.option("--fail-on-regression", is_flag=True, help="Exit code 1 if something became slower or more frequent.")
@@ -62,7 +70,7 @@ def command(
 
     With one run per side, blocks within the runs are compared; with three or more, the runs themselves.
     """
-    from kvmtrace.compare.recordings import compare_runs
+    from kvmtrace.ab.recordings import compare_runs
 
     if not base:
         if len(files) != 2:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.doctor import Check, Diagnosis
+    from kvmtrace.capture.diagnosis import Check, Diagnosis
 
 EPILOG = """\b
 Examples:
@@ -28,7 +28,7 @@ COLOURS = {"ok": "green", "missing": "red", "optional": "yellow"}
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(form: str) -> int:
     """Say what this host can record, with which back end, and how to get what is missing."""
-    from kvmtrace.capture.doctor import diagnose
+    from kvmtrace.capture.diagnosis import diagnose
     from kvmtrace.capture.recover import reclaim
     from kvmtrace.errors import CapabilityError
 

@@ -15,7 +15,7 @@ from kvmtrace.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvmtrace.events.recording import Recording
+    from kvmtrace.table.recording import Recording
 
 SUFFIXES = (".parquet", ".arrow", ".csv", ".perfetto.json", ".pftrace")
 
@@ -23,9 +23,9 @@ SUFFIXES = (".parquet", ".arrow", ".csv", ".perfetto.json", ".pftrace")
 def _write_perfetto(recording: Recording, out: IO[bytes], *, as_json: bool) -> None:
     import io
 
-    from kvmtrace.compare.checker import check_recording
-    from kvmtrace.report.perfetto import write_pftrace, write_trace_json
-    from kvmtrace.report.segments import collect_segments, label_threads
+    from kvmtrace.check.engine import check_recording
+    from kvmtrace.render.perfetto import write_pftrace, write_trace_json
+    from kvmtrace.spans.slices import collect_segments, label_threads
 
     segments = collect_segments(recording.iter_events())
     labels = label_threads(recording, segments.tids)
@@ -47,17 +47,25 @@ def _writer(name: str) -> Callable[[Recording, IO[bytes]], None]:
         return partial(_write_perfetto, as_json=True)
     if lower.endswith(".pftrace"):
         return partial(_write_perfetto, as_json=False)
-    from kvmtrace.events import arrow
+    from kvmtrace.formats.arrow import arrow_writing as arrow
 
     writers: dict[str, Callable[[Recording, IO[bytes]], None]] = {
-        ".parquet": arrow.write_parquet, ".arrow": arrow.write_arrow, ".csv": arrow.write_csv}
+        ".parquet": arrow.write_parquet,
+        ".arrow": arrow.write_arrow,
+        ".csv": arrow.write_csv,
+    }
     return writers[Path(lower).suffix]
 
 
 @click.command("export", epilog="Example: kvmtrace export run.dat -o run.parquet")
 @click.argument("file", metavar="FILE")
-@click.option("-o", "--output", required=True, metavar="OUT",
-              help="Where to; the suffix decides the format: " + ", ".join(SUFFIXES) + ".")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="Where to; the suffix decides the format: " + ", ".join(SUFFIXES) + ".",
+)
 def command(*, file: str, output: str) -> None:
     """Write a recording in another tool's format.
 
@@ -67,7 +75,7 @@ def command(*, file: str, output: str) -> None:
     """
     if not output.lower().endswith(SUFFIXES):
         raise UsageError(f"{output}: the suffix must be one of {', '.join(SUFFIXES)}")
-    from kvmtrace.events import open_recording
+    from kvmtrace.formats import open_recording
 
     prepare_memory()
     finish_interrupted([file])

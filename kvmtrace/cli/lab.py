@@ -16,19 +16,46 @@ if TYPE_CHECKING:
 
 HOST_OPTIONS = (
     click.option("--isa", type=click.Choice(["vmx", "svm"]), required=True, help="Which virtualization extension."),
-    click.option("--kernel", type=click.Choice(["6.1", "6.12"]), default="6.1", show_default=True,
-                 help="Debian kernel of the host."),
-    click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), default=900.0, show_default=True,
-                 help="Seconds the command may take."),
+    click.option(
+        "--kernel",
+        type=click.Choice(["6.1", "6.12"]),
+        default="6.1",
+        show_default=True,
+        help="Debian kernel of the host.",
+    ),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(min=1),
+        default=900.0,
+        show_default=True,
+        help="Seconds the command may take.",
+    ),
     click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="CPUs of the host (SVM)."),
-    click.option("--memory", "memory_mib", type=click.IntRange(512), default=2048, show_default=True,
-                 help="Memory of the host in MiB."),
-    click.option("--module-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
-                 help="Load kvm.ko, kvm-intel.ko, kvm-amd.ko from there where present."),
-    click.option("--with-bcc", is_flag=True,
-                 help="VMX: an image that also holds bcc and the kernel's headers, for the bpf back end."),
-    click.option("--kernel-arg", "kernel_args", multiple=True,
-                 help="For the host kernel's command line; a module's parameter too: kvm_amd.npt=0."),
+    click.option(
+        "--memory",
+        "memory_mib",
+        type=click.IntRange(512),
+        default=2048,
+        show_default=True,
+        help="Memory of the host in MiB.",
+    ),
+    click.option(
+        "--module-dir",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Load kvm.ko, kvm-intel.ko, kvm-amd.ko from there where present.",
+    ),
+    click.option(
+        "--with-bcc",
+        is_flag=True,
+        help="VMX: an image that also holds bcc and the kernel's headers, for the bpf back end.",
+    ),
+    click.option(
+        "--kernel-arg",
+        "kernel_args",
+        multiple=True,
+        help="For the host kernel's command line; a module's parameter too: kvm_amd.npt=0.",
+    ),
 )
 
 
@@ -62,11 +89,18 @@ def command() -> None:
     """
 
 
-@command.command(context_settings={"ignore_unknown_options": True},
-                 epilog="Example: kvmtrace lab run --isa svm -o out -- trace-cmd record -e kvm kvmtrace-linux-guest 2")
+@command.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example: kvmtrace lab run --isa svm -o out -- trace-cmd record -e kvm kvmtrace-linux-guest 2",
+)
 @host_options
-@click.option("-o", "out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Bring the files that CMD makes or changes in its directory back to DIR.")
+@click.option(
+    "-o",
+    "out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Bring the files that CMD makes or changes in its directory back to DIR.",
+)
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD ARG...")
 def run(cmd: tuple[str, ...], **settings: Any) -> int:
     """Run CMD as root on an emulated host; the exit code is CMD's.
@@ -77,7 +111,7 @@ def run(cmd: tuple[str, ...], **settings: Any) -> int:
     perf and strace what is installed here.
     """
     from kvmtrace.lab.job import Job
-    from kvmtrace.lab.run import run_lab
+    from kvmtrace.lab.lab_run import run_lab
 
     job = Job(command=cmd, **settings)
     return run_lab(job, stream=True, phase=Progress(f"{job.isa} lab")).status
@@ -90,12 +124,18 @@ def run(cmd: tuple[str, ...], **settings: Any) -> int:
 @click.option("--count", type=click.IntRange(min=1), help="Count argument of the bundled guest.")
 @click.option("--events", type=click.Choice(["minimal", "lifecycle", "all"]), default="lifecycle", show_default=True)
 @click.option("--backend", type=click.Choice(["ftrace", "bpf"]), default="ftrace", show_default=True)
-@click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE",
-              help="Where the recording goes.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Where the recording goes.",
+)
 def record(output: Path, **settings: Any) -> int:
     """Record a bundled guest, or QEMU booting Linux, on an emulated host."""
+    from kvmtrace.lab.guest_recording import LabRecording, record_in_lab
     from kvmtrace.lab.job import Job
-    from kvmtrace.lab.record import LabRecording, record_in_lab
 
     what = {name: settings.pop(name) for name in ("guest", "vcpus", "count", "events", "backend")}
     recording = LabRecording(**what)

@@ -10,14 +10,14 @@ import click
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvmtrace.model.prediction import Prediction
+    from kvmtrace.predict.story import Prediction
 
 FORMATS = ("text", "dot", "svg", "json")
 
 
 def _predictions(guest_name: str, isa: str, count: int | None) -> tuple[Prediction, ...]:
     """Predict a bundled guest's events, its arguments at their defaults but for `count`."""
-    from kvmtrace.model.prediction import Facts, predict
+    from kvmtrace.predict.story import Facts, predict
     from kvmtrace.workload import GUESTS
 
     guest = GUESTS.get(guest_name)
@@ -35,18 +35,30 @@ def _predictions(guest_name: str, isa: str, count: int | None) -> tuple[Predicti
 
 def _step_as_dict(step: Any) -> dict[str, Any]:
     fields = {item.name: item.value.hex() if isinstance(item.value, bytes) else item.value for item in step.fields}
-    return {"event": step.event, "fields": fields, "address": step.address, "text": step.text, "why": step.why,
-            "optional": step.optional}
+    return {
+        "event": step.event,
+        "fields": fields,
+        "address": step.address,
+        "text": step.text,
+        "why": step.why,
+        "optional": step.optional,
+    }
 
 
 def render_replay(guest_name: str, isa: str, output_format: str, count: int | None = None) -> str:
     """Return the predicted sequence of a guest's events as text or JSON."""
-    from kvmtrace.model.prediction import describe_step
+    from kvmtrace.predict.story import describe_step
 
     predictions = _predictions(guest_name, isa, count)
     if output_format == "json":
-        document = {"schema": "kvmtrace.prediction/1", "guest": guest_name, "isa": isa, "vcpus": [
-            {"vcpu_id": each.vcpu_id, "steps": [_step_as_dict(step) for step in each.steps]} for each in predictions]}
+        document = {
+            "schema": "kvmtrace.prediction/1",
+            "guest": guest_name,
+            "isa": isa,
+            "vcpus": [
+                {"vcpu_id": each.vcpu_id, "steps": [_step_as_dict(step) for step in each.steps]} for each in predictions
+            ],
+        }
         return json.dumps(document, indent=1) + "\n"
     lines = [f"guest {guest_name} on {isa}: predicted events, before anything is recorded"]
     for each in predictions:
@@ -64,10 +76,10 @@ def render_replay(guest_name: str, isa: str, output_format: str, count: int | No
 def render_model(isa: str | None, output_format: str) -> str:
     """Return the model as text, DOT, SVG or JSON."""
     if output_format in {"dot", "svg"}:
-        from kvmtrace.model import diagram
+        from kvmtrace.render.model import diagram
 
         return (diagram.render_dot if output_format == "dot" else diagram.render_svg)(isa=isa)
-    from kvmtrace.model import describe
+    from kvmtrace.render.model import describe
 
     isas = (isa,) if isa else ("vmx", "svm")
     if output_format == "json":
@@ -82,8 +94,11 @@ def render_model(isa: str | None, output_format: str) -> str:
 )
 @click.option("--isa", type=click.Choice(["vmx", "svm"]), help="Only this one; default: both.")
 @click.option("--format", "output_format", type=click.Choice(FORMATS), default="text", show_default=True)
-@click.option("--replay", metavar="GUEST", help="Print the event sequence predicted for a bundled guest "
-                                                "(vmx unless --isa says otherwise).")
+@click.option(
+    "--replay",
+    metavar="GUEST",
+    help="Print the event sequence predicted for a bundled guest (vmx unless --isa says otherwise).",
+)
 @click.option("--count", type=click.IntRange(1), help="With --replay: the guest's count argument.")
 def command(*, isa: str | None, output_format: str, replay: str | None, count: int | None) -> None:
     """Show the reference model: states, transitions, what each VM-exit owes, rules, world switch."""

@@ -33,6 +33,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as write_file does."""
+
     def write(out: IO[bytes]) -> None:
         out.write(text.encode("utf-8", "replace"))
 

@@ -50,14 +50,13 @@ class ExitReason(FloatParam):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number; a name that both instruction sets know is the one of the loaded KVM module."""
-        from kvmtrace.kvm.exit_reasons import EXIT_REASONS, ISA_SVM, ISA_VMX
+        from kvmtrace.isa.exit_reasons import EXIT_REASONS, ISA_SVM, ISA_VMX
 
         text = str(value).strip()
         if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", text):
             return int(text, 0)
         isas = (ISA_SVM, ISA_VMX) if Path("/sys/module/kvm_amd").is_dir() else (ISA_VMX, ISA_SVM)
-        numbers = [number for isa in isas for number, name in EXIT_REASONS[isa].items()
-                   if name.lower() == text.lower()]
+        numbers = [number for isa in isas for number, name in EXIT_REASONS[isa].items() if name.lower() == text.lower()]
         if not numbers:
             self.fail(f"{value!r} is no exit reason; examples: EPT_VIOLATION, HLT, npf, 48", param, ctx)
         return numbers[0]
@@ -95,13 +94,30 @@ more than SIZE (plus the header) is on the disk.
 
 
 @click.command("record", epilog=EPILOG, context_settings={"allow_interspersed_args": False})
-@click.option("-o", "--output", default=DEFAULT_OUTPUT, show_default=True, metavar="FILE",
-              help="Where the recording goes; an older file of that name is replaced.")
-@click.option("--backend", type=click.Choice(["auto", "ftrace", "bpf"]), default="auto", show_default=True,
-              help="Recorder; auto takes the one that records most on this host.")
-@click.option("--events", "event_set", type=click.Choice(list(EVENT_SETS)), default="lifecycle",
-              show_default=True, help="minimal: VM-entry, VM-exit, userspace exit; lifecycle: all that the reference "
-                                      "model can use; all: every KVM tracepoint too.")
+@click.option(
+    "-o",
+    "--output",
+    default=DEFAULT_OUTPUT,
+    show_default=True,
+    metavar="FILE",
+    help="Where the recording goes; an older file of that name is replaced.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "ftrace", "bpf"]),
+    default="auto",
+    show_default=True,
+    help="Recorder; auto takes the one that records most on this host.",
+)
+@click.option(
+    "--events",
+    "event_set",
+    type=click.Choice(list(EVENT_SETS)),
+    default="lifecycle",
+    show_default=True,
+    help="minimal: VM-entry, VM-exit, userspace exit; lifecycle: all that the reference "
+    "model can use; all: every KVM tracepoint too.",
+)
 @click.option("--guest", metavar="NAME", help="Start the bundled guest NAME and record it.")
 @click.option("--count", type=click.IntRange(min=1), help="Count argument of the bundled guest.")
 @click.option("-p", "--pid", type=click.IntRange(min=1), help="Record a running process, later threads included.")
@@ -109,27 +125,63 @@ more than SIZE (plus the header) is on the disk.
 @click.option("-d", "--duration", type=Duration(), help="End after so long: 10, 500ms, 3m.")
 @click.option("--max-size", type=Size(), help="Keep only the newest events, up to this size; see below.")
 @click.option("--summary", is_flag=True, help="Aggregate in the kernel instead of recording events (bpf).")
-@click.option("--thread", type=click.IntRange(min=1), metavar="TID",
-              help="Only this thread of the process given with -p, such as a vCPU's (bpf).")
+@click.option(
+    "--thread",
+    type=click.IntRange(min=1),
+    metavar="TID",
+    help="Only this thread of the process given with -p, such as a vCPU's (bpf).",
+)
 @click.option("--vcpu", type=click.IntRange(min=0), help="Only VM-exits of this vCPU (bpf).")
-@click.option("--exit-reason", "exit_reasons", multiple=True, type=ExitReason(), metavar="NAME|NUMBER",
-              help="Only these VM-exits, with what follows until the next VM-entry (bpf); may be repeated.")
+@click.option(
+    "--exit-reason",
+    "exit_reasons",
+    multiple=True,
+    type=ExitReason(),
+    metavar="NAME|NUMBER",
+    help="Only these VM-exits, with what follows until the next VM-entry (bpf); may be repeated.",
+)
 @click.option("--sample", type=click.IntRange(min=2), metavar="N", help="Only 1 in N VM-exits of each vCPU (bpf).")
-@click.option("--slower-than", type=Duration(), metavar="TIME",
-              help="Only VM-exits with at least so long until the next VM-entry: 50us (bpf).")
+@click.option(
+    "--slower-than",
+    type=Duration(),
+    metavar="TIME",
+    help="Only VM-exits with at least so long until the next VM-entry: 50us (bpf).",
+)
 @click.option("--strict", is_flag=True, help="Exit code 5 if any event was lost.")
 @click.option("--clock", metavar="NAME", help="Trace clock (ftrace); default mono, ordered across CPUs.")
 @click.option("--buffer-size", type=Size(), help="Kernel buffer per CPU; default 16M, less if memory is short.")
-@click.option("--qmp", type=click.Path(path_type=Path), metavar="SOCKET",
-              help="QMP socket of the recorded QEMU: its own word on vCPU threads and types is kept (ftrace).")
+@click.option(
+    "--qmp",
+    type=click.Path(path_type=Path),
+    metavar="SOCKET",
+    help="QMP socket of the recorded QEMU: its own word on vCPU threads and types is kept (ftrace).",
+)
 @click.option("--as-root", is_flag=True, help="Under sudo: run the command as root, not as yourself.")
 @click.argument("command_line", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARG...]")
-def command(*, output: str, backend: str, event_set: str, guest: str | None, count: int | None,
-            pid: int | None, machine: bool, duration: float | None, max_size: int | None, summary: bool,
-            thread: int | None, vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
-            slower_than: float | None, strict: bool,
-            clock: str | None, buffer_size: int | None, as_root: bool, qmp: Path | None,
-            command_line: tuple[str, ...]) -> None:
+def command(
+    *,
+    output: str,
+    backend: str,
+    event_set: str,
+    guest: str | None,
+    count: int | None,
+    pid: int | None,
+    machine: bool,
+    duration: float | None,
+    max_size: int | None,
+    summary: bool,
+    thread: int | None,
+    vcpu: int | None,
+    exit_reasons: tuple[int, ...],
+    sample: int | None,
+    slower_than: float | None,
+    strict: bool,
+    clock: str | None,
+    buffer_size: int | None,
+    as_root: bool,
+    qmp: Path | None,
+    command_line: tuple[str, ...],
+) -> None:
     """Record a VM until it ends, the time is over, or Ctrl-C.
 
     Says what to record with one of --guest NAME, -p PID, -a, or a command behind "--".
@@ -138,10 +190,19 @@ def command(*, output: str, backend: str, event_set: str, guest: str | None, cou
     if thread is not None:
         check_thread(thread, pid)
     settings = RecordSettings(
-        output=Path(output), target=replace(spec, as_root=as_root), backend=backend, event_set=event_set,
-        duration_s=duration, max_bytes=max_size, summary=summary, clock=clock, buffer_bytes=buffer_size,
+        output=Path(output),
+        target=replace(spec, as_root=as_root),
+        backend=backend,
+        event_set=event_set,
+        duration_s=duration,
+        max_bytes=max_size,
+        summary=summary,
+        clock=clock,
+        buffer_bytes=buffer_size,
         filters=filters_of(thread, vcpu, exit_reasons, sample, slower_than),
-        argv=("kvmtrace", *sys.argv[1:]), qmp=qmp)
+        argv=("kvmtrace", *sys.argv[1:]),
+        qmp=qmp,
+    )
     for line in reclaim(settings.output):
         say(f"kvmtrace: {line}")
     result = run(settings)
@@ -160,11 +221,17 @@ def check_thread(thread: int, pid: int | None) -> None:
         raise UsageError(f"process {pid} has no thread {thread}")
 
 
-def filters_of(thread: int | None, vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None,
-               slower_than: float | None) -> dict[str, Any]:
+def filters_of(
+    thread: int | None, vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None, slower_than: float | None
+) -> dict[str, Any]:
     """Return RecordSettings.filters: those that were asked for."""
-    given = {"thread": thread, "vcpu": vcpu, "exit_reason": exit_reasons or None, "sample": sample,
-             "slower_than_ns": None if slower_than is None else round(slower_than * 1e9)}
+    given = {
+        "thread": thread,
+        "vcpu": vcpu,
+        "exit_reason": exit_reasons or None,
+        "sample": sample,
+        "slower_than_ns": None if slower_than is None else round(slower_than * 1e9),
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -174,8 +241,9 @@ def say(line: str) -> None:
         click.echo(line, err=True)
 
 
-def target_of(guest: str | None, count: int | None, pid: int | None, machine: bool,
-              command_line: tuple[str, ...]) -> TargetSpec:
+def target_of(
+    guest: str | None, count: int | None, pid: int | None, machine: bool, command_line: tuple[str, ...]
+) -> TargetSpec:
     """Return the one target that was asked for.
 
     Raises
@@ -205,7 +273,9 @@ def run(settings: RecordSettings) -> RecordResult:
     name, why = choose_backend(settings)
     if why and sys.stderr.isatty():
         say(f"recording with {name}: {why}")
-    recorder = import_module("kvmtrace.capture.bpf_recorder" if name == "bpf" else "kvmtrace.capture.ftrace")
+    recorder = import_module(
+        "kvmtrace.capture.bpf.bpf_recorder" if name == "bpf" else "kvmtrace.capture.ftrace.ftrace_recorder"
+    )
     result = recorder.record(settings)
     assert isinstance(result, RecordResult)
     return result
@@ -221,8 +291,9 @@ def describe(result: RecordResult) -> list[str]:
     lines = [f"{what}: {result.path} ({human_bytes(result.file_bytes)})"]
     if result.by_kind:
         top = sorted(result.by_kind.items(), key=lambda item: -item[1])
-        lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in top[:6])
-                     + (", ..." if len(top) > 6 else ""))
+        lines.append(
+            "  " + ", ".join(f"{name} {count:,}" for name, count in top[:6]) + (", ..." if len(top) > 6 else "")
+        )
     each = f", {result.recorder_cpu_s / result.n_events * 1e9:,.0f} ns per event" if result.n_events else ""
     cost = f"the recorder took {result.recorder_cpu_s:.2f} s of CPU time{each}"
     if meta.get("cost_ns_per_event"):

@@ -18,10 +18,10 @@ from kvmtrace.cli.output import write_text
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvmtrace.render.text.report_text import TextOptions
     from kvmtrace.report.build import ReportOptions
     from kvmtrace.report.document import Report
     from kvmtrace.report.selection import Selection
-    from kvmtrace.report.text import TextOptions
 
 _TIME_UNITS = {"": 1_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 BY = ["reason", "userspace", "vcpu", "port", "gpa", "msr", "cr", "rip"]
@@ -95,7 +95,7 @@ def load_report(path: str, options: ReportOptions) -> Report:
     """Open one file and report on it, with progress."""
     from dataclasses import replace
 
-    from kvmtrace.events import open_recording
+    from kvmtrace.formats import open_recording
     from kvmtrace.report.build import build_report
 
     progress = Progress(path)
@@ -107,7 +107,7 @@ def load_report(path: str, options: ReportOptions) -> Report:
 
 def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
     """Return the files' names and bytes if the first is one of `record --summary`, which holds no events."""
-    from kvmtrace.decode.summary import MAGIC, is_summary
+    from kvmtrace.formats.summary.summary_file import MAGIC, is_summary
 
     path = Path(files[0])
     if files[0] == "-" or not path.is_file():
@@ -119,9 +119,9 @@ def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
 
 
 def _render_summaries(contents: list[tuple[str, bytes]], output_format: str, *, anonymize: bool) -> str:
-    from kvmtrace.decode.summary import read_summary
+    from kvmtrace.formats.summary.summary_file import read_summary
+    from kvmtrace.render.text.summary_text import render_summary
     from kvmtrace.report.anonymize import anonymized_summary
-    from kvmtrace.report.summary_text import render_summary
 
     if output_format == "html":
         raise UsageError("a recording of --summary has no events to show in HTML; use text or json")
@@ -133,8 +133,9 @@ def _render_summaries(contents: list[tuple[str, bytes]], output_format: str, *, 
     return "\n".join(render_summary(summary) for summary in summaries)
 
 
-def _selection(tid: int | None, vcpu_id: int | None, begin: tuple[int, bool] | None,
-               end: tuple[int, bool] | None) -> Selection:
+def _selection(
+    tid: int | None, vcpu_id: int | None, begin: tuple[int, bool] | None, end: tuple[int, bool] | None
+) -> Selection:
     from kvmtrace.report.selection import Selection
 
     kinds = {moment[1] for moment in (begin, end) if moment}
@@ -144,24 +145,24 @@ def _selection(tid: int | None, vcpu_id: int | None, begin: tuple[int, bool] | N
 
 
 def _render(reports: list[Report], output_format: str, text: TextOptions, *, colour: bool) -> str:
+    from kvmtrace.render.terminal import Style
+    from kvmtrace.render.text.report_text import render_text
     from kvmtrace.report.document import render_json
-    from kvmtrace.report.terminal import Style
-    from kvmtrace.report.text import render_text
 
     if output_format == "json":
         documents = [render_json(report) for report in reports]
         return documents[0] + "\n" if len(documents) == 1 else "[\n" + ",\n".join(documents) + "\n]\n"
     if output_format == "html":
-        html: str = importlib.import_module("kvmtrace.report.html").render_html(reports[0])
+        html: str = importlib.import_module("kvmtrace.render.html").render_html(reports[0])
         return html
     return "\n".join(render_text(report, text, Style(colour)) for report in reports)
 
 
 def _story(path: str, number: int, tid: int | None, vcpu_id: int | None, *, anonymize: bool) -> str:
-    from kvmtrace.compare.explain import explain_exit
-    from kvmtrace.events import open_recording
+    from kvmtrace.check.explain import explain_exit
+    from kvmtrace.formats import open_recording
+    from kvmtrace.render.text.explain_text import render_story
     from kvmtrace.report.anonymize import anonymized_story
-    from kvmtrace.report.explain_text import render_story
 
     story = explain_exit(open_recording(path).events(), number, tid=tid, vcpu=vcpu_id)
     return render_story(anonymized_story(story) if anonymize else story)
@@ -173,22 +174,40 @@ def _story(path: str, number: int, tid: int | None, vcpu_id: int | None, *, anon
     "For scripts: kvmtrace report run.dat --format json -o run.json",
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--format", "output_format", type=click.Choice(["text", "html", "json"]), default="text",
-              help="json: one document, for several FILEs a list of them.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "html", "json"]),
+    default="text",
+    help="json: one document, for several FILEs a list of them.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
 @click.option("--by", type=click.Choice(BY), help="Only this table, with all its rows.")
 @click.option("--sort", type=click.Choice(SORT), help="Sort the table by this column.")
 @click.option("--tid", type=click.IntRange(1), help="Only this thread.")
 @click.option("--vcpu", "vcpu_id", type=click.IntRange(0), help="Only vCPUs with this id.")
-@click.option("--from", "begin", type=TimeType(), metavar="T",
-              help="Only from T on: 1.5 or 20ms after the start, or @123.456 on the trace's clock.")
+@click.option(
+    "--from",
+    "begin",
+    type=TimeType(),
+    metavar="T",
+    help="Only from T on: 1.5 or 20ms after the start, or @123.456 on the trace's clock.",
+)
 @click.option("--to", "end", type=TimeType(), metavar="T", help="Only up to T.")
 @click.option("--perf-compatible", is_flag=True, help="The tables of `perf kvm stat report`, in its layout.")
 @click.option("--no-model", is_flag=True, help="Do not compare with the reference model.")
-@click.option("--guest-symbols", type=click.Path(dir_okay=False), metavar="FILE",
-              help="System.map or kallsyms of the guest, to name guest addresses.")
-@click.option("--explain", type=click.IntRange(1), metavar="N",
-              help="Tell VM-exit number N (of --tid or --vcpu) as the story of one lifecycle.")
+@click.option(
+    "--guest-symbols",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="System.map or kallsyms of the guest, to name guest addresses.",
+)
+@click.option(
+    "--explain",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Tell VM-exit number N (of --tid or --vcpu) as the story of one lifecycle.",
+)
 @click.option("--anonymize", is_flag=True, help="Drop host, thread names and addresses, consistently.")
 def command(
     *, files: tuple[str, ...], output_format: str, output: str | None, by: str | None, sort: str | None,
@@ -206,10 +225,10 @@ def command(
         return
     from dataclasses import replace
 
+    from kvmtrace.render.text.report_text import TextOptions
     from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.build import ReportOptions
     from kvmtrace.report.guest_symbols import read_guest_symbols
-    from kvmtrace.report.text import TextOptions
 
     summaries = _summaries(files)
     if summaries is not None:
@@ -217,8 +236,12 @@ def command(
         return
     if output_format == "html" and len(files) > 1:
         raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
-    options = ReportOptions(_selection(tid, vcpu_id, begin, end), model=not no_model,
-                            perf_only=perf_compatible and output_format == "text", timeline=output_format == "html")
+    options = ReportOptions(
+        _selection(tid, vcpu_id, begin, end),
+        model=not no_model,
+        perf_only=perf_compatible and output_format == "text",
+        timeline=output_format == "html",
+    )
     if guest_symbols:
         options = replace(options, symbol=read_guest_symbols(guest_symbols).name)
     reports = [load_report(path, options) for path in files]

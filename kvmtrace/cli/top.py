@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from kvmtrace.capture.bpf_rates import VcpuRates
-    from kvmtrace.capture.bpf_summary import SummaryPrograms
+    from kvmtrace.capture.bpf.rates import VcpuRates
+    from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
 
 SORT_KEYS = {"e": "exits", "g": "guest", "k": "kernel", "u": "userspace", "b": "blocked", "v": "vcpu"}
 HELP_LINE = "q quit  p pause  sort: e exits  g guest  k kernel  u userspace  b blocked  v vCPU"
 N_REASONS = 3
-NO_EXITS = ("this KVM traces no VM-entries and VM-exits: exits are those to userspace, and guest and kernel time are "
-            "one (KVM_RUN)")
+NO_EXITS = (
+    "this KVM traces no VM-entries and VM-exits: exits are those to userspace, and guest and kernel time are "
+    "one (KVM_RUN)"
+)
 
 
 @dataclass
@@ -62,6 +64,7 @@ def exit_rate(row: VcpuRates) -> float:
 
 def arrange(rates: list[VcpuRates], sort: str) -> list[VcpuRates]:
     """Return the rows grouped by VM, the busiest VM first, vCPUs by the sort key."""
+
     def weight(row: VcpuRates) -> float:
         if sort == "vcpu":
             return 0.0
@@ -75,15 +78,17 @@ def arrange(rates: list[VcpuRates], sort: str) -> list[VcpuRates]:
 
 def describe_reasons(row: VcpuRates) -> str:
     """Return the most frequent exit reasons with their rates."""
-    from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
+    from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
     from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 
     if row.exits:
         isa = ISA_SVM if row.isa == "svm" else ISA_VMX
         named = [(describe_exit_reason(isa, reason), rate) for reason, rate in row.exits.items()]
     else:
-        named = [(describe_userspace_exit_reason(key) if isinstance(key, int) else f"errno {key}", rate)
-                 for key, rate in row.userspace_exits.items()]
+        named = [
+            (describe_userspace_exit_reason(key) if isinstance(key, int) else f"errno {key}", rate)
+            for key, rate in row.userspace_exits.items()
+        ]
     return ", ".join(f"{name.removeprefix('KVM_EXIT_')} {rate:,.0f}" for name, rate in named[:N_REASONS])
 
 
@@ -101,8 +106,10 @@ def headline(screen: Screen) -> str:
     """Return the first line."""
     rates = screen.rates
     vms = len({row.pid for row in rates})
-    text = (f"{vms} VM{'' if vms == 1 else 's'}, {len(rates)} vCPU{'' if len(rates) == 1 else 's'}, "
-            f"{sum(map(exit_rate, rates)):,.0f} exits/s, sorted by {screen.sort}")
+    text = (
+        f"{vms} VM{'' if vms == 1 else 's'}, {len(rates)} vCPU{'' if len(rates) == 1 else 's'}, "
+        f"{sum(map(exit_rate, rates)):,.0f} exits/s, sorted by {screen.sort}"
+    )
     return text + ("  PAUSED" if screen.paused else "")
 
 
@@ -113,12 +120,30 @@ def cells(row: VcpuRates) -> list[str]:
     if not seen:
         shares[0] = "-"
     vcpu = "-" if row.vcpu_id is None else str(row.vcpu_id)
-    return [f"{row.pid} {process_name(row.pid)}", vcpu, str(row.tid), f"{exit_rate(row):,.0f}",
-            f"{row.userspace_rate:,.0f}", *shares, describe_reasons(row)]
+    return [
+        f"{row.pid} {process_name(row.pid)}",
+        vcpu,
+        str(row.tid),
+        f"{exit_rate(row):,.0f}",
+        f"{row.userspace_rate:,.0f}",
+        *shares,
+        describe_reasons(row),
+    ]
 
 
-COLUMNS = ("VM", "vCPU", "thread", "exits/s", "to user/s", "guest%", "kernel%", "user%", "blocked%", "preempt%",
-           "exits by reason /s")
+COLUMNS = (
+    "VM",
+    "vCPU",
+    "thread",
+    "exits/s",
+    "to user/s",
+    "guest%",
+    "kernel%",
+    "user%",
+    "blocked%",
+    "preempt%",
+    "exits by reason /s",
+)
 
 
 def render(screen: Screen) -> RenderableType:
@@ -150,8 +175,13 @@ def render_plain(screen: Screen) -> str:
     """Return the screen as lines for a pipe."""
     rows = [COLUMNS, *(cells(row) for row in arrange(screen.rates, screen.sort))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join(text.ljust(width) if i in (0, 10) else text.rjust(width)
-                       for i, (text, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    lines = [
+        "  ".join(
+            text.ljust(width) if i in (0, 10) else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
     note = [NO_EXITS] if screen.rates and not any(row.exits for row in screen.rates) else []
     return "\n".join([headline(screen), *lines, *note])
 
@@ -185,7 +215,7 @@ class Sampler:
 
     def look(self, screen: Screen) -> None:
         """Put the rates since the last look on the screen; threads that have ended are left out."""
-        from kvmtrace.capture.bpf_rates import rates_between
+        from kvmtrace.capture.bpf.rates import rates_between
 
         now = time.monotonic_ns()
         rows = [row for row in self.programs.snapshot(now) if os.path.exists(f"/proc/{row['pid']}/task/{row['tid']}")]  # noqa: PTH110
@@ -223,21 +253,30 @@ def show_live(sampler: Sampler, screen: Screen, interval_s: float, count: int | 
             live.update(render(screen), refresh=True)
 
 
-@click.command("top", epilog="Example: kvmtrace top -p $(pidof qemu-system-x86_64). In a pipe it prints plain "
-                             "blocks: kvmtrace top -n 3 -i 2 | cat")
+@click.command(
+    "top",
+    epilog="Example: kvmtrace top -p $(pidof qemu-system-x86_64). In a pipe it prints plain "
+    "blocks: kvmtrace top -n 3 -i 2 | cat",
+)
 @click.option("-p", "--pid", type=click.IntRange(min=1), help="Only this VM (the VMM's process).")
-@click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True,
-              help="Seconds between looks.")
+@click.option(
+    "-i", "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds between looks."
+)
 @click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many looks.")
-@click.option("--sort", type=click.Choice(list(SORT_KEYS.values())), default="exits", show_default=True,
-              help="Order of the vCPUs within a VM, and of the VMs.")
+@click.option(
+    "--sort",
+    type=click.Choice(list(SORT_KEYS.values())),
+    default="exits",
+    show_default=True,
+    help="Order of the vCPUs within a VM, and of the VMs.",
+)
 def command(pid: int | None, interval: float, count: int | None, sort: str) -> None:
     """Show VMs and vCPUs live: exits per second by reason, and where their time goes.
 
     Counts grow in BPF maps of the kernel, no events are sent: watching costs next to nothing.
     """
-    from kvmtrace.capture.bpf_detach import closing_elsewhere
-    from kvmtrace.capture.bpf_summary import SummaryPrograms
+    from kvmtrace.capture.bpf.detach import closing_elsewhere
+    from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
 
     if pid is not None and not os.path.isdir(f"/proc/{pid}"):  # noqa: PTH112
         raise UsageError(f"there is no process {pid}")

@@ -23,6 +23,7 @@ APIC_ICR = 0x300
 APIC_TMICT = 0x380
 APIC_SELF_IPI = 0x3F0
 
+# fmt: off
 APIC_REGISTERS: Mapping[int, str] = MappingProxyType({
     0x20: "APIC_ID",
     0x30: "APIC_LVR",
@@ -54,14 +55,24 @@ APIC_REGISTERS: Mapping[int, str] = MappingProxyType({
     0x400: "APIC_EFEAT",
     0x410: "APIC_ECTRL",
 })
+# fmt: on
 
 # eight 32-bit words each, 0x10 apart; word 0 is in the table above
 _BIT_ARRAYS = {0x100: "APIC_ISR", 0x180: "APIC_TMR", 0x200: "APIC_IRR"}
 
 # bits 10:8 of an ICR, an LVT or MSI data; kvm_apic_accept_irq.dm is this value shifted left by 8
-DELIVERY_MODES: Mapping[int, str] = MappingProxyType({
-    0: "Fixed", 1: "LowPrio", 2: "SMI", 3: "Res3", 4: "NMI", 5: "INIT", 6: "SIPI", 7: "ExtINT",
-})
+DELIVERY_MODES: Mapping[int, str] = MappingProxyType(
+    {
+        0: "Fixed",
+        1: "LowPrio",
+        2: "SMI",
+        3: "Res3",
+        4: "NMI",
+        5: "INIT",
+        6: "SIPI",
+        7: "ExtINT",
+    }
+)
 
 
 def describe_apic_register(offset: int) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 KVM_HC_MAP_GPA_RANGE = 12
 
+# fmt: off
 HYPERCALLS: Mapping[int, str] = MappingProxyType({
     1: "KVM_HC_VAPIC_POLL_IRQ",
     2: "KVM_HC_MMU_OP",
@@ -24,6 +25,7 @@ HYPERCALLS: Mapping[int, str] = MappingProxyType({
     11: "KVM_HC_SCHED_YIELD",
     12: "KVM_HC_MAP_GPA_RANGE",
 })
+# fmt: on
 
 
 def describe_hypercall(nr: int) -> str:

@@ -92,6 +92,7 @@ class Ioctl:
 # _IOC_DIR of include/uapi/asm-generic/ioctl.h
 DIRECTIONS = ("none", "to_kernel", "from_kernel", "both")
 
+# fmt: off
 _ROWS = (
     Ioctl(0x0000AE00, "KVM_GET_API_VERSION", ("system",)),
     Ioctl(0x0000AE01, "KVM_CREATE_VM", ("system",)),
@@ -210,6 +211,7 @@ _ROWS = (
     Ioctl(0x4018AEE2, "KVM_GET_DEVICE_ATTR", ("device", "vcpu", "system")),
     Ioctl(0x4018AEE3, "KVM_HAS_DEVICE_ATTR", ("device", "vcpu", "system")),
 )
+# fmt: on
 
 IOCTLS: Mapping[int, Ioctl] = MappingProxyType({row.number: row for row in _ROWS})
 IOCTL_NUMBERS: Mapping[str, int] = MappingProxyType({row.name: row.number for row in _ROWS})

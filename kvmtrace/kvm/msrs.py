@@ -28,6 +28,7 @@ MSR_FS_BASE = 0xC0000100
 MSR_GS_BASE = 0xC0000101
 MSR_KERNEL_GS_BASE = 0xC0000102
 
+# fmt: off
 ARCHITECTURAL_MSRS: Mapping[int, str] = MappingProxyType({
     0x0: "IA32_P5_MC_ADDR",
     0x1: "IA32_P5_MC_TYPE",
@@ -302,12 +303,19 @@ HYPERV_MSRS: Mapping[int, str] = MappingProxyType({
     0x40001084: "HV_X64_MSR_NESTED_EOM",
     0x40001090: "HV_X64_MSR_NESTED_SINT0",
 })
+# fmt: on
 
-MSRS: Mapping[int, str] = MappingProxyType({
-    **ARCHITECTURAL_MSRS, **AMD64_MSRS, **KVM_MSRS, **HYPERV_MSRS,
-})
+MSRS: Mapping[int, str] = MappingProxyType(
+    {
+        **ARCHITECTURAL_MSRS,
+        **AMD64_MSRS,
+        **KVM_MSRS,
+        **HYPERV_MSRS,
+    }
+)
 
 # (first, last, step, names by offset modulo step; "{}" is the number of the bank)
+# fmt: off
 MSR_RANGES: tuple[tuple[int, int, int, tuple[str, ...]], ...] = (
     (0x8C, 0x8F, 1, ("IA32_SGXLEPUBKEYHASH{}",)),
     (0xC1, 0xC8, 1, ("IA32_PMC{}",)),
@@ -327,6 +335,7 @@ MSR_RANGES: tuple[tuple[int, int, int, tuple[str, ...]], ...] = (
     (0xC0010064, 0xC001006B, 1, ("AMD_PSTATE_DEF{}",)),
     (0xC0010200, 0xC001020B, 2, ("AMD_F15H_PERF_CTL{}", "AMD_F15H_PERF_CTR{}")),
 )
+# fmt: on
 
 X2APIC_MSR_LAST = 0x8FF
 

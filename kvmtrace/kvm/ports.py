@@ -7,6 +7,7 @@ arch/x86/kernel/setup.c (standard_io_resources).
 from __future__ import annotations
 
 # (first port, last port, name); the first match wins, so narrow entries stand before wide ones
+# fmt: off
 PORT_RANGES: tuple[tuple[int, int, str], ...] = (
     (0x0000, 0x000F, "DMA controller 1"),
     (0x0020, 0x0021, "PIC master"),
@@ -65,6 +66,7 @@ PORT_RANGES: tuple[tuple[int, int, str], ...] = (
     (0xB000, 0xB03F, "ACPI power management (older firmware)"),
     (0xB100, 0xB13F, "SMBus (pc)"),
 )
+# fmt: on
 
 
 def describe_port(port: int) -> str:

@@ -41,6 +41,7 @@ KVM_EXIT_NOTIFY = 37
 KVM_EXIT_MEMORY_FAULT = 39
 KVM_EXIT_TDX = 40
 
+# fmt: off
 USERSPACE_EXIT_REASONS: Mapping[int, str] = MappingProxyType({
     0: "KVM_EXIT_UNKNOWN",
     1: "KVM_EXIT_EXCEPTION",
@@ -118,6 +119,7 @@ MP_STATES: Mapping[int, str] = MappingProxyType({
     9: "KVM_MP_STATE_AP_RESET_HOLD",
     10: "KVM_MP_STATE_SUSPENDED",
 })
+# fmt: on
 
 
 def describe_userspace_exit_reason(reason: int) -> str:

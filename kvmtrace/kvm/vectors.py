@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from kvmtrace.kvm.exit_reasons import ISA_VMX
+from kvmtrace.isa.exit_reasons import ISA_VMX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +28,7 @@ AC_VECTOR = 17
 MC_VECTOR = 18
 
 # names as the kernel prints them in kvm_inj_exception; 2, 9, 15 have none
+# fmt: off
 EXCEPTION_NAMES: Mapping[int, str] = MappingProxyType({
     0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS",
     11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM", 20: "#VE",
@@ -42,6 +43,7 @@ EXCEPTION_MEANINGS: Mapping[int, str] = MappingProxyType({
     19: "SIMD floating-point", 20: "virtualization exception", 21: "control protection",
     28: "hypervisor injection", 29: "VMM communication", 30: "security",
 })
+# fmt: on
 
 # x86.h x86_exception_has_error_code, extended by SEV's #VC and AMD's #SX
 EXCEPTIONS_WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
@@ -55,13 +57,20 @@ INTR_TYPE_PRIV_SW_EXCEPTION = 5
 INTR_TYPE_SOFT_EXCEPTION = 6
 INTR_TYPE_OTHER_EVENT = 7
 
+# fmt: off
 VMX_INTR_TYPES: Mapping[int, str] = MappingProxyType({
     0: "external interrupt", 1: "reserved", 2: "NMI", 3: "hardware exception", 4: "software interrupt",
     5: "privileged software exception", 6: "software exception", 7: "other event",
 })
-SVM_EVENT_TYPES: Mapping[int, str] = MappingProxyType({
-    0: "external interrupt", 2: "NMI", 3: "exception", 4: "software interrupt",
-})
+# fmt: on
+SVM_EVENT_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        0: "external interrupt",
+        2: "NMI",
+        3: "exception",
+        4: "software interrupt",
+    }
+)
 
 INTR_INFO_VECTOR_MASK = 0xFF
 INTR_INFO_TYPE_SHIFT = 8
@@ -83,8 +92,12 @@ class IntrInfo:
 
 def decode_intr_info(value: int) -> IntrInfo:
     """Split an interruption-information word; test `valid` first, emulators leave stale bits without it."""
-    return IntrInfo(bool(value & INTR_INFO_VALID), value & INTR_INFO_VECTOR_MASK,
-                    (value & INTR_INFO_TYPE_MASK) >> INTR_INFO_TYPE_SHIFT, bool(value & INTR_INFO_ERROR_CODE))
+    return IntrInfo(
+        bool(value & INTR_INFO_VALID),
+        value & INTR_INFO_VECTOR_MASK,
+        (value & INTR_INFO_TYPE_MASK) >> INTR_INFO_TYPE_SHIFT,
+        bool(value & INTR_INFO_ERROR_CODE),
+    )
 
 
 def describe_exception(vector: int) -> str:

@@ -32,6 +32,7 @@ class VmmFunction:
     is_return: bool = False
 
 
+# fmt: off
 VMM_FUNCTIONS: tuple[VmmFunction, ...] = (
     VmmFunction("vmm_type_register", ("type_register_static",), "a TypeInfo becomes a TypeImpl in the table of types",
                 ("qom_type=+0(+0(%di)):string", "parent=+0(+8(%di)):string")),
@@ -55,3 +56,4 @@ VMM_FUNCTIONS: tuple[VmmFunction, ...] = (
     VmmFunction("vmm_kvm_arch_init_vcpu", ("kvm_arch_init_vcpu",), "CPUID, MSRs and features of the vCPU are set"),
     VmmFunction("vmm_accel_setup_post", ("accel_setup_post",), "the machine is complete; the accelerator's last word"),
 )
+# fmt: on

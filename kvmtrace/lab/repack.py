@@ -88,39 +88,40 @@ def _stub(start: int, entry: int, length: int) -> bytes:
     source = LOAD_ADDRESS + STUB_BYTES
     table = LOAD_ADDRESS + 0x100  # the GDT, then its pointer
     code = [
-        b"\xfa",                                              # cli
-        b"\x89\xf5",                                          # mov ebp, esi         boot_params
-        b"\xbe" + _u32(source + length - 4),                  # mov esi, last dword of the kernel
-        b"\xbf" + _u32(start + length - 4),                   # mov edi, its place
-        b"\xb9" + _u32(length // 4),                          # mov ecx, dwords
-        b"\xfd\xf3\xa5\xfc",                                  # std; rep movsd; cld  the two overlap
-        b"\xbf" + _u32(PAGE_TABLES),                          # mov edi, PML4, PDPT, 4 page directories
-        b"\x31\xc0\xb9" + _u32(6 * 1024) + b"\xf3\xab",       # xor eax, eax; mov ecx, ...; rep stosd
+        b"\xfa",  # cli
+        b"\x89\xf5",  # mov ebp, esi         boot_params
+        b"\xbe" + _u32(source + length - 4),  # mov esi, last dword of the kernel
+        b"\xbf" + _u32(start + length - 4),  # mov edi, its place
+        b"\xb9" + _u32(length // 4),  # mov ecx, dwords
+        b"\xfd\xf3\xa5\xfc",  # std; rep movsd; cld  the two overlap
+        b"\xbf" + _u32(PAGE_TABLES),  # mov edi, PML4, PDPT, 4 page directories
+        b"\x31\xc0\xb9" + _u32(6 * 1024) + b"\xf3\xab",  # xor eax, eax; mov ecx, ...; rep stosd
         b"\xc7\x05" + _u32(PAGE_TABLES) + _u32(PAGE_TABLES + 0x1003),  # PML4[0] = PDPT | present, writable
-        *(b"\xc7\x05" + _u32(PAGE_TABLES + 0x1000 + 8 * i) + _u32(PAGE_TABLES + 0x2003 + 0x1000 * i)
-          for i in range(4)),                                 # PDPT[i] = page directory i
-        b"\xbf" + _u32(PAGE_TABLES + 0x2000),                 # mov edi, page directories
-        b"\xb8\x83\x00\x00\x00",                              # mov eax, 0x83        present, writable, 2 MiB
-        b"\xb9" + _u32(2048),                                 # mov ecx, entries
-        b"\x89\x07",                                          # next: mov [edi], eax
-        b"\x05\x00\x00\x20\x00",                              # add eax, 2 MiB
-        b"\x83\xc7\x08",                                      # add edi, 8
-        b"\xe2\xf4",                                          # loop next
-        b"\x0f\x01\x15" + _u32(table + 32),                   # lgdt
-        b"\x0f\x20\xe0\x83\xc8\x20\x0f\x22\xe0",              # cr4 |= PAE
-        b"\xb8" + _u32(PAGE_TABLES) + b"\x0f\x22\xd8",        # cr3 = PML4
-        b"\xb9\x80\x00\x00\xc0\x0f\x32",                      # mov ecx, EFER; rdmsr
-        b"\x0d\x00\x01\x00\x00\x0f\x30",                      # or eax, LME; wrmsr
-        b"\x0f\x20\xc0\x0d\x00\x00\x00\x80\x0f\x22\xc0",      # cr0 |= PG
+        *(
+            b"\xc7\x05" + _u32(PAGE_TABLES + 0x1000 + 8 * i) + _u32(PAGE_TABLES + 0x2003 + 0x1000 * i) for i in range(4)
+        ),  # PDPT[i] = page directory i
+        b"\xbf" + _u32(PAGE_TABLES + 0x2000),  # mov edi, page directories
+        b"\xb8\x83\x00\x00\x00",  # mov eax, 0x83        present, writable, 2 MiB
+        b"\xb9" + _u32(2048),  # mov ecx, entries
+        b"\x89\x07",  # next: mov [edi], eax
+        b"\x05\x00\x00\x20\x00",  # add eax, 2 MiB
+        b"\x83\xc7\x08",  # add edi, 8
+        b"\xe2\xf4",  # loop next
+        b"\x0f\x01\x15" + _u32(table + 32),  # lgdt
+        b"\x0f\x20\xe0\x83\xc8\x20\x0f\x22\xe0",  # cr4 |= PAE
+        b"\xb8" + _u32(PAGE_TABLES) + b"\x0f\x22\xd8",  # cr3 = PML4
+        b"\xb9\x80\x00\x00\xc0\x0f\x32",  # mov ecx, EFER; rdmsr
+        b"\x0d\x00\x01\x00\x00\x0f\x30",  # or eax, LME; wrmsr
+        b"\x0f\x20\xc0\x0d\x00\x00\x00\x80\x0f\x22\xc0",  # cr0 |= PG
     ]
     here = LOAD_ADDRESS + sum(map(len, code)) + 7
     code += [
-        b"\xea" + _u32(here) + b"\x10\x00",                   # jmp 0x10:here        64-bit from here on
-        b"\xb8\x18\x00\x00\x00",                              # mov eax, 0x18
-        b"\x8e\xd8\x8e\xc0\x8e\xd0\x8e\xe0\x8e\xe8",          # mov ds, es, ss, fs, gs
-        b"\x89\xee",                                          # mov esi, ebp         boot_params
-        b"\xb8" + _u32(entry),                                # mov eax, startup_64
-        b"\xff\xe0",                                          # jmp rax
+        b"\xea" + _u32(here) + b"\x10\x00",  # jmp 0x10:here        64-bit from here on
+        b"\xb8\x18\x00\x00\x00",  # mov eax, 0x18
+        b"\x8e\xd8\x8e\xc0\x8e\xd0\x8e\xe0\x8e\xe8",  # mov ds, es, ss, fs, gs
+        b"\x89\xee",  # mov esi, ebp         boot_params
+        b"\xb8" + _u32(entry),  # mov eax, startup_64
+        b"\xff\xe0",  # jmp rax
     ]
     program = b"".join(code)
     assert len(program) <= 0x100

@@ -10,9 +10,17 @@ from kvmtrace.errors import CapabilityError
 
 # program -> Debian package
 PACKAGES: dict[str, str] = {
-    "apt-cache": "apt", "apt-get": "apt", "bochs": "bochs", "busybox": "busybox-static", "depmod": "kmod",
-    "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux",
-    "unshare": "util-linux", "xorriso": "xorriso",
+    "apt-cache": "apt",
+    "apt-get": "apt",
+    "bochs": "bochs",
+    "busybox": "busybox-static",
+    "depmod": "kmod",
+    "dpkg-deb": "dpkg",
+    "mke2fs": "e2fsprogs",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+    "xorriso": "xorriso",
 }
 
 

@@ -40,13 +40,16 @@ class ObjectKind:
 
 
 # what a vendor module allocates around struct kvm_vcpu
+# fmt: off
 VENDOR_VCPUS: Mapping[str, str] = MappingProxyType({
     "vmx": "struct vcpu_vmx with its VMCS",
     "svm": "struct vcpu_svm with its VMCB",
     "pvm": "struct vcpu_pvm with its switcher state",
 })
+# fmt: on
 VENDOR_VCPU = "struct kvm_vcpu of this host's vendor module"
 
+# fmt: off
 OBJECT_KINDS: Mapping[str, ObjectKind] = MappingProxyType(
     {
         kind.name: kind
@@ -98,6 +101,7 @@ OBJECT_KINDS: Mapping[str, ObjectKind] = MappingProxyType(
         )
     }
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class Contract:
 
 
 # true of every VM and vCPU ioctl
+# fmt: off
 OTHER_PROCESS = Refusal(
     "other_process",
     errno.EIO,
@@ -291,11 +296,13 @@ INHERITANCE: tuple[tuple[str, ...], ...] = (
     ("host-x86_64-cpu", "max-x86_64-cpu", "x86_64-cpu", "cpu", "device", "object"),
     ("pc-i440fx-7.2-machine", "generic-pc-machine", "x86-machine", "machine", "object"),
 )
+# fmt: on
 
 _LARGER = "the array is too small: the VMM asks again with a larger one"
 
 # failures that belong to a healthy construction: (ioctl, errno) -> (why, where the kernel says so). What decides
 # between success and failure is not in a trace, so success is no violation.
+# fmt: off
 KNOWN_FAILURES: Mapping[tuple[int, int], tuple[str, str]] = MappingProxyType({
     (ioctls.KVM_GET_MSR_INDEX_LIST, errno.E2BIG): (_LARGER, "kvm_arch_dev_ioctl (arch/x86/kvm/x86.c)"),
     (ioctls.KVM_GET_MSR_FEATURE_INDEX_LIST, errno.E2BIG): (_LARGER, "kvm_arch_dev_ioctl (arch/x86/kvm/x86.c)"),
@@ -304,6 +311,7 @@ KNOWN_FAILURES: Mapping[tuple[int, int], tuple[str, str]] = MappingProxyType({
         "the guest has not set up its kvmclock, so it cannot be told that it was stopped",
         "kvm_set_guest_paused (arch/x86/kvm/x86.c)"),
 })
+# fmt: on
 
 # answers of KVM_RUN that mean "come back", not "failed"
 RUN_AGAIN = frozenset({errno.EINTR, errno.EAGAIN})

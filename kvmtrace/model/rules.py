@@ -37,6 +37,7 @@ class Rule:
     cannot_see: str = ""
 
 
+# fmt: off
 RULES: dict[str, Rule] = {rule.id: rule for rule in (
     Rule("V1", "KVM_RUN bracket", VIOLATION, ("kvm_userspace_exit",),
          "Each KVM_RUN loads the guest FPU once, unloads it once, and ends with one kvm_userspace_exit; the "
@@ -193,3 +194,4 @@ CHECKS: dict[str, str] = {
     "mmio_matches_page_fault": "the first kvm_mmio lies on the page of kvm_page_fault's address",
     "fast_mmio_length": "after kvm_fast_mmio the guest resumes behind the instruction",
 }
+# fmt: on

@@ -21,6 +21,7 @@ class State:
     sentence: str
 
 
+# fmt: off
 STATES: dict[str, State] = {state.name: state for state in (
     State("unknown", "-", "The recording does not say: it has just begun, or events were lost."),
     State("user", "the VMM", "The thread runs the VMM, outside any ioctl."),
@@ -46,6 +47,7 @@ STATES: dict[str, State] = {state.name: state for state in (
     State("left", "kvm_vcpu_ioctl (virt/kvm/kvm_main.c)", "kvm_userspace_exit is traced; the ioctl returns."),
     State("returned", "kvm_vcpu_ioctl has returned", "The system call is on its way out."),
 )}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class ModelEvent:
 
 
 # steps: events that change the state
+# fmt: off
 STEPS: dict[str, ModelEvent] = {event.name: event for event in (
     ModelEvent("call KVM_RUN", "sys_enter_ioctl", ("cmd", KVM_RUN), True, "the VMM calls KVM_RUN"),
     ModelEvent("call ioctl", "sys_enter_ioctl", ("cmd!=", KVM_RUN), True, "the VMM calls another ioctl"),
@@ -110,3 +113,4 @@ BYSTANDERS: tuple[str, ...] = (
     "kvm_hv_syndbg_get_msr", "kvm_track_tsc", "kvm_write_tsc_offset", "kvm_hv_timer_state",
     "kvm_async_pf_not_present", "kvm_async_pf_ready", "sched_switch",
 )
+# fmt: on

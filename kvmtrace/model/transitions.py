@@ -24,6 +24,7 @@ class Transition(NamedTuple):
 
 
 # conditions on a single step, evaluated for the few rows that need them
+# fmt: off
 GUARDS: dict[str, str] = {
     "entry_failed": "the next kvm_userspace_exit says KVM_EXIT_FAIL_ENTRY: VMLAUNCH or VMRESUME itself "
                     "failed",
@@ -41,6 +42,7 @@ TRAITS: dict[str, str] = {
     "entry_before_run": "kvm_entry is traced before the run function is called (5.10)",
     "old_fastpath": "fast-path re-entry stays inside vmx_vcpu_run and traces no kvm_entry (5.10)",
 }
+# fmt: on
 
 _RUN = "kvm_arch_vcpu_ioctl_run (x86.c)"
 _LOOP = "vcpu_run, vcpu_enter_guest (x86.c)"
@@ -52,14 +54,15 @@ _HALT = "vcpu_block (x86.c), kvm_vcpu_halt (virt/kvm/kvm_main.c)"
 _NEW = "entry_in_run"
 
 
-def _from_loop(
-    event: str, next_state: str, source: str, sentence: str, only: str = ""
-) -> tuple[Transition, ...]:
+def _from_loop(event: str, next_state: str, source: str, sentence: str, only: str = "") -> tuple[Transition, ...]:
     """Return the same edge from every state in which the run loop may be."""
-    return tuple(Transition(state, event, next_state, source, sentence, only=only)
-                 for state in ("loaded", "woken", "injecting", "exited", "handling"))
+    return tuple(
+        Transition(state, event, next_state, source, sentence, only=only)
+        for state in ("loaded", "woken", "injecting", "exited", "handling")
+    )
 
 
+# fmt: off
 TRANSITIONS: tuple[Transition, ...] = (
     # into KVM_RUN
     Transition("user", "call KVM_RUN", "run_called", _SYSCALL, "The VMM calls KVM_RUN."),
@@ -129,11 +132,11 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition("ioctl", "ioctl ends", "returned", _IOCTL, "The request is done."),
     Transition("ioctl", "return to VMM", "user", _SYSCALL, "The request is done."),
 )
+# fmt: on
 
 # States in which the thread itself may trace follow-ups of a VM-exit. In "guest" and "switched_out" that
 # needs a kernel which traces kvm_exit late.
-FOLLOW_UP_STATES: frozenset[str] = frozenset(
-    {"unknown", "loaded", "woken", "injecting", "exited", "handling"})
+FOLLOW_UP_STATES: frozenset[str] = frozenset({"unknown", "loaded", "woken", "injecting", "exited", "handling"})
 LATE_EXIT_STATES: frozenset[str] = frozenset({"guest", "switched_out"})
 # the only event that KVM itself traces between kvm_entry and kvm_exit, where that is with interrupts off
 GUEST_EVENTS: frozenset[str] = frozenset({"kvm_wait_lapic_expire"})

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # the phases of the lifecycle, in order
+# fmt: off
 PHASES: tuple[str, ...] = (
     "bind to the CPU",
     "save host state",
@@ -27,6 +28,7 @@ PHASES: tuple[str, ...] = (
     "record the exit reason",
     "unbind",
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class SwitchStep:
     before: str
 
 
+# fmt: off
 VMX_STEPS: tuple[SwitchStep, ...] = (
     SwitchStep(
         "bind to the CPU", "make the VMCS current",
@@ -136,9 +139,11 @@ VMX_STEPS: tuple[SwitchStep, ...] = (
         "", (), "kvm_put_guest_fpu (x86.c), vmx_prepare_switch_to_host (vmx/vmx.c)", "kvm_fpu",
         "kvm_userspace_exit"),
 )
+# fmt: on
 
 _SVM_BACK = "svm_vcpu_run_return|kvm_exit"
 
+# fmt: off
 SVM_STEPS: tuple[SwitchStep, ...] = (
     SwitchStep(
         "bind to the CPU", "take the VMCB to this CPU",
@@ -218,10 +223,12 @@ SVM_STEPS: tuple[SwitchStep, ...] = (
         "The VMM's FPU comes back; user-return MSRs follow on return to user mode.", "", (),
         "kvm_put_guest_fpu (x86.c), svm_vcpu_put (svm/svm.c)", "kvm_fpu", "kvm_userspace_exit"),
 )
+# fmt: on
 
 STEPS_BY_ISA: dict[str, tuple[SwitchStep, ...]] = {"vmx": VMX_STEPS, "svm": SVM_STEPS}
 
 # ISA -> (event, the next one, what lies between): the intervals that a recording can time
+# fmt: off
 BRACKETS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "vmx": (
         ("vmx_vcpu_run", "kvm_entry", "entry of the run function: nothing but a look at emulation_required"),
@@ -245,6 +252,7 @@ UNSEEN: tuple[str, ...] = (
     "an NMI injection, where kvm_entry has no intr_info",
     "that kvm_entry's RIP is KVM's copy: a foreign VMCS with the right copy looks the same",
 )
+# fmt: on
 
 
 def steps_as_dicts(isa: str) -> list[dict[str, Any]]:

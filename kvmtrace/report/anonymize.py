@@ -12,24 +12,66 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvmtrace.compare.explain import Story
+    from kvmtrace.check.explain import Story
     from kvmtrace.report.document import Report
     from kvmtrace.report.timeline import Timeline
 
 PAGE_MASK = 0xFFF
 FIRST_HIDDEN = 0x10000  # below lie the vectors and stubs of every real-mode guest
 FIRST_PAGE = 0x10_0000  # of the stand-ins: from 4 GiB on
-_ADDRESS_FIELDS = frozenset({
-    "rip", "guest_rip", "gpa", "gva", "address", "fault_address", "val", "data", "vcpu", "arg", "a0", "a1", "a2", "a3",
-    "info2", "filp", "hva", "gfn", "ingpa", "outgpa", "rax", "rbx", "rcx", "rdx",
-})
+_ADDRESS_FIELDS = frozenset(
+    {
+        "rip",
+        "guest_rip",
+        "gpa",
+        "gva",
+        "address",
+        "fault_address",
+        "val",
+        "data",
+        "vcpu",
+        "arg",
+        "a0",
+        "a1",
+        "a2",
+        "a3",
+        "info2",
+        "filp",
+        "hva",
+        "gfn",
+        "ingpa",
+        "outgpa",
+        "rax",
+        "rbx",
+        "rcx",
+        "rdx",
+    }
+)
 _COMM_FIELDS = frozenset({"comm", "prev_comm", "next_comm", "child_comm", "parent_comm", "newcomm", "oldcomm"})
 _LONG_HEX = re.compile(r"0x[0-9a-fA-F]{5,16}\b")
 _HEXDUMP = re.compile(r"\b[0-9a-f]{2}( [0-9a-f]{2})+( \.\.\.)?")
 # of a capture's metadata: what says nothing of the host, its users and its guests
-_KEPT_META = frozenset({"schema", "kvmtrace", "kernel", "backend", "clock", "event_set", "events", "missing_events",
-                        "loss", "duration_ns", "n_events", "filters", "ended_by", "discarded", "buffer_bytes",
-                        "cost_ns_per_event", "recorder_cpu_ns"})
+_KEPT_META = frozenset(
+    {
+        "schema",
+        "kvmtrace",
+        "kernel",
+        "backend",
+        "clock",
+        "event_set",
+        "events",
+        "missing_events",
+        "loss",
+        "duration_ns",
+        "n_events",
+        "filters",
+        "ended_by",
+        "discarded",
+        "buffer_bytes",
+        "cost_ns_per_event",
+        "recorder_cpu_ns",
+    }
+)
 
 
 class StandIns:
@@ -65,12 +107,20 @@ def anonymized(report: Report) -> Report:
         gpas=tuple(replace(row, gpa=names.address(row.gpa)) for row in report.detail.gpas),
         rips=tuple(replace(row, rip=names.address(row.rip), symbol=None) for row in report.detail.rips),
     )
-    damage = tuple({key: names.text(_HEXDUMP.sub("(left out)", value)) if key == "found" else value
-                    for key, value in row.items()} for row in report.loss.damage)
+    damage = tuple(
+        {key: names.text(_HEXDUMP.sub("(left out)", value)) if key == "found" else value for key, value in row.items()}
+        for row in report.loss.damage
+    )
     return replace(
-        report, capture=capture, loss=replace(report.loss, damage=damage), vcpus=vcpus, detail=detail,
-        model=_model(report.model, names), bring_up=_bring_up(report.bring_up, names),
-        replay=_cleaned("", report.replay, names), timeline=_timeline(report.timeline, names),
+        report,
+        capture=capture,
+        loss=replace(report.loss, damage=damage),
+        vcpus=vcpus,
+        detail=detail,
+        model=_model(report.model, names),
+        bring_up=_bring_up(report.bring_up, names),
+        replay=_cleaned("", report.replay, names),
+        timeline=_timeline(report.timeline, names),
     )
 
 
@@ -85,8 +135,10 @@ def _bring_up(bring_up: Any, names: StandIns) -> Any:
 def anonymized_story(story: Story) -> Story:
     """Return the story of a VM-exit without names and addresses."""
     names = StandIns()
-    events = tuple(replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
-                   for event in story.events)
+    events = tuple(
+        replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
+        for event in story.events
+    )
     return replace(story, events=events)
 
 
@@ -127,7 +179,8 @@ def _model(model: Any, names: StandIns) -> Any:
     violations = {id(v): _violation(v, names) for v in model.violations}
     first = model.first_divergence
     return replace(
-        model, violations=tuple(violations[id(v)] for v in model.violations),
+        model,
+        violations=tuple(violations[id(v)] for v in model.violations),
         first_divergence=violations.get(id(first)) or (_violation(first, names) if first else None),
     )
 
@@ -137,8 +190,13 @@ def _violation(violation: Any, names: StandIns) -> Any:
         replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
         for event in violation.context
     )
-    return replace(violation, expected=names.text(violation.expected), observed=names.text(violation.observed),
-                   why=names.text(violation.why), context=context)
+    return replace(
+        violation,
+        expected=names.text(violation.expected),
+        observed=names.text(violation.observed),
+        why=names.text(violation.why),
+        context=context,
+    )
 
 
 def _field(name: str, value: Any, names: StandIns) -> Any:

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.errors import MissingEventError
-from kvmtrace.events.table import EventTable
 from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
+from kvmtrace.table.event_table import EventTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.compare.bring_up import BringUp
-    from kvmtrace.events.recording import Recording
+    from kvmtrace.bring_up.follow import BringUp
+    from kvmtrace.table.recording import Recording
 
 MAX_REPLAYED = 1_000_000  # events; bounds the memory that long recordings take
 MAX_CONSTRUCTION = 1_000_000  # events of CONSTRUCTION, likewise; a VM is built within far fewer
 # what bring_up.py follows
-CONSTRUCTION = (*(f"sys_{side}_{call}" for call in ("ioctl", "openat", "mmap", "close") for side in ("enter", "exit")),
-                "sched_process_fork", *(function.role for function in VMM_FUNCTIONS))
+CONSTRUCTION = (
+    *(f"sys_{side}_{call}" for call in ("ioctl", "openat", "mmap", "close") for side in ("enter", "exit")),
+    "sched_process_fork",
+    *(function.role for function in VMM_FUNCTIONS),
+)
 
 
 class Beginning:
@@ -44,7 +47,7 @@ class Beginning:
         self._n_events += len(table)
 
     def _feed_construction(self, table: EventTable) -> None:
-        from kvmtrace.compare.parking import materialise
+        from kvmtrace.table.parking import materialise
 
         rows = np.sort(np.concatenate([table.rows(kind) for kind in CONSTRUCTION]))
         self._n_construction += len(rows)
@@ -54,14 +57,15 @@ class Beginning:
 
     def bring_up(self, recording: Recording, isa: str | None) -> BringUp | None:
         """Return the VM's construction, None if its ioctls were not recorded."""
-        from kvmtrace.compare.bring_up import follow_bring_up
+        from kvmtrace.bring_up.follow import follow_bring_up
 
         if not self._construction:
             return None
         events, row = EventTable.concat(self._construction), np.concatenate(self._rows)
         try:
-            found = follow_bring_up(events, processes=recording.processes, isa=isa,
-                                    qmp=recording.capture.meta.get("qmp"))
+            found = follow_bring_up(
+                events, processes=recording.processes, isa=isa, qmp=recording.capture.meta.get("qmp")
+            )
         except MissingEventError:  # a recorder that kept only some fields of the ioctls
             return None
         if found is not None and self._n_construction > MAX_CONSTRUCTION:
@@ -73,7 +77,7 @@ class Beginning:
         """Return a bundled guest's prediction beside its recording (Replay), None if it is none, or too long."""
         if not self._whole:
             return None
-        from kvmtrace.compare.alignment_recording import find_guest, replay_events
+        from kvmtrace.predict.align_recording import find_guest, replay_events
 
         if find_guest(recording.capture) is None:
             return None
@@ -82,7 +86,8 @@ class Beginning:
 
 def _in_recording(found: BringUp, row: NDArray[np.intp]) -> BringUp:
     """Return a construction whose events are numbered as in the recording."""
-    vmm = found.vmm and replace(found.vmm, steps=tuple(
-        replace(step, event_index=int(row[step.event_index])) for step in found.vmm.steps))
+    vmm = found.vmm and replace(
+        found.vmm, steps=tuple(replace(step, event_index=int(row[step.event_index])) for step in found.vmm.steps)
+    )
     steps = tuple(replace(step, event_index=int(row[step.event_index])) for step in found.steps)
     return replace(found, steps=steps, vmm=vmm)

@@ -56,22 +56,54 @@ class Outcome:
 def _call_row(step: Any) -> TimelineRow:
     words = step.name if step.call in {"ioctl", step.name} else f"{step.call} {step.name}"
     landmark = bool(step.makes) or step.call != "ioctl" or step.name == "KVM_RUN"
-    return TimelineRow(step.ts_ns, step.dur_ns, step.tid, words, step.fd, step.ret, step.object, step.makes,
-                       step.verdict, step.sentence, landmark)
+    return TimelineRow(
+        step.ts_ns,
+        step.dur_ns,
+        step.tid,
+        words,
+        step.fd,
+        step.ret,
+        step.object,
+        step.makes,
+        step.verdict,
+        step.sentence,
+        landmark,
+    )
 
 
 def _vmm_rows(steps: Sequence[Any]) -> list[tuple[int, TimelineRow]]:
     """Return (event index, row) of each step; a function whose return was probed has a duration."""
     rows: list[tuple[int, TimelineRow]] = []
     for i, step in enumerate(steps):
-        dur_ns = next((later.ts_ns - step.ts_ns for later in steps[i + 1:]
-                       if later.role == step.role + RETURN and later.tid == step.tid), None)
+        dur_ns = next(
+            (
+                later.ts_ns - step.ts_ns
+                for later in steps[i + 1 :]
+                if later.role == step.role + RETURN and later.tid == step.tid
+            ),
+            None,
+        )
         # "accel kvm" -> "(kvm)": of a single argument the value tells enough
         words = step.argument if ", " in step.argument else step.argument.partition(" ")[2]
         argument = f" ({words})" if words else ""
-        rows.append((step.event_index, TimelineRow(
-            step.ts_ns, dur_ns, step.tid, step.role.removeprefix("vmm_") + argument, None, None, "", "", "",
-            step.sentence, is_landmark=True)))
+        rows.append(
+            (
+                step.event_index,
+                TimelineRow(
+                    step.ts_ns,
+                    dur_ns,
+                    step.tid,
+                    step.role.removeprefix("vmm_") + argument,
+                    None,
+                    None,
+                    "",
+                    "",
+                    "",
+                    step.sentence,
+                    is_landmark=True,
+                ),
+            )
+        )
     return rows
 
 
@@ -112,6 +144,8 @@ def outcomes(bring_up: Any) -> list[Outcome]:
     for step in bring_up.steps:
         if step.verdict in OUTCOMES:
             found.setdefault((step.verdict, step.name, step.ret, step.sentence, step.source), []).append(step)
-    made = [Outcome(*key, objects=tuple(dict.fromkeys(step.object for step in steps if step.object)), n=len(steps))
-            for key, steps in found.items()]
+    made = [
+        Outcome(*key, objects=tuple(dict.fromkeys(step.object for step in steps if step.object)), n=len(steps))
+        for key, steps in found.items()
+    ]
     return sorted(made, key=lambda outcome: OUTCOMES.index(outcome.verdict))

@@ -5,32 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.events.stages import run_stages
-from kvmtrace.kvm.exit_reasons import ISA_NAMES
+from kvmtrace.isa.exit_reasons import ISA_NAMES
 from kvmtrace.report.beginning import Beginning
-from kvmtrace.report.detail import DetailAccumulator
 from kvmtrace.report.document import CaptureInfo, Detail, LossInfo, Report
-from kvmtrace.report.exits import ExitAccumulator
-from kvmtrace.report.intervals import find_intervals
-from kvmtrace.report.lane_builder import LaneBuilder
-from kvmtrace.report.lane_keys import split_pair
-from kvmtrace.report.perf_tables import PerfAccumulator
-from kvmtrace.report.rate import RateAccumulator
-from kvmtrace.report.segments import SegmentCollector
 from kvmtrace.report.selection import Selection
-from kvmtrace.report.time_sweep import Clock, ReasonSplit, Recorded, halt_polls, sweep
 from kvmtrace.report.timeline import build_timeline
-from kvmtrace.report.userspace import UserspaceAccumulator
-from kvmtrace.report.vcpus import Identities, VcpuAccumulator, unattributable_halts, with_ids
+from kvmtrace.spans.intervals import find_intervals
+from kvmtrace.spans.lane_builder import LaneBuilder
+from kvmtrace.spans.lane_keys import split_pair
+from kvmtrace.spans.slices import SegmentCollector
+from kvmtrace.spans.time_parts import Clock, ReasonSplit, Recorded, halt_polls, sweep
+from kvmtrace.stats.detail import DetailAccumulator
+from kvmtrace.stats.exits import ExitAccumulator
+from kvmtrace.stats.perf_kvm_stat import PerfAccumulator
+from kvmtrace.stats.rate import RateAccumulator
+from kvmtrace.stats.userspace import UserspaceAccumulator
+from kvmtrace.stats.vcpus import Identities, VcpuAccumulator, unattributable_halts, with_ids
+from kvmtrace.table.pipeline import run_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kvmtrace.events.recording import Recording
-    from kvmtrace.events.table import EventTable
-    from kvmtrace.report.lanes import Lanes
-    from kvmtrace.report.segments import Segments
     from kvmtrace.report.timeline import Timeline
+    from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.spans.slices import Segments
+    from kvmtrace.table.event_table import EventTable
+    from kvmtrace.table.recording import Recording
 
 PIECE_EVENTS = 1 << 18  # small enough for the caches
 
@@ -88,8 +88,10 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
 
 def _timeline(segments: Segments, report: Report) -> Timeline | None:
     """Reduce the segments to what is drawn over time."""
-    labels = {row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
-              for row in report.vcpus}
+    labels = {
+        row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
+        for row in report.vcpus
+    }
     return build_timeline(segments, labels, report.model.violations if report.model else ())
 
 
@@ -126,7 +128,7 @@ def _read_ahead(tables: Iterable[EventTable]) -> Iterator[EventTable]:
 
 
 def _new_checker(recording: Recording, limit: int = 20) -> Any:
-    from kvmtrace.compare.checker import checker_of
+    from kvmtrace.check.engine import checker_of
 
     return checker_of(recording, limit)
 
@@ -202,11 +204,15 @@ class ReportBuilder:
         self._identities.add_recorded(recording)
         knows_userspace = "kvm_userspace_exit" in self._described
         return Report(
-            capture, self._loss_info(recording),
-            self._exits.finish(keys.reasons, self._split, userspace=knows_userspace), perf_tables,
+            capture,
+            self._loss_info(recording),
+            self._exits.finish(keys.reasons, self._split, userspace=knows_userspace),
+            perf_tables,
             self._userspace.finish(keys.userspace),
             self._vcpus.finish(self._lanes.threads.tids, self._identities, self._can_tell()),
-            self._finished_detail(), self._rate.finish(), model=model,
+            self._finished_detail(),
+            self._rate.finish(),
+            model=model,
         )
 
     def segments(self) -> Segments:
@@ -232,10 +238,22 @@ class ReportBuilder:
         capture = recording.capture
         start, stop = self._span or (None, None)
         return CaptureInfo(
-            capture.path, capture.format, capture.host, capture.kernel, capture.cpu_model, self._isa(recording),
-            capture.clock, capture.backend, capture.events or _kind_names(recording), self.n_events, start,
-            None if start is None or stop is None else stop - start, capture.tracer_cost_ns_per_event,
-            capture.n_cpus, capture.meta.get("filters"), self._options.selection.describe(),
+            capture.path,
+            capture.format,
+            capture.host,
+            capture.kernel,
+            capture.cpu_model,
+            self._isa(recording),
+            capture.clock,
+            capture.backend,
+            capture.events or _kind_names(recording),
+            self.n_events,
+            start,
+            None if start is None or stop is None else stop - start,
+            capture.tracer_cost_ns_per_event,
+            capture.n_cpus,
+            capture.meta.get("filters"),
+            self._options.selection.describe(),
         )
 
     def _isa(self, recording: Recording) -> str | None:
@@ -250,8 +268,9 @@ class ReportBuilder:
 
     def _loss_info(self, recording: Recording) -> LossInfo:
         loss = recording.loss
-        damage = tuple({"offset": d.offset, "cpu": d.cpu, "expected": d.expected, "found": d.found}
-                       for d in loss.damage)
+        damage = tuple(
+            {"offset": d.offset, "cpu": d.cpu, "expected": d.expected, "found": d.found} for d in loss.damage
+        )
         by_cpu = {str(cpu): count for cpu, count in sorted(loss.by_cpu.items())}
         return LossInfo(loss.events, by_cpu, loss.truncated, self._exits.discarded, damage)
 

@@ -10,8 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmtrace.events.recording import Recording
-    from kvmtrace.events.table import EventTable
+    from kvmtrace.table.event_table import EventTable
+    from kvmtrace.table.recording import Recording
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.report.segments import PART_NAMES
-from kvmtrace.report.time_sweep import Part
+from kvmtrace.spans.slices import PART_NAMES
+from kvmtrace.spans.time_parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from kvmtrace.report.segments import Segments
+    from kvmtrace.spans.slices import Segments
 
 OVERVIEW_BINS = 160
 MAX_SEGMENTS = 60_000  # about 600 kB of HTML
@@ -179,8 +179,12 @@ def _ranges(segments: Segments, wanted: Iterable[int]) -> list[tuple[int, int]]:
 
 def _window(segments: Segments, first: int, stop: int, start_ns: int) -> Window:
     code = segments.part[first:stop].astype(np.int64) + len(Part) * (segments.reason[first:stop].astype(np.int64) + 1)
-    return Window(int(segments.thread[first]), int(segments.ts_ns[first]) - start_ns,
-                  tuple(segments.dur_ns[first:stop].tolist()), tuple(code.tolist()))
+    return Window(
+        int(segments.thread[first]),
+        int(segments.ts_ns[first]) - start_ns,
+        tuple(segments.dur_ns[first:stop].tolist()),
+        tuple(code.tolist()),
+    )
 
 
 def build_timeline(segments: Segments, labels: Mapping[int, str], violations: Iterable[Any] = ()) -> Timeline | None:
@@ -204,7 +208,8 @@ def build_timeline(segments: Segments, labels: Mapping[int, str], violations: It
     parts = tuple(PART_NAMES[part] for part in Part)
     lanes = tuple(
         Lane(tid, labels.get(tid, str(tid)), parts, tuple(tuple(s.tolist()) for s in _shares(segments, i, edges)))
-        for i, tid in enumerate(segments.tids) if (segments.thread == i).any()
+        for i, tid in enumerate(segments.tids)
+        if (segments.thread == i).any()
     )
     lane_of = {tid: i for i, tid in enumerate(lane.tid for lane in lanes)}
     exits = _find_exits(segments)
@@ -221,9 +226,24 @@ def build_timeline(segments: Segments, labels: Mapping[int, str], violations: It
         made = _window(segments, a, b, start)
         windows.append(Window(lane_of[segments.tids[made.lane]], made.start_ns, made.dur_ns, made.code))
     described = tuple(
-        ChosenExit(lane_of[segments.tids[int(segments.thread[at])]], int(segments.ts_ns[at]) - start,
-                   int(exits.dur_ns[i]), segments.reasons[int(segments.reason[at])], int(segments.guest_rip[at]), why)
+        ChosenExit(
+            lane_of[segments.tids[int(segments.thread[at])]],
+            int(segments.ts_ns[at]) - start,
+            int(exits.dur_ns[i]),
+            segments.reasons[int(segments.reason[at])],
+            int(segments.guest_rip[at]),
+            why,
+        )
         for i, at, why in sorted(chosen, key=lambda item: -int(exits.dur_ns[item[0]]))
     )
-    return Timeline(start, (stop - start) / OVERVIEW_BINS, parts, segments.reasons, lanes,
-                    _latency(segments, exits, edges), tuple(windows), described, len(segments) <= MAX_SEGMENTS)
+    return Timeline(
+        start,
+        (stop - start) / OVERVIEW_BINS,
+        parts,
+        segments.reasons,
+        lanes,
+        _latency(segments, exits, edges),
+        tuple(windows),
+        described,
+        len(segments) <= MAX_SEGMENTS,
+    )

@@ -28,8 +28,8 @@ descriptors are made by the main thread. The file descriptors R, G and J are the
 
 from __future__ import annotations
 
+from kvmtrace.workload.guest_run import run_guest
 from kvmtrace.workload.guests import GUESTS, Guest
 from kvmtrace.workload.result import GuestRun, KnownCounts
-from kvmtrace.workload.run import run_guest
 
 __all__ = ["GUESTS", "Guest", "GuestRun", "KnownCounts", "run_guest"]

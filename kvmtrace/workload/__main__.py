@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import KvmtraceError, UsageError
+from kvmtrace.workload.guest_run import DEFAULT_TIMEOUT_S, SLOW_REASONS, complete_arguments, find_guest, run_guest
 from kvmtrace.workload.guests import GUESTS
 from kvmtrace.workload.result import SCHEMA
-from kvmtrace.workload.run import DEFAULT_TIMEOUT_S, SLOW_REASONS, complete_arguments, find_guest, run_guest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +23,21 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     guests = "\n".join(f"  {guest.name:<13} {guest.summary}" for guest in GUESTS.values())
     parser = argparse.ArgumentParser(
-        prog="python -m kvmtrace.workload", description="Run a bundled guest on /dev/kvm.",
+        prog="python -m kvmtrace.workload",
+        description="Run a bundled guest on /dev/kvm.",
         epilog=f"guests:\n{guests}\n\nexample: python -m kvmtrace.workload lifecycle --count 3",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", metavar="NAME", help="one of the guests below")
     parser.add_argument("--count", type=int, help="how often; the default is the guest's own")
     parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="another argument")
-    parser.add_argument("--slow-reason", action="append", default=[], metavar="REASON:NS",
-                        help=f"wait NS before serving each userspace exit ({', '.join(SLOW_REASONS)})")
+    parser.add_argument(
+        "--slow-reason",
+        action="append",
+        default=[],
+        metavar="REASON:NS",
+        help=f"wait NS before serving each userspace exit ({', '.join(SLOW_REASONS)})",
+    )
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write one byte when up")
     parser.add_argument("--go-fd", type=int, metavar="FD", help="wait for one byte before opening /dev/kvm")
@@ -45,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = _run(options)
     except KvmtraceError as error:
         print(f"kvmtrace.workload: {error}", file=sys.stderr)
-        _write_json(options.json_fd, json.dumps({"schema": SCHEMA, "guest": options.name, "error": str(error),
-                                                 "exit_code": error.exit_code}))
+        _write_json(
+            options.json_fd,
+            json.dumps({"schema": SCHEMA, "guest": options.name, "error": str(error), "exit_code": error.exit_code}),
+        )
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -93,8 +102,10 @@ def describe_run(run: GuestRun) -> str:
     arguments = " ".join(f"{name}={value}" for name, value in run.arguments.items())
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(run.observed.items()))
     verdict = "ended as it should" if run.succeeded else "FAILED"
-    return (f"{run.guest} {arguments}: {verdict} ({run.ended}, status {run.status}) after "
-            f"{run.duration_ns / 1e6:.1f} ms on {run.isa or 'an unknown KVM'}\nuserspace exits: {counts}")
+    return (
+        f"{run.guest} {arguments}: {verdict} ({run.ended}, status {run.status}) after "
+        f"{run.duration_ns / 1e6:.1f} ms on {run.isa or 'an unknown KVM'}\nuserspace exits: {counts}"
+    )
 
 
 if __name__ == "__main__":

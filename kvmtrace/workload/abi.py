@@ -40,6 +40,7 @@ EXIT_SHUTDOWN = 8
 EXIT_FAIL_ENTRY = 9
 EXIT_INTR = 10
 EXIT_INTERNAL_ERROR = 17
+# fmt: off
 EXIT_NAMES: dict[int, str] = {
     EXIT_IO: "KVM_EXIT_IO",
     EXIT_HLT: "KVM_EXIT_HLT",
@@ -49,6 +50,7 @@ EXIT_NAMES: dict[int, str] = {
     EXIT_INTR: "KVM_EXIT_INTR",
     EXIT_INTERNAL_ERROR: "KVM_EXIT_INTERNAL_ERROR",
 }
+# fmt: on
 
 # struct kvm_run: offsets of what the VMM reads and writes
 RUN_IMMEDIATE_EXIT = 1
@@ -65,8 +67,26 @@ IO_OUT = 1  # KVM_EXIT_IO_OUT; in is 0
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest_phys_addr, memory_size, userspace_addr
 
 # struct kvm_regs: 18 u64
-REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
-             "r14", "r15", "rip", "rflags")
+REGISTERS = (
+    "rax",
+    "rbx",
+    "rcx",
+    "rdx",
+    "rsi",
+    "rdi",
+    "rsp",
+    "rbp",
+    "r8",
+    "r9",
+    "r10",
+    "r11",
+    "r12",
+    "r13",
+    "r14",
+    "r15",
+    "rip",
+    "rflags",
+)
 REGS = struct.Struct("<18Q")
 
 # struct kvm_sregs: eight segments, gdt, idt, then cr0 cr2 cr3 cr4 cr8 efer apic_base, interrupt_bitmap[4]

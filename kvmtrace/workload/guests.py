@@ -97,30 +97,50 @@ def _lifecycle(arguments: dict[str, int]) -> KnownCounts:
     n = arguments["count"]
     ports = {"0x3f8:POUT": 31 * n, "0x3fd:PIN": 29 * n, "0xf4:POUT": 1}
     return KnownCounts(
-        tracepoints={"kvm_pio": 60 * n + 1, "kvm_cpuid": 13 * n, "kvm_msr": 18 * n,
-                     "kvm_mmio": 19 * n + 2 * 17 * n},  # a read is traced twice: unsatisfied, then its value
+        tracepoints={
+            "kvm_pio": 60 * n + 1,
+            "kvm_cpuid": 13 * n,
+            "kvm_msr": 18 * n,
+            "kvm_mmio": 19 * n + 2 * 17 * n,
+        },  # a read is traced twice: unsatisfied, then its value
         userspace_exits={"KVM_EXIT_IO": 60 * n + 1, "KVM_EXIT_MMIO": 36 * n, "KVM_EXIT_HLT": 5 * n},
-        vmx={"IO_INSTRUCTION": 60 * n + 1, "CPUID": 13 * n, "MSR_READ": 11 * n, "MSR_WRITE": 7 * n,
-             "EPT_MISCONFIG": 36 * n - 1, "HLT": 5 * n},  # the very first MMIO is an EPT_VIOLATION
+        vmx={
+            "IO_INSTRUCTION": 60 * n + 1,
+            "CPUID": 13 * n,
+            "MSR_READ": 11 * n,
+            "MSR_WRITE": 7 * n,
+            "EPT_MISCONFIG": 36 * n - 1,
+            "HLT": 5 * n,
+        },  # the very first MMIO is an EPT_VIOLATION
         svm={"io": 60 * n + 1, "cpuid": 13 * n, "msr": 18 * n, "hlt": 5 * n},
-        ports=ports, gpas={"0x9000:W": 19 * n, "0x9000:R": 17 * n},
-        msrs={"0x277:R": 11 * n, "0x277:W": 7 * n})
+        ports=ports,
+        gpas={"0x9000:W": 19 * n, "0x9000:R": 17 * n},
+        msrs={"0x277:R": 11 * n, "0x277:W": 7 * n},
+    )
 
 
 def _storm(arguments: dict[str, int]) -> KnownCounts:
     n = arguments["count"]
     return KnownCounts(
-        tracepoints={"kvm_cpuid": n, "kvm_pio": 1}, userspace_exits={"KVM_EXIT_IO": 1},
-        vmx={"CPUID": n, "IO_INSTRUCTION": 1}, svm={"cpuid": n, "io": 1}, ports={"0xf4:POUT": 1})
+        tracepoints={"kvm_cpuid": n, "kvm_pio": 1},
+        userspace_exits={"KVM_EXIT_IO": 1},
+        vmx={"CPUID": n, "IO_INSTRUCTION": 1},
+        svm={"cpuid": n, "io": 1},
+        ports={"0xf4:POUT": 1},
+    )
 
 
 def _interrupt(arguments: dict[str, int]) -> KnownCounts:
     n = arguments["count"]
     msrs = {"0x1b:R": 1, "0x1b:W": 1, "0x80f:W": 1, "0x83e:W": 1, "0x832:W": 1, "0x838:W": n, "0x80b:W": n}
     return KnownCounts(
-        tracepoints={"kvm_msr": 5 + 2 * n, "kvm_eoi": n, "kvm_pio": 1}, userspace_exits={"KVM_EXIT_IO": 1},
+        tracepoints={"kvm_msr": 5 + 2 * n, "kvm_eoi": n, "kvm_pio": 1},
+        userspace_exits={"KVM_EXIT_IO": 1},
         vmx={"HLT": n, "MSR_READ": 1, "MSR_WRITE": 4 + 2 * n, "IO_INSTRUCTION": 1},
-        svm={"hlt": n, "msr": 5 + 2 * n, "io": 1}, ports={"0xf4:POUT": 1}, msrs=msrs)
+        svm={"hlt": n, "msr": 5 + 2 * n, "io": 1},
+        ports={"0xf4:POUT": 1},
+        msrs=msrs,
+    )
 
 
 def _smp(arguments: dict[str, int]) -> KnownCounts:
@@ -131,15 +151,20 @@ def _smp(arguments: dict[str, int]) -> KnownCounts:
         tracepoints={"kvm_msr": 2 + n_writes, "kvm_eoi": 1 + 2 * n, "kvm_pio": 2},
         userspace_exits={"KVM_EXIT_IO": 2},
         vmx={"HLT": 1 + 2 * n, "MSR_READ": 2, "MSR_WRITE": n_writes, "IO_INSTRUCTION": 2},
-        svm={"hlt": 1 + 2 * n, "msr": 2 + n_writes, "io": 2}, ports={"0xf4:POUT": 2}, msrs=msrs)
+        svm={"hlt": 1 + 2 * n, "msr": 2 + n_writes, "io": 2},
+        ports={"0xf4:POUT": 2},
+        msrs=msrs,
+    )
 
 
 def _string_io(arguments: dict[str, int]) -> KnownCounts:
     n = arguments["count"]
     # OUTSB 37 and 1, OUTSW 11: an exit per element; INSB 41 bytes in two pages; INSD 7 at once
     return KnownCounts(
-        tracepoints={"kvm_pio": 52 * n + 1}, userspace_exits={"KVM_EXIT_IO": 52 * n + 1},
-        ports={"0x3f8:POUT": 48 * n, "0x3fd:PIN": 3 * n, "0x3fd:POUT": n, "0xf4:POUT": 1})
+        tracepoints={"kvm_pio": 52 * n + 1},
+        userspace_exits={"KVM_EXIT_IO": 52 * n + 1},
+        ports={"0x3f8:POUT": 48 * n, "0x3fd:PIN": 3 * n, "0x3fd:POUT": n, "0xf4:POUT": 1},
+    )
 
 
 def _mmio_split(arguments: dict[str, int]) -> KnownCounts:
@@ -148,45 +173,88 @@ def _mmio_split(arguments: dict[str, int]) -> KnownCounts:
     # pieces of up to 8 bytes: 1 1, crossing 2 2, 16 bytes 2 2, 16 crossing 3 3, read-modify-write 2
     return KnownCounts(
         tracepoints={"kvm_mmio": 17 * n, "kvm_pio": 1},
-        userspace_exits={"KVM_EXIT_MMIO": 18 * n, "KVM_EXIT_IO": 1}, ports={"0xf4:POUT": 1})
+        userspace_exits={"KVM_EXIT_MMIO": 18 * n, "KVM_EXIT_IO": 1},
+        ports={"0xf4:POUT": 1},
+    )
 
 
 def _triple_fault(arguments: dict[str, int]) -> KnownCounts:
     n = arguments["count"]
     return KnownCounts(
-        tracepoints={"kvm_cpuid": n}, userspace_exits={"KVM_EXIT_SHUTDOWN": 1},
-        vmx={"CPUID": n, "TRIPLE_FAULT": 1}, svm={"cpuid": n, "shutdown": 1})
+        tracepoints={"kvm_cpuid": n},
+        userspace_exits={"KVM_EXIT_SHUTDOWN": 1},
+        vmx={"CPUID": n, "TRIPLE_FAULT": 1},
+        svm={"cpuid": n, "shutdown": 1},
+    )
 
 
 def _msr_gp(arguments: dict[str, int]) -> KnownCounts:
     n = arguments["count"]
     return KnownCounts(
-        tracepoints={"kvm_msr": n, "kvm_inj_exception": n, "kvm_pio": 1}, userspace_exits={"KVM_EXIT_IO": 1},
-        vmx={"MSR_WRITE": n, "IO_INSTRUCTION": 1}, svm={"msr": n, "io": 1},
-        ports={"0xf4:POUT": 1}, msrs={"0x1b:W": n})
+        tracepoints={"kvm_msr": n, "kvm_inj_exception": n, "kvm_pio": 1},
+        userspace_exits={"KVM_EXIT_IO": 1},
+        vmx={"MSR_WRITE": n, "IO_INSTRUCTION": 1},
+        svm={"msr": n, "io": 1},
+        ports={"0xf4:POUT": 1},
+        msrs={"0x1b:W": n},
+    )
 
 
 # PVM's interrupt injection into emulated real mode ends the interrupt, the guest's own EOI is a second one
 _EOI_TWICE = {"pvm": frozenset({"kvm_eoi"})}
 _ROUNDS = (Argument("count", "rbp", 1, 0xFFFF, "rounds"),)
 
-GUESTS: dict[str, Guest] = {guest.name: guest for guest in (
-    Guest("lifecycle", "every kind of VM-exit without interrupts, each a prime number of times",
-          _ROUNDS, _lifecycle),
-    Guest("storm", "as many VM-exits per second as possible",
-          (Argument("count", "rsi", 100_000, 0xFFFFFFFF, "VM-exits"),), _storm),
-    Guest("interrupt", "timer interrupts that wake the vCPU from HLT",
-          (Argument("count", "rbp", 23, 0xFFFF, "interrupts"),
-           Argument("period", "rdi", 2_000_000, 0xFFFFFFFF, "ns until each fires")),
-          _interrupt, irqchip=True, unknown=_EOI_TWICE),
-    Guest("smp", "two vCPUs that wake each other with interprocessor interrupts",
-          (Argument("count", "rbp", 17, 0xFFFF, "round trips"),), _smp, n_vcpus=2, irqchip=True,
-          unknown=_EOI_TWICE),
-    Guest("string-io", "REP OUTS and REP INS", _ROUNDS, _string_io),
-    Guest("mmio-split", "MMIO that crosses pages or exceeds 8 bytes",
-          (Argument("count", "rbp", 3, 0xFFFF, "rounds"),), _mmio_split),
-    Guest("triple-fault", "an exception that nothing handles",
-          (Argument("count", "rbp", 3, 0xFFFF, "CPUIDs before it"),), _triple_fault, ends="shutdown"),
-    Guest("msr-gp", "#GP injected after an illegal WRMSR",
-          (Argument("count", "rbp", 11, 0xFFFF, "illegal WRMSRs"),), _msr_gp),
-)}
+GUESTS: dict[str, Guest] = {
+    guest.name: guest
+    for guest in (
+        Guest(
+            "lifecycle", "every kind of VM-exit without interrupts, each a prime number of times", _ROUNDS, _lifecycle
+        ),
+        Guest(
+            "storm",
+            "as many VM-exits per second as possible",
+            (Argument("count", "rsi", 100_000, 0xFFFFFFFF, "VM-exits"),),
+            _storm,
+        ),
+        Guest(
+            "interrupt",
+            "timer interrupts that wake the vCPU from HLT",
+            (
+                Argument("count", "rbp", 23, 0xFFFF, "interrupts"),
+                Argument("period", "rdi", 2_000_000, 0xFFFFFFFF, "ns until each fires"),
+            ),
+            _interrupt,
+            irqchip=True,
+            unknown=_EOI_TWICE,
+        ),
+        Guest(
+            "smp",
+            "two vCPUs that wake each other with interprocessor interrupts",
+            (Argument("count", "rbp", 17, 0xFFFF, "round trips"),),
+            _smp,
+            n_vcpus=2,
+            irqchip=True,
+            unknown=_EOI_TWICE,
+        ),
+        Guest("string-io", "REP OUTS and REP INS", _ROUNDS, _string_io),
+        Guest(
+            "mmio-split",
+            "MMIO that crosses pages or exceeds 8 bytes",
+            (Argument("count", "rbp", 3, 0xFFFF, "rounds"),),
+            _mmio_split,
+        ),
+        Guest(
+            "triple-fault",
+            "an exception that nothing handles",
+            (Argument("count", "rbp", 3, 0xFFFF, "CPUIDs before it"),),
+            _triple_fault,
+            ends="shutdown",
+        ),
+        Guest(
+            "msr-gp",
+            "#GP injected after an illegal WRMSR",
+            (Argument("count", "rbp", 11, 0xFFFF, "illegal WRMSRs"),),
+            _msr_gp,
+        ),
+    )
+}

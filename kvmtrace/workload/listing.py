@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 from itertools import pairwise
 
-_ROW = re.compile(r"(?P<address>[0-9a-f]{4})  (?P<code>(?:[0-9a-f]{2} )*[0-9a-f]{2})\s{2,}(?P<text>[^;]+?)"
-                  r"\s*(?:;\s?(?P<comment>.*))?$")
+_ROW = re.compile(
+    r"(?P<address>[0-9a-f]{4})  (?P<code>(?:[0-9a-f]{2} )*[0-9a-f]{2})\s{2,}(?P<text>[^;]+?)"
+    r"\s*(?:;\s?(?P<comment>.*))?$"
+)
 _LABEL = re.compile(r"(?P<name>[a-z_][a-z0-9_]*):\s*(?:;.*)?$")
 
 
@@ -67,7 +69,7 @@ class Listing:
     def write_to(self, memory: bytearray | memoryview) -> None:
         """Copy all bytes to where they belong in `memory`, whose first byte is address 0."""
         for line in self.lines:
-            memory[line.address:line.address + len(line.code)] = line.code
+            memory[line.address : line.address + len(line.code)] = line.code
 
 
 def parse_listing(name: str, text: str) -> Listing:

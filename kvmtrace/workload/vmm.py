@@ -156,7 +156,7 @@ class Vcpu:
         access = abi.decode_mmio(self.run)
         if not access.write:
             data = self.devices.read(len(access.data))
-            self.run[abi.RUN_MMIO_DATA_OFFSET:abi.RUN_MMIO_DATA_OFFSET + len(data)] = data
+            self.run[abi.RUN_MMIO_DATA_OFFSET : abi.RUN_MMIO_DATA_OFFSET + len(data)] = data
 
     def stop(self) -> None:
         """Ask the loop to end; a KVM_RUN in progress ends with the next signal to its thread."""
@@ -207,11 +207,13 @@ def _open_kvm() -> int:
     try:
         fd = os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise CapabilityError(f"there is no {KVM_DEVICE}",
-                              "load kvm_intel or kvm_amd, or use `kvmtrace lab run`") from None
+        raise CapabilityError(
+            f"there is no {KVM_DEVICE}", "load kvm_intel or kvm_amd, or use `kvmtrace lab run`"
+        ) from None
     except OSError as failure:
-        raise CapabilityError(f"{KVM_DEVICE} cannot be opened: {failure.strerror}",
-                              "run as root or join the group kvm") from None
+        raise CapabilityError(
+            f"{KVM_DEVICE} cannot be opened: {failure.strerror}", "run as root or join the group kvm"
+        ) from None
     version = fcntl.ioctl(fd, abi.KVM_GET_API_VERSION, 0)
     if version != abi.API_VERSION:
         os.close(fd)

@@ -116,7 +116,7 @@ def kvmtrace(*arguments: str | Path, one_core: bool = False, kernel: bool = True
 
 def n_events(path: Path) -> int:
     """Count a recording's events."""
-    from kvmtrace.events import open_recording
+    from kvmtrace.formats import open_recording
 
     return sum(len(table) for table in open_recording(str(path)).iter_events())
 
@@ -131,16 +131,34 @@ def against_trace_cmd(path: Path, rounds: int) -> list[Result]:
     events, size = n_events(path), path.stat().st_size
     ratio, memory = theirs.seconds / ours.seconds, ours.peak / size
     return [
-        Result("1", f"report --format json, {events:,} events: {ours.seconds:.2f} s (CPU {ours.cpu_seconds:.2f} s, one "
-               f"core {one.seconds:.2f} s, --no-model {plain.seconds:.2f} s, without the compiled kernel "
-               f"{numpy.seconds:.2f} s); trace-cmd report {theirs.seconds:.2f} s "
-               f"(CPU {theirs.cpu_seconds:.2f} s)",
-               f"{ratio:.1f} x", ">= 4 x (aim 8)", ratio >= 4,
-               {"ours_s": ours.seconds, "ours_cpu_s": ours.cpu_seconds, "one_core_s": one.seconds,
-                "no_model_s": plain.seconds, "numpy_s": numpy.seconds, "trace_cmd_s": theirs.seconds,
-                "trace_cmd_cpu_s": theirs.cpu_seconds, "events": events}),
-        Result("4", f"its peak memory: {ours.peak / MIB:.0f} MiB for a trace of {size / MIB:.0f} MiB",
-               f"{memory:.2f} x", "<= 2.5 x", memory <= 2.5, {"peak": ours.peak, "size": size}),
+        Result(
+            "1",
+            f"report --format json, {events:,} events: {ours.seconds:.2f} s (CPU {ours.cpu_seconds:.2f} s, one "
+            f"core {one.seconds:.2f} s, --no-model {plain.seconds:.2f} s, without the compiled kernel "
+            f"{numpy.seconds:.2f} s); trace-cmd report {theirs.seconds:.2f} s "
+            f"(CPU {theirs.cpu_seconds:.2f} s)",
+            f"{ratio:.1f} x",
+            ">= 4 x (aim 8)",
+            ratio >= 4,
+            {
+                "ours_s": ours.seconds,
+                "ours_cpu_s": ours.cpu_seconds,
+                "one_core_s": one.seconds,
+                "no_model_s": plain.seconds,
+                "numpy_s": numpy.seconds,
+                "trace_cmd_s": theirs.seconds,
+                "trace_cmd_cpu_s": theirs.cpu_seconds,
+                "events": events,
+            },
+        ),
+        Result(
+            "4",
+            f"its peak memory: {ours.peak / MIB:.0f} MiB for a trace of {size / MIB:.0f} MiB",
+            f"{memory:.2f} x",
+            "<= 2.5 x",
+            memory <= 2.5,
+            {"peak": ours.peak, "size": size},
+        ),
     ]
 
 
@@ -150,10 +168,18 @@ def against_perf(path: Path, rounds: int, samples: int, least: float) -> list[Re
     theirs = Command(["perf", "kvm", "-i", str(path), "stat", "report"])
     alternate([ours, theirs], rounds)
     ratio = theirs.seconds / ours.seconds
-    return [Result("2", f"report --no-model --perf-compatible, {samples:,} samples: {ours.seconds:.2f} s "
-                   f"(CPU {ours.cpu_seconds:.2f} s, {ours.peak / MIB:.0f} MiB); perf kvm stat report "
-                   f"{theirs.said} {theirs.peak / MIB:.0f} MiB", f"{ratio:.2f} x", f">= {least:g} x", ratio >= least,
-                   {"ours_s": ours.seconds, "perf_s": theirs.seconds, "samples": samples})]
+    return [
+        Result(
+            "2",
+            f"report --no-model --perf-compatible, {samples:,} samples: {ours.seconds:.2f} s "
+            f"(CPU {ours.cpu_seconds:.2f} s, {ours.peak / MIB:.0f} MiB); perf kvm stat report "
+            f"{theirs.said} {theirs.peak / MIB:.0f} MiB",
+            f"{ratio:.2f} x",
+            f">= {least:g} x",
+            ratio >= least,
+            {"ours_s": ours.seconds, "perf_s": theirs.seconds, "samples": samples},
+        )
+    ]
 
 
 def check_speed(path: Path, rounds: int) -> list[Result]:
@@ -162,10 +188,24 @@ def check_speed(path: Path, rounds: int) -> list[Result]:
     alternate([one, both], rounds)
     events = n_events(path)
     rate, gain = events / one.seconds, one.seconds / both.seconds
-    return [Result("3", f"check, {events:,} events, one core: {one.said}", f"{rate / 1e6:.2f} M/s", ">= 2 M/s",
-                   rate >= 2e6, {"one_s": one.seconds, "one_cpu_s": one.cpu_seconds, "events": events}),
-            Result("3", f"check on two cores: {both.seconds:.2f} s", f"{gain:.2f} x", "> 1 x", gain > 1.1,
-                   {"both_s": both.seconds})]
+    return [
+        Result(
+            "3",
+            f"check, {events:,} events, one core: {one.said}",
+            f"{rate / 1e6:.2f} M/s",
+            ">= 2 M/s",
+            rate >= 2e6,
+            {"one_s": one.seconds, "one_cpu_s": one.cpu_seconds, "events": events},
+        ),
+        Result(
+            "3",
+            f"check on two cores: {both.seconds:.2f} s",
+            f"{gain:.2f} x",
+            "> 1 x",
+            gain > 1.1,
+            {"both_s": both.seconds},
+        ),
+    ]
 
 
 def growth(paths: Sequence[Path], rounds: int) -> list[Result]:
@@ -177,12 +217,29 @@ def growth(paths: Sequence[Path], rounds: int) -> list[Result]:
         events = n_events(path)
         rates.append(command.seconds / events)
         small = command.peak < 1.5 * 1024 * MIB
-        out.append(Result("4", f"report of {events:,} events: {command.said}", f"{command.peak / MIB:.0f} MiB",
-                          "< 1536 MiB", small, {"seconds": command.seconds, "events": events, "peak": command.peak}))
+        out.append(
+            Result(
+                "4",
+                f"report of {events:,} events: {command.said}",
+                f"{command.peak / MIB:.0f} MiB",
+                "< 1536 MiB",
+                small,
+                {"seconds": command.seconds, "events": events, "peak": command.peak},
+            )
+        )
     spread = rates[-1] / min(rates)
-    out.append(Result("5", "time per event, largest recording against the best: "
-                      + ", ".join(f"{rate * 1e9:.0f}" for rate in rates) + " ns", f"{spread:.2f} x", "<= 1.3 x",
-                      spread <= 1.3, {}))
+    out.append(
+        Result(
+            "5",
+            "time per event, largest recording against the best: "
+            + ", ".join(f"{rate * 1e9:.0f}" for rate in rates)
+            + " ns",
+            f"{spread:.2f} x",
+            "<= 1.3 x",
+            spread <= 1.3,
+            {},
+        )
+    )
     return out
 
 
@@ -190,10 +247,24 @@ def start_up(rounds: int) -> list[Result]:
     """Goal 6."""
     small, usage = kvmtrace("report", SMALL), kvmtrace("--help")
     alternate([small, usage], rounds)
-    return [Result("6", f"report of {n_events(SMALL):,} events", f"{small.seconds:.2f} s", f"< {SMALL_LIMIT_S} s",
-                   small.seconds < SMALL_LIMIT_S, {"seconds": small.seconds}),
-            Result("6", "kvmtrace --help", f"{usage.seconds:.2f} s", f"< {HELP_LIMIT_S} s",
-                   usage.seconds < HELP_LIMIT_S, {"seconds": usage.seconds})]
+    return [
+        Result(
+            "6",
+            f"report of {n_events(SMALL):,} events",
+            f"{small.seconds:.2f} s",
+            f"< {SMALL_LIMIT_S} s",
+            small.seconds < SMALL_LIMIT_S,
+            {"seconds": small.seconds},
+        ),
+        Result(
+            "6",
+            "kvmtrace --help",
+            f"{usage.seconds:.2f} s",
+            f"< {HELP_LIMIT_S} s",
+            usage.seconds < HELP_LIMIT_S,
+            {"seconds": usage.seconds},
+        ),
+    ]
 
 
 def parquet(path: Path, rounds: int) -> list[Result]:
@@ -207,11 +278,25 @@ def parquet(path: Path, rounds: int) -> list[Result]:
     alternate([of_parquet, of_trace], rounds)
     events = n_events(path)
     rate, ratio = events / export.seconds, of_trace.seconds / of_parquet.seconds
-    return [Result("7", f"export to Parquet: {export.said} {export.peak / MIB:.0f} MiB, file of "
-                   f"{target.stat().st_size / MIB:.0f} MiB", f"{rate / 1e6:.2f} M/s", ">= 1 M/s", rate >= 1e6,
-                   {"seconds": export.seconds, "events": events}),
-            Result("7", f"report of the Parquet {of_parquet.seconds:.2f} s, of the trace.dat {of_trace.seconds:.2f} s",
-                   f"{ratio:.2f} x", "> 1 x", ratio > 1, {"seconds": of_parquet.seconds})]
+    return [
+        Result(
+            "7",
+            f"export to Parquet: {export.said} {export.peak / MIB:.0f} MiB, file of "
+            f"{target.stat().st_size / MIB:.0f} MiB",
+            f"{rate / 1e6:.2f} M/s",
+            ">= 1 M/s",
+            rate >= 1e6,
+            {"seconds": export.seconds, "events": events},
+        ),
+        Result(
+            "7",
+            f"report of the Parquet {of_parquet.seconds:.2f} s, of the trace.dat {of_trace.seconds:.2f} s",
+            f"{ratio:.2f} x",
+            "> 1 x",
+            ratio > 1,
+            {"seconds": of_parquet.seconds},
+        ),
+    ]
 
 
 def html(path: Path, exits: int, rounds: int) -> list[Result]:
@@ -221,8 +306,16 @@ def html(path: Path, exits: int, rounds: int) -> list[Result]:
     alternate([command], rounds)
     size = target.stat().st_size / 1e6
     met = command.seconds < HTML_LIMIT_S and size < 3
-    return [Result("8", f"HTML of {exits:,} exits: {command.said} {command.peak / MIB:.0f} MiB", f"{size:.2f} MB",
-                   f"< {HTML_LIMIT_S:g} s, < 3 MB", met, {"seconds": command.seconds, "megabytes": size})]
+    return [
+        Result(
+            "8",
+            f"HTML of {exits:,} exits: {command.said} {command.peak / MIB:.0f} MiB",
+            f"{size:.2f} MB",
+            f"< {HTML_LIMIT_S:g} s, < 3 MB",
+            met,
+            {"seconds": command.seconds, "megabytes": size},
+        )
+    ]
 
 
 def measure(loads: Path, rounds: int, *, quick: bool) -> list[Result]:
@@ -257,11 +350,18 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     results = measure(RESULTS / "loads", options.rounds, quick=options.quick)
     print(render(results))
-    print(f"load average before {load_before:.2f}, after {os.getloadavg()[0]:.2f}; {options.rounds} rounds; "
-          f"{os.cpu_count()} CPUs")
+    print(
+        f"load average before {load_before:.2f}, after {os.getloadavg()[0]:.2f}; {options.rounds} rounds; "
+        f"{os.cpu_count()} CPUs"
+    )
     document = {
-        "schema": "kvmtrace.bench/1", "python": platform.python_version(), "kernel": platform.release(),
-        "rounds": options.rounds, "load_before": load_before, "results": [asdict(r) for r in results]}
+        "schema": "kvmtrace.bench/1",
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "rounds": options.rounds,
+        "load_before": load_before,
+        "results": [asdict(r) for r in results],
+    }
     options.output.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -32,16 +32,18 @@ from typing import TYPE_CHECKING, Any
 
 from floors import bare_ftrace, empty_programs
 
-from kvmtrace.capture.bpf_summary import EVENTS as SUMMARY_EVENTS
-from kvmtrace.events.opening import open_recording
+from kvmtrace.capture.bpf.summary_maps import EVENTS as SUMMARY_EVENTS
+from kvmtrace.formats.opening import open_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
 # the most frequent first; those that this machine's KVM does not fire for the load are harmless
-STORM = tuple(("kvm", name) for name in ("kvm_entry", "kvm_exit", "kvm_cpuid", "kvm_emulate_insn", "kvm_fpu", "kvm_pio",
-                                         "kvm_userspace_exit"))
+STORM = tuple(
+    ("kvm", name)
+    for name in ("kvm_entry", "kvm_exit", "kvm_cpuid", "kvm_emulate_insn", "kvm_fpu", "kvm_pio", "kvm_userspace_exit")
+)
 EXITS_PER_ROUND = 102  # to userspace, of the guest lifecycle
 SETTLE_S = 0.5  # the kernel detaches BPF programs and frees buffers after their process has ended
 KVMTRACE = [sys.executable, "-m", "kvmtrace"]
@@ -129,6 +131,7 @@ def run_bare(load: Load, directory: Path) -> Run:
 
 def run_kvmtrace(*options: str) -> Callable[[Load, Path], Run]:
     """Return a runner of `kvmtrace record OPTIONS`."""
+
     def run(load: Load, directory: Path) -> Run:
         output = directory / "kvmtrace.dat"
         run, _ = Guest.prepare(load, directory).run([*KVMTRACE, "record", *options, "-o", str(output), "--"])
@@ -137,14 +140,16 @@ def run_kvmtrace(*options: str) -> Callable[[Load, Path], Run]:
         meta = json.loads(text)["meta"] if text[:1] == b"{" else open_recording(output).capture.meta
         output.unlink()
         cpu_ns = meta.get("recorder_cpu_ns")
-        return replace(run, events=meta.get("n_events"), lost=meta["loss"]["events"],
-                       recorder_cpu_s=cpu_ns and cpu_ns / 1e9)
+        return replace(
+            run, events=meta.get("n_events"), lost=meta["loss"]["events"], recorder_cpu_s=cpu_ns and cpu_ns / 1e9
+        )
+
     return run
 
 
 def wait_detached() -> None:
     """Wait until the kernel has detached the last recording's programs: they would cost the next contender time."""
-    from kvmtrace.capture.bpf_syscall import loaded_programs
+    from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
 
     while loaded_programs():
         time.sleep(0.2)
@@ -161,8 +166,9 @@ def _run_perf(load: Load, directory: Path, options: tuple[str, ...]) -> Run:
     for system, name in load.known_tracepoints():
         prefix += ["-e", f"{system}:{name}"]
     run, _ = Guest.prepare(load, directory).run([*prefix, "--"])
-    report = subprocess.run(["perf", "report", "-i", str(output), "--stats"], capture_output=True, text=True,
-                            check=True)
+    report = subprocess.run(
+        ["perf", "report", "-i", str(output), "--stats"], capture_output=True, text=True, check=True
+    )
     samples = re.search(r"SAMPLE events:\s+(\d+)", report.stdout)
     lost = _perf_lost(output) if re.search(r"\bLOST(_SAMPLES)? events:", report.stdout) else 0
     output.unlink()
@@ -173,8 +179,12 @@ def _run_perf(load: Load, directory: Path, options: tuple[str, ...]) -> Run:
 
 def _perf_lost(path: Path) -> int:
     """Return how many samples perf says it lost."""
-    script = subprocess.run(["perf", "script", "-i", str(path), "--show-lost-events", "-F", "event"],
-                            capture_output=True, text=True, check=True)
+    script = subprocess.run(
+        ["perf", "script", "-i", str(path), "--show-lost-events", "-F", "event"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return sum(int(number) for number in re.findall(r"PERF_RECORD_LOST(?:_SAMPLES)? lost (\d+)", script.stdout))
 
 
@@ -196,8 +206,12 @@ def run_bpftrace(load: Load, directory: Path) -> Run:
     places = ",".join(f"tracepoint:{system}:{name}" for system, name in load.known_tracepoints())
     program = places + " { @[probe] = count(); }"
     # not with -c: it must be attached before the guest begins
-    with subprocess.Popen(["bpftrace", "-e", f'BEGIN {{ printf("up\\n"); }} {program}'], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as tracer:
+    with subprocess.Popen(
+        ["bpftrace", "-e", f'BEGIN {{ printf("up\\n"); }} {program}'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tracer:
         assert tracer.stdout is not None
         while (line := tracer.stdout.readline()) and line.strip() != "up":
             pass
@@ -212,12 +226,13 @@ def run_bpftrace(load: Load, directory: Path) -> Run:
     return replace(run, events=events, lost=0, recorder_cpu_s=None)
 
 
-def run_floor(floor: Callable[[list[tuple[str, str]]], AbstractContextManager[None]]
-              ) -> Callable[[Load, Path], Run]:
+def run_floor(floor: Callable[[list[tuple[str, str]]], AbstractContextManager[None]]) -> Callable[[Load, Path], Run]:
     """Return a runner with nothing but what the kernel does for an event."""
+
     def run(load: Load, directory: Path) -> Run:
         with floor(load.known_tracepoints()):
             return Guest.prepare(load, directory).run([])[0]
+
     return run
 
 
@@ -242,8 +257,10 @@ def loads(count: int) -> list[tuple[Load, set[str] | None]]:
     """Return the loads, each with the names of its contenders (None: all)."""
     rounds = max(1, count // EXITS_PER_ROUND)
     summary = {"none", "kvmtrace --summary", "bpftrace count", "floor: BPF", "floor: raw BPF"}
-    return [(Load("storm", "storm", count, count, STORM), None),
-            (Load("userspace", "lifecycle", rounds, rounds * EXITS_PER_ROUND, SUMMARY_EVENTS), summary)]
+    return [
+        (Load("storm", "storm", count, count, STORM), None),
+        (Load("userspace", "lifecycle", rounds, rounds * EXITS_PER_ROUND, SUMMARY_EVENTS), summary),
+    ]
 
 
 def measure(chosen: list[Contender], load: Load, rounds: int) -> None:
@@ -280,15 +297,20 @@ def summarise(chosen: list[Contender], load: Load) -> list[dict[str, Any]]:
                 walls = pick([run.wall_ns for run in contender.runs]) - pick([run.wall_ns for run in base])
                 row[f"wall_ns_per_event_{label}"] = walls / events if events else None
             last = min(contender.runs, key=lambda run: run.cpu_ns)
-            row |= {"events": last.events, "lost": last.lost, "recorder_cpu_s": last.recorder_cpu_s,
-                    "guest_s": last.cpu_ns / 1e9,
-                    "events_per_s": last.events / last.wall_ns * 1e9 if last.events else None}
+            row |= {
+                "events": last.events,
+                "lost": last.lost,
+                "recorder_cpu_s": last.recorder_cpu_s,
+                "guest_s": last.cpu_ns / 1e9,
+                "events_per_s": last.events / last.wall_ns * 1e9 if last.events else None,
+            }
         rows.append(row)
     return rows
 
 
 def render(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table."""
+
     def number(value: float | None, form: str = ",.0f") -> str:
         return "-" if value is None else format(value, form)
 
@@ -303,12 +325,16 @@ def render(rows: list[dict[str, Any]]) -> str:
             f" {number(row['ns_per_exit_median']):>8} {number(row['ns_per_event_best']):>10}"
             f" {number(row['ns_per_event_median']):>8} {number(row['wall_ns_per_event_best']):>6}"
             f" {number(row['events']):>11} {number(row['lost']):>8}"
-            f" {number(row['events_per_s']):>10} {number(row['recorder_cpu_s'], '.2f'):>6}")
+            f" {number(row['events_per_s']):>10} {number(row['recorder_cpu_s'], '.2f'):>6}"
+        )
     return "\n".join(lines)
 
 
-GOALS = (("storm", "kvmtrace ftrace", "perf record", 1 / 3), ("storm", "kvmtrace bpf", "perf record", 1.0),
-         ("userspace", "kvmtrace --summary", "bpftrace count", 0.5))
+GOALS = (
+    ("storm", "kvmtrace ftrace", "perf record", 1 / 3),
+    ("storm", "kvmtrace bpf", "perf record", 1.0),
+    ("userspace", "kvmtrace --summary", "bpftrace count", 0.5),
+)
 
 
 def render_goals(results: dict[str, list[dict[str, Any]]]) -> str:

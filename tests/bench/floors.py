@@ -12,15 +12,15 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture import bpf_syscall as sys
-from kvmtrace.capture.bpf_events import read_tracepoint
+from kvmtrace.capture.bpf import bpf_syscall as sys
+from kvmtrace.capture.bpf.event_programs import read_tracepoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 TRACING = Path("/sys/kernel/tracing")
 BUFFER_KB = 16384
-RETURN_1 = struct.pack("<BBhiBBhi", 0xb7, 0, 0, 1, 0x95, 0, 0, 0)  # r0 = 1; exit
+RETURN_1 = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)  # r0 = 1; exit
 
 
 @contextlib.contextmanager

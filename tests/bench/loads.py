@@ -27,8 +27,26 @@ def record_storm(folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     print(f"recording {EXITS:,} VM-exits in the SVM lab, twice (once; about two minutes)", flush=True)
-    subprocess.run([sys.executable, "-m", "kvmtrace", "lab", "run", "--isa", "svm", "--cpus", "2", "-o", str(folder),
-                    "--", "sh", "-c", _COMMANDS], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kvmtrace",
+            "lab",
+            "run",
+            "--isa",
+            "svm",
+            "--cpus",
+            "2",
+            "-o",
+            str(folder),
+            "--",
+            "sh",
+            "-c",
+            _COMMANDS,
+        ],
+        check=True,
+    )
 
 
 def trace_dat(folder: Path, times: int) -> Path:

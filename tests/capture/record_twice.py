@@ -1,6 +1,6 @@
 """Record one run of a bundled guest with both back ends at once: OUT/ftrace.dat and OUT/bpf.dat.
 
-    python record_twice.py OUT GUEST [ARGUMENT...]
+python record_twice.py OUT GUEST [ARGUMENT...]
 """
 
 from __future__ import annotations
@@ -22,9 +22,21 @@ def start_guest(guest: str, arguments: list[str]) -> tuple[subprocess.Popen[byte
     ready_read, ready_write = os.pipe()
     go_read, go_write = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "kvmtrace.workload", guest, *arguments, "--ready-fd", str(ready_write),
-         "--go-fd", str(go_read)], pass_fds=(ready_write, go_read), stdout=subprocess.DEVNULL,
-        env=ENVIRONMENT)
+        [
+            sys.executable,
+            "-m",
+            "kvmtrace.workload",
+            guest,
+            *arguments,
+            "--ready-fd",
+            str(ready_write),
+            "--go-fd",
+            str(go_read),
+        ],
+        pass_fds=(ready_write, go_read),
+        stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )
     os.close(ready_write)
     assert os.read(ready_read, 1)
     os.close(ready_read)
@@ -37,8 +49,9 @@ def kvmtrace() -> list[str]:
 
 
 def start_recorder(backend: str, pid: int, output: Path, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*kvmtrace(), "record", "--backend", backend, "-p", str(pid),
-                             "-o", str(output), *options], env=ENVIRONMENT)
+    return subprocess.Popen(
+        [*kvmtrace(), "record", "--backend", backend, "-p", str(pid), "-o", str(output), *options], env=ENVIRONMENT
+    )
 
 
 def bpf_runs(output: Path) -> bool:
@@ -48,8 +61,10 @@ def bpf_runs(output: Path) -> bool:
 
 def ftrace_runs(pid: int) -> bool:
     try:
-        return any((path / "tracing_on").read_text().strip() == "1"
-                   for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*"))
+        return any(
+            (path / "tracing_on").read_text().strip() == "1"
+            for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*")
+        )
     except FileNotFoundError:  # it is just being made
         return False
 

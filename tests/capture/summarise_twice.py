@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kvmtrace.capture.bpf_summary import SummaryPrograms
+from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
 from tests.capture.record_twice import WAIT_S, start_guest
 
 

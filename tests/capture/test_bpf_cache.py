@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture import bpf_compile
+from kvmtrace.capture.bpf import compiler as bpf_compile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOAD = struct.pack("<BBhiBBhi", 0x18, 0x11, 0, 0x7e570001, 0, 0, 0, 0)  # r1 = map 0x7e570001
+LOAD = struct.pack("<BBhiBBhi", 0x18, 0x11, 0, 0x7E570001, 0, 0, 0, 0)  # r1 = map 0x7e570001
 # an add of a constant that equals the placeholder is no load, and must stay
-ADD = struct.pack("<BBhi", 0x07, 0x01, 0, 0x7e570001)
+ADD = struct.pack("<BBhi", 0x07, 0x01, 0, 0x7E570001)
 
 
 @pytest.fixture
@@ -26,16 +26,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_only_loads_are_relocated() -> None:
-    code = bpf_compile.relocate({"f": LOAD + ADD + LOAD}, {0x7e570001: 42})["f"]
+    code = bpf_compile.relocate({"f": LOAD + ADD + LOAD}, {0x7E570001: 42})["f"]
     changed = struct.pack("<BBhiBBhi", 0x18, 0x11, 0, 42, 0, 0, 0, 0)
     assert code == changed + ADD + changed
 
 
 def test_a_map_is_a_relocatable_load() -> None:
-    source = ("int f(void *ctx) { u32 key = 0; return bpf_map_lookup_elem_(bpf_pseudo_fd(1, 0x7e570001), &key) != 0; }")
+    source = "int f(void *ctx) { u32 key = 0; return bpf_map_lookup_elem_(bpf_pseudo_fd(1, 0x7e570001), &key) != 0; }"
     code = bpf_compile.compile_source(source)["f"]
     assert LOAD in code
-    assert LOAD not in bpf_compile.relocate({"f": code}, {0x7e570001: 9})["f"]
+    assert LOAD not in bpf_compile.relocate({"f": code}, {0x7E570001: 9})["f"]
 
 
 def test_what_was_compiled_once_is_not_compiled_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

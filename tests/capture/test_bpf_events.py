@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture import bpf_attach, bpf_btf, bpf_compile, bpf_events
-from kvmtrace.capture.bpf_ring import round_ring_size
+from kvmtrace.capture.bpf import attach as bpf_attach
+from kvmtrace.capture.bpf import btf_ids as bpf_btf
+from kvmtrace.capture.bpf import compiler as bpf_compile
+from kvmtrace.capture.bpf import event_programs as bpf_events
+from kvmtrace.capture.bpf.ring import round_ring_size
 from kvmtrace.errors import CapabilityError
 from kvmtrace.kvm.tracepoints import PROBES
 from tests.writers.bpf_capture import FORMAT_ENTRY
@@ -17,8 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENTRY = bpf_events.TracedEvent("kvm_entry", "kvm", FORMAT_ENTRY, None, bpf_events.parse_fields(FORMAT_ENTRY))
-EXIT = bpf_events.TracedEvent("kvm_exit", "kvm", "", None, {"exit_reason": (8, 4), "guest_rip": (16, 8),
-                                                            "isa": (24, 4), "vcpu_id": (56, 4)})
+EXIT = bpf_events.TracedEvent(
+    "kvm_exit", "kvm", "", None, {"exit_reason": (8, 4), "guest_rip": (16, 8), "isa": (24, 4), "vcpu_id": (56, 4)}
+)
 
 
 def test_fields_come_from_the_format_text() -> None:
@@ -35,8 +39,8 @@ def test_probes_describe_themselves_like_tracepoints() -> None:
     event = bpf_events.describe_probe("kvm_vcpu_ioctl", PROBES["kvm_vcpu_ioctl"])
     assert event.fields == {"filp": (8, 8), "cmd": (16, 4), "arg": (24, 8)}
     assert bpf_events.probe_source(event, 9, traced=False) == (
-        "FUNCTION(1, kvm_vcpu_ioctl, 9, 24, VALUE(0, REGS_ARG1(ctx)) VALUE(1, REGS_ARG2(ctx)) "
-        "VALUE(2, REGS_ARG3(ctx)))")
+        "FUNCTION(1, kvm_vcpu_ioctl, 9, 24, VALUE(0, REGS_ARG1(ctx)) VALUE(1, REGS_ARG2(ctx)) VALUE(2, REGS_ARG3(ctx)))"
+    )
     result = bpf_events.describe_probe("svm_vcpu_run_return", PROBES["svm_vcpu_run_return"])
     assert "ARRAY_ARG(ctx, 1)" in bpf_events.probe_source(result, 9, traced=True)
 
@@ -63,7 +67,7 @@ def test_ring_sizes_are_powers_of_two_of_at_least_a_page() -> None:
 def test_compiles_with_our_stand_in_for_kernel_headers() -> None:
     code = bpf_compile.compile_source("int zero(void *ctx) { return 0; }")
     # r0 = 0; exit
-    assert code == {"zero": struct.pack("<BBhiBBhi", 0xb7, 0, 0, 0, 0x95, 0, 0, 0)}
+    assert code == {"zero": struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)}
 
 
 def test_an_error_of_the_compiler_is_one_line() -> None:
@@ -90,9 +94,10 @@ def test_every_tracer_is_found_and_has_its_example() -> None:
 
 def write_btf(types: list[tuple[int, int, int, int]], names: bytes) -> bytes:
     """Return a BTF of (name offset, kind, members, extra bytes) types."""
-    body = b"".join(struct.pack("<III", name, kind << 24 | members, 0) + bytes(extra)
-                    for name, kind, members, extra in types)
-    return struct.pack("<HBBIIIII", 0xeb9f, 1, 0, 24, 0, len(body), len(body), len(names)) + body + names
+    body = b"".join(
+        struct.pack("<III", name, kind << 24 | members, 0) + bytes(extra) for name, kind, members, extra in types
+    )
+    return struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(names)) + body + names
 
 
 def test_btf_ids_of_kernel_and_module() -> None:
@@ -115,14 +120,20 @@ def test_the_kernels_own_btf_has_what_it_must_have() -> None:
 
 def test_attachments_are_described_newest_first() -> None:
     rows = bpf_attach.describe_attachments()
-    assert [name for name, _, _ in rows][:5] == ["fentry/fexit", "BTF tracepoint", "raw tracepoint", "kprobe/kretprobe",
-                                                 "tracepoint"]
+    assert [name for name, _, _ in rows][:5] == [
+        "fentry/fexit",
+        "BTF tracepoint",
+        "raw tracepoint",
+        "kprobe/kretprobe",
+        "tracepoint",
+    ]
     assert [row for row in rows if bool(row[1]) == bool(row[2])] == []
 
 
 @pytest.mark.parametrize("place", [None, "empty"])
-def test_without_tracefs_each_mechanism_says_what_is_wrong(place: str | None, tmp_path: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tracefs_each_mechanism_says_what_is_wrong(
+    place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bpf_attach, "mounted", lambda: None if place is None else tmp_path)
     rows = {name: (usable, remark) for name, usable, remark in bpf_attach.describe_attachments()}
     for name in ("tracepoint", "syscall tracepoint"):

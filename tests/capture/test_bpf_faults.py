@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.bpf_syscall import loaded_programs
-from kvmtrace.capture.tracefs import mounted
-from kvmtrace.compare.checker import check_recording
-from kvmtrace.events.opening import open_recording
+from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
+from kvmtrace.capture.ftrace.tracefs import mounted
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats.opening import open_recording
 from tests.capture.record_twice import wait_until
 
 if TYPE_CHECKING:
@@ -25,21 +25,24 @@ KVMTRACE = f"{sys.executable} -m kvmtrace"
 
 def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
     """Run a script with mounts of its own."""
-    return subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60,
-                          check=False)
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize("change", ["umount -l {}", "mount -o remount,ro,bind {}"])
 def test_tracefs_not_mounted_or_read_only(tmp_path: Path, change: str) -> None:
-    done = in_namespace(f"{change.format(mounted())} && "
-                        f"{KVMTRACE} record --backend bpf -o {tmp_path}/m.bpf --guest lifecycle")
+    done = in_namespace(
+        f"{change.format(mounted())} && {KVMTRACE} record --backend bpf -o {tmp_path}/m.bpf --guest lifecycle"
+    )
     assert done.returncode == 0, done
     assert open_recording(tmp_path / "m.bpf").events().count("kvm_userspace_exit") == 102
 
 
 def test_read_only_output(tmp_path: Path) -> None:
-    done = in_namespace(f"mount -t tmpfs -o ro none {tmp_path}; "
-                        f"{KVMTRACE} record --backend bpf -o {tmp_path}/m -- true")
+    done = in_namespace(
+        f"mount -t tmpfs -o ro none {tmp_path}; {KVMTRACE} record --backend bpf -o {tmp_path}/m -- true"
+    )
     assert done.returncode == 4, done
     assert "Read-only file system" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -60,8 +63,18 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     trials, kept = int(os.environ.get("KVMTRACE_TRIALS", "50")), 0
     output = tmp_path / "killed.bpf"
     for trial in range(trials):
-        argv = [*KVMTRACE.split(), "record", "--backend", "bpf", "-o", str(output), "--guest", "storm", "--count",
-                "100000000"]
+        argv = [
+            *KVMTRACE.split(),
+            "record",
+            "--backend",
+            "bpf",
+            "-o",
+            str(output),
+            "--guest",
+            "storm",
+            "--count",
+            "100000000",
+        ]
         with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as recorder:
             time.sleep(0.2 + 1.2 * (trial * 0.618 % 1))
             recorder.kill()

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvmtrace.capture.bpf_compile import compile_cached
-from kvmtrace.compare.checker import check_recording
-from kvmtrace.decode.summary import read_summary
-from kvmtrace.events.opening import open_recording
+from kvmtrace.capture.bpf.compiler import compile_cached
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats.summary.summary_file import read_summary
 from kvmtrace.lab.cache import cache_dir
 from tests.capture.test_bpf_raw import assert_same_summary
 from tests.capture.test_bpf_recording import compare, missed_by, of_threads, vmm_threads
@@ -36,7 +36,9 @@ export KVMTRACE_BPF_CACHE=$PWD/{PROGRAMS}
 mkdir -p {PROGRAMS} && chown -R $(id -u) {PROGRAMS} && chmod 700 {PROGRAMS} || exit 1
 record() {{ kvmtrace record --backend bpf --buffer-size {BUFFER} --guest "$@" || exit 1; }}
 """
-SVM = PREPARE + f"""
+SVM = (
+    PREPARE
+    + f"""
 mkdir twice && python3 {HERE}/record_twice.py twice lifecycle || exit 1
 mkdir summaries && python3 {HERE}/summarise_twice.py summaries lifecycle || exit 1
 record lifecycle -o lifecycle.bpf
@@ -49,6 +51,7 @@ until [ -s .storm.bpf.kvmtrace-*/out ]; do sleep 0.1; done; sleep 0.5
 kill -STOP $recorder; sleep 1; kill -CONT $recorder; wait $recorder || exit 1
 kvmtrace record --summary --guest lifecycle -o summary.json
 """
+)
 
 
 def run_in_lab(isa: str, commands: str, here: Path, back: Path) -> Path:
@@ -76,8 +79,14 @@ def test_both_back_ends_see_the_same_with_probes(results: Path) -> None:
     ftrace, bpf = (open_recording(results / "twice" / f"{name}.dat") for name in ("ftrace", "bpf"))
     tids = vmm_threads(ftrace.events())
     seen = compare(of_threads(ftrace.events(), tids), of_threads(bpf.events(), tids), missed_by(bpf))
-    for name in ("kvm_entry", "kvm_exit", "svm_vcpu_run", "svm_vcpu_run_return", "kvm_vcpu_ioctl",
-                 "kvm_vcpu_ioctl_return"):
+    for name in (
+        "kvm_entry",
+        "kvm_exit",
+        "svm_vcpu_run",
+        "svm_vcpu_run_return",
+        "kvm_vcpu_ioctl",
+        "kvm_vcpu_ioctl_return",
+    ):
         assert seen[name] > 100, name
     how = {row["event"]: row["how"] for row in bpf.capture.meta["probes"]}
     assert how["svm_vcpu_run"] in ("fentry", "kprobe")
@@ -88,7 +97,7 @@ def test_filters_by_reason(results: Path) -> None:
     recording = open_recording(results / "reason.bpf")
     table = recording.events()
     reasons = table.field("kvm_exit", "exit_reason").tolist()
-    assert (reasons.count(0x72), reasons.count(0x7b), len(reasons)) == (13, 61, 74)
+    assert (reasons.count(0x72), reasons.count(0x7B), len(reasons)) == (13, 61, 74)
     assert table.count("kvm_entry") == 74
     assert table.count("kvm_mmio") == 0
     assert recording.capture.meta["filtered_events"] > 0
@@ -111,8 +120,12 @@ def test_slow_exits_alone(results: Path) -> None:
 
 def test_summary_counts_vm_exits(results: Path) -> None:
     (vcpu,) = read_summary((results / "summary.json").read_bytes(), "summary.json").vcpus
-    assert {code: vcpu.exits[code].count for code in (0x72, 0x7b, 0x78, 0x7c)} == {0x72: 13, 0x7b: 61, 0x78: 5,
-                                                                                      0x7c: 18}
+    assert {code: vcpu.exits[code].count for code in (0x72, 0x7B, 0x78, 0x7C)} == {
+        0x72: 13,
+        0x7B: 61,
+        0x78: 5,
+        0x7C: 18,
+    }
     assert vcpu.guest is not None
     assert vcpu.guest.count == sum(cell.count for cell in vcpu.exits.values())
     assert vcpu.time_ns["guest"] > 0
@@ -148,8 +161,12 @@ def test_recorded_and_lost_are_what_the_guest_did(results: Path) -> None:
 
 def test_the_vmx_lab_records_with_bpf(results: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Programs that the SVM lab compiled run on kvm_intel; what they record conforms to the model."""
-    back = run_in_lab("vmx", PREPARE + "record lifecycle -o lifecycle.bpf", tmp_path_factory.mktemp("job"),
-                      tmp_path_factory.mktemp("results"))
+    back = run_in_lab(
+        "vmx",
+        PREPARE + "record lifecycle -o lifecycle.bpf",
+        tmp_path_factory.mktemp("job"),
+        tmp_path_factory.mktemp("results"),
+    )
     recording = open_recording(back / "lifecycle.bpf")
     table = recording.events()
     reasons = Counter(table.field("kvm_exit", "exit_reason").tolist())
@@ -165,7 +182,7 @@ def test_the_vmx_lab_records_with_bpf(results: Path, tmp_path_factory: pytest.Te
 
 
 DUMP = """
-import kvmtrace.capture.bpf_summary as summary
+import kvmtrace.capture.bpf.summary_maps as summary
 def write(text):
     open("summary.c", "w").write(text)
     raise SystemExit
@@ -180,8 +197,12 @@ def test_the_vmx_lab_summarises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for folder in folders:
         folder.mkdir()
     (folders[0] / "dump.py").write_text(DUMP)
-    run_in_lab("vmx", "export PYTHONPATH=$(sed -n 's/.*PYTHONPATH=\\([^ ]*\\) .*/\\1/p' $(command -v kvmtrace)); "
-               "python3 dump.py", folders[0], folders[1])
+    run_in_lab(
+        "vmx",
+        "export PYTHONPATH=$(sed -n 's/.*PYTHONPATH=\\([^ ]*\\) .*/\\1/p' $(command -v kvmtrace)); python3 dump.py",
+        folders[0],
+        folders[1],
+    )
     text = (folders[1] / "summary.c").read_text()
     assert "#define VMX_EXIT_REASON_AT" in text
     (cache_dir() / PROGRAMS).chmod(0o700)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.bpf_syscall import loaded_programs
-from kvmtrace.events.opening import open_recording
+from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
+from kvmtrace.formats.opening import open_recording
 from tests.capture.record_twice import wait_until
 
 if TYPE_CHECKING:
@@ -21,15 +21,32 @@ pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 
 def test_perf_sees_its_events_while_we_record(tmp_path: Path) -> None:
-    perf = subprocess.Popen(["perf", "record", "-q", "-a", "-e", "kvm:kvm_userspace_exit", "-o",
-                             str(tmp_path / "perf.data"), "sleep", "4"], stderr=subprocess.DEVNULL)
+    perf = subprocess.Popen(
+        ["perf", "record", "-q", "-a", "-e", "kvm:kvm_userspace_exit", "-o", str(tmp_path / "perf.data"), "sleep", "4"],
+        stderr=subprocess.DEVNULL,
+    )
     time.sleep(0.7)
-    subprocess.run([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "--guest", "lifecycle",
-                    "-o", str(tmp_path / "l.bpf")], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kvmtrace",
+            "record",
+            "--backend",
+            "bpf",
+            "--guest",
+            "lifecycle",
+            "-o",
+            str(tmp_path / "l.bpf"),
+        ],
+        check=True,
+        capture_output=True,
+    )
     perf.wait(30)
     ours = open_recording(tmp_path / "l.bpf").events().count("kvm_userspace_exit")
-    shown = subprocess.run(["perf", "report", "-i", str(tmp_path / "perf.data"), "--stats"], capture_output=True,
-                           text=True, check=True).stdout
+    shown = subprocess.run(
+        ["perf", "report", "-i", str(tmp_path / "perf.data"), "--stats"], capture_output=True, text=True, check=True
+    ).stdout
     match = re.search(r"SAMPLE events:\s+(\d+)", shown)
     assert ours == 102
     assert match is not None
@@ -37,6 +54,22 @@ def test_perf_sees_its_events_while_we_record(tmp_path: Path) -> None:
 
 
 def test_no_program_stays_loaded(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "--events", "minimal", "--guest",
-                    "lifecycle", "-o", str(tmp_path / "l.bpf")], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kvmtrace",
+            "record",
+            "--backend",
+            "bpf",
+            "--events",
+            "minimal",
+            "--guest",
+            "lifecycle",
+            "-o",
+            str(tmp_path / "l.bpf"),
+        ],
+        check=True,
+        capture_output=True,
+    )
     wait_until(lambda: not loaded_programs())

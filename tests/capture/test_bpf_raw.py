@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmtrace.capture import bpf_arguments, bpf_attach, bpf_btf, bpf_events, bpf_recorder
-from kvmtrace.capture.bpf_summary import SummaryPrograms
-from kvmtrace.capture.bpf_types import Argument, KernelTypes, TypeInfo
+from kvmtrace.capture.bpf import arguments as bpf_arguments
+from kvmtrace.capture.bpf import attach as bpf_attach
+from kvmtrace.capture.bpf import bpf_recorder
+from kvmtrace.capture.bpf import btf_ids as bpf_btf
+from kvmtrace.capture.bpf import event_programs as bpf_events
+from kvmtrace.capture.bpf.btf_types import Argument, KernelTypes, TypeInfo
+from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
 from kvmtrace.capture.settings import RecordSettings, TargetSpec
 from kvmtrace.errors import CapabilityError
-from kvmtrace.events.opening import open_recording
+from kvmtrace.formats.opening import open_recording
 from tests.capture.summarise_twice import summarise_twice
 
 if TYPE_CHECKING:
@@ -51,7 +55,7 @@ class Btf:
         return self.add(name, 12, 1, self.add("", 13, len(parameters), 0, b"".join(rows)))
 
     def data(self) -> bytes:
-        head = struct.pack("<HBBIIIII", 0xeb9f, 1, 0, 24, 0, len(self.types), len(self.types), len(self.names))
+        head = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(self.types), len(self.types), len(self.names))
         return head + self.types + self.names
 
 
@@ -84,8 +88,13 @@ def test_arguments_and_members_are_found_by_name(tmp_path: Path) -> None:
     assert types.offset("kvm_vcpu", "inner") == (12, 4)  # in a nameless member
     assert types.offset("vmcb", "control", "exit_code") == (0x70, 4)
     assert bpf_arguments.summary_macros(types) == {
-        "RAW_EXIT": "1", "EXIT_VCPU_ARG": "0", "EXIT_ISA_ARG": "1", "VCPU_ID_AT": "4", "VMCB_POINTER_AT": "24",
-        "VMCB_EXIT_CODE_AT": "112"}
+        "RAW_EXIT": "1",
+        "EXIT_VCPU_ARG": "0",
+        "EXIT_ISA_ARG": "1",
+        "VCPU_ID_AT": "4",
+        "VMCB_POINTER_AT": "24",
+        "VMCB_EXIT_CODE_AT": "112",
+    }
 
 
 def test_without_btf_or_with_half_of_it_plain_tracepoints_remain(tmp_path: Path) -> None:
@@ -108,7 +117,8 @@ def test_a_record_is_made_from_arguments_of_the_same_names() -> None:
     assert not bpf_events.argument_copies(event, {"reason": NUMBER, "errno": POINTER})
     gap = bpf_events.TracedEvent("kvm_cr", "kvm", "", None, {"rw": (8, 4), "val": (16, 8)})
     assert bpf_events.argument_copies(gap, {"rw": NUMBER, "val": Argument(1, 8, is_number=True)}) == (
-        "CLEAR8(8) CLEAR8(16) SET4(8, 0) SET8(16, 1)")
+        "CLEAR8(8) CLEAR8(16) SET4(8, 0) SET8(16, 1)"
+    )
     unchecked = bpf_events.TracedEvent("kvm_pio", "kvm", "", None, {"rw": (8, 4)})
     assert not bpf_events.argument_copies(unchecked, {"rw": NUMBER})
 
@@ -140,8 +150,14 @@ def assert_same_summary(folder: Path) -> dict[str, list[str]]:
 
 def counted(row: dict[str, Any]) -> dict[str, Any]:
     """Return everything of a row that is counted, not timed."""
-    cells = Counter({f"{kind} {cell.get('exit_reason', cell.get('reason'))} {what}": cell[what]
-                     for kind in ("exits", "userspace_exits") for cell in row[kind] for what in ("count", "samples")})
+    cells = Counter(
+        {
+            f"{kind} {cell.get('exit_reason', cell.get('reason'))} {what}": cell[what]
+            for kind in ("exits", "userspace_exits")
+            for cell in row[kind]
+            for what in ("count", "samples")
+        }
+    )
     guest = row["guest"] and (row["guest"]["count"], row["guest"]["samples"])
     names = ("tid", "pid", "comm", "vcpu_id", "isa", "n_switches")
     return {**{name: row[name] for name in names}, "guest": guest, **cells}

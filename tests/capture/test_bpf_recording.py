@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kvmtrace.capture.bpf_syscall import loaded_ids
-from kvmtrace.capture.tracefs import Probes
-from kvmtrace.decode.summary import read_summary
-from kvmtrace.events.opening import open_recording
-from kvmtrace.report.text import filter_line
+from kvmtrace.capture.bpf.bpf_syscall import loaded_ids
+from kvmtrace.capture.ftrace.tracefs import Probes
+from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats.summary.summary_file import read_summary
+from kvmtrace.render.text.report_text import filter_line
 from tests.capture.record_twice import bpf_runs, record_twice, wait_until
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.events.recording import Recording
-    from kvmtrace.events.table import EventTable
+    from kvmtrace.table.event_table import EventTable
+    from kvmtrace.table.recording import Recording
 
 pytestmark = pytest.mark.kvm
 
@@ -35,8 +35,12 @@ DYNAMIC = {"comm", "parent_comm", "child_comm"}
 
 
 def record(output: Path, *options: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "-o", str(output), *options],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "-o", str(output), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -179,8 +183,23 @@ def test_recorded_and_lost_are_what_the_guest_did(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [[], ["--summary"]], ids=["events", "summary"])
 def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path, options: list[str]) -> None:
     output = tmp_path / "k.bpf"
-    recorder = subprocess.Popen([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", *options, "--guest",
-                                 "storm", "--count", "100000000", "-o", str(output)])
+    recorder = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "kvmtrace",
+            "record",
+            "--backend",
+            "bpf",
+            *options,
+            "--guest",
+            "storm",
+            "--count",
+            "100000000",
+            "-o",
+            str(output),
+        ]
+    )
     wait_until(lambda: bpf_runs(output) or (options and runs_guest(recorder.pid)))
     time.sleep(1.5)
     programs, maps = held_by(recorder.pid)
@@ -188,8 +207,9 @@ def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path,
     assert maps
     recorder.send_signal(signal.SIGKILL)
     recorder.wait()
-    said = subprocess.run([sys.executable, "-m", "kvmtrace", "report", str(output)], capture_output=True, text=True,
-                          check=False)
+    said = subprocess.run(
+        [sys.executable, "-m", "kvmtrace", "report", str(output)], capture_output=True, text=True, check=False
+    )
     wait_until(lambda: not programs & loaded_ids())
     assert not list(tmp_path.glob(".k.bpf*"))
     assert not list(Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{recorder.pid}-*"))
@@ -238,11 +258,16 @@ def test_the_summary_counts_what_the_guest_did(tmp_path: Path) -> None:
 
 
 def test_top_in_a_pipe_prints_rates() -> None:
-    guest = subprocess.Popen([sys.executable, "-m", "kvmtrace.workload", "lifecycle", "--count", "5000"],
-                             stdout=subprocess.DEVNULL)
+    guest = subprocess.Popen(
+        [sys.executable, "-m", "kvmtrace.workload", "lifecycle", "--count", "5000"], stdout=subprocess.DEVNULL
+    )
     try:
-        done = subprocess.run([sys.executable, "-m", "kvmtrace", "top", "-p", str(guest.pid), "-n", "2", "-i", "0.5"],
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "kvmtrace", "top", "-p", str(guest.pid), "-n", "2", "-i", "0.5"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     finally:
         guest.kill()
         guest.wait()
@@ -253,8 +278,9 @@ def test_top_in_a_pipe_prints_rates() -> None:
 
 
 def test_one_thread_alone(tmp_path: Path) -> None:
-    guest = subprocess.Popen([sys.executable, "-m", "kvmtrace.workload", "smp", "--count", "60000"],
-                             stdout=subprocess.DEVNULL)
+    guest = subprocess.Popen(
+        [sys.executable, "-m", "kvmtrace.workload", "smp", "--count", "60000"], stdout=subprocess.DEVNULL
+    )
     try:
         wait_until(lambda: vcpu_threads(guest.pid).get("CPU 1/KVM"))
         thread = vcpu_threads(guest.pid)["CPU 1/KVM"]
@@ -280,9 +306,29 @@ def vcpu_threads(pid: int) -> dict[str, int]:
 
 
 def test_wrong_uses_end_with_one_line(tmp_path: Path) -> None:
-    for options, code in ((["--clock", "local"], 2), (["--max-size", "1M"], 2), (["--summary", "--sample", "5"], 2),
-                          (["--thread", "1"], 2)):
-        done = subprocess.run([sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "--guest", "lifecycle",
-                               "-o", str(tmp_path / "x"), *options], capture_output=True, text=True, check=False)
+    for options, code in (
+        (["--clock", "local"], 2),
+        (["--max-size", "1M"], 2),
+        (["--summary", "--sample", "5"], 2),
+        (["--thread", "1"], 2),
+    ):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "kvmtrace",
+                "record",
+                "--backend",
+                "bpf",
+                "--guest",
+                "lifecycle",
+                "-o",
+                str(tmp_path / "x"),
+                *options,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
     assert list(tmp_path.iterdir()) == []

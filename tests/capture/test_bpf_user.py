@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.bpf_user import UserProbe, find_functions
+from kvmtrace.capture.bpf.uprobes import UserProbe, find_functions
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ def test_functions_are_found_where_the_loader_finds_them() -> None:
     raise AssertionError("a64l is not in libc's mapping")
 
 
-@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01" + bytes(20),
-                                     b"\x7fELF\x01\x01" + bytes(90)])
+@pytest.mark.parametrize(
+    "content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01" + bytes(20), b"\x7fELF\x01\x01" + bytes(90)]
+)
 def test_what_is_no_elf_file_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(content)
@@ -72,16 +73,22 @@ def test_what_is_no_elf_file_is_one_clear_line(tmp_path: Path, content: bytes) -
 
 @pytest.mark.kvm
 def test_calls_and_results_join_the_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from kvmtrace.capture.bpf_recorder import record
+    from kvmtrace.capture.bpf.bpf_recorder import record
     from kvmtrace.capture.settings import RecordSettings, TargetSpec
-    from kvmtrace.events.opening import open_recording
+    from kvmtrace.formats.opening import open_recording
 
     libc = find_libc()
-    probes = (UserProbe("libc_a64l", libc, "a64l", ("text=$arg1:x64",)),
-              UserProbe("libc_a64l_return", libc, "a64l", ("ret=$retval:s64",), is_return=True))
+    probes = (
+        UserProbe("libc_a64l", libc, "a64l", ("text=$arg1:x64",)),
+        UserProbe("libc_a64l_return", libc, "a64l", ("ret=$retval:s64",), is_return=True),
+    )
     run: Callable[..., object] = record
-    run(RecordSettings(tmp_path / "u.bpf", TargetSpec("command", command=(sys.executable, "-c", PROGRAM)),
-                       event_set="minimal"), probes)
+    run(
+        RecordSettings(
+            tmp_path / "u.bpf", TargetSpec("command", command=(sys.executable, "-c", PROGRAM)), event_set="minimal"
+        ),
+        probes,
+    )
     recording = open_recording(tmp_path / "u.bpf")
     table = recording.events()
     assert table.count("libc_a64l") == CALLS

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import struct
 
-from kvmtrace.capture.pages import MISSED_EVENTS, count_events, cut_page, cut_tail, iter_events, mark_gap, page_time
+from kvmtrace.capture.ftrace.raw_pages import (
+    MISSED_EVENTS,
+    count_events,
+    cut_page,
+    cut_tail,
+    iter_events,
+    mark_gap,
+    page_time,
+)
 
 PAGE = 4096
 

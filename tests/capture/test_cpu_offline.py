@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from kvmtrace.compare.checker import check_recording
-from kvmtrace.events.opening import open_recording
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats.opening import open_recording
 
 if TYPE_CHECKING:
     from pathlib import Path

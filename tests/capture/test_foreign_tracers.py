@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmtrace.capture.bpf_syscall import loaded_programs
-from kvmtrace.capture.tracefs import Instance, find_tracefs
-from kvmtrace.events.opening import open_recording
+from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
+from kvmtrace.capture.ftrace.tracefs import Instance, find_tracefs
+from kvmtrace.formats.opening import open_recording
 from tests.capture.record_twice import bpf_runs, ftrace_runs, wait_until
 
 if TYPE_CHECKING:
@@ -23,8 +23,18 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kvm
 KVMTRACE = [sys.executable, "-m", "kvmtrace"]
-SETTINGS = ("tracing_on", "trace_clock", "set_event", "set_event_pid", "buffer_size_kb", "current_tracer",
-            "events/kvm/kvm_cpuid/filter", "events/enable", "options/record-tgid", "options/event-fork")
+SETTINGS = (
+    "tracing_on",
+    "trace_clock",
+    "set_event",
+    "set_event_pid",
+    "buffer_size_kb",
+    "current_tracer",
+    "events/kvm/kvm_cpuid/filter",
+    "events/enable",
+    "options/record-tgid",
+    "options/event-fork",
+)
 LIFECYCLE_USERSPACE_EXITS = 102
 
 
@@ -34,8 +44,11 @@ def settings(folder: Path) -> dict[str, str]:
 
 def everything(tracefs: Path) -> dict[str, Any]:
     """Return what tracing there is on this machine, but the events."""
-    probes = {name: (tracefs / name).read_text() for name in ("kprobe_events", "uprobe_events", "dynamic_events")
-              if (tracefs / name).exists()}
+    probes = {
+        name: (tracefs / name).read_text()
+        for name in ("kprobe_events", "uprobe_events", "dynamic_events")
+        if (tracefs / name).exists()
+    }
     others = [path for path in (tracefs / "instances").iterdir() if not path.name.startswith("kvmtrace-")]
     return {"top": settings(tracefs), "probes": probes, "instances": {path.name: settings(path) for path in others}}
 
@@ -56,8 +69,12 @@ class Others:
         self.instance.write("events/kvm/kvm_cpuid/filter", "function != 0x7fffffff")
         self.instance.write("events/kvm/kvm_userspace_exit/enable", "1")
         self.instance.write("tracing_on", "1")
-        self.bpftrace = subprocess.Popen(["bpftrace", "-e", "tracepoint:kvm:kvm_userspace_exit { @n = count(); }"],
-                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.bpftrace = subprocess.Popen(
+            ["bpftrace", "-e", "tracepoint:kvm:kvm_userspace_exit { @n = count(); }"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         assert self.bpftrace.stdout is not None
         assert self.bpftrace.stdout.readline().startswith("Attaching 1 probe")
         time.sleep(0.3)
@@ -84,8 +101,9 @@ def others() -> Iterator[Others]:
 
 
 def recorder(backend: str, output: Path, *target: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*KVMTRACE, "record", "--backend", backend, "-o", str(output), *target],
-                            stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*KVMTRACE, "record", "--backend", backend, "-o", str(output), *target], stderr=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.parametrize("backend", ["ftrace", "bpf"])

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from kvmtrace.capture import ftrace
-from kvmtrace.capture.pages import COMMIT_MASK, count_events, iter_events
-from kvmtrace.capture.reader import Reader
-from kvmtrace.capture.registry import RUN_DIR
+from kvmtrace.capture.ftrace import ftrace_recorder as ftrace
+from kvmtrace.capture.ftrace.page_mover import Reader
+from kvmtrace.capture.ftrace.raw_pages import COMMIT_MASK, count_events, iter_events
+from kvmtrace.capture.ftrace.tracefs import Instance, find_tracefs, mounted
+from kvmtrace.capture.ftrace.trim import trim_head
+from kvmtrace.capture.recorders import RUN_DIR
 from kvmtrace.capture.settings import META_MAGIC, RecordResult, RecordSettings, TargetSpec
 from kvmtrace.capture.spool import PAGE_SIZE, Spool
-from kvmtrace.capture.tracefs import Instance, find_tracefs, mounted
-from kvmtrace.capture.trim import trim_head
 from kvmtrace.errors import CapabilityError, UsageError
-from kvmtrace.events.opening import open_recording
+from kvmtrace.formats.opening import open_recording
 from kvmtrace.kvm.tracepoints import EVENT_SETS
 
 pytestmark = pytest.mark.kvm
@@ -125,8 +125,12 @@ def test_perf_counts_the_same_events(tmp_path: Path) -> None:
     perf = ["perf", "record", "-q", "-e", "kvm:*", "-a", "-m", "8M", "-o", str(tmp_path / "perf.data"), "--"]
     argv = [*KVMTRACE, "record", "--backend", "ftrace", "-o", str(output), "--guest", "lifecycle"]
     subprocess.run([*perf, *argv], check=True, capture_output=True, timeout=60)
-    script = subprocess.run(["perf", "script", "-i", str(tmp_path / "perf.data"), "-F", "tid,event"],
-                            check=True, capture_output=True, text=True).stdout
+    script = subprocess.run(
+        ["perf", "script", "-i", str(tmp_path / "perf.data"), "-F", "tid,event"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     meta = metadata(output)
     table = open_recording(output).events()
     tids = {str(tid) for tid in meta["guest_run"]["vcpu_tids"].values()} | {str(meta["guest_run"]["pid"])}
@@ -144,14 +148,16 @@ def test_perf_counts_the_same_events(tmp_path: Path) -> None:
 
 
 def test_threads_that_start_later_are_recorded(tmp_path: Path) -> None:
-    code = ("import threading, os, fcntl, time\n"
-            "def f():\n"
-            "    fd = os.open('/dev/kvm', os.O_RDWR); fcntl.ioctl(fd, 0xae00); os.close(fd)\n"
-            "time.sleep(0.5)\n"
-            "for _ in range(5): t = threading.Thread(target=f); t.start(); t.join()\n"
-            "if os.fork() == 0:\n"
-            "    f(); os._exit(0)\n"
-            "os.wait()\n")
+    code = (
+        "import threading, os, fcntl, time\n"
+        "def f():\n"
+        "    fd = os.open('/dev/kvm', os.O_RDWR); fcntl.ioctl(fd, 0xae00); os.close(fd)\n"
+        "time.sleep(0.5)\n"
+        "for _ in range(5): t = threading.Thread(target=f); t.start(); t.join()\n"
+        "if os.fork() == 0:\n"
+        "    f(); os._exit(0)\n"
+        "os.wait()\n"
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as child:
         result = record(tmp_path / "late.dat", TargetSpec("pid", pid=child.pid))
     table = open_recording(result.path).events()
@@ -206,8 +212,12 @@ def test_small_buffers_recorded_plus_lost_is_the_truth(tmp_path: Path, monkeypat
     monkeypatch.setattr(ftrace, "PACE_S", 0.2)
     monkeypatch.setitem(EVENT_SETS, "minimal", ("kvm:kvm_cpuid",))
     count = 20_000
-    result = record(tmp_path / "s.dat", TargetSpec("guest", guest="storm", guest_arguments=("--count", str(count))),
-                    event_set="minimal", buffer_bytes=16 << 10)
+    result = record(
+        tmp_path / "s.dat",
+        TargetSpec("guest", guest="storm", guest_arguments=("--count", str(count))),
+        event_set="minimal",
+        buffer_bytes=16 << 10,
+    )
     true = result.meta["guest_run"]["known"]["tracepoints"]["kvm_cpuid"]
     recording = open_recording(result.path)
     table = recording.events()
@@ -246,7 +256,8 @@ class TestReader:
 
     @pytest.mark.parametrize("hop", [1, 3, 40])
     def test_limit_keeps_the_newest_of_all_cpus_and_counts_the_rest(
-            self, instance: Instance, tmp_path: Path, hop: int) -> None:
+        self, instance: Instance, tmp_path: Path, hop: int
+    ) -> None:
         spool = Spool.create(tmp_path / "r.dat")
         reader = Reader(instance, spool, max_bytes=2 << 20)
         cpus = sorted(os.sched_getaffinity(0))
@@ -261,8 +272,9 @@ class TestReader:
             reader.finish()
             from_ns = trim_head(reader)
             skips = spool.manifest["skips"]
-            files = [spool.read_file(name)[skips.get(name, 0) :]
-                     for names in spool.segments().values() for name in names]
+            files = [
+                spool.read_file(name)[skips.get(name, 0) :] for names in spool.segments().values() for name in names
+            ]
         finally:
             os.sched_setaffinity(0, cpus)
             reader.close()
@@ -284,8 +296,18 @@ class TestKilled:
     def trial(directory: Path, delay_s: float) -> tuple[int, Path]:
         """Kill a recorder after `delay_s`; return its pid and what should become its output."""
         output = directory / "killed.dat"
-        argv = [*KVMTRACE, "record", "--backend", "ftrace", "-o", str(output),
-                "--guest", "storm", "--count", "100000000"]
+        argv = [
+            *KVMTRACE,
+            "record",
+            "--backend",
+            "ftrace",
+            "-o",
+            str(output),
+            "--guest",
+            "storm",
+            "--count",
+            "100000000",
+        ]
         with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as recorder:
             time.sleep(delay_s)
             recorder.send_signal(signal.SIGKILL)
@@ -385,8 +407,9 @@ class TestPlaces:
 
     @staticmethod
     def run_in_namespace(script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60,
-                              check=False)
+        return subprocess.run(
+            ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+        )
 
     def test_full_disk(self, tmp_path: Path) -> None:
         kvmtrace = " ".join(KVMTRACE)
@@ -395,7 +418,8 @@ class TestPlaces:
             # one CPU: which of two fills the disk first would be chance, and the other could end at once
             f"taskset -c 0 {kvmtrace} record --backend ftrace -o full.dat --guest storm --count 3000000; echo code $?; "
             f"{kvmtrace} record --backend ftrace -o second.dat -- true; ls -A; trace-cmd report full.dat | wc -l; "
-            f"cp full.dat /var/tmp/{tmp_path.name}.dat")
+            f"cp full.dat /var/tmp/{tmp_path.name}.dat"
+        )
         assert "code 0" in done.stdout, done
         assert "ended early: disk full" in done.stderr
         saved = Path(f"/var/tmp/{tmp_path.name}.dat")
@@ -411,22 +435,25 @@ class TestPlaces:
     def test_tracefs_not_mounted(self, tmp_path: Path) -> None:
         kvmtrace = " ".join(KVMTRACE)
         done = self.run_in_namespace(
-            f"umount -l {mounted()} && {kvmtrace} record --backend ftrace -o {tmp_path}/m.dat -- true")
+            f"umount -l {mounted()} && {kvmtrace} record --backend ftrace -o {tmp_path}/m.dat -- true"
+        )
         assert done.returncode == 0, done
         assert metadata(tmp_path / "m.dat")["n_events"] > 0
 
     def test_read_only_tracefs(self, tmp_path: Path) -> None:
         kvmtrace = " ".join(KVMTRACE)
-        done = self.run_in_namespace(f"mount -o remount,ro,bind {mounted()} && "
-                                     f"{kvmtrace} record --backend ftrace -o {tmp_path}/m.dat -- true")
+        done = self.run_in_namespace(
+            f"mount -o remount,ro,bind {mounted()} && {kvmtrace} record --backend ftrace -o {tmp_path}/m.dat -- true"
+        )
         assert done.returncode == 4, done
         assert "read-write" in done.stderr
         assert done.stderr.count("\n") == 1
 
     def test_read_only_output(self, tmp_path: Path) -> None:
         kvmtrace = " ".join(KVMTRACE)
-        done = self.run_in_namespace(f"mount -t tmpfs -o ro none {tmp_path}; "
-                                     f"{kvmtrace} record --backend ftrace -o {tmp_path}/m.dat -- true")
+        done = self.run_in_namespace(
+            f"mount -t tmpfs -o ro none {tmp_path}; {kvmtrace} record --backend ftrace -o {tmp_path}/m.dat -- true"
+        )
         assert done.returncode == 4, done
         assert "Read-only file system" in done.stderr
         assert done.stderr.count("\n") == 1

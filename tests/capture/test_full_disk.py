@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvmtrace.capture import bpf_file
-from kvmtrace.capture.bpf_full_disk import Unkept, iter_records
-from kvmtrace.compare.checker import check_recording
-from kvmtrace.events.opening import open_recording
+from kvmtrace.capture.bpf import bpf_writer as bpf_file
+from kvmtrace.capture.bpf.bpf_disk_full import Unkept, iter_records
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats.opening import open_recording
 from tests.writers.bpf_capture import KINDS, encode_span, entry, fpu
 
 KVMTRACE = f"{sys.executable} -m kvmtrace"
@@ -66,8 +66,12 @@ def test_a_full_disk_ends_all_cpus_at_one_time(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     writer = bpf_file.CaptureWriter(fd)
     writer.write_header(header_of(2))
-    for cpu, position, times in ((0, 0, range(10, 20)), (1, 0, range(10, 30)), (0, 400, range(20, 40)),
-                                 (1, 800, range(30, 60))):
+    for cpu, position, times in (
+        (0, 0, range(10, 20)),
+        (1, 0, range(10, 30)),
+        (0, 400, range(20, 40)),
+        (1, 800, range(30, 60)),
+    ):
         writer.write_span(cpu, position, memoryview(encode_span([fpu(ts, 1) for ts in times])))
     unkept = Unkept()
     unkept.discard_newer(writer)
@@ -94,11 +98,14 @@ def test_one_cpu_fills_the_disk(tmp_path: Path, backend: str) -> None:
     few = "taskset -c 1 sh -c 'i=0; while [ $i -lt 40 ]; do /bin/true; i=$((i+1)); done'"
     storm = f"taskset -c 0 {sys.executable} -m kvmtrace.workload storm --count 2000000 >/dev/null"
     saved = Path(f"/var/tmp/{tmp_path.name}-{backend}")
-    script = (f"mount -t tmpfs -o size=6m none {tmp_path} && cd {tmp_path} && {KVMTRACE} record --backend {backend} "
-              f'-o full.dat -- sh -c "{few} & {storm}; wait"; echo code $?; ls -A; cp full.dat {saved}')
+    script = (
+        f"mount -t tmpfs -o size=6m none {tmp_path} && cd {tmp_path} && {KVMTRACE} record --backend {backend} "
+        f'-o full.dat -- sh -c "{few} & {storm}; wait"; echo code $?; ls -A; cp full.dat {saved}'
+    )
     try:
-        done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=100,
-                              check=False)
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=100, check=False
+        )
         assert done.stdout.split() == ["code", "0", "full.dat"], done
         assert "the disk was full" in done.stderr
         assert "the recording ended early: disk full" in done.stderr

@@ -12,16 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmtrace.compare.checker import check_recording
-from kvmtrace.events.opening import open_recording
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats.opening import open_recording
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.kvm
 KVM_CREATE_VCPU = 0xAE41  # include/uapi/linux/kvm.h
-QEMU = ["qemu-system-x86_64", "-accel", "kvm", "-m", "64", "-smp", "1,maxcpus=2", "-display", "none", "-nodefaults",
-        "-no-user-config"]
+QEMU = [
+    "qemu-system-x86_64",
+    "-accel",
+    "kvm",
+    "-m",
+    "64",
+    "-smp",
+    "1,maxcpus=2",
+    "-display",
+    "none",
+    "-nodefaults",
+    "-no-user-config",
+]
 
 
 class Monitor:
@@ -52,8 +63,20 @@ class Monitor:
 @pytest.mark.parametrize("backend", ["ftrace", "bpf"])
 def test_a_vcpu_that_is_plugged_in_is_recorded(tmp_path: Path, backend: str) -> None:
     path, output = tmp_path / "qmp", tmp_path / "hot.dat"
-    argv = [sys.executable, "-m", "kvmtrace", "record", "--backend", backend, "-o", str(output), "--",
-            *QEMU, "-qmp", f"unix:{path},server=on,wait=off"]
+    argv = [
+        sys.executable,
+        "-m",
+        "kvmtrace",
+        "record",
+        "--backend",
+        backend,
+        "-o",
+        str(output),
+        "--",
+        *QEMU,
+        "-qmp",
+        f"unix:{path},server=on,wait=off",
+    ]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as recorder:
         monitor = Monitor(path)
         slot = next(one for one in monitor.ask("query-hotpluggable-cpus") if "qom-path" not in one)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.compare.checker import check_recording
-from kvmtrace.events.opening import open_recording
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats.opening import open_recording
+from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
-from kvmtrace.report.text import render_text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.events.opening import open_recording
+from kvmtrace.formats.opening import open_recording
 from tests.capture.record_twice import bpf_runs, start_guest, wait_until
 
 if TYPE_CHECKING:
@@ -38,25 +38,36 @@ def folder() -> Iterator[Path]:
 
 def command(folder: Path, capabilities: str, *arguments: str) -> list[str]:
     """Return the argv of kvmtrace run by nobody with these capabilities."""
-    setpriv = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", f"--inh-caps={capabilities}",
-               f"--ambient-caps={capabilities}", "--"]
+    setpriv = [
+        "setpriv",
+        f"--reuid={NOBODY}",
+        f"--regid={NOBODY}",
+        "--clear-groups",
+        f"--inh-caps={capabilities}",
+        f"--ambient-caps={capabilities}",
+        "--",
+    ]
     return ["env", "-C", str(folder), f"HOME={folder}", *setpriv, sys.executable, "-m", "kvmtrace", *arguments]
 
 
 def run(folder: Path, capabilities: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, capabilities, *arguments), capture_output=True, text=True, timeout=100,
-                          check=False)
+    return subprocess.run(
+        command(folder, capabilities, *arguments), capture_output=True, text=True, timeout=100, check=False
+    )
 
 
-@pytest.mark.parametrize(("capabilities", "arguments", "says"), [
-    ("-all", ["--backend", "bpf"], "need CAP_BPF and CAP_PERFMON; run it as root"),
-    ("+bpf", ["--backend", "bpf"], "need CAP_PERFMON; run it as root"),
-    ("+perfmon", ["--backend", "bpf"], "need CAP_BPF; run it as root"),
-    ("+perfmon", ["--summary"], "need CAP_BPF; run it as root"),
-    ("+bpf,+perfmon", ["--backend", "bpf"], "let a group of yours read it: mount -o remount,gid="),
-    ("-all", ["--backend", "ftrace"], "/instances; run it as root"),
-    (READ_TRACEFS, ["--backend", "ftrace"], "/instances; run it as root"),
-])
+@pytest.mark.parametrize(
+    ("capabilities", "arguments", "says"),
+    [
+        ("-all", ["--backend", "bpf"], "need CAP_BPF and CAP_PERFMON; run it as root"),
+        ("+bpf", ["--backend", "bpf"], "need CAP_PERFMON; run it as root"),
+        ("+perfmon", ["--backend", "bpf"], "need CAP_BPF; run it as root"),
+        ("+perfmon", ["--summary"], "need CAP_BPF; run it as root"),
+        ("+bpf,+perfmon", ["--backend", "bpf"], "let a group of yours read it: mount -o remount,gid="),
+        ("-all", ["--backend", "ftrace"], "/instances; run it as root"),
+        (READ_TRACEFS, ["--backend", "ftrace"], "/instances; run it as root"),
+    ],
+)
 def test_what_is_missing_is_one_line(folder: Path, capabilities: str, arguments: list[str], says: str) -> None:
     done = run(folder, capabilities, "record", *arguments, "-o", "x", "-p", str(os.getpid()), "-d", "1")
     assert done.returncode == 4, done
@@ -65,8 +76,9 @@ def test_what_is_missing_is_one_line(folder: Path, capabilities: str, arguments:
     assert [path.name for path in folder.iterdir() if path.name != ".cache"] == []
 
 
-@pytest.mark.parametrize(("backend", "capabilities"), [("bpf", f"+bpf,+perfmon,{READ_TRACEFS}"),
-                                                       ("ftrace", "+dac_override")])
+@pytest.mark.parametrize(
+    ("backend", "capabilities"), [("bpf", f"+bpf,+perfmon,{READ_TRACEFS}"), ("ftrace", "+dac_override")]
+)
 def test_a_user_with_capabilities_records_as_well_as_root(folder: Path, backend: str, capabilities: str) -> None:
     output = folder / "x.dat"
     guest, go = start_guest("lifecycle", [])
@@ -90,8 +102,10 @@ def test_a_user_with_capabilities_records_as_well_as_root(folder: Path, backend:
 
 
 def _traces(pid: int) -> bool:
-    return any((path / "tracing_on").read_text().strip() == "1"
-               for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*"))
+    return any(
+        (path / "tracing_on").read_text().strip() == "1"
+        for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*")
+    )
 
 
 def test_doctor_says_what_the_capabilities_allow(folder: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.capture import tracedat
-from kvmtrace.capture.assemble import assemble, seal
+from kvmtrace.capture.ftrace import trace_dat_writer as tracedat
+from kvmtrace.capture.ftrace.assemble import assemble, seal
+from kvmtrace.capture.ftrace.trace_dat_writer import Tail
 from kvmtrace.capture.recover import reclaim
 from kvmtrace.capture.settings import META_MAGIC
 from kvmtrace.capture.spool import PAGE_SIZE, Spool
-from kvmtrace.capture.tracedat import Tail
 from kvmtrace.errors import CapabilityError, UsageError
 
 TAIL = Tail({7: "vcpu"}, {0: "entries: 0\n"}, "[mono]", "test")
@@ -180,8 +180,10 @@ def test_the_file_gets_its_owner(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
 
 
-@pytest.mark.parametrize(("name", "why"), [
-    ("", "directory"), ("sub", "directory"), ("fifo", "not a regular file"), ("no/such/x", "no such directory")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("", "directory"), ("sub", "directory"), ("fifo", "not a regular file"), ("no/such/x", "no such directory")],
+)
 def test_outputs_that_cannot_be(tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "sub").mkdir()
     os.mkfifo(tmp_path / "fifo")
@@ -198,5 +200,3 @@ def test_device_as_output_is_refused() -> None:
 def test_a_place_that_takes_no_files() -> None:
     with pytest.raises(CapabilityError, match="choose another place"):
         Spool.create(Path("/proc/kvmtrace.dat"))
-
-

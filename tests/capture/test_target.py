@@ -51,10 +51,12 @@ def test_unreleased_command_never_runs(tmp_path: Path) -> None:
 
 def test_gate_opens_for_nobody_when_the_recorder_dies(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    code = ("import os\nfrom kvmtrace.capture.settings import TargetSpec\n"
-            "from kvmtrace.capture.target import Target\n"
-            f"t = Target(TargetSpec('command', command=('touch', {str(mark)!r})))\n"
-            "print(t.pid, flush=True)\nos.kill(os.getpid(), 9)\n")
+    code = (
+        "import os\nfrom kvmtrace.capture.settings import TargetSpec\n"
+        "from kvmtrace.capture.target import Target\n"
+        f"t = Target(TargetSpec('command', command=('touch', {str(mark)!r})))\n"
+        "print(t.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)

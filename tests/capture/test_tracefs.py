@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.capture import tracefs
-from kvmtrace.capture.tracefs import Instance, Probes
+from kvmtrace.capture.ftrace import tracefs
+from kvmtrace.capture.ftrace.tracefs import Instance, Probes
 from kvmtrace.errors import CapabilityError
 
 
-@pytest.mark.parametrize(("euid", "lockdown", "says"), [
-    (1000, None, "sudo kvmtrace"), (0, "confidentiality", "boot without lockdown=confidentiality"),
-    (0, "integrity", "mount -o remount,rw"), (0, None, "mount -o remount,rw")])
+@pytest.mark.parametrize(
+    ("euid", "lockdown", "says"),
+    [
+        (1000, None, "sudo kvmtrace"),
+        (0, "confidentiality", "boot without lockdown=confidentiality"),
+        (0, "integrity", "mount -o remount,rw"),
+        (0, None, "mount -o remount,rw"),
+    ],
+)
 def test_no_access_says_what_to_do(monkeypatch: pytest.MonkeyPatch, euid: int, lockdown: str | None, says: str) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: euid)
     monkeypatch.setattr(tracefs, "lockdown_mode", lambda: lockdown)
@@ -24,8 +30,10 @@ def test_no_access_says_what_to_do(monkeypatch: pytest.MonkeyPatch, euid: int, l
     assert error.exit_code == 4
 
 
-@pytest.mark.parametrize(("text", "mode"), [
-    ("none [integrity] confidentiality\n", "integrity"), ("[none] integrity confidentiality\n", "none"), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [("none [integrity] confidentiality\n", "integrity"), ("[none] integrity confidentiality\n", "none"), ("", None)],
+)
 def test_lockdown_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mode: str | None) -> None:
     (tmp_path / "lockdown").write_text(text)
     monkeypatch.setattr(tracefs, "LOCKDOWN", tmp_path / "lockdown")
@@ -105,7 +113,8 @@ def test_missed_hits_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     probes = probes_of(tmp_path, monkeypatch)
     probes.add(["svm_vcpu_run", "svm_vcpu_run_return"])
     (tmp_path / "kprobe_profile").write_text(
-        "  svm_vcpu_run        100    3\n  svm_vcpu_run_return  97   4\n  thing  5  900\n")
+        "  svm_vcpu_run        100    3\n  svm_vcpu_run_return  97   4\n  thing  5  900\n"
+    )
     assert probes.missed() == 7
 
 
@@ -113,8 +122,10 @@ def test_stats_and_losses(tmp_path: Path) -> None:
     instance = Instance(tmp_path, "kvmtrace-1-ab")
     folder = instance.path / "per_cpu/cpu3"
     folder.mkdir(parents=True)
-    (folder / "stats").write_text("entries: 5\noverrun: 7\ncommit overrun: 1\nbytes: 12\n"
-                                  "oldest event ts:  12.5\nnow ts: 13.0\ndropped events: 2\nread events: 40\n")
+    (folder / "stats").write_text(
+        "entries: 5\noverrun: 7\ncommit overrun: 1\nbytes: 12\n"
+        "oldest event ts:  12.5\nnow ts: 13.0\ndropped events: 2\nread events: 40\n"
+    )
     assert instance.cpus() == [3]
     assert instance.lost(3) == 10
     assert instance.stats(3)["read events"] == 40

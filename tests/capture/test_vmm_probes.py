@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvmtrace.bring_up.follow import follow_bring_up
 from kvmtrace.capture import vmm_probes
+from kvmtrace.capture.ftrace.tracefs import mounted
 from kvmtrace.capture.settings import META_MAGIC, TargetSpec
-from kvmtrace.capture.tracefs import mounted
 from kvmtrace.capture.vmm_probes import add_vmm_probes, vmm_binary
-from kvmtrace.compare.bring_up import follow_bring_up
-from kvmtrace.events.opening import open_recording
+from kvmtrace.formats.opening import open_recording
 from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
 from kvmtrace.model.bring_up import VMM_ORDER
 
@@ -57,16 +57,31 @@ def qemu_path() -> Path:
     return Path(found).resolve()
 
 
-@pytest.mark.parametrize("argv", [
-    GUEST, ("timeout", "1", *GUEST), ("strace", "-f", "-o", "log", *GUEST), ("sh", "-c", f"exec {QEMU} -accel kvm"),
-    (f"/usr/bin/{QEMU}",)])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        GUEST,
+        ("timeout", "1", *GUEST),
+        ("strace", "-f", "-o", "log", *GUEST),
+        ("sh", "-c", f"exec {QEMU} -accel kvm"),
+        (f"/usr/bin/{QEMU}",),
+    ],
+)
 def test_qemu_is_found_also_behind_a_wrapper(argv: tuple[str, ...]) -> None:
     assert vmm_binary(command(*argv)) == qemu_path()
 
 
-@pytest.mark.parametrize("target", [
-    command("true"), command("no-such-program"), command(sys.executable, "-m", "kvmtrace.workload", "lifecycle"),
-    command("cat", "qemu-notes.txt"), TargetSpec("guest", guest="lifecycle"), TargetSpec("all")])
+@pytest.mark.parametrize(
+    "target",
+    [
+        command("true"),
+        command("no-such-program"),
+        command(sys.executable, "-m", "kvmtrace.workload", "lifecycle"),
+        command("cat", "qemu-notes.txt"),
+        TargetSpec("guest", guest="lifecycle"),
+        TargetSpec("all"),
+    ],
+)
 def test_other_targets_have_no_vmm_that_is_known(target: TargetSpec) -> None:
     assert vmm_binary(target) is None
     probes = FakeProbes()
@@ -121,19 +136,24 @@ def test_a_refused_probe_is_not_claimed() -> None:
 
 def test_an_older_symbol_serves_where_the_newest_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     offsets = {"accel_find": 1, "accel_init_machine": 2, "pc_cpus_init": 3, "pc_new_cpu": 4, "kvm_init_vcpu": 5}
-    monkeypatch.setattr(vmm_probes, "find_functions",
-                        lambda _binary, names: {n: offsets[n] for n in names if n in offsets})
+    monkeypatch.setattr(
+        vmm_probes, "find_functions", lambda _binary, names: {n: offsets[n] for n in names if n in offsets}
+    )
     probes = FakeProbes()
     rows = add_vmm_probes(probes, command(*GUEST))
     assert {row["event"]: row["function"].rpartition(":")[2] for row in rows} == {
-        "vmm_accel_find": "accel_find", "vmm_accel_init_machine": "accel_init_machine",
-        "vmm_accel_init_machine_return": "accel_init_machine", "vmm_cpus_init": "pc_cpus_init",
-        "vmm_cpu_new": "pc_new_cpu", "vmm_kvm_init_vcpu": "kvm_init_vcpu"}
+        "vmm_accel_find": "accel_find",
+        "vmm_accel_init_machine": "accel_init_machine",
+        "vmm_accel_init_machine_return": "accel_init_machine",
+        "vmm_cpus_init": "pc_cpus_init",
+        "vmm_cpu_new": "pc_new_cpu",
+        "vmm_kvm_init_vcpu": "kvm_init_vcpu",
+    }
     assert probes.lines["vmm_cpus_init"][0].endswith(":0x3")
 
 
 def test_field_names_are_none_that_must_be_numbers() -> None:
-    from kvmtrace.events.credible import FLAGS, NUMBERS
+    from kvmtrace.table.credible import FLAGS, NUMBERS
 
     texts = {field.split("=")[0] for function in VMM_FUNCTIONS for field in function.fields if "string" in field}
     assert texts
@@ -179,8 +199,9 @@ def test_qemus_start_is_recorded_in_the_models_order(tmp_path: Path) -> None:
 
 @pytest.mark.kvm
 def test_probes_of_a_killed_recorder_are_removed_by_the_next_command(tmp_path: Path) -> None:
-    with subprocess.Popen(record_argv(tmp_path / "run.dat", "timeout", "3", *GUEST),
-                          stderr=subprocess.DEVNULL) as recorder:
+    with subprocess.Popen(
+        record_argv(tmp_path / "run.dat", "timeout", "3", *GUEST), stderr=subprocess.DEVNULL
+    ) as recorder:
         until = time.monotonic() + 20
         while not uprobes_of(recorder.pid):
             assert time.monotonic() < until

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.feather
 import pytest
 
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 OLD, NEW = FIXTURES / "svm-6.1-storm.dat", FIXTURES / "svm-6.12-storm.dat"
@@ -20,8 +20,13 @@ SMALL = FIXTURES / "svm-6.1-lifecycle.dat"
 
 
 def kvmtrace(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "kvmtrace", *map(str, arguments)], capture_output=True, text=True,
-                          timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "kvmtrace", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_compare_prints_what_changed_within_100_columns() -> None:

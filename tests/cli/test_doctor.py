@@ -10,14 +10,20 @@ from typing import Any
 
 import pytest
 
-from kvmtrace.capture import doctor
-from kvmtrace.capture.doctor import MISSING, OK, OPTIONAL, Check, Diagnosis
+from kvmtrace.capture import diagnosis as doctor
+from kvmtrace.capture.diagnosis import MISSING, OK, OPTIONAL, Check, Diagnosis
 from kvmtrace.cli.doctor import render
 
 
 def run(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "kvmtrace", "doctor", *args], capture_output=True, text=True,
-                          timeout=60, check=False, **more)
+    return subprocess.run(
+        [sys.executable, "-m", "kvmtrace", "doctor", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **more,
+    )
 
 
 def test_json_agrees_with_the_exit_code() -> None:
@@ -67,8 +73,11 @@ def test_backends_follow_from_the_checks() -> None:
 
 def test_rendering_wraps_remedies() -> None:
     long = Check("thing", MISSING, "not there", "do this " * 30)
-    diagnosis = Diagnosis({"host": "h", "kernel": "6.1", "cpu_model": None}, (long,),
-                          {"ftrace": {"usable": False, "records": [], "why": "thing: not there"}})
+    diagnosis = Diagnosis(
+        {"host": "h", "kernel": "6.1", "cpu_model": None},
+        (long,),
+        {"ftrace": {"usable": False, "records": [], "why": "thing: not there"}},
+    )
     lines = render(diagnosis, 60)
     assert not diagnosis.can_record
     assert max(len(line) for line in lines if not line.startswith("\x1b")) <= 60

@@ -41,6 +41,11 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 def test_shell_completion_knows_the_commands() -> None:
     environment = {**os.environ, "_KVMTRACE_COMPLETE": "bash_complete", "COMP_WORDS": "kvmtrace re", "COMP_CWORD": "1"}
-    done = subprocess.run([sys.executable, "-c", "from kvmtrace.cli.main import main; main()"], env=environment,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "from kvmtrace.cli.main import main; main()"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert {"plain,record", "plain,report"} <= set(done.stdout.split())

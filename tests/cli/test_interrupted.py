@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.capture.assemble import seal
+from kvmtrace.capture.ftrace.assemble import seal
+from kvmtrace.capture.ftrace.trace_dat_writer import Tail, build_head
 from kvmtrace.capture.spool import Spool
-from kvmtrace.capture.tracedat import Tail, build_head
 from kvmtrace.cli import interrupted
 
 
@@ -22,8 +22,13 @@ def test_report_finishes_the_recording_first(tmp_path: Path) -> None:
     spool.write_file("head", build_head(tracefs, tracefs, [("kvm", "kvm_pio")]))
     seal(spool, Tail({}, {}, "[mono]", "test"), {"schema": "kvmtrace.capture/1", "notes": [], "clock": "mono"})
     spool.close()
-    done = subprocess.run([sys.executable, "-m", "kvmtrace", "report", str(output), "--format", "json"],
-                          capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmtrace", "report", str(output), "--format", "json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     # another test's command may have been first; the file is there either way
     assert not done.stderr or f"finished the recording of a killed recorder: {output}" in done.stderr

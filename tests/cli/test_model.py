@@ -45,11 +45,14 @@ def test_count_reaches_the_guest() -> None:
     assert many > 10 * few
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (("--replay", "nonesuch"), "no bundled guest"),
-    (("--replay", "lifecycle", "--format", "svg"), "text or json"),
-    (("--count", "3"), "belongs to --replay"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--replay", "nonesuch"), "no bundled guest"),
+        (("--replay", "lifecycle", "--format", "svg"), "text or json"),
+        (("--count", "3"), "belongs to --replay"),
+    ],
+)
 def test_wrong_usage(arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         CliRunner().invoke(command, list(arguments), catch_exceptions=False)

@@ -21,12 +21,15 @@ from kvmtrace.errors import CapabilityError, UsageError
 
 
 def kvmtrace(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "kvmtrace", *args], capture_output=True, text=True, timeout=60,
-                          check=False, **more)
+    return subprocess.run(
+        [sys.executable, "-m", "kvmtrace", *args], capture_output=True, text=True, timeout=60, check=False, **more
+    )
 
 
-@pytest.mark.parametrize(("text", "size"), [
-    ("4096", 4096), ("64k", 65536), ("64K", 65536), ("1.5M", 1572864), ("2GiB", 2 << 30), ("3mb", 3 << 20)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("64k", 65536), ("64K", 65536), ("1.5M", 1572864), ("2GiB", 2 << 30), ("3mb", 3 << 20)],
+)
 def test_sizes(text: str, size: int) -> None:
     assert record.Size().convert(text, None, None) == size
 
@@ -37,20 +40,24 @@ def test_no_sizes(text: str) -> None:
         record.Size().convert(text, None, None)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("10", 10.0), ("0.5s", 0.5), ("500ms", 0.5), ("2m", 120.0), ("1h", 3600.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10", 10.0), ("0.5s", 0.5), ("500ms", 0.5), ("2m", 120.0), ("1h", 3600.0)]
+)
 def test_durations(text: str, seconds: float) -> None:
     assert record.Duration().convert(text, None, None) == seconds
 
 
-@pytest.mark.parametrize(("arguments", "why"), [
-    ([], "nothing to record"),
-    (["-a", "--guest", "lifecycle"], "--guest and -a exclude each other"),
-    (["-p", "1", "--", "true"], "-p and a command exclude each other"),
-    (["-a", "--count", "3"], "--count belongs to --guest"),
-    (["-p", "4194305"], "there is no process 4194305"),
-    (["--backend", "ftrace", "--summary", "-a"], "--summary needs --backend bpf"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "nothing to record"),
+        (["-a", "--guest", "lifecycle"], "--guest and -a exclude each other"),
+        (["-p", "1", "--", "true"], "-p and a command exclude each other"),
+        (["-a", "--count", "3"], "--count belongs to --guest"),
+        (["-p", "4194305"], "there is no process 4194305"),
+        (["--backend", "ftrace", "--summary", "-a"], "--summary needs --backend bpf"),
+    ],
+)
 def test_senseless_requests(arguments: list[str], why: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(record.command, ["-o", str(tmp_path / "x.dat"), *arguments])
     assert isinstance(result.exception, UsageError)
@@ -89,16 +96,24 @@ def test_backend_without_tracefs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def result(**more: Any) -> RecordResult:
     meta = {"loss": {"events": 0, "by_cpu": {}}, "duration_ns": 2_000_000_000, "backend": "ftrace", "notes": []}
-    values: dict[str, Any] = {"path": Path("run.dat"), "meta": meta | more.pop("meta", {}), "n_events": 4000,
-                              "by_kind": None, "file_bytes": 3 << 20, "ended_by": "target", "target_status": 0,
-                              "recorder_cpu_s": 0.002}
+    values: dict[str, Any] = {
+        "path": Path("run.dat"),
+        "meta": meta | more.pop("meta", {}),
+        "n_events": 4000,
+        "by_kind": None,
+        "file_bytes": 3 << 20,
+        "ended_by": "target",
+        "target_status": 0,
+        "recorder_cpu_s": 0.002,
+    }
     return RecordResult(**(values | more))
 
 
 def test_what_is_said() -> None:
     assert record.describe(result()) == [
         "recorded 4,000 events (2,000/s) in 2.00 s with ftrace: run.dat (3.0 MiB)",
-        "lost 0 events; the recorder took 0.00 s of CPU time, 500 ns per event"]
+        "lost 0 events; the recorder took 0.00 s of CPU time, 500 ns per event",
+    ]
 
 
 def test_loss_is_said_per_cpu() -> None:
@@ -108,8 +123,16 @@ def test_loss_is_said_per_cpu() -> None:
 
 
 def test_discards_notes_ends_and_statuses_are_said() -> None:
-    text = "\n".join(record.describe(result(meta={"discarded": {"events": 77, "by_cpu": {"0": 77}}, "notes": ["so"]},
-                                            ended_by="disk full", target_status=-9, n_events=None)))
+    text = "\n".join(
+        record.describe(
+            result(
+                meta={"discarded": {"events": 77, "by_cpu": {"0": 77}}, "notes": ["so"]},
+                ended_by="disk full",
+                target_status=-9,
+                n_events=None,
+            )
+        )
+    )
     assert "older events deleted to keep the size: 77" in text
     assert "note: so" in text
     assert "ended early: disk full" in text
@@ -136,8 +159,18 @@ class TestForReal:
     def test_closed_pipe(self, tmp_path: Path) -> None:
         read, write = os.pipe()
         os.close(read)
-        argv = [sys.executable, "-m", "kvmtrace", "record", "--backend", "ftrace", "-o", str(tmp_path / "x.dat"),
-                "--guest", "lifecycle"]
+        argv = [
+            sys.executable,
+            "-m",
+            "kvmtrace",
+            "record",
+            "--backend",
+            "ftrace",
+            "-o",
+            str(tmp_path / "x.dat"),
+            "--guest",
+            "lifecycle",
+        ]
         with subprocess.Popen(argv, stdout=write, stderr=write) as recorder:
             os.close(write)
             assert recorder.wait(timeout=60) == 0
@@ -147,8 +180,19 @@ class TestForReal:
     @pytest.mark.skipif(os.geteuid() != 0, reason="becoming nobody takes root")
     def test_no_privilege_is_one_line_and_exit_code_4(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o777)
-        done = kvmtrace("record", "--backend", "ftrace", "-o", "/var/tmp/never.dat", "--", "true",
-                        user=65534, group=65534, extra_groups=[], cwd="/")
+        done = kvmtrace(
+            "record",
+            "--backend",
+            "ftrace",
+            "-o",
+            "/var/tmp/never.dat",
+            "--",
+            "true",
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            cwd="/",
+        )
         assert done.returncode == 4
         assert done.stderr.count("\n") == 1
         assert "sudo" in done.stderr
@@ -157,8 +201,9 @@ class TestForReal:
     def test_under_sudo_file_and_command_belong_to_the_user(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o777)
         environment = os.environ | {"SUDO_UID": "65534", "SUDO_GID": "65534"}
-        done = kvmtrace("record", "--backend", "ftrace", "-o", str(tmp_path / "x.dat"), "--", "id", "-u",
-                        env=environment)
+        done = kvmtrace(
+            "record", "--backend", "ftrace", "-o", str(tmp_path / "x.dat"), "--", "id", "-u", env=environment
+        )
         assert (done.returncode, done.stdout) == (0, "65534\n"), done.stderr
         status = (tmp_path / "x.dat").stat()
         assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (65534, 0o600)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def run(*args: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", "kvmtrace", *map(str, args)], input=stdin, capture_output=True,
-                          timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "kvmtrace", *map(str, args)], input=stdin, capture_output=True, timeout=60, check=False
+    )
 
 
 def life() -> list[Row]:
@@ -29,10 +30,12 @@ def life() -> list[Row]:
     for vcpu_id, tid in ((0, 50), (1, 51)):
         for turn in range(20):
             for after, kind, fields in (
-                (1000, "sys_enter_ioctl", {"cmd": KVM_RUN, "fd": 7}), (100, "kvm_fpu", {"load": 1}),
+                (1000, "sys_enter_ioctl", {"cmd": KVM_RUN, "fd": 7}),
+                (100, "kvm_fpu", {"load": 1}),
                 (100, "kvm_entry", {"vcpu_id": vcpu_id, "rip": 0x1000}),
                 (500, "kvm_exit", {"vcpu_id": vcpu_id, "exit_reason": 12, "isa": 1, "guest_rip": 0x1000 + turn}),
-                (30 * turn, "kvm_fpu", {"load": 0}), (50, "kvm_userspace_exit", {"reason": 5}),
+                (30 * turn, "kvm_fpu", {"load": 0}),
+                (50, "kvm_userspace_exit", {"reason": 5}),
                 (20, "sys_exit_ioctl", {}),
             ):
                 now += after
@@ -43,10 +46,11 @@ def life() -> list[Row]:
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every path a recording of `life`."""
+
     def opened(path: str) -> TableRecording:
         return TableRecording(make_table(life()), path=path)
 
-    monkeypatch.setattr("kvmtrace.events.open_recording", opened)
+    monkeypatch.setattr("kvmtrace.formats.open_recording", opened)
 
 
 @pytest.mark.usefixtures("recording")
@@ -64,15 +68,47 @@ class TestReport:
     def test_json_has_what_the_interface_promises(self) -> None:
         document = json.loads(self.invoke("a.dat", "--format", "json"))
         assert document["schema"] == "kvmtrace.report/1"
-        assert set(document) >= {"schema", "capture", "loss", "exits", "perf_compatible", "userspace_exits", "vcpus",
-                                 "detail", "bring_up", "model", "replay"}
+        assert set(document) >= {
+            "schema",
+            "capture",
+            "loss",
+            "exits",
+            "perf_compatible",
+            "userspace_exits",
+            "vcpus",
+            "detail",
+            "bring_up",
+            "model",
+            "replay",
+        }
         assert set(document["exits"][0]) >= {
-            "isa", "exit_reason", "name", "count", "samples", "total_ns", "min_ns", "max_ns", "mean_ns", "rel_stderr",
-            "p50_ns", "p90_ns", "p99_ns", "to_userspace", "guest_before_ns"}
+            "isa",
+            "exit_reason",
+            "name",
+            "count",
+            "samples",
+            "total_ns",
+            "min_ns",
+            "max_ns",
+            "mean_ns",
+            "rel_stderr",
+            "p50_ns",
+            "p90_ns",
+            "p99_ns",
+            "to_userspace",
+            "guest_before_ns",
+        }
         assert document["capture"]["isa"] == "vmx"
         assert document["model"]["n_events"] == len(life())
-        assert {"rules", "transitions", "coverage", "violations", "first_divergence", "explained_events",
-                "cannot_see"} <= set(document["model"])
+        assert {
+            "rules",
+            "transitions",
+            "coverage",
+            "violations",
+            "first_divergence",
+            "explained_events",
+            "cannot_see",
+        } <= set(document["model"])
 
     def test_several_files_are_a_list_in_json(self) -> None:
         documents = json.loads(self.invoke("a.dat", "b.dat", "--format", "json", "--no-model"))
@@ -92,11 +128,13 @@ class TestReport:
         rows = life()
         exits = [row[0] for row in rows if row[3] == "kvm_exit"]
         begin, end = exits[3] - rows[0][0], exits[9] - rows[0][0]
-        document = json.loads(self.invoke("a.dat", "--format", "json", "--no-model", "--from", f"{begin}ns", "--to",
-                                          f"{end}ns"))
+        document = json.loads(
+            self.invoke("a.dat", "--format", "json", "--no-model", "--from", f"{begin}ns", "--to", f"{end}ns")
+        )
         assert document["exits"][0]["count"] == 7
-        absolute = json.loads(self.invoke("a.dat", "--format", "json", "--no-model", "--from", f"@{exits[3]}ns",
-                                          "--to", f"@{exits[9]}ns"))
+        absolute = json.loads(
+            self.invoke("a.dat", "--format", "json", "--no-model", "--from", f"@{exits[3]}ns", "--to", f"@{exits[9]}ns")
+        )
         assert absolute["exits"] == document["exits"]
 
     def test_one_table(self) -> None:
@@ -136,18 +174,26 @@ def test_check_json_holds_model_and_nothing_statistical() -> None:
 def test_check_reports_a_violation_with_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row for row in life() if not (row[3] == "kvm_entry" and row[2] == 50)][:-3]
     kept = [row for row in life() if row[2] == 51]
-    monkeypatch.setattr("kvmtrace.events.open_recording",
-                        lambda path: TableRecording(make_table([*rows, *kept]), path=path))
+    monkeypatch.setattr(
+        "kvmtrace.formats.open_recording", lambda path: TableRecording(make_table([*rows, *kept]), path=path)
+    )
     result = CliRunner().invoke(check.command, ["a.dat"], catch_exceptions=False)
     assert result.exit_code == 1
     assert "VIOLATION" in result.output
     assert "First divergence from the model: violation of" in result.output
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    (["--from", "soon"], "is no time"), (["--by", "colour"], "--by"), (["--sort", "colour"], "--sort"),
-    (["--from", "1", "--to", "@2"], "both"), (["--tid", "0"], "--tid"), (["--limit", "x"], "--limit"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--from", "soon"], "is no time"),
+        (["--by", "colour"], "--by"),
+        (["--sort", "colour"], "--sort"),
+        (["--from", "1", "--to", "@2"], "both"),
+        (["--tid", "0"], "--tid"),
+        (["--limit", "x"], "--limit"),
+    ],
+)
 def test_wrong_usage_is_exit_code_2(args: list[str], words: str, tmp_path: Path) -> None:
     done = run("report", tmp_path / "x.dat", *args)
     assert done.returncode == 2

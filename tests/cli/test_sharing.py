@@ -17,15 +17,20 @@ from writers.ring_buffer import page, record
 
 from kvmtrace.cli.main import cli
 from kvmtrace.cli.output import write_text
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ADDRESS_FIELDS = {"rip", "guest_rip", "gpa", "gva", "address", "fault_address"}
 GUEST_RIP = 0xFFFFFFFF81234567
-SECRETS = {"host": "secrethost", "cpu_model": "Secret CPU", "command": ["kvmtrace", "record", "/home/alice/vm.img"],
-           "threads": {"77": [70, "alice-vcpu"], "42": [70, "alice-vm"]}, "notes": ["for alice"],
-           "qmp": {"error": "/run/alice.sock: refused"},
-           "target": {"kind": "command", "pids": [70], "command": ["/home/alice/qemu"]}}
+SECRETS = {
+    "host": "secrethost",
+    "cpu_model": "Secret CPU",
+    "command": ["kvmtrace", "record", "/home/alice/vm.img"],
+    "threads": {"77": [70, "alice-vcpu"], "42": [70, "alice-vm"]},
+    "notes": ["for alice"],
+    "qmp": {"error": "/run/alice.sock: refused"},
+    "target": {"kind": "command", "pids": [70], "command": ["/home/alice/qemu"]},
+}
 WORDS = re.compile("secret|alice|lifecycle|run\\.dat", re.IGNORECASE)
 
 
@@ -39,17 +44,33 @@ def run(*arguments: object) -> str:
 def secret(tmp_path):
     """A recording that contradicts the model, and names a person in every place where there is room."""
     switch = struct.pack("<iIq", 42, 0, -7)
-    records = [record(e, 7) for i in range(4) for e in (
-        vm_entry(GUEST_RIP + i), vm_exit(GUEST_RIP + i), vm_exit(GUEST_RIP + 9 * i, 30),
-        event(12, b"alice-vm".ljust(16, b"\0") + switch))]
+    records = [
+        record(e, 7)
+        for i in range(4)
+        for e in (
+            vm_entry(GUEST_RIP + i),
+            vm_exit(GUEST_RIP + i),
+            vm_exit(GUEST_RIP + 9 * i, 30),
+            event(12, b"alice-vm".ljust(16, b"\0") + switch),
+        )
+    ]
     path = tmp_path / "alice-run.dat"
     path.write_bytes(trace_dat("v6", instances={"kt": [page(900, records)]}, meta={**META, **SECRETS}))
     return path
 
 
-@pytest.mark.parametrize("arguments", [
-    ("report",), ("report", "--format", "json"), ("report", "--format", "html"), ("report", "--by", "rip"),
-    ("report", "--explain", "2"), ("check",), ("check", "--format", "json")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report",),
+        ("report", "--format", "json"),
+        ("report", "--format", "html"),
+        ("report", "--by", "rip"),
+        ("report", "--explain", "2"),
+        ("check",),
+        ("check", "--format", "json"),
+    ],
+)
 def test_nothing_secret_is_left(secret, arguments):
     plain = run(*arguments, secret)
     hidden = run(*arguments, secret, "--anonymize")
@@ -94,8 +115,13 @@ def test_real_recordings(name, output_format):
     path = FIXTURES / f"{name}.dat"
     recording = open_recording(path)
     table, meta = recording.events(), recording.capture.meta
-    addresses = {int(value) for kind in table.kinds for field in ADDRESS_FIELDS & set(kind.fields)
-                 for value in np.unique(table.field(kind.name, field)) if value >= 1 << 16}
+    addresses = {
+        int(value)
+        for kind in table.kinds
+        for field in ADDRESS_FIELDS & set(kind.fields)
+        for value in np.unique(table.field(kind.name, field))
+        if value >= 1 << 16
+    }
     names = {comm for _, comm in meta["threads"].values()} | {meta["host"], meta["cpu_model"], path.stem}
     hidden = run("report", path, "--format", output_format, "--anonymize")
     numbers = {int(text, 16) for text in re.findall(r"0x([0-9a-fA-F]+)", hidden)}
@@ -120,8 +146,12 @@ def test_outputs_are_private_whole_and_follow_no_link(shared, name):
     path = FIXTURES / "svm-6.1-lifecycle.dat"
     output = folder / name
     output.symlink_to(victim)
-    command = {"report.txt": ["report", path], "report.html": ["report", "--format", "html", path],
-               "compare.txt": ["compare", path, path], "run.csv": ["export", path]}[name]
+    command = {
+        "report.txt": ["report", path],
+        "report.html": ["report", "--format", "html", path],
+        "compare.txt": ["compare", path, path],
+        "run.csv": ["export", path],
+    }[name]
     run(*command, "-o", output)
     assert victim.read_text() == "precious"
     assert not output.is_symlink()

@@ -8,20 +8,33 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from kvmtrace.capture.bpf_rates import rates_between
+from kvmtrace.capture.bpf.rates import rates_between
 from kvmtrace.cli import top
-from kvmtrace.report.text import filter_line
+from kvmtrace.render.text.report_text import filter_line
 
 PHASES = ("unknown", "guest", "kernel", "userspace", "blocked", "preempted")
 
 
-def row(tid: int, pid: int = 50, vcpu_id: int | None = 0, exits: dict[int, int] | None = None,
-        userspace: dict[int, int] | None = None, **times: int) -> dict[str, Any]:
-    return {"tid": tid, "pid": pid, "comm": f"t{tid}", "vcpu_id": vcpu_id, "isa": "vmx",
-            "time_ns": dict.fromkeys(PHASES, 0) | times,
-            "exits": [{"exit_reason": reason, "count": count} for reason, count in (exits or {}).items()],
-            "userspace_exits": [{"reason": reason, "error": None, "count": count}
-                                for reason, count in (userspace or {}).items()]}
+def row(
+    tid: int,
+    pid: int = 50,
+    vcpu_id: int | None = 0,
+    exits: dict[int, int] | None = None,
+    userspace: dict[int, int] | None = None,
+    **times: int,
+) -> dict[str, Any]:
+    return {
+        "tid": tid,
+        "pid": pid,
+        "comm": f"t{tid}",
+        "vcpu_id": vcpu_id,
+        "isa": "vmx",
+        "time_ns": dict.fromkeys(PHASES, 0) | times,
+        "exits": [{"exit_reason": reason, "count": count} for reason, count in (exits or {}).items()],
+        "userspace_exits": [
+            {"reason": reason, "error": None, "count": count} for reason, count in (userspace or {}).items()
+        ],
+    }
 
 
 def test_rates_are_differences_per_second_and_shares_of_the_time_between() -> None:
@@ -40,8 +53,9 @@ def test_a_thread_that_is_new_counts_from_its_start() -> None:
 
 
 def test_vms_stay_together_and_the_busiest_is_first() -> None:
-    rates = rates_between([], [row(1, 50, 0, {10: 5}), row(2, 60, 0, {10: 1}), row(3, 50, 1, {10: 1}),
-                               row(4, 60, 1, {10: 90})], 1.0)
+    rates = rates_between(
+        [], [row(1, 50, 0, {10: 5}), row(2, 60, 0, {10: 1}), row(3, 50, 1, {10: 1}), row(4, 60, 1, {10: 90})], 1.0
+    )
     assert [r.tid for r in top.arrange(rates, "exits")] == [4, 2, 1, 3]
     assert [r.tid for r in top.arrange(rates, "vcpu")] == [1, 3, 2, 4]
 

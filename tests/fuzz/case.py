@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmtrace.cli.main import cli
-from kvmtrace.decode.summary import is_summary, read_summary
 from kvmtrace.errors import KvmtraceError, UsageError
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
+from kvmtrace.formats.summary.summary_file import is_summary, read_summary
+from kvmtrace.render.html import render_html
+from kvmtrace.render.text.report_text import render_text
+from kvmtrace.render.text.summary_text import render_summary
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.report.document import render_json
-from kvmtrace.report.html import render_html
-from kvmtrace.report.summary_text import render_summary
-from kvmtrace.report.text import render_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmtrace.events.recording import Loss, Recording
+    from kvmtrace.table.recording import Loss, Recording
 
 CPU_SECONDS = 5.0
 FOR_ALL = 4  # times as long: nine commands, and the coverage tracer

@@ -131,7 +131,7 @@ class Fuzzer:
         """Cut a seed: fewer events than before must not look like a whole recording."""
         name = self.rng.choice(list(self.seeds))
         data = self.seeds[name]
-        part = data[:self.rng.randrange(len(data))]
+        part = data[: self.rng.randrange(len(data))]
         outcome = self.execute(part, EVENTS)
         if outcome is None or outcome.n_events is None or name in CUTS_UNSEEN:
             return
@@ -140,8 +140,13 @@ class Fuzzer:
 
     def state(self) -> dict[str, Any]:
         """What this worker did."""
-        return {"counts": self.counts, "findings": self.findings, "corpus": len(self.corpus),
-                "lines": sorted(self.reached.lines()), "edges": len(self.reached.edges)}
+        return {
+            "counts": self.counts,
+            "findings": self.findings,
+            "corpus": len(self.corpus),
+            "lines": sorted(self.reached.lines()),
+            "edges": len(self.reached.edges),
+        }
 
 
 def work(keep: Path, seed: int, seconds: float) -> None:
@@ -164,11 +169,13 @@ def summarise(keep: Path) -> str:
     counts = {key: sum(s["counts"][key] for s in states) for key in (states[0]["counts"] if states else {})}
     lines = {(file, line) for s in states for file, line in s["lines"]}
     rows = [f"{key.replace('_', ' ')}: {value:,}" for key, value in counts.items()]
-    rows.append(f"inputs that reached something new: {len(list((keep / '.corpus').iterdir())):,}; "
-                f"edges: {max((s['edges'] for s in states), default=0):,}")
+    rows.append(
+        f"inputs that reached something new: {len(list((keep / '.corpus').iterdir())):,}; "
+        f"edges: {max((s['edges'] for s in states), default=0):,}"
+    )
     found = sorted(p.name for p in keep.iterdir() if p.name[0] != "." and p.suffix != ".txt")
     rows.append(f"findings: {', '.join(found) or 'none'}")
-    for folder in ("decode", "events"):
+    for folder in ("formats", "table", "spans"):
         modules = line_coverage(lines, folder)
         ran, total = (sum(column) for column in zip(*modules.values(), strict=True))
         rows.append(f"line coverage of kvmtrace/{folder}: {100 * ran / total:.1f} % ({ran} of {total})")
@@ -181,8 +188,21 @@ def supervise(keep: Path, minutes: float, seed: int) -> int:
     end = time.monotonic() + 60 * minutes
     while (left := end - time.monotonic()) > 3:
         seed += 1
-        status = subprocess.run([sys.executable, "-W", "error", __file__, "--worker", str(seed), "--keep", str(keep),
-                                 "--seconds", str(min(left, 600))], check=False).returncode
+        status = subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "error",
+                __file__,
+                "--worker",
+                str(seed),
+                "--keep",
+                str(keep),
+                "--seconds",
+                str(min(left, 600)),
+            ],
+            check=False,
+        ).returncode
         if status:
             print(f"worker {seed} ended with {status}", flush=True)
             path = keep / f".path-{seed}"

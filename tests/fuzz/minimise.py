@@ -16,7 +16,7 @@ def minimised(data: bytes, same: Callable[[bytes], bool], seconds: float) -> byt
     while size and time.monotonic() < end:
         at = 0
         while at < len(data) and time.monotonic() < end:
-            shorter = data[:at] + data[at + size:]
+            shorter = data[:at] + data[at + size :]
             if same(shorter):
                 data = shorter
             else:

@@ -1,4 +1,4 @@
-"""Which lines of kvmtrace/decode and kvmtrace/events ran: sys.settrace, no dependency."""
+"""Which lines of kvmtrace/formats, table and spans ran: sys.settrace, no dependency."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 PACKAGE = Path(kvmtrace.__file__).parent
-FOLDERS = tuple(str(PACKAGE / name) + "/" for name in ("decode", "events"))
+FOLDERS = tuple(str(PACKAGE / name) + "/" for name in ("formats", "table", "spans"))
 
 
 class Reached:
@@ -75,7 +75,7 @@ def lines_of_functions(path: Path) -> set[int]:
     return inner
 
 
-def line_coverage(lines: set[tuple[str, int]], folder: str = "decode") -> dict[str, tuple[int, int]]:
+def line_coverage(lines: set[tuple[str, int]], folder: str = "formats") -> dict[str, tuple[int, int]]:
     """Return module -> (lines of functions that ran, lines of functions)."""
     result = {}
     for path in sorted((PACKAGE / folder).glob("*.py")):

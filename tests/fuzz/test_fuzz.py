@@ -15,10 +15,10 @@ from fuzz.fuzz import Fuzzer
 from fuzz.minimise import minimised
 from fuzz.mutations import mutate
 from fuzz.seeds import composed, recorded_seeds, synthetic_seeds, vm_entry, vm_exit
-from kvmtrace.decode.cursor import Cursor
-from kvmtrace.decode.summary import is_summary
-from kvmtrace.events import open_recording
-from kvmtrace.events.loss import LossCounter
+from kvmtrace.formats import open_recording
+from kvmtrace.formats.common.cursor import Cursor
+from kvmtrace.formats.common.loss import LossCounter
+from kvmtrace.formats.summary.summary_file import is_summary
 
 CRASHERS = sorted((Path(__file__).parent / "crashers").glob("*"))
 N_CASES = 40
@@ -31,6 +31,7 @@ def run(tmp_path):
         path = tmp_path / "case"
         path.write_bytes(data)
         return run_case(str(path), depth)
+
     return run_data
 
 

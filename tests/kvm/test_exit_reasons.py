@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.kvm.exit_reasons import (
+from kvmtrace.isa.exit_reasons import (
     ISA_SVM,
     ISA_VMX,
     SVM_EXIT_REASONS,
@@ -32,22 +32,56 @@ def test_names_and_numbers_are_unique_and_sorted(table: dict[int, str]) -> None:
     assert list(table) == sorted(table)
 
 
-@pytest.mark.parametrize(("code", "name"), [
-    (0, "EXCEPTION_NMI"), (1, "EXTERNAL_INTERRUPT"), (7, "INTERRUPT_WINDOW"), (10, "CPUID"), (12, "HLT"),
-    (18, "VMCALL"), (28, "CR_ACCESS"), (30, "IO_INSTRUCTION"), (31, "MSR_READ"), (32, "MSR_WRITE"),
-    (44, "APIC_ACCESS"), (48, "EPT_VIOLATION"), (49, "EPT_MISCONFIG"), (52, "PREEMPTION_TIMER"),
-    (62, "PML_FULL"), (74, "BUS_LOCK"), (75, "NOTIFY"), (85, "MSR_WRITE_IMM"),
-])
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (0, "EXCEPTION_NMI"),
+        (1, "EXTERNAL_INTERRUPT"),
+        (7, "INTERRUPT_WINDOW"),
+        (10, "CPUID"),
+        (12, "HLT"),
+        (18, "VMCALL"),
+        (28, "CR_ACCESS"),
+        (30, "IO_INSTRUCTION"),
+        (31, "MSR_READ"),
+        (32, "MSR_WRITE"),
+        (44, "APIC_ACCESS"),
+        (48, "EPT_VIOLATION"),
+        (49, "EPT_MISCONFIG"),
+        (52, "PREEMPTION_TIMER"),
+        (62, "PML_FULL"),
+        (74, "BUS_LOCK"),
+        (75, "NOTIFY"),
+        (85, "MSR_WRITE_IMM"),
+    ],
+)
 def test_vmx_spot_values(code: int, name: str) -> None:
     assert describe_exit_reason(ISA_VMX, code) == name
 
 
-@pytest.mark.parametrize(("code", "name"), [
-    (0x000, "read_cr0"), (0x018, "write_cr8"), (0x046, "UD excp"), (0x060, "interrupt"), (0x064, "vintr"),
-    (0x06D, "write_rt"), (0x072, "cpuid"), (0x078, "hlt"), (0x07B, "io"), (0x07C, "msr"), (0x07F, "shutdown"),
-    (0x081, "hypercall"), (0x08D, "xsetbv"), (0x0A6, "idle-halt"), (0x400, "npf"), (0x403, "vmgexit"),
-    (-1, "invalid_guest_state"), (0xFFFFFFFF, "invalid_guest_state"),
-])
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (0x000, "read_cr0"),
+        (0x018, "write_cr8"),
+        (0x046, "UD excp"),
+        (0x060, "interrupt"),
+        (0x064, "vintr"),
+        (0x06D, "write_rt"),
+        (0x072, "cpuid"),
+        (0x078, "hlt"),
+        (0x07B, "io"),
+        (0x07C, "msr"),
+        (0x07F, "shutdown"),
+        (0x081, "hypercall"),
+        (0x08D, "xsetbv"),
+        (0x0A6, "idle-halt"),
+        (0x400, "npf"),
+        (0x403, "vmgexit"),
+        (-1, "invalid_guest_state"),
+        (0xFFFFFFFF, "invalid_guest_state"),
+    ],
+)
 def test_svm_spot_values(code: int, name: str) -> None:
     assert describe_exit_reason(ISA_SVM, code) == name
 
@@ -75,8 +109,10 @@ def kernel_tables() -> dict[str, dict[int, str]]:
     text = FORMAT.read_text()
     vmx, svm = (part.split("),")[0] for part in text.split("__print_symbolic(")[1:3])
     row = re.compile(r'\{ ([-0-9a-fx+ ]+), "([^"]+)" \}')
-    return {name: {sum(int(term, 0) for term in number.split("+")) & 0xFFFFFFFF: word
-                   for number, word in row.findall(text)} for name, text in (("vmx", vmx), ("svm", svm))}
+    return {
+        name: {sum(int(term, 0) for term in number.split("+")) & 0xFFFFFFFF: word for number, word in row.findall(text)}
+        for name, text in (("vmx", vmx), ("svm", svm))
+    }
 
 
 @pytest.mark.skipif(not FORMAT.exists(), reason="KVM tracepoints are not visible here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmtrace.kvm.qualification import (
+from kvmtrace.isa.qualification import (
     CrAccess,
     DrAccess,
     IoAccess,
@@ -22,22 +22,28 @@ from kvmtrace.kvm.qualification import (
 )
 
 
-@pytest.mark.parametrize(("qualification", "access"), [
-    (0x03F80000, IoAccess(0x3F8, 1, write=True, string=False, rep=False)),
-    (0x03FD0048, IoAccess(0x3FD, 1, write=False, string=False, rep=False)),
-    (0x0CFC0003, IoAccess(0xCFC, 4, write=True, string=False, rep=False)),
-    (0x01F00039, IoAccess(0x1F0, 2, write=False, string=True, rep=True)),
-])
+@pytest.mark.parametrize(
+    ("qualification", "access"),
+    [
+        (0x03F80000, IoAccess(0x3F8, 1, write=True, string=False, rep=False)),
+        (0x03FD0048, IoAccess(0x3FD, 1, write=False, string=False, rep=False)),
+        (0x0CFC0003, IoAccess(0xCFC, 4, write=True, string=False, rep=False)),
+        (0x01F00039, IoAccess(0x1F0, 2, write=False, string=True, rep=True)),
+    ],
+)
 def test_vmx_io(qualification: int, access: IoAccess) -> None:
     assert decode_vmx_io(qualification) == access
 
 
-@pytest.mark.parametrize(("exitinfo1", "access"), [
-    (0x03F80210, IoAccess(0x3F8, 1, write=True, string=False, rep=False)),
-    (0x03FD0211, IoAccess(0x3FD, 1, write=False, string=False, rep=False)),
-    (0x0CFC0040, IoAccess(0xCFC, 4, write=True, string=False, rep=False)),
-    (0x01F0002D, IoAccess(0x1F0, 2, write=False, string=True, rep=True)),
-])
+@pytest.mark.parametrize(
+    ("exitinfo1", "access"),
+    [
+        (0x03F80210, IoAccess(0x3F8, 1, write=True, string=False, rep=False)),
+        (0x03FD0211, IoAccess(0x3FD, 1, write=False, string=False, rep=False)),
+        (0x0CFC0040, IoAccess(0xCFC, 4, write=True, string=False, rep=False)),
+        (0x01F0002D, IoAccess(0x1F0, 2, write=False, string=True, rep=True)),
+    ],
+)
 def test_svm_io(exitinfo1: int, access: IoAccess) -> None:
     assert decode_svm_io(exitinfo1) == access
 

@@ -23,15 +23,36 @@ from kvmtrace.kvm.ports import PORT_RANGES, describe_port
 APIC_FORMAT = Path("/sys/kernel/tracing/events/kvm/kvm_apic/format")
 
 
-@pytest.mark.parametrize(("msr", "name"), [
-    (0x10, "IA32_TSC"), (0x1B, "IA32_APIC_BASE"), (0x8B, "IA32_UCODE_REV"), (0xC1, "IA32_PMC0"),
-    (0x187, "IA32_PERFEVTSEL1"), (0x200, "IA32_MTRR_PHYSBASE0"), (0x201, "IA32_MTRR_PHYSMASK0"),
-    (0x277, "IA32_PAT"), (0x403, "IA32_MC0_MISC"), (0x405, "IA32_MC1_STATUS"), (0x6E0, "IA32_TSC_DEADLINE"),
-    (0x808, "X2APIC_TASKPRI"), (0x80B, "X2APIC_EOI"), (0x811, "X2APIC_ISR1"), (0x830, "X2APIC_ICR"),
-    (0x838, "X2APIC_TMICT"), (0x83F, "X2APIC_SELF_IPI"), (0xC0000080, "EFER"), (0xC0000102, "KERNEL_GS_BASE"),
-    (0xC0010117, "VM_HSAVE_PA"), (0xC0010201, "AMD_F15H_PERF_CTR0"), (0x4B564D00, "KVM_WALL_CLOCK_NEW"),
-    (0x4B564D06, "KVM_ASYNC_PF_INT"), (0x40000070, "HV_X64_MSR_EOI"), (0x12345, "UNKNOWN(0x12345)"),
-])
+@pytest.mark.parametrize(
+    ("msr", "name"),
+    [
+        (0x10, "IA32_TSC"),
+        (0x1B, "IA32_APIC_BASE"),
+        (0x8B, "IA32_UCODE_REV"),
+        (0xC1, "IA32_PMC0"),
+        (0x187, "IA32_PERFEVTSEL1"),
+        (0x200, "IA32_MTRR_PHYSBASE0"),
+        (0x201, "IA32_MTRR_PHYSMASK0"),
+        (0x277, "IA32_PAT"),
+        (0x403, "IA32_MC0_MISC"),
+        (0x405, "IA32_MC1_STATUS"),
+        (0x6E0, "IA32_TSC_DEADLINE"),
+        (0x808, "X2APIC_TASKPRI"),
+        (0x80B, "X2APIC_EOI"),
+        (0x811, "X2APIC_ISR1"),
+        (0x830, "X2APIC_ICR"),
+        (0x838, "X2APIC_TMICT"),
+        (0x83F, "X2APIC_SELF_IPI"),
+        (0xC0000080, "EFER"),
+        (0xC0000102, "KERNEL_GS_BASE"),
+        (0xC0010117, "VM_HSAVE_PA"),
+        (0xC0010201, "AMD_F15H_PERF_CTR0"),
+        (0x4B564D00, "KVM_WALL_CLOCK_NEW"),
+        (0x4B564D06, "KVM_ASYNC_PF_INT"),
+        (0x40000070, "HV_X64_MSR_EOI"),
+        (0x12345, "UNKNOWN(0x12345)"),
+    ],
+)
 def test_msr_spot_values(msr: int, name: str) -> None:
     assert describe_msr(msr) == name
 
@@ -45,12 +66,25 @@ def test_msr_tables_do_not_overlap() -> None:
     assert len(in_ranges) == sum(last - first + 1 for first, last, _, _ in MSR_RANGES)
 
 
-@pytest.mark.parametrize(("port", "name"), [
-    (0x20, "PIC master"), (0x40, "PIT"), (0x64, "keyboard command"), (0x71, "RTC, CMOS"),
-    (0x80, "POST code, I/O delay"), (0x3F8, "COM1"), (0x3FD, "COM1"), (0x402, "firmware debug console"),
-    (0x3F6, "IDE primary control"), (0x511, "fw_cfg"), (0xCF8, "PCI configuration address"),
-    (0xCFC, "PCI configuration data"), (0xCF9, "reset control"), (0x1234, ""),
-])
+@pytest.mark.parametrize(
+    ("port", "name"),
+    [
+        (0x20, "PIC master"),
+        (0x40, "PIT"),
+        (0x64, "keyboard command"),
+        (0x71, "RTC, CMOS"),
+        (0x80, "POST code, I/O delay"),
+        (0x3F8, "COM1"),
+        (0x3FD, "COM1"),
+        (0x402, "firmware debug console"),
+        (0x3F6, "IDE primary control"),
+        (0x511, "fw_cfg"),
+        (0xCF8, "PCI configuration address"),
+        (0xCFC, "PCI configuration data"),
+        (0xCF9, "reset control"),
+        (0x1234, ""),
+    ],
+)
 def test_port_spot_values(port: int, name: str) -> None:
     assert describe_port(port) == name
 

@@ -24,19 +24,32 @@ def test_table_is_dense_unique_and_complete() -> None:
     assert all(name.startswith("KVM_EXIT_") for name in USERSPACE_EXIT_REASONS.values())
 
 
-@pytest.mark.parametrize(("reason", "name"), [
-    (2, "KVM_EXIT_IO"), (5, "KVM_EXIT_HLT"), (6, "KVM_EXIT_MMIO"), (8, "KVM_EXIT_SHUTDOWN"),
-    (10, "KVM_EXIT_INTR"), (17, "KVM_EXIT_INTERNAL_ERROR"), (30, "KVM_EXIT_X86_WRMSR"),
-    (33, "KVM_EXIT_X86_BUS_LOCK"), (39, "KVM_EXIT_MEMORY_FAULT"), (40, "KVM_EXIT_TDX"),
-    (99, "UNKNOWN(0x63)"),
-])
+@pytest.mark.parametrize(
+    ("reason", "name"),
+    [
+        (2, "KVM_EXIT_IO"),
+        (5, "KVM_EXIT_HLT"),
+        (6, "KVM_EXIT_MMIO"),
+        (8, "KVM_EXIT_SHUTDOWN"),
+        (10, "KVM_EXIT_INTR"),
+        (17, "KVM_EXIT_INTERNAL_ERROR"),
+        (30, "KVM_EXIT_X86_WRMSR"),
+        (33, "KVM_EXIT_X86_BUS_LOCK"),
+        (39, "KVM_EXIT_MEMORY_FAULT"),
+        (40, "KVM_EXIT_TDX"),
+        (99, "UNKNOWN(0x63)"),
+    ],
+)
 def test_spot_values(reason: int, name: str) -> None:
     assert describe_userspace_exit_reason(reason) == name
 
 
 def test_constants_agree_with_the_table() -> None:
-    constants = {name: value for name, value in vars(userspace_exits).items()
-                 if name.startswith("KVM_EXIT_") and isinstance(value, int)}
+    constants = {
+        name: value
+        for name, value in vars(userspace_exits).items()
+        if name.startswith("KVM_EXIT_") and isinstance(value, int)
+    }
     assert len(constants) > 20
     assert all(USERSPACE_EXIT_REASONS[value] == name for name, value in constants.items())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX
+from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.kvm.vectors import (
     EXCEPTION_MEANINGS,
     EXCEPTION_NAMES,
@@ -27,18 +27,21 @@ def test_tables_agree_with_each_other() -> None:
     assert len(set(EXCEPTION_NAMES.values())) == len(EXCEPTION_NAMES)
 
 
-@pytest.mark.parametrize(("isa", "value", "words"), [
-    (ISA_VMX, 0x80000B0E, "#PF hardware exception, error code"),
-    (ISA_VMX, 0x80000031, "vector 0x31 external interrupt"),
-    (ISA_VMX, 0x80000202, "NMI"),
-    (ISA_VMX, 0x80000480, "vector 0x80 software interrupt"),
-    (ISA_VMX, 0x80000501, "#DB privileged software exception"),
-    (ISA_VMX, 0x80000603, "#BP software exception"),
-    (ISA_SVM, 0x80000306, "#UD exception"),
-    (ISA_SVM, 0x80000501, "#DB UNKNOWN(0x5)"),
-    (ISA_VMX, 0x00000B0E, "none"),
-    (ISA_SVM, 0, "none"),
-])
+@pytest.mark.parametrize(
+    ("isa", "value", "words"),
+    [
+        (ISA_VMX, 0x80000B0E, "#PF hardware exception, error code"),
+        (ISA_VMX, 0x80000031, "vector 0x31 external interrupt"),
+        (ISA_VMX, 0x80000202, "NMI"),
+        (ISA_VMX, 0x80000480, "vector 0x80 software interrupt"),
+        (ISA_VMX, 0x80000501, "#DB privileged software exception"),
+        (ISA_VMX, 0x80000603, "#BP software exception"),
+        (ISA_SVM, 0x80000306, "#UD exception"),
+        (ISA_SVM, 0x80000501, "#DB UNKNOWN(0x5)"),
+        (ISA_VMX, 0x00000B0E, "none"),
+        (ISA_SVM, 0, "none"),
+    ],
+)
 def test_describe_intr_info(isa: int, value: int, words: str) -> None:
     assert describe_intr_info(isa, value) == words
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from counting import count_with_trace_cmd
 
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.lab import Job, LabRecording, record_in_lab
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -23,8 +23,10 @@ HOSTS = {f"{isa}-{kernel}": (isa, kernel) for isa in ("vmx", "svm") for kernel i
 GUESTS = ("lifecycle", "interrupt", "smp", "string-io", "mmio-split", "triple-fault", "msr-gp")
 # all events of a Linux boot are 3 MB: once per ISA, with one and with two vCPUs
 LINUX = {
-    "vmx-6.1": (1, "lifecycle"), "svm-6.12": (2, "lifecycle"),
-    "vmx-6.12": (1, "minimal"), "svm-6.1": (1, "minimal"),
+    "vmx-6.1": (1, "lifecycle"),
+    "svm-6.12": (2, "lifecycle"),
+    "vmx-6.12": (1, "minimal"),
+    "svm-6.1": (1, "minimal"),
 }
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kvmtrace.events.syscalls import pair_syscalls
 from kvmtrace.kvm.ioctls import KVMIO
+from kvmtrace.spans.syscalls import pair_syscalls
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kvmtrace.events.table import EventTable
+    from kvmtrace.table.event_table import EventTable
 
 # "812 ioctl(0x4, 0xae41, 0x1) = 0x5", whole or in two lines, as `strace -f -e raw=ioctl` prints it
 BEGUN = re.compile(r"(\d+) +ioctl\((0x[0-9a-f]+|0), (0x[0-9a-f]+|0)(?:, (0x[0-9a-f]+|0))?(\)| <unfinished)")

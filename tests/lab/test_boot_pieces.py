@@ -18,8 +18,8 @@ from kvmtrace.lab.cache import cached, digest
 from kvmtrace.lab.cpio import CpioArchive
 from kvmtrace.lab.job import Job, write_job
 from kvmtrace.lab.kernels import Kernel, get_kernel, read_module
-from kvmtrace.lab.run import run_lab
-from kvmtrace.lab.vmx import CYLINDER_BYTES, pad_to_cylinder
+from kvmtrace.lab.lab_run import run_lab
+from kvmtrace.lab.vmx_host import CYLINDER_BYTES, pad_to_cylinder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +49,9 @@ def make_bzimage(elf: bytes) -> bytes:
 
 
 def make_elf(segments: list[tuple[int, bytes]], entry: int) -> bytes:
-    header = b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56,
-                                                            len(segments), 0, 0, 0)
+    header = b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, len(segments), 0, 0, 0
+    )
     table, body, offset = b"", b"", 64 + 56 * len(segments)
     for paddr, data in segments:
         table += struct.pack("<IIQQQQQQ", 1, 5, offset + len(body), paddr, paddr, len(data), len(data), 4096)
@@ -61,7 +62,7 @@ def make_elf(segments: list[tuple[int, bytes]], entry: int) -> bytes:
 def test_repacked_kernel_lies_at_its_place():
     elf = make_elf([(0x1000000, b"text" * 100), (0x1002000, b"data" * 7)], 0x1000010)
     image = repack.repack_kernel(make_bzimage(elf))
-    body = image[1024 + repack.STUB_BYTES:]
+    body = image[1024 + repack.STUB_BYTES :]
     assert body[:400] == b"text" * 100
     assert body[0x2000:0x201C] == b"data" * 7
     assert struct.unpack_from("<I", image, 0x1F4)[0] * 16 == len(image) - 1024
@@ -83,9 +84,18 @@ def test_the_stub_is_the_code_its_comments_say():
             break
     assert (selector, target) == (0x10, repack.LOAD_ADDRESS + decoder.position)
     assert {"std", "mov cr3,eax", "mov cr0,eax", "wrmsr"} <= set(code32)
-    code64 = [formatter.format(i) for i in Decoder(64, stub[decoder.position:0x100].rstrip(b"\0"), ip=target)]
-    assert code64 == ["mov eax,18h", "mov ds,ax", "mov es,ax", "mov ss,ax", "mov fs,ax", "mov gs,ax",
-                      "mov esi,ebp", "mov eax,1000123h", "jmp rax"]
+    code64 = [formatter.format(i) for i in Decoder(64, stub[decoder.position : 0x100].rstrip(b"\0"), ip=target)]
+    assert code64 == [
+        "mov eax,18h",
+        "mov ds,ax",
+        "mov es,ax",
+        "mov ss,ax",
+        "mov fs,ax",
+        "mov gs,ax",
+        "mov esi,ebp",
+        "mov eax,1000123h",
+        "jmp rax",
+    ]
 
 
 @pytest.mark.parametrize("image", [b"", b"x" * 5000, make_bzimage(b"no ELF")])
@@ -98,8 +108,10 @@ def test_other_files_are_no_kernel(image: bytes):
 def kernel(tmp_path: Path) -> Kernel:
     modules = tmp_path / "lib" / "modules" / "6.9.0"
     modules.mkdir(parents=True)
-    (modules / "modules.dep").write_text("kernel/kvm/kvm-amd.ko: kernel/kvm/kvm.ko kernel/irqbypass.ko\n"
-                                         "kernel/kvm/kvm.ko: kernel/irqbypass.ko\nkernel/irqbypass.ko:\n")
+    (modules / "modules.dep").write_text(
+        "kernel/kvm/kvm-amd.ko: kernel/kvm/kvm.ko kernel/irqbypass.ko\n"
+        "kernel/kvm/kvm.ko: kernel/irqbypass.ko\nkernel/irqbypass.ko:\n"
+    )
     (modules / "modules.builtin").write_text("kernel/drivers/virtio_pci.ko\n")
     return Kernel("6.9", "6.9.0", tmp_path)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kvmtrace.compare.bring_up import follow_bring_up
-from kvmtrace.events.opening import open_recording
+from kvmtrace.bring_up.follow import follow_bring_up
+from kvmtrace.formats.opening import open_recording
 from tests.lab.strace_log import STRACE, read_strace, recorded_ioctls
 
 pytestmark = pytest.mark.kvm
@@ -27,26 +27,36 @@ WRONG_VMM = Path(__file__).parent / "wrong_vmm.py"
 
 
 def record(output: Path, *command: str) -> Path:
-    done = subprocess.run([*KVMTRACE, "record", "--backend", "ftrace", "-o", output, "--", *command], check=False,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*KVMTRACE, "record", "--backend", "ftrace", "-o", output, "--", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return output
 
 
 def report(path: Path) -> dict[str, Any]:
-    done = subprocess.run([*KVMTRACE, "report", "--format", "json", path], check=False,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*KVMTRACE, "report", "--format", "json", path], check=False, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert isinstance(document, dict)
     return document
 
 
-@pytest.mark.parametrize("command", [
-    (sys.executable, "-m", "kvmtrace.workload", "lifecycle"),
-    (sys.executable, str(WRONG_VMM)),
-    QEMU,
-], ids=["workload", "wrong", "qemu"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        (sys.executable, "-m", "kvmtrace.workload", "lifecycle"),
+        (sys.executable, str(WRONG_VMM)),
+        QEMU,
+    ],
+    ids=["workload", "wrong", "qemu"],
+)
 def test_every_ioctl_that_strace_saw_is_in_the_capture(tmp_path: Path, command: tuple[str, ...]) -> None:
     log = tmp_path / "strace"
     events = open_recording(record(tmp_path / "run.dat", *STRACE, "-o", str(log), *command)).events()
@@ -81,20 +91,26 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return bring_up
 
 
-@pytest.mark.parametrize(("name", "target", "words"), [
-    ("KVM_CREATE_IRQCHIP", "vm0", "EEXIST: the VM already has an interrupt chip"),
-    ("KVM_CREATE_VCPU", "vm0", "EEXIST: the VM already has a vCPU of this id"),
-    ("KVM_CREATE_IRQCHIP", "vm1", "EINVAL: interrupt chips must be created before the first vCPU"),
-    ("KVM_SET_IDENTITY_MAP_ADDR", "vm1", "EINVAL: the identity map's address is fixed once a vCPU exists"),
-    ("KVM_CREATE_VCPU", "kvm0", "a vm ioctl on a system file"),
-    ("KVM_RUN", "vm0.vcpu0", "EINVAL: the argument must be 0"),
-    ("KVM_RUN", "vm0.vcpu0", "EIO: a VM belongs to the process (mm) that created it"),
-    ("KVM_CREATE_VCPU", "vm1", "vm1 was closed before"),
-    ("KVM_RUN", "vm1.vcpu0", "vm1.vcpu0 was closed before"),
-])
+@pytest.mark.parametrize(
+    ("name", "target", "words"),
+    [
+        ("KVM_CREATE_IRQCHIP", "vm0", "EEXIST: the VM already has an interrupt chip"),
+        ("KVM_CREATE_VCPU", "vm0", "EEXIST: the VM already has a vCPU of this id"),
+        ("KVM_CREATE_IRQCHIP", "vm1", "EINVAL: interrupt chips must be created before the first vCPU"),
+        ("KVM_SET_IDENTITY_MAP_ADDR", "vm1", "EINVAL: the identity map's address is fixed once a vCPU exists"),
+        ("KVM_CREATE_VCPU", "kvm0", "a vm ioctl on a system file"),
+        ("KVM_RUN", "vm0.vcpu0", "EINVAL: the argument must be 0"),
+        ("KVM_RUN", "vm0.vcpu0", "EIO: a VM belongs to the process (mm) that created it"),
+        ("KVM_CREATE_VCPU", "vm1", "vm1 was closed before"),
+        ("KVM_RUN", "vm1.vcpu0", "vm1.vcpu0 was closed before"),
+    ],
+)
 def test_each_wrong_step_is_explained(wrong: dict[str, Any], name: str, target: str, words: str) -> None:
-    found = [step for step in wrong["steps"]
-             if (step["name"], step["object"]) == (name, target) and words in step["sentence"]]
+    found = [
+        step
+        for step in wrong["steps"]
+        if (step["name"], step["object"]) == (name, target) and words in step["sentence"]
+    ]
     assert [step["verdict"] for step in found] == ["explained"]
 
 

@@ -42,12 +42,15 @@ def test_a_run_gives_status_output_and_phases(tmp_path: Path):
     assert phases == ["booting", "running", "fetching"]
 
 
-@pytest.mark.parametrize(("script", "says"), [
-    ("echo 'BIOS error' >console; exit 1", "ended before the lab host was done (exit code 1)"),
-    ("kill -SEGV $$", "ended before the lab host was done (signal 11)"),
-    ("echo '[1.0] Kernel panic - not syncing: VFS: no root' >console; sleep 60", "kernel panicked: VFS: no root"),
-    ("echo 'kvmtrace-lab: failed module kvm_amd: no SVM' >console; sleep 60", "module kvm_amd: no SVM"),
-])
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo 'BIOS error' >console; exit 1", "ended before the lab host was done (exit code 1)"),
+        ("kill -SEGV $$", "ended before the lab host was done (signal 11)"),
+        ("echo '[1.0] Kernel panic - not syncing: VFS: no root' >console; sleep 60", "kernel panicked: VFS: no root"),
+        ("echo 'kvmtrace-lab: failed module kvm_amd: no SVM' >console; sleep 60", "module kvm_amd: no SVM"),
+    ],
+)
 def test_failures_say_why_with_the_last_lines(tmp_path: Path, script: str, says: str):
     with pytest.raises(LabFailedError) as caught:
         run(tmp_path, script)
@@ -73,9 +76,11 @@ def test_boot_and_command_have_their_limits_and_nothing_survives(tmp_path: Path)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_ending_kvmtrace_ends_the_emulator(tmp_path: Path, number: signal.Signals):
-    program = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-               f"from test_console import run\nfrom pathlib import Path\n"
-               f"run(Path({str(tmp_path)!r}), 'echo $$ >pid; exec sleep 300')\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"from test_console import run\nfrom pathlib import Path\n"
+        f"run(Path({str(tmp_path)!r}), 'echo $$ >pid; exec sleep 300')\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     pid_file = tmp_path / "pid"
     deadline = time.monotonic() + 20

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 RECORDED = sorted(FIXTURES.glob("*.dat"))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from lab.counting import count_with_trace_cmd
 
-from kvmtrace.events import open_recording
-from kvmtrace.kvm.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
+from kvmtrace.formats import open_recording
+from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
 from kvmtrace.lab import Job, LabRecording, record_in_lab, run_lab
 from kvmtrace.workload.result import GuestRun
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from kvmtrace.model.describe import SCHEMA, model_as_dict, render_text
-from kvmtrace.model.exits_svm import SVM_EXITS
-from kvmtrace.model.exits_vmx import VMX_EXITS
+from kvmtrace.isa.svm import SVM_EXITS
+from kvmtrace.isa.vmx import VMX_EXITS
 from kvmtrace.model.rules import RULES
 from kvmtrace.model.states import STATES
 from kvmtrace.model.transitions import TRANSITIONS
+from kvmtrace.render.model.describe import SCHEMA, model_as_dict, render_text
 
 
 def test_json_holds_every_table() -> None:

@@ -9,8 +9,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from kvmtrace.model.diagram import HUB, group_edges, loop_states, render_dot, render_svg
-from kvmtrace.model.diagram_layout import (
+from kvmtrace.model.states import STATES
+from kvmtrace.model.transitions import TRANSITIONS
+from kvmtrace.render.model.diagram import HUB, group_edges, loop_states, render_dot, render_svg
+from kvmtrace.render.model.diagram_layout import (
     EDGE_PATHS,
     HEIGHT,
     NODE_HEIGHT,
@@ -18,13 +20,15 @@ from kvmtrace.model.diagram_layout import (
     POSITIONS,
     WIDTH,
 )
-from kvmtrace.model.diagram_svg import rounded_path
-from kvmtrace.model.states import STATES
-from kvmtrace.model.transitions import TRANSITIONS
+from kvmtrace.render.model.diagram_svg import rounded_path
 
 SVG = "{http://www.w3.org/2000/svg}"
-COUNTS = {("user", "call KVM_RUN", "run_called"): 7, ("handling", "VM-entry", "guest"): 1000,
-          ("loaded", "VM-entry", "guest"): 7, ("guest", "VM-exit", "exited"): 1007}
+COUNTS = {
+    ("user", "call KVM_RUN", "run_called"): 7,
+    ("handling", "VM-entry", "guest"): 1000,
+    ("loaded", "VM-entry", "guest"): 7,
+    ("guest", "VM-exit", "exited"): 1007,
+}
 
 
 def test_every_transition_is_on_exactly_one_edge() -> None:
@@ -42,7 +46,7 @@ def test_states_and_edges_are_laid_out() -> None:
 def test_boxes_do_not_overlap_and_everything_is_inside() -> None:
     centres = list(POSITIONS.values())
     for i, (x, y) in enumerate(centres):
-        for other_x, other_y in centres[i + 1:]:
+        for other_x, other_y in centres[i + 1 :]:
             assert abs(x - other_x) >= NODE_WIDTH or abs(y - other_y) >= NODE_HEIGHT
     for path in EDGE_PATHS.values():
         assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in (*path.points, path.label))

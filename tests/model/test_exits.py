@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from kvmtrace.kvm.exit_reasons import SVM_EXIT_ERR, SVM_EXIT_REASONS, VMX_EXIT_REASONS
-from kvmtrace.kvm.userspace_exits import USERSPACE_EXIT_REASONS
-from kvmtrace.model.exits_any import (
+from kvmtrace.isa.base import ExitExpectation, RipClass
+from kvmtrace.isa.exit_reasons import SVM_EXIT_ERR, SVM_EXIT_REASONS, VMX_EXIT_REASONS
+from kvmtrace.isa.shared import (
     ANY_EXIT_EVENTS,
     ANY_EXIT_USERSPACE,
     BUS_LOCK_USERSPACE,
     EMULATOR_EVENTS,
 )
-from kvmtrace.model.exits_svm import SVM_EXITS
-from kvmtrace.model.exits_vmx import VMX_EXITS, VMX_VECTORING_EXEMPT
-from kvmtrace.model.expectation import ExitExpectation, RipClass
+from kvmtrace.isa.svm import SVM_EXITS
+from kvmtrace.isa.vmx import VMX_EXITS, VMX_VECTORING_EXEMPT
+from kvmtrace.kvm.userspace_exits import USERSPACE_EXIT_REASONS
 from kvmtrace.model.rules import CHECKS, PREDICATES
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS
 
-ROWS = [pytest.param(row, id=f"{isa}-{row.code:#x}") for isa, table in (("vmx", VMX_EXITS), ("svm", SVM_EXITS))
-        for row in table.values()]
+ROWS = [
+    pytest.param(row, id=f"{isa}-{row.code:#x}")
+    for isa, table in (("vmx", VMX_EXITS), ("svm", SVM_EXITS))
+    for row in table.values()
+]
 # TDCALL belongs to TDX guests, whose registers and handlers are elsewhere
 VMX_WITHOUT_ROW = {77}
 # numbers of the manual that the kernel has no name for: GETSEC, RSM, RDTSC* ... never enabled; RDPRU

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from kvmtrace.errors import UsageError
-from kvmtrace.kvm.exit_reasons import SVM_EXIT_REASONS, VMX_EXIT_REASONS
+from kvmtrace.isa.exit_reasons import SVM_EXIT_REASONS, VMX_EXIT_REASONS
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.model.prediction import PREDICTABLE, Expected, Facts, Prediction, Step, describe_step, predict
+from kvmtrace.predict.story import PREDICTABLE, Expected, Facts, Prediction, Step, describe_step, predict
 from kvmtrace.workload import GUESTS
 
 ISAS = ("vmx", "svm", "pvm")
@@ -123,22 +123,35 @@ def test_only_recorded_events_are_predicted() -> None:
 def story(predictions: tuple[Prediction, ...], first: int, last: int) -> list[str]:
     """Return the steps of the instructions in this address range, fields of interest only."""
     names = ("rip", "exit_reason", "info1", "guest_rip", "fault_address", "val", "gpa", "type", "reason")
-    return [" ".join([step.event, *(f"{n}={v:#x}" for n, v in values(step).items() if n in names)])
-            for each in predictions for step in each.steps if first <= step.address <= last and step.text]
+    return [
+        " ".join([step.event, *(f"{n}={v:#x}" for n, v in values(step).items() if n in names)])
+        for each in predictions
+        for step in each.steps
+        if first <= step.address <= last and step.text
+    ]
 
 
 def test_story_of_msr_gp() -> None:
     predictions = predict(GUESTS["msr-gp"], {"count": 1}, Facts("vmx", TRACED))
     assert story(predictions, 0x1000, 0x101D) == [
-        "kvm_entry rip=0x1000", "kvm_exit exit_reason=0x30 guest_rip=0x1000 info1=0x4",
+        "kvm_entry rip=0x1000",
+        "kvm_exit exit_reason=0x30 guest_rip=0x1000 info1=0x4",
         "kvm_page_fault guest_rip=0x1000 fault_address=0x1000",
-        "kvm_entry rip=0x1000", "kvm_exit exit_reason=0x30 guest_rip=0x1000 info1=0x2",
+        "kvm_entry rip=0x1000",
+        "kvm_exit exit_reason=0x30 guest_rip=0x1000 info1=0x2",
         "kvm_page_fault guest_rip=0x1000 fault_address=0x34",
-        "kvm_entry rip=0x1000", "kvm_exit exit_reason=0x30 guest_rip=0x100c info1=0x2",
+        "kvm_entry rip=0x1000",
+        "kvm_exit exit_reason=0x30 guest_rip=0x100c info1=0x2",
         "kvm_page_fault guest_rip=0x100c fault_address=0x2ffe",
-        "kvm_entry rip=0x100c", "kvm_exit exit_reason=0x20 guest_rip=0x101d info1=0x0", "kvm_msr",
-        "kvm_inj_exception", "kvm_entry rip=0x101d"]
-    after = predictions[0].steps[next(i for i, s in enumerate(predictions[0].steps) if s.event == "kvm_inj_exception"):]
+        "kvm_entry rip=0x100c",
+        "kvm_exit exit_reason=0x20 guest_rip=0x101d info1=0x0",
+        "kvm_msr",
+        "kvm_inj_exception",
+        "kvm_entry rip=0x101d",
+    ]
+    after = predictions[0].steps[
+        next(i for i, s in enumerate(predictions[0].steps) if s.event == "kvm_inj_exception") :
+    ]
     # the handler adds 2 to the return address: the guest goes on behind WRMSR, not at it
     assert after[1].path == (0x101D, 0x1026, 0x1027, 0x1029, 0x102D, 0x102E, 0x101F, 0x1020, 0x1022, 0x1024)
 
@@ -146,11 +159,21 @@ def test_story_of_msr_gp() -> None:
 def test_story_of_a_page_crossing_mmio_read() -> None:
     predictions = predict(GUESTS["mmio-split"], {"count": 1}, Facts("vmx", TRACED))
     assert story(predictions, 0x102A, 0x102A) == [
-        "kvm_entry rip=0x102a", "kvm_exit exit_reason=0x31 guest_rip=0x102a", "kvm_emulate_insn rip=0x102a",
+        "kvm_entry rip=0x102a",
+        "kvm_exit exit_reason=0x31 guest_rip=0x102a",
+        "kvm_emulate_insn rip=0x102a",
         "kvm_mmio type=0x0 gpa=0x9ff4 val=0x0",  # once, with the length of the part in the second page
-        "kvm_fpu", "kvm_userspace_exit reason=0x6", "kvm_fpu", "kvm_fpu", "kvm_userspace_exit reason=0x6",
-        "kvm_fpu", "kvm_fpu", "kvm_userspace_exit reason=0x6", "kvm_fpu",
-        "kvm_mmio type=0x1 gpa=0x9ffc val=0x201f1e1d1c1b1a19"]
+        "kvm_fpu",
+        "kvm_userspace_exit reason=0x6",
+        "kvm_fpu",
+        "kvm_fpu",
+        "kvm_userspace_exit reason=0x6",
+        "kvm_fpu",
+        "kvm_fpu",
+        "kvm_userspace_exit reason=0x6",
+        "kvm_fpu",
+        "kvm_mmio type=0x1 gpa=0x9ffc val=0x201f1e1d1c1b1a19",
+    ]
 
 
 def test_without_next_rip_svm_decodes_what_it_skips() -> None:
@@ -163,7 +186,10 @@ def test_without_next_rip_svm_decodes_what_it_skips() -> None:
 def test_rep_ins_stops_at_the_page() -> None:
     reads = [pio for pio in steps_of(predicted("string-io", "svm"), "kvm_pio") if not pio["rw"]]
     assert [(pio["size"], pio["count"], pio["val"]) for pio in reads] == [
-        (1, 16, 0x01), (1, 25, 0x11), (4, 7, 0x2D2C2B2A)]
+        (1, 16, 0x01),
+        (1, 25, 0x11),
+        (4, 7, 0x2D2C2B2A),
+    ]
 
 
 def test_interrupts_of_smp_reach_the_other_vcpu() -> None:
@@ -188,10 +214,17 @@ def test_limits() -> None:
         predict(GUESTS["storm"], {"count": 1}, Facts("vax"))
 
 
-@pytest.mark.parametrize(("expected", "value", "holds"), [
-    (Expected("a", 5), 5, True), (Expected("a", 5), 6, False), (Expected("a", 4, 6), 0xFD, True),
-    (Expected("a", -11 & 0xFFFFFFFF, 0xFFFFFFFF), -11, True), (Expected("a", b"\x0f\xa2"), b"\x0f\xa2\x00\x00", True),
-    (Expected("a", b"\x0f\xa2"), b"\x0f\x30\x00", False)])
+@pytest.mark.parametrize(
+    ("expected", "value", "holds"),
+    [
+        (Expected("a", 5), 5, True),
+        (Expected("a", 5), 6, False),
+        (Expected("a", 4, 6), 0xFD, True),
+        (Expected("a", -11 & 0xFFFFFFFF, 0xFFFFFFFF), -11, True),
+        (Expected("a", b"\x0f\xa2"), b"\x0f\xa2\x00\x00", True),
+        (Expected("a", b"\x0f\xa2"), b"\x0f\x30\x00", False),
+    ],
+)
 def test_expected_holds(expected: Expected, value: object, holds: bool) -> None:
     assert expected.holds(value) is holds
 
@@ -202,4 +235,3 @@ def test_describe_step() -> None:
     assert describe_step(step) == "kvm_exit exit_reason=0x30 info1=2/0x7 insn=f4  (MMIO)"
     failed = Step("kvm_userspace_exit", (Expected("errno", 0xFFFFFFF5, 0xFFFFFFFF),))
     assert describe_step(failed) == "kvm_userspace_exit errno=-11"
-

@@ -6,21 +6,22 @@ from itertools import product
 
 import pytest
 
-from kvmtrace.compare.alphabet import CLASS_NAMES, N_CLASSES
-from kvmtrace.compare.automaton import next_states, rows_for
-from kvmtrace.compare.batch import EXPECTATIONS
-from kvmtrace.compare.guards import guard_holds
-from kvmtrace.compare.payloads import CLAIMS, NEEDED
-from kvmtrace.compare.predicates import PREDICATE_COLUMNS
-from kvmtrace.model.exits_svm import SVM_EXITS
-from kvmtrace.model.exits_vmx import VMX_EXITS
+from kvmtrace.check.alphabet import CLASS_NAMES, N_CLASSES
+from kvmtrace.check.batch import EXPECTATIONS
+from kvmtrace.check.guards import guard_holds
+from kvmtrace.check.payloads import CLAIMS, NEEDED
+from kvmtrace.check.predicates import PREDICATE_COLUMNS
+from kvmtrace.check.state_machine import next_states, rows_for
+from kvmtrace.isa.svm import SVM_EXITS
+from kvmtrace.isa.vmx import VMX_EXITS
 from kvmtrace.model.rules import CHECKS, PREDICATES, RULES, SUSPICION, VIOLATION
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
 from kvmtrace.model.transitions import FOLLOW_UP_STATES, GUARDS, LATE_EXIT_STATES, TRAITS, TRANSITIONS
 
 ROWS = [row for row in EXPECTATIONS if row is not None]
-KERNELS = [frozenset(traits) for traits in product(
-    ("entry_in_run", "entry_before_run"), ("exit_irqs_on", "exit_irqs_off"))]
+KERNELS = [
+    frozenset(traits) for traits in product(("entry_in_run", "entry_before_run"), ("exit_irqs_on", "exit_irqs_off"))
+]
 KERNELS += [kernel | {"old_fastpath"} for kernel in KERNELS]
 
 

@@ -22,8 +22,11 @@ def begin_key(event: str, kind: str, fields: dict[str, Any]) -> tuple[bool, Any]
         if kind == "kvm_mmio" and fields.get("type") == MMIO_WRITE:
             return True, (fields["gpa"], MMIO_WRITE)
         return False, None
-    wanted, key = {"vmexit": ("kvm_exit", ("exit_reason",)), "ioport": ("kvm_pio", ("port", "rw")),
-                   "msr": ("kvm_msr", ("ecx", "write"))}[event]
+    wanted, key = {
+        "vmexit": ("kvm_exit", ("exit_reason",)),
+        "ioport": ("kvm_pio", ("port", "rw")),
+        "msr": ("kvm_msr", ("ecx", "write")),
+    }[event]
     return (True, tuple(fields.get(name, 0) for name in key)) if kind == wanted else (False, None)
 
 

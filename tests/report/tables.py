@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.decode.payload import ColumnPayload
-from kvmtrace.events.recording import Capture, Loss, Recording
-from kvmtrace.events.table import EventKind, EventTable
+from kvmtrace.table.event_table import EventKind, EventTable
+from kvmtrace.table.payload import ColumnPayload
+from kvmtrace.table.recording import Capture, Loss, Recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,15 +48,19 @@ def make_table(rows: Sequence[Row], kinds: Sequence[str] | None = None) -> Event
     for index, name in enumerate(names):
         own = [row[4] if len(row) > 4 else {} for row in rows if row[3] == name]
         if own:
-            payloads[index] = ColumnPayload({
-                field: np.array([values.get(field, 0) for values in own]).astype(dtype)
-                for field, dtype in FIELDS[name].items()
-            })
+            payloads[index] = ColumnPayload(
+                {
+                    field: np.array([values.get(field, 0) for values in own]).astype(dtype)
+                    for field, dtype in FIELDS[name].items()
+                }
+            )
     columns = {
-        "ts_ns": np.array([row[0] for row in rows], np.int64), "cpu": np.array([row[1] for row in rows], np.int16),
+        "ts_ns": np.array([row[0] for row in rows], np.int64),
+        "cpu": np.array([row[1] for row in rows], np.int16),
         "tid": np.array([row[2] for row in rows], np.int32),
         "kind": np.array([names.index(row[3]) for row in rows], np.uint16),
-        "irq_flags": np.zeros(len(rows), np.uint8), "preempt_count": np.zeros(len(rows), np.uint8),
+        "irq_flags": np.zeros(len(rows), np.uint8),
+        "preempt_count": np.zeros(len(rows), np.uint8),
     }
     return EventTable(columns, kind_list, payloads)
 
@@ -81,8 +85,9 @@ class TableRecording(Recording):
             yield self._table.slice(start, stop)
 
 
-def recording(rows: Sequence[Row], cuts: Sequence[int] = (), kinds: Sequence[str] | None = None,
-              **capture: Any) -> TableRecording:
+def recording(
+    rows: Sequence[Row], cuts: Sequence[int] = (), kinds: Sequence[str] | None = None, **capture: Any
+) -> TableRecording:
     """Make a recording of rows."""
     return TableRecording(make_table(rows, kinds), cuts, **capture)
 

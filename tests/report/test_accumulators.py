@@ -9,11 +9,11 @@ import statistics
 import numpy as np
 import pytest
 
-from kvmtrace.report.injections import disassemble
-from kvmtrace.report.keys import Counter, KeyIndex
-from kvmtrace.report.moments import Moments
-from kvmtrace.report.rate import MAX_BINS, RateAccumulator
-from kvmtrace.report.samples import Samples, log2_histogram, nearest_rank, summarise
+from kvmtrace.spans.keys import Counter, KeyIndex
+from kvmtrace.stats.durations import Samples, log2_histogram, nearest_rank, summarise
+from kvmtrace.stats.injections import disassemble
+from kvmtrace.stats.moments import Moments
+from kvmtrace.stats.rate import MAX_BINS, RateAccumulator
 
 from .tables import make_table
 
@@ -119,9 +119,14 @@ def test_rates_count_every_exit_in_its_bin(seed: int) -> None:
         assert count == sum(low <= ts < low + rate.bin_ns for ts in times)
 
 
-@pytest.mark.parametrize(("insn", "bits", "text"), [
-    (b"\x0f\xa2", 64, "cpuid"), (b"\x66\xa3\x00\x90", 16, "mov [0x9000],eax"), (b"\x06", 64, "(bad)"),
-    (b"", 64, "(bad)"),
-])
+@pytest.mark.parametrize(
+    ("insn", "bits", "text"),
+    [
+        (b"\x0f\xa2", 64, "cpuid"),
+        (b"\x66\xa3\x00\x90", 16, "mov [0x9000],eax"),
+        (b"\x06", 64, "(bad)"),
+        (b"", 64, "(bad)"),
+    ],
+)
 def test_disassembly(insn: bytes, bits: int, text: str) -> None:
     assert disassemble(insn, bits) == text

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
+from kvmtrace.render.text.perf_text import TITLES, render_perf_table
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.perf_text import TITLES, render_perf_table
 from kvmtrace.report.selection import Selection
 
 if TYPE_CHECKING:
-    from kvmtrace.events.recording import Recording
+    from kvmtrace.table.recording import Recording
 
 RECORDED = Path(__file__).parent / "recorded"
 NAMES = sorted(path.name.removesuffix(".xz") for path in RECORDED.glob("*.perf.data.xz"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.report import beginning
 from kvmtrace.report.beginning import Beginning
 

@@ -123,8 +123,12 @@ def test_a_halt_that_nothing_explains_is_unknown() -> None:
 
 
 def test_time_that_steps_back_keeps_the_sum() -> None:
-    rows = [(1000, 0, 5, "kvm_entry"), (1100, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}),
-            (1050, 0, 5, "kvm_entry"), (1500, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1})]
+    rows = [
+        (1000, 0, 5, "kvm_entry"),
+        (1100, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}),
+        (1050, 0, 5, "kvm_entry"),
+        (1500, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}),
+    ]
     found = report(rows)
     assert found.vcpus[0].wall_ns == 500 == found.vcpus[0].budget.total_ns()
     assert found.loss.discarded_intervals == 1
@@ -132,16 +136,24 @@ def test_time_that_steps_back_keeps_the_sum() -> None:
 
 
 def test_what_a_thread_did_before_its_first_kvm_event_does_not_count() -> None:
-    rows = [(0, 0, 5, "sched_switch", {"prev_pid": 5, "prev_state": 1, "next_pid": 9}),
-            (400, 0, 9, "sched_switch", {"prev_pid": 9, "prev_state": 0, "next_pid": 5}),
-            (500, 0, 5, "kvm_entry"), (600, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1})]
+    rows = [
+        (0, 0, 5, "sched_switch", {"prev_pid": 5, "prev_state": 1, "next_pid": 9}),
+        (400, 0, 9, "sched_switch", {"prev_pid": 9, "prev_state": 0, "next_pid": 5}),
+        (500, 0, 5, "kvm_entry"),
+        (600, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}),
+    ]
     (vcpu,) = report(rows).vcpus
     assert (vcpu.tid, vcpu.wall_ns, vcpu.budget.guest_ns, vcpu.budget.blocked_ns) == (5, 100, 100, 0)
 
 
 def test_migrations_and_cpus() -> None:
-    rows = [(0, 0, 5, "kvm_entry"), (10, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}), (20, 3, 5, "kvm_entry"),
-            (30, 3, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}), (40, 0, 5, "kvm_entry")]
+    rows = [
+        (0, 0, 5, "kvm_entry"),
+        (10, 0, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}),
+        (20, 3, 5, "kvm_entry"),
+        (30, 3, 5, "kvm_exit", {"exit_reason": 10, "isa": 1}),
+        (40, 0, 5, "kvm_entry"),
+    ]
     (vcpu,) = report(rows).vcpus
     assert (vcpu.migrations, vcpu.cpus) == (2, (0, 3))
 
@@ -158,12 +170,17 @@ def random_life(seed: int, n: int = 300) -> list[Row]:
         fields: dict[str, object] = {
             "kvm_exit": {"exit_reason": rng.choice([HLT, CPUID, IO]), "isa": 1, "guest_rip": rng.randrange(4)},
             "kvm_userspace_exit": {"reason": rng.choice([2, 6]), "errno": rng.choice([0, -4])},
-            "kvm_fpu": {"load": rng.randrange(2)}, "sys_enter_ioctl": {"cmd": rng.choice([KVM_RUN, 1])},
+            "kvm_fpu": {"load": rng.randrange(2)},
+            "sys_enter_ioctl": {"cmd": rng.choice([KVM_RUN, 1])},
             "kvm_vcpu_wakeup": {"ns": rng.randrange(3000), "waited": rng.randrange(2)},
             "kvm_mmio": {"type": rng.randrange(3), "gpa": rng.randrange(3) << 12},
-            "kvm_pio": {"port": rng.randrange(3), "rw": rng.randrange(2)}, "kvm_msr": {"exception": rng.randrange(2)},
-            "sched_switch": {"prev_pid": tid, "prev_state": rng.choice([0, 1, 0x100]),
-                             "next_pid": rng.choice([11, 12, 0])},
+            "kvm_pio": {"port": rng.randrange(3), "rw": rng.randrange(2)},
+            "kvm_msr": {"exception": rng.randrange(2)},
+            "sched_switch": {
+                "prev_pid": tid,
+                "prev_state": rng.choice([0, 1, 0x100]),
+                "next_pid": rng.choice([11, 12, 0]),
+            },
         }.get(kind, {})
         rows.append((now, rng.randrange(2), tid, kind, fields))
     return rows

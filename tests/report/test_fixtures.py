@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.events import open_recording
-from kvmtrace.kvm.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.formats import open_recording
+from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.report.document import render_json
-from kvmtrace.report.text import render_text
 
 from .tables import TableRecording
 

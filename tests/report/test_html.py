@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.events import open_recording
+from kvmtrace.formats import open_recording
+from kvmtrace.render.html import render_html
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.html import render_html
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>\x1b[31m'
@@ -68,10 +68,26 @@ def browse(text: str, tmp_path: Path) -> str:
     file = tmp_path / "page.html"
     file.write_text(text, encoding="utf-8")
     done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", file.as_uri()],
-        capture_output=True, text=True, timeout=90, check=True)
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
     return done.stdout
 
 
@@ -99,7 +115,8 @@ def test_sorting_filtering_and_zoom_in_a_browser(page: str, tmp_path: Path) -> N
     assert counts == sorted(counts, reverse=True)
     assert seen["sort"] == "descending"
     assert seen["ascending"] == seen["descending"][::-1] or sorted(counts) == [
-        int(text.replace(",", "")) for text in seen["ascending"]]
+        int(text.replace(",", "")) for text in seen["ascending"]
+    ]
     assert seen["filtered"]
     assert all("KVM_CREATE" in text for text in seen["filtered"])
     assert seen["zoomed"] == pytest.approx(seen["all"] / 2)
@@ -123,6 +140,7 @@ def test_names_from_a_trace_are_text(report, tmp_path: Path) -> None:
 
 
 def test_a_report_without_anything_is_a_page(report) -> None:
-    empty = dataclasses.replace(report, exits=(), userspace_exits=(), vcpus=(), timeline=None, model=None,
-                                bring_up=None, rate=None)
+    empty = dataclasses.replace(
+        report, exits=(), userspace_exits=(), vcpus=(), timeline=None, model=None, bring_up=None, rate=None
+    )
     assert "</html>" in render_html(empty)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.events.recording import Loss
+from kvmtrace.render.text.report_text import loss_line
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.text import loss_line
+from kvmtrace.table.recording import Loss
 
 from .tables import Row, TableRecording, make_table
 
@@ -34,8 +34,16 @@ def lost(ts_ns: int, cpu: int = 0) -> Row:
 
 
 def test_an_interval_over_a_loss_of_its_cpu_is_left_out() -> None:
-    rows = [entry_at(0), exit_at(100), entry_at(110), exit_at(200), lost(5000), entry_at(5000), exit_at(5100),
-            entry_at(5120)]
+    rows = [
+        entry_at(0),
+        exit_at(100),
+        entry_at(110),
+        exit_at(200),
+        lost(5000),
+        entry_at(5000),
+        exit_at(5100),
+        entry_at(5120),
+    ]
     found = report(rows)
     (row,) = found.exits
     assert (row.count, row.samples, row.total_ns, row.max_ns) == (3, 2, 30, 20)
@@ -56,27 +64,47 @@ def test_guest_time_over_a_loss_is_unknown() -> None:
 
 
 def test_a_loss_of_another_cpu_does_not_touch_a_thread_that_stayed() -> None:
-    rows = [entry_at(0), exit_at(100), (105, 1, 9, "sched_switch", {"prev_pid": 9, "next_pid": 0}), lost(150, cpu=1),
-            (150, 1, 9, "sched_switch", {"prev_pid": 0, "next_pid": 9}), entry_at(160)]
+    rows = [
+        entry_at(0),
+        exit_at(100),
+        (105, 1, 9, "sched_switch", {"prev_pid": 9, "next_pid": 0}),
+        lost(150, cpu=1),
+        (150, 1, 9, "sched_switch", {"prev_pid": 0, "next_pid": 9}),
+        entry_at(160),
+    ]
     found = report(rows)
     assert (found.exits[0].samples, found.loss.discarded_intervals) == (1, 0)
 
 
 def test_without_scheduling_events_a_loss_anywhere_counts() -> None:
-    rows = [entry_at(0), exit_at(100), exit_at(105, cpu=1, tid=9), lost(150, cpu=1), entry_at(150, cpu=1, tid=9),
-            entry_at(160)]
+    rows = [
+        entry_at(0),
+        exit_at(100),
+        exit_at(105, cpu=1, tid=9),
+        lost(150, cpu=1),
+        entry_at(150, cpu=1, tid=9),
+        entry_at(160),
+    ]
     found = report(rows)
     assert (found.exits[0].samples, found.loss.discarded_intervals) == (0, 2)
 
 
 def test_a_thread_that_was_away_while_another_cpu_lost_events_may_have_run_there() -> None:
     def away(lost_on: int) -> Report:
-        return report([
-            entry_at(0), exit_at(100, HLT), (200, 0, 5, "sched_switch", {"prev_pid": 5, "prev_state": 1}),
-            (205, 1, 9, "sched_switch", {"prev_pid": 9, "next_pid": 0}), lost(400, cpu=lost_on),
-            (400, lost_on, 0, "sched_switch", {"prev_pid": 0, "next_pid": 8}),
-            (600, 0, 0, "sched_switch", {"prev_pid": 0, "next_pid": 5}), entry_at(610), exit_at(700), entry_at(710),
-        ])
+        return report(
+            [
+                entry_at(0),
+                exit_at(100, HLT),
+                (200, 0, 5, "sched_switch", {"prev_pid": 5, "prev_state": 1}),
+                (205, 1, 9, "sched_switch", {"prev_pid": 9, "next_pid": 0}),
+                lost(400, cpu=lost_on),
+                (400, lost_on, 0, "sched_switch", {"prev_pid": 0, "next_pid": 8}),
+                (600, 0, 0, "sched_switch", {"prev_pid": 0, "next_pid": 5}),
+                entry_at(610),
+                exit_at(700),
+                entry_at(710),
+            ]
+        )
 
     found = away(lost_on=1)
     assert found.loss.discarded_intervals == 1
@@ -86,10 +114,16 @@ def test_a_thread_that_was_away_while_another_cpu_lost_events_may_have_run_there
 
 def test_a_gap_counts_from_the_last_event_before_it() -> None:
     # CPU 1 recorded nothing between 50 and 900: the thread's time away, 200 to 600, lies inside that gap
-    rows = [(50, 1, 9, "sched_switch", {"prev_pid": 9, "next_pid": 0}), entry_at(60), exit_at(100, HLT),
-            (200, 0, 5, "sched_switch", {"prev_pid": 5, "prev_state": 1}),
-            (600, 0, 0, "sched_switch", {"prev_pid": 0, "next_pid": 5}), entry_at(610), lost(900, cpu=1),
-            (900, 1, 0, "sched_switch", {"prev_pid": 0, "next_pid": 9})]
+    rows = [
+        (50, 1, 9, "sched_switch", {"prev_pid": 9, "next_pid": 0}),
+        entry_at(60),
+        exit_at(100, HLT),
+        (200, 0, 5, "sched_switch", {"prev_pid": 5, "prev_state": 1}),
+        (600, 0, 0, "sched_switch", {"prev_pid": 0, "next_pid": 5}),
+        entry_at(610),
+        lost(900, cpu=1),
+        (900, 1, 0, "sched_switch", {"prev_pid": 0, "next_pid": 9}),
+    ]
     assert report(rows).loss.discarded_intervals == 1
 
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from kvmtrace.render.text.perf_text import render_perf_table
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.perf_text import render_perf_table
 
 from .perf_oracle import perf_samples, rel_stderr
 from .tables import TableRecording, make_table, recording
@@ -43,8 +43,10 @@ def expected_rows(event: str, rows: list[tuple]) -> dict[str, tuple]:
         words = {"mmio": "??W", "ioport": ("PIN", "POUT"), "msr": "RW"}[event]
         return f"{number}:{'R' if event == 'mmio' and key[1] == 1 else words[key[1]]}"
 
-    return {name(key): (len(v), sum(v), min(v), max(v), pytest.approx(rel_stderr(v), abs=1e-6))
-            for key, v in perf_samples(event, rows).items()}
+    return {
+        name(key): (len(v), sum(v), min(v), max(v), pytest.approx(rel_stderr(v), abs=1e-6))
+        for key, v in perf_samples(event, rows).items()
+    }
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -56,8 +58,10 @@ def test_equals_perf_on_arbitrary_events_however_they_are_cut(seed: int, perf_on
     options = ReportOptions(model=False, perf_only=perf_only)
     tables = build_report(TableRecording(make_table(rows, KINDS), cuts), options).perf_compatible
     for event in ("vmexit", "mmio", "ioport", "msr"):
-        found = {row.key: (row.samples, row.total_ns, row.min_ns, row.max_ns, row.rel_stderr)
-                 for row in getattr(tables, event)}
+        found = {
+            row.key: (row.samples, row.total_ns, row.min_ns, row.max_ns, row.rel_stderr)
+            for row in getattr(tables, event)
+        }
         assert found == expected_rows(event, rows), event
 
 
@@ -77,7 +81,9 @@ def test_failed_entries_and_unknown_reasons_are_what_perf_calls_them() -> None:
         rows.append((110 + 20 * i, 0, 5, "kvm_entry", {}))
     vmexit = build_report(recording(rows), ReportOptions(model=False)).perf_compatible.vmexit
     assert {(row.key, row.exit_reason, row.isa) for row in vmexit} == {
-        ("UNKNOWN", 0x80000021, "vmx"), ("UNKNOWN", 0x4D0, "vmx")}
+        ("UNKNOWN", 0x80000021, "vmx"),
+        ("UNKNOWN", 0x4D0, "vmx"),
+    }
 
 
 def test_layout_is_perfs() -> None:
@@ -88,8 +94,8 @@ def test_layout_is_perfs() -> None:
     vmexit = build_report(recording(rows), ReportOptions(model=False)).perf_compatible.vmexit
     lines = render_perf_table("VM-EXIT", vmexit, "all VMs, all VCPUs").split("\n")
     # the spaces are those of perf 6.1's own output
-    assert lines[4] == ("             VM-EXIT    Samples  Samples%     Time%    Min Time    Max Time"
-                        "         Avg time ")
-    assert lines[6] == ("               CPUID          2   100.00%   100.00%      1.00us      3.00us"
-                        "      2.00us ( +-  50.00% ) ")
+    assert lines[4] == ("             VM-EXIT    Samples  Samples%     Time%    Min Time    Max Time         Avg time ")
+    assert lines[6] == (
+        "               CPUID          2   100.00%   100.00%      1.00us      3.00us      2.00us ( +-  50.00% ) "
+    )
     assert "Total Samples:2, Total events handled time:4.00us." in lines

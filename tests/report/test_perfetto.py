@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 
-from kvmtrace.compare.comparison import Violation
-from kvmtrace.report.perfetto import write_pftrace, write_trace_json
-from kvmtrace.report.segments import Segments
-from kvmtrace.report.time_sweep import Part
+from kvmtrace.check.verdict import Violation
+from kvmtrace.render.perfetto import write_pftrace, write_trace_json
+from kvmtrace.spans.slices import Segments
+from kvmtrace.spans.time_parts import Part
 
 HOSTILE = 'x", "ph": "\x1b[2J</script>'
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from kvmtrace.report import text_tables
+from kvmtrace.render.terminal import Column, Style, duration, escape, percent, table
+from kvmtrace.render.text import text_tables
+from kvmtrace.render.text.report_text import TextOptions, render_text, summary_line
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.report.document import Report, dump, render_json
-from kvmtrace.report.terminal import Column, Style, duration, escape, percent, table
-from kvmtrace.report.text import TextOptions, render_text, summary_line
 
 from .tables import Row, TableRecording, make_table
 
@@ -19,12 +19,14 @@ def rows(n: int = 200) -> list[Row]:
     for i in range(n):
         base = 10_000 * (i + 1)
         reason = 10 + i % 60
-        found += [(base, 0, 5, "kvm_exit", {"exit_reason": reason, "isa": 1, "guest_rip": 0xFFFFFFFF81000000 + i}),
-                  (base + 5, 0, 5, "kvm_msr", {"ecx": 0x10 + i, "write": 1, "exception": i % 2}),
-                  (base + 6, 0, 5, "kvm_mmio", {"type": 2, "gpa": 0xFEE00000 + 0x10 * i}),
-                  (base + 7, 0, 5, "kvm_pio", {"port": 0x3F8, "rw": 1}),
-                  (base + 9, 0, 5, "kvm_userspace_exit", {"reason": 2 + i % 5, "errno": 0}),
-                  (base + 3000 + i, 0, 5, "kvm_entry", {})]
+        found += [
+            (base, 0, 5, "kvm_exit", {"exit_reason": reason, "isa": 1, "guest_rip": 0xFFFFFFFF81000000 + i}),
+            (base + 5, 0, 5, "kvm_msr", {"ecx": 0x10 + i, "write": 1, "exception": i % 2}),
+            (base + 6, 0, 5, "kvm_mmio", {"type": 2, "gpa": 0xFEE00000 + 0x10 * i}),
+            (base + 7, 0, 5, "kvm_pio", {"port": 0x3F8, "rw": 1}),
+            (base + 9, 0, 5, "kvm_userspace_exit", {"reason": 2 + i % 5, "errno": 0}),
+            (base + 3000 + i, 0, 5, "kvm_entry", {}),
+        ]
     return found
 
 
@@ -80,17 +82,37 @@ def test_absent_is_null_never_zero() -> None:
     assert vcpu["pid"] is None
 
 
-@pytest.mark.parametrize(("ns", "text"), [
-    (None, "-"), (0, "0ns"), (999, "999ns"), (1000, "1.00us"), (9994, "9.99us"), (9996, "10.0us"), (99_960, "100us"),
-    (999_600, "1.00ms"), (12_345_678, "12.3ms"), (1_500_000_000, "1.50s"), (3_600_000_000_000, "3,600s"),
-])
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (None, "-"),
+        (0, "0ns"),
+        (999, "999ns"),
+        (1000, "1.00us"),
+        (9994, "9.99us"),
+        (9996, "10.0us"),
+        (99_960, "100us"),
+        (999_600, "1.00ms"),
+        (12_345_678, "12.3ms"),
+        (1_500_000_000, "1.50s"),
+        (3_600_000_000_000, "3,600s"),
+    ],
+)
 def test_durations_have_three_digits(ns: int | None, text: str) -> None:
     assert duration(ns) == text
 
 
-@pytest.mark.parametrize(("part", "whole", "text"), [
-    (None, 5, "-"), (1, 0, "-"), (0, 5, "0"), (1, 10_000, "<0.1%"), (1, 3, "33.3%"), (99_999, 100_000, "100%"),
-])
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (None, 5, "-"),
+        (1, 0, "-"),
+        (0, 5, "0"),
+        (1, 10_000, "<0.1%"),
+        (1, 3, "33.3%"),
+        (99_999, 100_000, "100%"),
+    ],
+)
 def test_percentages(part: int | None, whole: int, text: str) -> None:
     assert percent(part, whole) == text
 

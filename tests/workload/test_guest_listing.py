@@ -24,8 +24,12 @@ def disassemble(line: Line) -> tuple[str, int]:
     return formatter().format(instruction), instruction.len
 
 
-INSTRUCTIONS = [pytest.param(line, id=f"{guest.name}-{line.address:04x}")
-                for guest in GUESTS.values() for line in guest.listing.lines if not line.is_data]
+INSTRUCTIONS = [
+    pytest.param(line, id=f"{guest.name}-{line.address:04x}")
+    for guest in GUESTS.values()
+    for line in guest.listing.lines
+    if not line.is_data
+]
 
 
 @pytest.mark.parametrize("line", INSTRUCTIONS)
@@ -52,7 +56,7 @@ def test_listing_fits_the_machine(guest) -> None:
     memory = bytearray(RAM_BYTES)
     listing.write_to(memory)
     first = next(line for line in listing.lines if line.address == listing.entry)
-    assert memory[listing.entry:listing.entry + len(first.code)] == first.code
+    assert memory[listing.entry : listing.entry + len(first.code)] == first.code
 
 
 def test_parse_rows_labels_and_comments() -> None:
@@ -66,8 +70,11 @@ end:
 3000  41 42  db "AB"
 """
     listing = parse_listing("x", text)
-    assert listing == Listing("x", (Line(0x1000, b"\x90", "nop", "nothing"), Line(0x1001, b"\xf4", "hlt", ""),
-                                    Line(0x3000, b"AB", 'db "AB"', "")), {"start": 0x1000, "end": 0x3000})
+    assert listing == Listing(
+        "x",
+        (Line(0x1000, b"\x90", "nop", "nothing"), Line(0x1001, b"\xf4", "hlt", ""), Line(0x3000, b"AB", 'db "AB"', "")),
+        {"start": 0x1000, "end": 0x3000},
+    )
     assert [line.is_data for line in listing.lines] == [False, False, True]
 
 

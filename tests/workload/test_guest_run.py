@@ -10,12 +10,22 @@ import pytest
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.workload import GUESTS, GuestRun, KnownCounts, abi, run_guest, vmm
 from kvmtrace.workload import __main__ as command
-from kvmtrace.workload import run as runner
+from kvmtrace.workload import guest_run as runner
 from kvmtrace.workload.devices import EXIT_PORT, Devices
 
-RUN = GuestRun(guest="smp", arguments={"count": 2}, isa="svm", pid=7, vcpu_tids={0: 8, 1: 9},
-               ended="exit-port", status=0, duration_ns=5, known=KnownCounts(tracepoints={"kvm_pio": 2}),
-               observed={"KVM_EXIT_IO": 2}, slowed={"io": 10})
+RUN = GuestRun(
+    guest="smp",
+    arguments={"count": 2},
+    isa="svm",
+    pid=7,
+    vcpu_tids={0: 8, 1: 9},
+    ended="exit-port",
+    status=0,
+    duration_ns=5,
+    known=KnownCounts(tracepoints={"kvm_pio": 2}),
+    observed={"KVM_EXIT_IO": 2},
+    slowed={"io": 10},
+)
 
 
 def test_json_round_trip() -> None:
@@ -23,8 +33,10 @@ def test_json_round_trip() -> None:
     assert GuestRun.from_dict({**RUN.to_dict(), "later": 1}) == RUN
 
 
-@pytest.mark.parametrize(("ended", "status", "good"), [
-    ("exit-port", 0, True), ("exit-port", 1, False), ("shutdown", None, True), ("timeout", None, False)])
+@pytest.mark.parametrize(
+    ("ended", "status", "good"),
+    [("exit-port", 0, True), ("exit-port", 1, False), ("shutdown", None, True), ("timeout", None, False)],
+)
 def test_succeeded(ended: str, status: int | None, good: bool) -> None:
     values = {**RUN.to_dict(), "ended": ended, "status": status}
     assert GuestRun.from_dict(values).succeeded is good
@@ -34,9 +46,10 @@ def test_arguments_are_completed() -> None:
     assert runner.complete_arguments(GUESTS["interrupt"], {"count": 5}) == {"count": 5, "period": 2_000_000}
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"count": 0}, "must be 1\\.\\.65535, not 0"), ({"count": 65536}, "not 65536"),
-    ({"size": 1}, "no argument size")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"count": 0}, "must be 1\\.\\.65535, not 0"), ({"count": 65536}, "not 65536"), ({"size": 1}, "no argument size")],
+)
 def test_arguments_are_checked(given: dict[str, int], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         runner.complete_arguments(GUESTS["lifecycle"], given)
@@ -60,8 +73,13 @@ def test_known_counts_scale_with_the_count(guest) -> None:
 def test_lifecycle_counts_are_distinct_primes() -> None:
     known = GUESTS["lifecycle"].known({"count": 1})
     reasons = ("CPUID", "MSR_READ", "MSR_WRITE", "HLT", "IO_INSTRUCTION")
-    counts = [known.ports["0x3f8:POUT"], known.ports["0x3fd:PIN"], known.gpas["0x9000:W"],
-              known.gpas["0x9000:R"], *(known.vmx[reason] for reason in reasons)]
+    counts = [
+        known.ports["0x3f8:POUT"],
+        known.ports["0x3fd:PIN"],
+        known.gpas["0x9000:W"],
+        known.gpas["0x9000:R"],
+        *(known.vmx[reason] for reason in reasons),
+    ]
     assert len(set(counts)) == len(counts)
     assert all(n > 1 and all(n % k for k in range(2, n)) for n in counts)
 
@@ -87,8 +105,16 @@ def test_no_kvm_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "there is no /dev/no-such-kvm; load kvm_intel" in error
 
 
-@pytest.mark.parametrize("argv", [["nothing"], ["storm", "--count", "0"], ["storm", "--arg", "x"],
-                                  ["storm", "--slow-reason", "io"], ["storm", "--slow-reason", "msr:5"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nothing"],
+        ["storm", "--count", "0"],
+        ["storm", "--arg", "x"],
+        ["storm", "--slow-reason", "io"],
+        ["storm", "--slow-reason", "msr:5"],
+    ],
+)
 def test_wrong_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(argv) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -78,8 +78,18 @@ class Child:
         go, self.go = os.pipe()
         self.json, result = os.pipe()
         fds = (ready, go, result)
-        command = [sys.executable, "-m", "kvmtrace.workload", *argv, "--ready-fd", str(ready),
-                   "--go-fd", str(go), "--json-fd", str(result)]
+        command = [
+            sys.executable,
+            "-m",
+            "kvmtrace.workload",
+            *argv,
+            "--ready-fd",
+            str(ready),
+            "--go-fd",
+            str(go),
+            "--json-fd",
+            str(result),
+        ]
         self.process = subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for fd in fds:
             os.close(fd)
@@ -121,8 +131,12 @@ def test_error_reaches_the_recorder() -> None:
     child = Child("nothing")
     assert os.read(child.ready, 1) == b""  # it never became ready
     os.close(child.go)
-    assert child.result() == {"schema": SCHEMA, "guest": "nothing", "exit_code": 2,
-                              "error": "there is no guest nothing; there are " + ", ".join(GUESTS)}
+    assert child.result() == {
+        "schema": SCHEMA,
+        "guest": "nothing",
+        "exit_code": 2,
+        "error": "there is no guest nothing; there are " + ", ".join(GUESTS),
+    }
     _, error = child.close()
     assert child.process.returncode == 2
     assert error.count(b"\n") == 1

@@ -30,8 +30,10 @@ format:
 
 print fmt: "%u", REC->load
 """
-KINDS = [{"name": "kvm_entry", "system": "kvm", "format": FORMAT_ENTRY},
-         {"name": "kvm_fpu", "system": "kvm", "format": FORMAT_FPU}]
+KINDS = [
+    {"name": "kvm_entry", "system": "kvm", "format": FORMAT_ENTRY},
+    {"name": "kvm_fpu", "system": "kvm", "format": FORMAT_FPU},
+]
 
 
 @dataclass
@@ -56,8 +58,16 @@ def fpu(ts_ns: int, load: int, **more: Any) -> Record:
 
 
 def encode_record(record: Record) -> bytes:
-    head = struct.pack("<QIIIHBB", record.ts_ns, record.tid, record.pid, record.lost, record.kind, record.irq_flags,
-                       record.preempt_count)
+    head = struct.pack(
+        "<QIIIHBB",
+        record.ts_ns,
+        record.tid,
+        record.pid,
+        record.lost,
+        record.kind,
+        record.irq_flags,
+        record.preempt_count,
+    )
     body = head + record.data
     text = struct.pack("<II", len(body) | record.bits, 0) + body
     return text + bytes(-len(text) % 8)
@@ -77,13 +87,20 @@ def encode_json(value: dict[str, Any]) -> bytes:
 
 
 def encode_head(meta: dict[str, Any] | None = None, kinds: list[dict[str, str]] | None = None) -> bytes:
-    text = encode_json({"meta": meta or {"schema": "kvmtrace.capture/1", "backend": "bpf"}, "layout": {},
-                        "kinds": KINDS if kinds is None else kinds, "n_cpus": 2})
+    text = encode_json(
+        {
+            "meta": meta or {"schema": "kvmtrace.capture/1", "backend": "bpf"},
+            "layout": {},
+            "kinds": KINDS if kinds is None else kinds,
+            "n_cpus": 2,
+        }
+    )
     return b"KVMTRACE-BPF-1\n\0" + struct.pack("<Q", len(text)) + text
 
 
-def encode_capture(spans: list[tuple[int, list[Record]]], meta: dict[str, Any] | None = None,
-                   last: dict[str, Any] | None = None) -> bytes:
+def encode_capture(
+    spans: list[tuple[int, list[Record]]], meta: dict[str, Any] | None = None, last: dict[str, Any] | None = None
+) -> bytes:
     """Return a capture whose spans (cpu, records) follow one another in their rings."""
     text, positions = encode_head(meta), {}
     for cpu, records in spans:

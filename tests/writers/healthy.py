@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.compare.parking import materialise
-from kvmtrace.decode.payload import ColumnPayload
-from kvmtrace.events.opening import open_recording
-from kvmtrace.events.table import LOST_EVENTS, EventKind, EventTable
+from kvmtrace.formats.opening import open_recording
+from kvmtrace.table.event_table import LOST_EVENTS, EventKind, EventTable
+from kvmtrace.table.parking import materialise
+from kvmtrace.table.payload import ColumnPayload
 
 if TYPE_CHECKING:
-    from kvmtrace.events.recording import Capture
+    from kvmtrace.table.recording import Capture
 
 CASES = sorted((Path(__file__).parents[1] / "cases").glob("*.txt"))
 SVM_LATE = ("svm-late",)  # another kernel than the rest
@@ -26,8 +26,13 @@ def clean_cases(isa: str) -> list[Path]:
     for path in CASES:
         text = path.read_text()
         svm = "isa=2" in text
-        if "# expect: clean\n" in text and svm == (isa == "svm") and "LOST" not in text \
-                and "kvm_entry" in text and not path.stem.startswith(SVM_LATE):
+        if (
+            "# expect: clean\n" in text
+            and svm == (isa == "svm")
+            and "LOST" not in text
+            and "kvm_entry" in text
+            and not path.stem.startswith(SVM_LATE)
+        ):
             wanted.append(path)
     return wanted
 
@@ -50,8 +55,9 @@ def _joined(isa: str) -> tuple[Capture, EventTable]:
             known = kinds.get(kind.name, kind)
             kinds[kind.name] = dataclasses.replace(known, fields={**kind.fields, **known.fields})
     kinds.setdefault(LOST_EVENTS, EventKind(LOST_EVENTS, "kvmtrace", {"count": np.dtype(np.int64)}))
-    tables = [_rebuilt(recording.events(), tuple(kinds.values()), number)
-              for number, recording in enumerate(recordings)]
+    tables = [
+        _rebuilt(recording.events(), tuple(kinds.values()), number) for number, recording in enumerate(recordings)
+    ]
     table = EventTable.concat(tables)
     table = table.take(np.argsort(table.ts_ns, kind="stable"))
     whole = materialise(table, np.arange(len(table)))
@@ -67,30 +73,36 @@ def _rebuilt(table: EventTable, kinds: tuple[EventKind, ...], number: int) -> Ev
         name = table.kinds[old].name
         fields = {}
         for field, dtype in kinds[index[name]].fields.items():
-            column = (payload.column(field).astype(dtype.base) if field in payload.fields
-                      else np.zeros((table.count(name), *dtype.shape), dtype.base))
+            column = (
+                payload.column(field).astype(dtype.base)
+                if field in payload.fields
+                else np.zeros((table.count(name), *dtype.shape), dtype.base)
+            )
             fields[field] = np.full_like(column, number) if field in ("vcpu_id", "apicid") else column
         payloads[index[name]] = ColumnPayload(fields)
     n_rows = len(table)
-    columns = {"ts_ns": table.ts_ns, "cpu": np.full(n_rows, number % 4, np.int16),
-               "tid": np.where(table.tid == 100, 1000 + number, 2000 + number).astype(np.int32),
-               "kind": mapping[table.kind],
-               "irq_flags": table.irq_flags, "preempt_count": table.preempt_count}
+    columns = {
+        "ts_ns": table.ts_ns,
+        "cpu": np.full(n_rows, number % 4, np.int16),
+        "tid": np.where(table.tid == 100, 1000 + number, 2000 + number).astype(np.int32),
+        "kind": mapping[table.kind],
+        "irq_flags": table.irq_flags,
+        "preempt_count": table.preempt_count,
+    }
     return EventTable(columns, kinds, payloads)
 
 
 def with_loss(table: EventTable, cpu: int, start: int, n_lost: int) -> EventTable:
     """Return the table without `n_lost` events of a CPU from its `start`-th on, a lost_events row instead."""
     on_cpu = np.flatnonzero((table.cpu == cpu) & (table.kind != table.kind_index[LOST_EVENTS]))
-    gone = on_cpu[start:start + n_lost]
+    gone = on_cpu[start : start + n_lost]
     if start + n_lost >= len(on_cpu):
         return table
     behind = on_cpu[start + n_lost]
     kept = materialise(table, np.setdiff1d(np.arange(len(table)), gone))
     place = int(np.searchsorted(np.setdiff1d(np.arange(len(table)), gone), behind))
     lost = kept.kind_index[LOST_EVENTS]
-    values = {"ts_ns": table.ts_ns[behind], "cpu": cpu, "tid": -1, "kind": lost, "irq_flags": 0,
-              "preempt_count": 0}
+    values = {"ts_ns": table.ts_ns[behind], "cpu": cpu, "tid": -1, "kind": lost, "irq_flags": 0, "preempt_count": 0}
     columns = {name: np.insert(getattr(kept, name), place, value) for name, value in values.items()}
     before = int(np.count_nonzero(kept.kind[:place] == lost))
     old = kept.payloads[lost].column("count") if lost in kept.payloads else np.empty(0, np.int64)

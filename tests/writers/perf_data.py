@@ -19,13 +19,19 @@ def record(kind: int, body: bytes = b"") -> bytes:
     return struct.pack("<IHH", kind, 0, 8 + len(body)) + body
 
 
-def sample(ts: int, raw: bytes, *, tid: int = 77, cpu: int = 0, ident: int = 1, sample_type: int = USUAL,
-           chain: int = 3) -> bytes:
+def sample(
+    ts: int, raw: bytes, *, tid: int = 77, cpu: int = 0, ident: int = 1, sample_type: int = USUAL, chain: int = 3
+) -> bytes:
     body = b""
-    for bit, data in ((IDENTIFIER, struct.pack("<Q", ident)), (IP, struct.pack("<Q", 0xFFFF)),
-                      (TID, struct.pack("<ii", tid, tid)), (TIME, struct.pack("<Q", ts)),
-                      (CPU, struct.pack("<II", cpu, 0)), (PERIOD, struct.pack("<Q", 1)),
-                      (CALLCHAIN, struct.pack("<Q", chain) + bytes(8 * chain))):
+    for bit, data in (
+        (IDENTIFIER, struct.pack("<Q", ident)),
+        (IP, struct.pack("<Q", 0xFFFF)),
+        (TID, struct.pack("<ii", tid, tid)),
+        (TIME, struct.pack("<Q", ts)),
+        (CPU, struct.pack("<II", cpu, 0)),
+        (PERIOD, struct.pack("<Q", 1)),
+        (CALLCHAIN, struct.pack("<Q", chain) + bytes(8 * chain)),
+    ):
         body += data if sample_type & bit else b""
     if sample_type & RAW:
         raw += bytes(-(len(raw) + 4) % 8)
@@ -82,7 +88,7 @@ class PerfDataWriter:
         stream = zstandard.ZstdCompressor().compressobj()
         data, out = b"".join(self.records), b""
         for i in range(0, len(data), 1000):
-            part = stream.compress(data[i:i + 1000]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+            part = stream.compress(data[i : i + 1000]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
             out += struct.pack("<IHH", COMPRESSED, 0, 8 + len(part)) + part
         return out
 

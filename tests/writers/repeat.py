@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.decode.trace_dat import META_MAGIC, read_trace_dat
+from kvmtrace.formats.trace_dat.trace_dat_layout import META_MAGIC, read_trace_dat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def repeat_trace_dat(source: Path, target: Path, times: int) -> None:
                 out.write(part.tobytes())
         if data.endswith(META_MAGIC):
             size = struct.unpack("<Q", data[-24:-16])[0]
-            meta = json.loads(data[-24 - size:-24])
+            meta = json.loads(data[-24 - size : -24])
             meta["duration_ns"] += (times - 1) * span
             text = json.dumps(meta).encode()
             out.write(text + struct.pack("<Q", len(text)) + META_MAGIC)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.decode.perf_data import TYPE_TRACEPOINT, read_perf_data
-from kvmtrace.decode.perf_records import RECORD_FINISHED_ROUND, RECORD_SAMPLE, sample_layout, walk_records
+from kvmtrace.formats.perf_data.perf_layout import TYPE_TRACEPOINT, read_perf_data
+from kvmtrace.formats.perf_data.perf_records import RECORD_FINISHED_ROUND, RECORD_SAMPLE, sample_layout, walk_records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def repeat_perf_data(source: Path, target: Path, times: int) -> int:
     at = walk_records(words, perf.data_offset // 8, end // 8, None).at
     kind = words[at] & np.uint64(0xFFFFFFFF)
     keep = (kind == RECORD_SAMPLE) | (kind == RECORD_FINISHED_ROUND)
-    part = words[at[0]:end // 8][np.repeat(keep, np.diff(at, append=end // 8))]
+    part = words[at[0] : end // 8][np.repeat(keep, np.diff(at, append=end // 8))]
     shifted = np.cumsum(np.diff(at, append=end // 8)[keep]) - np.diff(at, append=end // 8)[keep]
     times_at = shifted[kind[keep] == RECORD_SAMPLE] + layout.time
     span = int(part[times_at].max() - part[times_at].min()) + 10**9
@@ -46,5 +46,5 @@ def repeat_perf_data(source: Path, target: Path, times: int) -> int:
         table = len(perf.features) * 16
         for offset, size in (perf.features[bit] for bit in sorted(perf.features)):
             out.write(struct.pack("<QQ", offset + grown, size))
-        out.write(data[end + table:])
+        out.write(data[end + table :])
     return len(times_at) * times

@@ -30,7 +30,7 @@ def time_stamp(ts: int) -> bytes:
 
 def discarded(size: int, delta: int = 1) -> bytes:
     """A discarded event of `size` bytes behind its head (at least 4)."""
-    return struct.pack("<II", 29 | delta << 5, size) + b"\xAA" * (size - 4)
+    return struct.pack("<II", 29 | delta << 5, size) + b"\xaa" * (size - 4)
 
 
 def null_padding() -> bytes:

@@ -10,7 +10,7 @@ def decode_page(data: bytes) -> list[tuple[int, int]]:
     ts, commit = struct.unpack_from("<QQ", data)
     page_ts, at, end, out = ts, 16, 16 + (commit & (1 << 27) - 1), []
     while at < end:
-        head, = struct.unpack_from("<I", data, at)
+        (head,) = struct.unpack_from("<I", data, at)
         kind, delta = head & 31, head >> 5
         word = struct.unpack_from("<I", data, at + 4)[0] if at + 8 <= len(data) else 0
         if kind == 30:

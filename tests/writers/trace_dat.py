@@ -41,8 +41,14 @@ class TraceDatWriter:
 
     def header_info(self) -> bytes:
         page = header_page()
-        return (b"header_page\0" + struct.pack("<Q", len(page)) + page
-                + b"header_event\0" + struct.pack("<Q", len(HEADER_EVENT)) + HEADER_EVENT)
+        return (
+            b"header_page\0"
+            + struct.pack("<Q", len(page))
+            + page
+            + b"header_event\0"
+            + struct.pack("<Q", len(HEADER_EVENT))
+            + HEADER_EVENT
+        )
 
     def trailer(self) -> bytes:
         if self.meta is None:
@@ -105,7 +111,7 @@ class TraceDatWriter:
 
     def _chunks(self, pages: bytes) -> bytes:
         step = self.chunk_pages * PAGE_SIZE
-        parts = [pages[i:i + step] for i in range(0, len(pages), step)]
+        parts = [pages[i : i + step] for i in range(0, len(pages), step)]
         out = struct.pack("<I", len(parts))
         for part in parts:
             packed = self._pack(part)
@@ -119,8 +125,12 @@ class TraceDatWriter:
         out += bytes(8)
         options = [*self.options, (4, self.clock_text()), (8, struct.pack("<I", len(self.cpus)))]
         comms = self.comm_text()
-        for number, data in ((16, self.header_info()), (17, struct.pack("<I", 0)), (18, self.event_formats()),
-                             (21, struct.pack("<Q", len(comms)) + comms)):
+        for number, data in (
+            (16, self.header_info()),
+            (17, struct.pack("<I", 0)),
+            (18, self.event_formats()),
+            (21, struct.pack("<Q", len(comms)) + comms),
+        ):
             options.append((number, struct.pack("<Q", len(out))))
             out += self._section(number, data)
         for name, cpus in {"": self.cpus, **self.instances}.items():
@@ -131,7 +141,7 @@ class TraceDatWriter:
         first, second = options[:half], options[half:]
         second_at = len(out)
         out += self._options(second, 0)
-        out = out[:where] + struct.pack("<Q", len(out)) + out[where + 8:]
+        out = out[:where] + struct.pack("<Q", len(out)) + out[where + 8 :]
         return out + self._options(first, second_at) + self.trailer()
 
     def _options(self, options: list[tuple[int, bytes]], after: int) -> bytes:

@@ -131,5 +131,3 @@ def build_modules(fault: Fault | None, target: Path) -> Path:
         _run(["strip", "--strip-debug", "-o", str(modules / name), str(source / "arch/x86/kvm" / name)], target)
     shutil.rmtree(source)
     return modules
-
-

@@ -35,8 +35,17 @@ static int last(void)
 \treturn 2;
 }
 """
-FAULT = Fault("grow-twice", "svm", "kvm/x.c", "static int grow", r"vcpu->size \+ by;", "vcpu->size + by + by;", (),
-              frozenset({"V6"}), "It grows twice.")
+FAULT = Fault(
+    "grow-twice",
+    "svm",
+    "kvm/x.c",
+    "static int grow",
+    r"vcpu->size \+ by;",
+    "vcpu->size + by + by;",
+    (),
+    frozenset({"V6"}),
+    "It grows twice.",
+)
 
 
 @pytest.fixture
@@ -53,10 +62,15 @@ def test_one_line_changes_in_the_definition(source: Path) -> None:
     assert changed == SOURCE.replace("vcpu->size + by;", "vcpu->size + by + by;")
 
 
-@pytest.mark.parametrize("fault", [
-    replace(FAULT, function="static int wither"), replace(FAULT, pattern="return 2;"),
-    replace(FAULT, pattern="vcpu"),
-], ids=["no function", "other function's line", "many matches"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        replace(FAULT, function="static int wither"),
+        replace(FAULT, pattern="return 2;"),
+        replace(FAULT, pattern="vcpu"),
+    ],
+    ids=["no function", "other function's line", "many matches"],
+)
 def test_what_does_not_fit_is_refused(source: Path, fault: Fault) -> None:
     with pytest.raises(ValueError, match=r"kvm/x\.c"):
         apply_fault(source, fault)

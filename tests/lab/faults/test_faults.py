@@ -12,15 +12,15 @@ import pytest
 
 from faults.build import build_modules
 from faults.catalogue import FAULTS, Fault
-from kvmtrace.compare.checker import check_recording
-from kvmtrace.events.opening import open_recording
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats.opening import open_recording
 from kvmtrace.lab.job import Job
-from kvmtrace.lab.run import run_lab
+from kvmtrace.lab.lab_run import run_lab
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kvmtrace.compare.comparison import Comparison
+    from kvmtrace.check.verdict import Comparison
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -30,8 +30,9 @@ def record(folder: Path, isa: str, modules: Path, target: tuple[str, ...], kerne
     work, out = folder / "work", folder / "out"
     work.mkdir()
     command = ("kvmtrace", "record", "--backend", "ftrace", "-o", "run.dat", *target)
-    run_lab(Job(isa=isa, command=command, cwd=work, out=out, timeout_s=240, module_dir=modules,
-                kernel_args=kernel_args))
+    run_lab(
+        Job(isa=isa, command=command, cwd=work, out=out, timeout_s=240, module_dir=modules, kernel_args=kernel_args)
+    )
     return out / "run.dat"
 
 

@@ -1,0 +1,1 @@
+"""Two recordings, or two sets of them, compared with significance."""

@@ -1,0 +1,216 @@
+"""The ftrace back end: an own tracing instance, whose pages are moved to a trace.dat unread.
+
+What it does not show: with a target, only what happens on the target's own threads is recorded. An
+interrupt that arrives while another thread runs on that CPU, an irqfd served by a kernel worker, vhost, or
+another process that wakes a vCPU, are seen by their effect on the vCPU only. `-a` records them.
+
+The trace clock is "mono": ordered across CPUs (the default "local" is not), without the lock of "global",
+and the clock of bpf_ktime_get_ns() and CLOCK_MONOTONIC, so that recordings of both back ends and a VMM's
+own log can be laid side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace import __version__
+from kvmtrace.capture.ending import Ending
+from kvmtrace.capture.event_sets import Plan, enable, plan_events
+from kvmtrace.capture.ftrace.disk_full import finish_full
+from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
+from kvmtrace.capture.ftrace.trace_dat_writer import build_head
+from kvmtrace.capture.ftrace.tracefs import find_tracefs
+from kvmtrace.capture.host import host_facts
+from kvmtrace.capture.qmp import QmpWitness
+from kvmtrace.capture.recording_run import Run, complete
+from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
+from kvmtrace.capture.target import Target, invoking_user
+from kvmtrace.capture.threads import Threads
+from kvmtrace.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from kvmtrace.capture.ftrace.tracefs import Instance
+
+DEFAULT_CLOCK = "mono"
+BUFFER_BYTES = 16 << 20  # per CPU: half a second of 500,000 events/s
+MEMORY_SHARE = 8  # all buffers together take at most this part of the memory
+WAKE_PERCENT = 25  # the reader sleeps until a buffer is that full
+FLUSH_S = 1.0  # but looks at least so often
+PACE_S = 0.01  # and never more often: kernels before 6.1 wake it for every event
+
+
+def record(settings: RecordSettings) -> RecordResult:
+    """Record with ftrace until the target or the time ends, a signal comes or the disk is full.
+
+    Raises
+    ------
+    CapabilityError, UsageError
+        Nothing was recorded, and why.
+    """
+    tracefs = find_tracefs()
+    with Ending(settings.duration_s) as ending, Target(settings.target) as target:
+        run = Run.create(tracefs, settings.output)
+        try:
+            meta, cpu_s = _record(settings, run, ending, target)
+        except BaseException:
+            run.remove()
+            raise
+        return _publish(settings, run, meta, cpu_s)
+
+
+def _record(settings: RecordSettings, run: Run, ending: Ending, target: Target) -> tuple[dict[str, Any], float]:
+    """Record into the spool and seal it; return the metadata and the CPU seconds that took."""
+    plan = plan_events(run.instance, run.probes, settings)
+    _set_up(settings, run.instance, target, plan)
+    meta = _first_metadata(settings, run.instance, target, plan)
+    head = build_head(run.instance.path, run.instance.tracefs, plan.events, _kallsyms(plan))
+    run.spool.write_file("head", head)
+    run.spool.save({"state": "recording", "meta": meta, "owner": invoking_user()})
+    run.reader = reader = Reader(run.instance, run.spool, settings.max_bytes)
+    threads = Threads(target.pid, run.instance.tracefs)
+    cpu_before = time.process_time()
+    run.instance.write("tracing_on", "1")
+    started_ns = time.monotonic_ns()
+    ending.start()
+    target.release()
+    witness = QmpWitness(settings.qmp)
+    witness.start()
+    ended_by = _pump(reader, ending, target, threads)
+    run.instance.write("tracing_on", "0")
+    meta["duration_ns"] = time.monotonic_ns() - started_ns
+    threads.look(force=True)
+    target.close()
+    meta["qmp"] = witness.finish()
+    if ended_by != "disk full":
+        ended_by = _finish(reader, ended_by)
+    if ended_by == "disk full":
+        finish_full(reader)
+    cpu_s = time.process_time() - cpu_before
+    meta |= {
+        "guest_run": target.guest_run,
+        "target_status": target.status,
+        "ended_by": ended_by,
+        "recorder_cpu_ns": int(cpu_s * 1e9),
+    }
+    complete(run, reader, threads, meta)
+    return meta, cpu_s
+
+
+def _publish(settings: RecordSettings, run: Run, meta: dict[str, Any], cpu_s: float) -> RecordResult:
+    """Make the file; where that fails, say where the recording waits."""
+    waiting = run.spool.path
+    try:
+        path = run.publish(settings.output.name, invoking_user())
+    except OSError as error:
+        run.leave_spool()
+        raise CapabilityError(
+            f"{settings.output}: {error.strerror}; the recording waits in {waiting}",
+            "make room, then run any kvmtrace command as the same user",
+        ) from error
+    return RecordResult(
+        path, meta, meta["n_events"], None, path.stat().st_size, meta["ended_by"], meta["target_status"], cpu_s
+    )
+
+
+def _set_up(settings: RecordSettings, instance: Instance, target: Target, plan: Plan) -> None:
+    """Configure the instance; it does not trace yet."""
+    instance.set_clock(settings.clock or DEFAULT_CLOCK)
+    instance.set_buffer(settings.buffer_bytes or default_buffer_bytes(len(instance.cpus())))
+    instance.try_write("buffer_percent", str(WAKE_PERCENT))
+    instance.try_write("options/record-tgid", "1")
+    if settings.target.kind != "all":
+        instance.write("options/event-fork", "1")
+        tids = target.tids()
+        while tids:
+            instance.write("set_event_pid", " ".join(map(str, tids)))
+            before, tids = tids, target.tids()
+            if set(tids) <= set(before):  # no thread was started in between
+                break
+    enable(instance, plan)
+
+
+def default_buffer_bytes(n_cpus: int) -> int:
+    """Return the buffer size per CPU that this machine can afford."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1 << 20, min(BUFFER_BYTES, memory // MEMORY_SHARE // n_cpus))
+
+
+def _first_metadata(settings: RecordSettings, instance: Instance, target: Target, plan: Plan) -> dict[str, Any]:
+    """Return the metadata as far as it is known when the recording begins."""
+    spec = settings.target
+    pids = [] if target.pid is None else [target.pid]
+    described = {
+        "kind": spec.kind,
+        "pids": pids,
+        "guest": spec.guest,
+        "guest_arguments": list(spec.guest_arguments),
+        "command": list(spec.command),
+    }
+    return {
+        "schema": META_SCHEMA,
+        "kvmtrace": __version__,
+        "command": list(settings.argv),
+        **host_facts(),
+        "backend": "ftrace",
+        "clock": settings.clock or DEFAULT_CLOCK,
+        "event_set": settings.event_set,
+        "events": plan.names(),
+        "missing_events": plan.missing,
+        "probes": plan.probes,
+        "target": described,
+        "guest_run": None,
+        "loss": {"by_cpu": {}, "events": None},
+        "notes": [],
+        "started": datetime.now(UTC).isoformat(),
+        "duration_ns": None,
+        "filters": plan.filters,
+        "cost_ns_per_event": None,
+        "buffer_bytes": int(instance.read("buffer_size_kb").split()[0]) * 1024,
+    }
+
+
+def _kallsyms(plan: Plan) -> bytes:
+    """Return the /proc/kallsyms lines of the probed functions, so that readers can name __probe_ip."""
+    wanted = {row["function"].encode() for row in plan.probes}
+    if not wanted:
+        return b""
+    with Path("/proc/kallsyms").open("rb") as file:
+        return b"".join(line for line in file if line.split()[2] in wanted)
+
+
+def _pump(reader: Reader, ending: Ending, target: Target, threads: Threads) -> str:
+    """Move pages until the recording ends; return why it ended."""
+    control = select.poll()
+    for fd in (ending.fd, target.pidfd):
+        if fd is not None:
+            control.register(fd, select.POLLIN)
+    everything = select.poll()
+    for fd in (ending.fd, target.pidfd, *reader.raw.values()):
+        if fd is not None:
+            everything.register(fd, select.POLLIN)
+    while True:
+        ended_by = ending.reason(target)
+        if ended_by is not None:
+            return ended_by
+        remaining = ending.remaining_s()
+        everything.poll(1000 * (FLUSH_S if remaining is None else min(FLUSH_S, remaining)))
+        try:
+            reader.drain()
+        except DiskFullError:
+            return "disk full"
+        threads.look()
+        control.poll(1000 * PACE_S)
+
+
+def _finish(reader: Reader, ended_by: str) -> str:
+    """Read what is left in the buffers; return why the recording ended."""
+    try:
+        reader.finish()
+    except DiskFullError:
+        return "disk full"
+    return ended_by

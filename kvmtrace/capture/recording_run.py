@@ -1,0 +1,132 @@
+"""What one ftrace recording owns in the system, and how it becomes a file (also after its recorder died)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace import __version__
+from kvmtrace.capture.cost import cost_ns_per_event
+from kvmtrace.capture.ftrace.assemble import assemble, seal
+from kvmtrace.capture.ftrace.trace_dat_writer import Tail
+from kvmtrace.capture.ftrace.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes
+from kvmtrace.capture.ftrace.trim import trim_head, trim_tail
+from kvmtrace.capture.spool import Spool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvmtrace.capture.ftrace.page_mover import Reader
+    from kvmtrace.capture.threads import Threads
+
+
+@dataclass
+class Run:
+    """Instance, probes and spool of one recording, all named PID-TOKEN; they go with `remove`."""
+
+    instance: Instance
+    probes: Probes
+    spool: Spool
+    reader: Reader | None = None
+
+    @classmethod
+    def create(cls, tracefs: Path, output: Path) -> Run:
+        """Make spool and instance, in the order in which they can be found again."""
+        token = secrets.token_hex(4)
+        name = f"{os.getpid()}-{token}"
+        spool = Spool.create(output, token)
+        instance = Instance(tracefs, INSTANCE_PREFIX + name)
+        probes = Probes(tracefs, GROUP_PREFIX + name.replace("-", "_"))
+        run = cls(instance, probes, spool)
+        try:
+            instance.create()
+        except BaseException:
+            run.remove()
+            raise
+        return run
+
+    def remove_tracing(self) -> None:
+        """Leave tracefs as it was."""
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
+        self.instance.remove()
+        self.probes.remove()
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        self.remove_tracing()
+        self.spool.discard()
+
+    def leave_spool(self) -> None:
+        """Leave the spool, to be finished by a later command."""
+        self.remove_tracing()
+        self.spool.close()
+
+    def publish(self, destination: str, owner: tuple[int, int] | None) -> Path:
+        """Turn the sealed spool into the file and remove everything else.
+
+        Raises
+        ------
+        OSError
+            The disk is full or broken; the spool is still there.
+        """
+        path = assemble(self.spool, destination, owner)
+        self.remove()
+        return path
+
+
+def complete(
+    run: Run, reader: Reader, threads: Threads, meta: dict[str, Any], in_flight: dict[int, int | None] | None = None
+) -> None:
+    """Add to `meta` what the kernel and the reader counted, and seal the spool.
+
+    Parameters
+    ----------
+    run, threads, meta
+    reader : Reader that has finished
+    in_flight : CPU -> events lost between kernel and spool when the recorder was killed, None if unknown
+    """
+    instance = run.instance
+    complete_from_ns = trim_head(reader)
+    complete_until_ns = trim_tail(reader)
+    stats = {cpu: instance.stats(cpu) for cpu in reader.cpus}
+    left = {cpu: counters.get("entries", 0) for cpu, counters in stats.items()}
+    flying = in_flight or {}
+    known = None not in flying.values()
+    lost = {
+        cpu: instance.lost(cpu) + left[cpu] + reader.dropped.get(cpu, 0) + (flying.get(cpu) or 0) for cpu in reader.cpus
+    }
+    read = sum(counters.get("read events", 0) for counters in stats.values())
+    gone = sum(reader.dropped.values()) + sum(reader.discarded.values()) + sum(filter(None, flying.values()))
+    meta["loss"] = {
+        "by_cpu": {str(cpu): count for cpu, count in lost.items() if count},
+        "events": sum(lost.values()) if known else None,
+    }
+    meta["n_events"] = read - gone if known else None
+    not_kept = sum(left.values()) + sum(reader.dropped.values())
+    if not_kept:
+        meta["notes"].append(f"{not_kept} events at the end were lost because the disk was full")
+        meta["complete_until_ns"] = complete_until_ns
+    if missed := run.probes.missed():
+        meta["notes"].append(f"{missed} hits of probes were missed by the kernel")
+    if reader.discarded:
+        meta["discarded"] = {
+            "by_cpu": {str(cpu): count for cpu, count in reader.discarded.items()},
+            "events": sum(reader.discarded.values()),
+        }
+        meta["complete_from_ns"] = complete_from_ns
+    threads.add_saved(instance.tracefs)
+    meta["threads"] = threads.as_meta()
+    tail = Tail(
+        threads.comms(),
+        {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},
+        instance.read("trace_clock"),
+        f"kvmtrace {__version__}",
+    )
+    if in_flight is None:  # the recorder itself, not a command that finishes a dead one's work
+        meta["cost_ns_per_event"] = cost_ns_per_event(instance)
+    run.remove_tracing()
+    seal(run.spool, tail, meta)

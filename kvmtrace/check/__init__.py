@@ -1,0 +1,1 @@
+"""A recording held against the reference model: the engine, the rules, the verdict."""

@@ -1,0 +1,279 @@
+"""Segments: what lies between one kvm_entry, kvm_exit or kvm_userspace_exit of a thread and the next.
+
+A segment is named after the boundary that begins it. The segment of a VM-exit holds what KVM did about it;
+that of a userspace exit what userspace did and how I/O was completed; that of a VM-entry the guest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace._native import loaded
+from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT, USERSPACE
+from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, VMX_BUS_LOCK_DETECTED, VMX_FAILED_VMENTRY
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.thread_events import Sequence
+
+NO_SEGMENT = -1
+VALID = 1 << 31  # of interruption information (VMX) and EXITINTINFO (SVM)
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """All segments of a sequence, in its order.
+
+    Parameters
+    ----------
+    start, stop : intp, sequence positions; start is the boundary itself
+    kind : uint8, ENTRY, EXIT, USERSPACE, or 0 behind a break or a thread's begin
+    mask : uint64, classes of the events in the segment
+    linked : bool, the next segment follows in the same thread without a break
+    of : intp over the sequence, number of each event's segment
+    """
+
+    sequence: Sequence
+    start: NDArray[np.intp]
+    stop: NDArray[np.intp]
+    kind: NDArray[np.uint8]
+    mask: NDArray[np.uint64]
+    linked: NDArray[np.bool_]
+    of: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def has(self, *names: str) -> NDArray[np.bool_]:
+        """Say which segments hold an event of one of these classes."""
+        bits = np.uint64(sum(1 << CLASS[name] for name in names))
+        found: NDArray[np.bool_] = (self.mask & bits) != 0
+        return found
+
+    def counts(self, name: str) -> NDArray[np.intp]:
+        """Return how many events of the class each segment holds."""
+        return np.bincount(self.of[self.positions(name)], minlength=len(self))
+
+    def positions(self, name: str) -> NDArray[np.intp]:
+        """Return the sequence positions of the class (cached)."""
+        if name not in self._positions:
+            self._positions[name] = np.flatnonzero(self.sequence.cls == CLASS[name])
+        return self._positions[name]
+
+    def firsts(self, name: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return (segments that hold the class, position of its first event there)."""
+        positions = self.positions(name)
+        owners = self.of[positions]
+        new = np.ones(len(owners), bool)
+        new[1:] = owners[1:] != owners[:-1]
+        return owners[new], positions[new]
+
+    def first_in(self, name: str) -> NDArray[np.intp]:
+        """Return, per segment, the position of its first event of the class, or -1."""
+        found = np.full(len(self), -1, np.intp)
+        owners, positions = self.firsts(name)
+        found[owners] = positions
+        return found
+
+    @cached_property
+    def _positions(self) -> dict[str, NDArray[np.intp]]:
+        return {}
+
+    @cached_property
+    def next_kind(self) -> NDArray[np.uint8]:
+        """Return the kind of the next segment, 0 where not linked."""
+        following = np.zeros(len(self), np.uint8)
+        following[:-1] = self.kind[1:]
+        following[~self.linked] = 0
+        return following
+
+    @cached_property
+    def chain(self) -> NDArray[np.intp]:
+        """Number the chains: an exit and the userspace exits behind it, up to the next entry, exit or break."""
+        begins = self.kind != USERSPACE
+        begins[1:] |= ~self.linked[:-1]
+        begins[:1] = True
+        return np.cumsum(begins) - 1
+
+    @cached_property
+    def chain_known(self) -> NDArray[np.bool_]:
+        """Say of each segment whether its chain begins with a VM-exit, so that all of it is there."""
+        begins = np.flatnonzero(np.diff(self.chain, prepend=-1))
+        known: NDArray[np.bool_] = (self.kind == EXIT)[begins][self.chain]
+        return known
+
+    @cached_property
+    def chain_mask(self) -> NDArray[np.uint64]:
+        """Return the classes of the events of each segment's whole chain."""
+        begins = np.flatnonzero(np.diff(self.chain, prepend=-1))
+        if not len(begins):
+            return self.mask
+        whole: NDArray[np.uint64] = np.bitwise_or.reduceat(self.mask, begins)[self.chain]
+        return whole
+
+    @cached_property
+    def resume(self) -> NDArray[np.intp]:
+        """Return the next VM-entry segment behind each, before any VM-exit or break; NO_SEGMENT if none."""
+        number = np.arange(len(self))
+        blocked = ~self.linked  # nothing is known behind
+        # the nearest segment at or behind i+1 that is an entry, an exit or unlinked decides
+        decides = (self.kind == ENTRY) | (self.kind == EXIT) | (self.kind == 0)
+        stop_at = np.where(decides | blocked, number, len(self))
+        nearest = np.minimum.accumulate(stop_at[::-1])[::-1]
+        found = np.full(len(self), NO_SEGMENT, np.intp)
+        behind = np.append(nearest[1:], len(self))
+        usable = self.linked & (behind < len(self))
+        chosen = behind[usable]
+        found[usable] = np.where(self.kind[chosen] == ENTRY, chosen, NO_SEGMENT)
+        return found
+
+
+def cut_segments(sequence: Sequence) -> Segments:
+    """Cut a sequence into segments."""
+    kernel = loaded()
+    if kernel is not None:
+        cut = kernel.cut_segments(sequence.knowledge, (ENTRY, EXIT, USERSPACE))
+        stop = np.append(cut.start[1:], len(sequence)) if len(cut.start) else cut.start
+        return Segments(sequence, cut.start, stop, cut.kind, cut.mask, cut.linked, cut.of)
+    cls = sequence.cls
+    boundary = (cls == ENTRY) | (cls == EXIT) | (cls == USERSPACE)
+    opens = boundary | sequence.first | sequence.broken
+    start = np.flatnonzero(opens)
+    stop = np.append(start[1:], len(cls)) if len(start) else start
+    kind = np.where(boundary[start], cls[start], 0).astype(np.uint8)
+    of = np.cumsum(opens) - 1
+    if not len(start):
+        empty = np.empty(0, np.uint64)
+        return Segments(sequence, start, stop, kind, empty, np.empty(0, bool), of)
+    bits = np.left_shift(np.uint64(1), cls.astype(np.uint64))
+    bits[start[boundary[start]]] = 0
+    mask = np.bitwise_or.reduceat(bits, start)
+    linked = np.zeros(len(start), bool)
+    linked[:-1] = ~(sequence.first | sequence.broken)[start[1:]]
+    return Segments(sequence, start, stop, kind, mask, linked, of)
+
+
+@dataclass(frozen=True, eq=False)
+class Exits:
+    """The VM-exit segments with the fields of kvm_exit, one row each.
+
+    Parameters
+    ----------
+    seg : intp, number of the segment
+    isa : uint8, 1 VMX, 2 SVM
+    code : int64, basic exit reason (VMX) or exit code (SVM)
+    raw : int64, exit_reason as recorded
+    """
+
+    segments: Segments
+    seg: NDArray[np.intp]
+    isa: NDArray[np.uint8]
+    raw: NDArray[np.int64]
+    code: NDArray[np.int64]
+    _fields: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.seg)
+
+    @cached_property
+    def start(self) -> NDArray[np.intp]:
+        """Return the sequence positions of the kvm_exit events."""
+        positions: NDArray[np.intp] = self.segments.start[self.seg]
+        return positions
+
+    def get(self, name: str) -> NDArray[np.uint64]:
+        """Return a field of kvm_exit as uint64 (cached); zeros if it was not recorded."""
+        if name not in self._fields:
+            sequence = self.segments.sequence
+            if sequence.table.has("kvm_exit", name):
+                self._fields[name] = sequence.values("kvm_exit", name, self.start).astype(np.uint64)
+            else:
+                self._fields[name] = np.zeros(len(self), np.uint64)
+        return self._fields[name]
+
+    @cached_property
+    def mask(self) -> NDArray[np.uint64]:
+        """Return the class masks of the segments."""
+        return self.segments.mask[self.seg]
+
+    @cached_property
+    def next_kind(self) -> NDArray[np.uint8]:
+        """Return what ends each segment: ENTRY, EXIT, USERSPACE or 0 (unknown)."""
+        return self.segments.next_kind[self.seg]
+
+    def has(self, *names: str) -> NDArray[np.bool_]:
+        """Say which exits' segments hold an event of one of these classes."""
+        found: NDArray[np.bool_] = (self.mask & np.uint64(sum(1 << CLASS[name] for name in names))) != 0
+        return found
+
+    def chain_has(self, *names: str) -> NDArray[np.bool_]:
+        """Say the same, the events behind userspace exits up to the next entry included."""
+        bits = np.uint64(sum(1 << CLASS[name] for name in names))
+        found: NDArray[np.bool_] = (self._chain_mask & bits) != 0
+        return found
+
+    @cached_property
+    def _chain_mask(self) -> NDArray[np.uint64]:
+        mask: NDArray[np.uint64] = self.segments.chain_mask[self.seg]
+        return mask
+
+    @cached_property
+    def failed_entry(self) -> NDArray[np.bool_]:
+        """Say which exits are failed VM-entries (VMX bit 31, SVM invalid state)."""
+        vmx = (self.raw & VMX_FAILED_VMENTRY) != 0
+        found: NDArray[np.bool_] = np.where(self.isa == ISA_VMX, vmx, self.raw == 0xFFFFFFFF)
+        return found
+
+    @cached_property
+    def bus_lock(self) -> NDArray[np.bool_]:
+        """Say which VMX exits carry the bus-lock bit."""
+        found: NDArray[np.bool_] = (self.isa == ISA_VMX) & ((self.raw & VMX_BUS_LOCK_DETECTED) != 0)
+        return found
+
+    @cached_property
+    def vectoring(self) -> NDArray[np.uint64]:
+        """Return the information on the interrupted delivery: info2 (VMX), intr_info (SVM); 0 if not valid."""
+        info = np.where(self.isa == ISA_SVM, self.get("intr_info"), self.get("info2")) & np.uint64(0xFFFFFFFF)
+        told = ((info & np.uint64(VALID)) != 0) & ((self.isa == ISA_VMX) | (self.isa == ISA_SVM))
+        return np.where(told, info, np.uint64(0))
+
+    @cached_property
+    def resume_rip(self) -> NDArray[np.uint64]:
+        """Return the RIP of the next kvm_entry where the segment ends in one, else 0."""
+        return self._entry_rip(np.where(self.next_kind == ENTRY, self.seg + 1, NO_SEGMENT))
+
+    @cached_property
+    def later_rip(self) -> NDArray[np.uint64]:
+        """Return the RIP of the next kvm_entry, userspace exits between allowed; 0 if unknown."""
+        return self._entry_rip(self.segments.resume[self.seg])
+
+    def _entry_rip(self, entry_segments: NDArray[np.intp]) -> NDArray[np.uint64]:
+        sequence = self.segments.sequence
+        rip = np.zeros(len(self), np.uint64)
+        if not sequence.table.has("kvm_entry", "rip"):
+            return rip
+        known = entry_segments >= 0
+        rip[known] = sequence.values("kvm_entry", "rip", self.segments.start[entry_segments[known]])
+        return rip
+
+
+def find_exits(segments: Segments) -> Exits:
+    """Return the VM-exits among the segments."""
+    seg = np.flatnonzero(segments.kind == EXIT)
+    sequence = segments.sequence
+    start = segments.start[seg]
+    if sequence.table.has("kvm_exit", "exit_reason"):
+        raw = sequence.values("kvm_exit", "exit_reason", start).astype(np.int64) & 0xFFFFFFFF
+    else:
+        raw = np.full(len(seg), -1, np.int64)
+    if sequence.table.has("kvm_exit", "isa"):
+        isa = sequence.values("kvm_exit", "isa", start).astype(np.uint8)
+    else:
+        isa = np.zeros(len(seg), np.uint8)
+    code = np.where(isa == ISA_VMX, raw & 0xFFFF, raw)
+    return Exits(segments, seg, isa, raw, code)

@@ -1,0 +1,157 @@
+"""Collecting what the rules found: counts for all of it, details for the first of each rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.verdict import ContextEvent, RuleResult, Violation
+from kvmtrace.model.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.thread_events import Sequence
+    from kvmtrace.table.event_table import EventTable
+
+    Describe = Callable[[int], tuple[str, str]]
+
+BEFORE, AFTER = 8, 4  # events of context
+
+
+class Findings:
+    """Counts per rule, and up to `limit` violations of each.
+
+    Parameters
+    ----------
+    limit : int, violations kept per rule
+    """
+
+    def __init__(self, limit: int = 20) -> None:
+        self.limit = limit
+        self.checked: dict[str, int] = dict.fromkeys(RULES, 0)
+        self.violated: dict[str, int] = dict.fromkeys(RULES, 0)
+        self.unknown: dict[str, int] = dict.fromkeys(RULES, 0)
+        self.violations: list[Violation] = []
+        self.kept: dict[str, int] = dict.fromkeys(RULES, 0)
+        self.sequence: Sequence | None = None
+        self.event_index: NDArray[np.int64] = np.empty(0, np.int64)
+        self.vcpu_ids: dict[int, int] = {}
+        self.part = 0  # of the recording, from 1
+        self.part_of: list[int] = []  # for each of the violations
+        self._setters = False
+
+    def saw_setters(self, now: bool) -> bool:
+        """Remember over all parts whether the VMM sets registers by ioctl."""
+        self._setters |= now
+        return self._setters
+
+    def begin(self, sequence: Sequence, event_index: NDArray[np.int64]) -> None:
+        """Say what positions refer to from now on; event_index: row of the table -> of the recording."""
+        self.sequence = sequence
+        self.event_index = event_index
+        self.part += 1
+
+    def check(self, rule: str, n_checked: int | np.intp, n_unknown: int | np.intp = 0) -> None:
+        """Count places where a rule was checked, or could not be."""
+        self.checked[rule] += int(n_checked)
+        self.unknown[rule] += int(n_unknown)
+
+    def violate(self, rule: str, positions: NDArray[np.intp] | list[int], describe: Describe) -> None:
+        """Report violations at sequence positions; describe(i) gives (expected, observed) of the i-th."""
+        self.violated[rule] += len(positions)
+        room = self.limit - self.kept[rule]
+        for i, position in enumerate(positions[: max(room, 0)]):
+            expected, observed = describe(i)
+            self.violations.append(self._violation(rule, int(position), expected, observed))
+            self.part_of.append(self.part)
+            self.kept[rule] += 1
+
+    def _violation(self, rule: str, position: int, expected: str, observed: str) -> Violation:
+        assert self.sequence is not None
+        event = self._event(position)
+        return Violation(
+            rule=rule,
+            severity=RULES[rule].severity,
+            ts_ns=event.ts_ns,
+            tid=event.tid,
+            vcpu_id=self.vcpu_ids.get(event.tid),
+            cpu=event.cpu,
+            event_index=event.event_index,
+            event=event.event,
+            expected=expected,
+            observed=observed,
+            why=RULES[rule].sentence,
+            source=RULES[rule].source,
+            context=self._context(position),
+        )
+
+    def _event(self, position: int) -> ContextEvent:
+        assert self.sequence is not None
+        row = int(self.sequence.row[position])
+        return context_event(self.sequence.table, row, int(self.event_index[row]))
+
+    def _context(self, position: int) -> tuple[ContextEvent, ...]:
+        assert self.sequence is not None
+        thread = self.sequence.thread
+        around = range(max(position - BEFORE, 0), min(position + AFTER + 1, len(thread)))
+        return tuple(self._event(i) for i in around if thread[i] == thread[position])
+
+    def results(self) -> dict[str, RuleResult]:
+        """Return the counts; checked == held + violated."""
+        return {
+            rule: RuleResult(
+                max(self.checked[rule], self.violated[rule]),
+                max(self.checked[rule] - self.violated[rule], 0),
+                self.violated[rule],
+                self.unknown[rule],
+            )
+            for rule in RULES
+        }
+
+
+def merged(several: tuple[Findings, ...]) -> Findings:
+    """Return what several have found in the same parts of a recording, as if the rules of all had taken turns."""
+    whole = Findings(several[0].limit)
+    for counts in ("checked", "violated", "unknown"):
+        total: dict[str, int] = getattr(whole, counts)
+        for findings in several:
+            for rule, count in getattr(findings, counts).items():
+                total[rule] += count
+    found = [
+        (part, violation)
+        for findings in several
+        for part, violation in zip(findings.part_of, findings.violations, strict=True)
+    ]
+    for _, violation in sorted(found, key=lambda one: one[0]):
+        if whole.kept[violation.rule] < whole.limit:
+            whole.kept[violation.rule] += 1
+            whole.violations.append(violation)
+    return whole
+
+
+def constant(expected: str, observed: str) -> Describe:
+    """Return a description that is the same for every position."""
+    return lambda _: (expected, observed)
+
+
+def context_event(table: EventTable, row: int, event_index: int) -> ContextEvent:
+    """Return one row of a table with its fields, as numbers and short texts."""
+    kind = table.kinds[table.kind[row]]
+    payload = table.payloads.get(int(table.kind[row]))
+    own = np.searchsorted(table.rows(kind.name), [row])
+    fields: dict[str, int | str] = {}
+    for name, dtype in kind.fields.items():
+        if payload is None or name not in payload.fields:
+            continue
+        value = payload.column(name, own)[0]
+        if dtype.shape and dtype.base.kind == "u" and dtype.base.itemsize == 1:
+            fields[name] = bytes(value).hex()
+        elif not dtype.shape and dtype.kind in "iub":
+            fields[name] = int(value)
+        elif dtype.kind in "SU":
+            fields[name] = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return ContextEvent(event_index, int(table.ts_ns[row]), int(table.cpu[row]), int(table.tid[row]), kind.name, fields)

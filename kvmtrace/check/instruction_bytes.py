@@ -1,0 +1,86 @@
+"""What the guest's instruction was, from the bytes that kvm_emulate_insn traces.
+
+Only as much as RIP continuity needs: may it jump, may it repeat, is it a string instruction? Guests execute
+few different instructions that need emulation, so each is decoded once.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace.table.distinct import run_starts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# kvm_emulate_insn.flags (arch/x86/kvm/trace.h)
+CS_D = 1 << 2
+CS_L = 1 << 3
+
+MAX_BYTES = 15
+ANYWHERE, BEHIND, REPEATS, PATCHED = 0, 1, 2, 3  # where the guest may continue
+_KEY_BYTES = 24  # instruction, length, flags; a multiple of 8
+NAMES = ("anywhere", "behind the instruction", "behind it or at it (REP)", "behind it or at it (patched)")
+# segment and stack-engine moves, far returns and mode switches are branches to iced-x86 or change nothing here
+_REP_PREFIXES = (0xF2, 0xF3)
+_PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
+_STRING_OPCODES = frozenset({0x6C, 0x6D, 0x6E, 0x6F, 0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF})
+_HYPERCALLS = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")  # VMCALL, VMMCALL: em_hypercall patches the other vendor's
+_RSM = b"\x0f\xaa"
+
+
+def _bitness(flags: int) -> int:
+    return 64 if flags & CS_L else 32 if flags & CS_D else 16
+
+
+@lru_cache(maxsize=65536)
+def continuation(code: bytes, flags: int) -> int:
+    """Return where the guest may continue after an instruction: ANYWHERE, BEHIND, REPEATS or PATCHED."""
+    from iced_x86 import Decoder, FlowControl
+
+    if not code or code.startswith(_RSM):
+        return ANYWHERE
+    if code in _HYPERCALLS:
+        return PATCHED
+    rep, string = is_string(code)
+    if string:
+        return REPEATS if rep else BEHIND
+    # bytes that are cut off do not matter: only the kind of instruction is asked for
+    instruction = Decoder(_bitness(flags), code.ljust(MAX_BYTES, b"\0")).decode()
+    if instruction.is_invalid:
+        return ANYWHERE
+    plain = instruction.flow_control == FlowControl.NEXT
+    return BEHIND if plain else ANYWHERE
+
+
+_WITHIN = np.arange(15) < np.arange(16)[:, None]  # by length: which bytes belong to the instruction
+
+
+def is_string(code: bytes) -> tuple[bool, bool]:
+    """Return (has a REP prefix, is a string instruction)."""
+    rep = False
+    for byte in code:
+        if byte in _PREFIXES or (0x40 <= byte <= 0x4F and byte not in _STRING_OPCODES):
+            rep |= byte in _REP_PREFIXES
+            continue
+        return rep, byte in _STRING_OPCODES
+    return rep, False
+
+
+def continuations(insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return continuation() of each instruction; equal ones are decoded once.
+
+    Parameters
+    ----------
+    insn : uint8, shape (n, 15); length, flags : shape (n,)
+    """
+    at = run_starts(insn, length, flags)  # the guest's loops meet the same instruction again and again
+    key = np.zeros((len(at), _KEY_BYTES), np.uint8)
+    np.multiply(insn[at], _WITHIN.take(length[at], axis=0, mode="clip"), out=key[:, :15])
+    key[:, 15], key[:, 16] = length[at], flags[at]
+    unique, inverse = np.unique(key.view(f"V{_KEY_BYTES}").ravel(), return_inverse=True)
+    found = np.array([continuation(raw[: raw[15]], raw[16]) for raw in map(bytes, unique)], np.uint8)
+    return np.repeat(found[inverse.ravel()], np.diff(at, append=len(insn)))

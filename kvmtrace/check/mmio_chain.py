@@ -1,0 +1,100 @@
+"""One MMIO emulation followed event by event: accesses, userspace exits, completion, entry.
+
+A read is traced as unsatisfied, leaves once per piece of at most 8 bytes, and is traced again when it is
+complete. A write is traced first and leaves once per piece that no device in the kernel takes. An access
+that crosses a page has two parts: an unsatisfied read is traced with the length of its last part, a write
+once per part.
+Source: emulator_read_write, read_prepare, write_mmio, complete_emulated_mmio (x86.c)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvmtrace.kvm.userspace_exits import KVM_EXIT_MMIO
+
+MMIO_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2  # KVM_TRACE_MMIO_*, include/trace/events/kvm.h
+_PIECE = 8
+_PAGE = 4096
+
+
+def pieces(length: int) -> int:
+    """Return how many userspace exits an access of `length` bytes within a page takes."""
+    return -(-length // _PIECE)
+
+
+@dataclass
+class MmioChain:
+    """State of one chain; `wrong` collects (position, expected, observed).
+
+    Parameters
+    ----------
+    known : bool, the chain begins with a VM-exit, so that nothing was pending
+    """
+
+    known: bool
+    checked: int = 0
+    wrong: list[tuple[int, str, str]] = field(default_factory=list)
+    read: tuple[int, int] | None = None  # (length of the last part, gpa) of the pending read
+    exits: int = 0  # userspace exits of the pending read
+    write_left: int = 0  # pieces of the last write that have not left yet
+    write_end: int = -1  # gpa behind the last write
+    wrote: bool = False
+
+    def access(self, position: int, kind: int, length: int, gpa: int) -> None:
+        """Take a kvm_mmio."""
+        if kind == MMIO_READ:
+            self._complete(position, length, gpa)
+        elif self.read is not None:
+            self._note(position, "kvm_mmio read: the pending read is completed first", "another access")
+            self.read = None
+        if kind == MMIO_UNSATISFIED:
+            self.read, self.exits, self.known = (length, gpa), 0, True
+            self.write_left, self.wrote = 0, False
+        elif kind == MMIO_WRITE:
+            continued = gpa == self.write_end and gpa % _PAGE == 0
+            self.write_left = pieces(length) + (self.write_left if continued else 0)
+            self.write_end, self.wrote = gpa + length, False
+
+    def _complete(self, position: int, length: int, gpa: int) -> None:
+        if self.read is None:
+            return  # a device in the kernel answered, or the chain's begin is not known
+        last_part, first_gpa = self.read
+        self.checked += 1
+        needed = pieces(last_part) + pieces(length - last_part)
+        if self.exits != needed or length < last_part:
+            self._note(position, f"{needed} exits KVM_EXIT_MMIO for a read of {length} bytes", f"{self.exits}")
+        elif length != last_part and first_gpa % _PAGE + length <= _PAGE:
+            self._note(position, f"kvm_mmio read of {last_part} bytes, as none crosses a page", f"{length}")
+        elif length == last_part <= _PIECE and gpa != first_gpa:
+            self._note(position, f"kvm_mmio read of gpa {first_gpa:#x}, which was pending", f"gpa {gpa:#x}")
+        self.read = None
+
+    def leave(self, position: int, reason: int, errno: int) -> None:
+        """Take a kvm_userspace_exit."""
+        if errno < 0:
+            return
+        if reason != KVM_EXIT_MMIO:
+            self.read, self.write_left = None, 0
+            return
+        self.checked += 1
+        if self.read is not None:
+            self.exits += 1
+        elif self.write_left > 0:
+            self.write_left -= 1
+            self.wrote = True
+        elif self.known:
+            self._note(position, "a kvm_mmio that was not answered in the kernel", "KVM_EXIT_MMIO without one")
+        else:
+            self.known = False
+
+    def enter(self, position: int) -> None:
+        """Take the VM-entry that ends the chain."""
+        self.checked += 1
+        if self.read is not None:
+            self._note(position, "kvm_mmio read: the pending read is completed before the guest goes on", "VM-entry")
+        elif self.wrote and self.write_left > 0:
+            self._note(position, f"{self.write_left} more KVM_EXIT_MMIO for the rest of the write", "VM-entry")
+
+    def _note(self, position: int, expected: str, observed: str) -> None:
+        self.wrong.append((position, expected, observed))

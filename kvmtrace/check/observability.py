@@ -1,0 +1,178 @@
+"""What a recording can show: read from the recording itself, never from a kernel version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.isa.exit_reasons import ISA_VMX
+from kvmtrace.model.rules import RULES
+from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
+
+if TYPE_CHECKING:
+    from kvmtrace.model.rules import Rule
+    from kvmtrace.table.event_table import EventTable
+    from kvmtrace.table.recording import Capture
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What the recording holds.
+
+    Parameters
+    ----------
+    recorded : events whose absence means that they did not happen
+    described : "event" and "event.field" names that the recording can hold
+    traits : traits of the recorded kernel (model.transitions.TRAITS)
+    exit_irqs_off : True if kvm_exit is traced with interrupts off, None if the recording does not say
+    irq_flags : False if no event says whether interrupts were off, as with BPF programs
+    exact_errno : errno of kvm_userspace_exit is the raw field, not derived from a tool's words
+    seen : events that occurred so far
+    filtered : the recorder dropped whole exits on purpose
+    """
+
+    recorded: frozenset[str] = frozenset()
+    described: frozenset[str] = frozenset()
+    traits: frozenset[str] = frozenset()
+    exit_irqs_off: bool | None = None
+    irq_flags: bool = True
+    exact_errno: bool = True
+    filtered: bool = False
+    seen: frozenset[str] = frozenset()
+
+    def can_check(self, rule: Rule) -> bool:
+        """Say whether everything that the rule needs can be in the recording."""
+        return all(need in self.described and need.split(".")[0] in self.recorded for need in rule.needs)
+
+    def cannot_see(self) -> tuple[str, ...]:
+        """Say in words what this recording does not allow to check."""
+        lines = []
+        for rule in RULES.values():
+            missing = [
+                need for need in rule.needs if need not in self.described or need.split(".")[0] not in self.recorded
+            ]
+            if missing:
+                lines.append(f"{rule.id} {rule.title}: not checked, {' and '.join(missing)} not recorded")
+            elif rule.cannot_see:
+                lines.append(f"{rule.id} {rule.title}: cannot see {rule.cannot_see}")
+        if self.filtered:
+            lines.append("the recorder left out VM-exits on purpose: nothing is concluded from one to the next")
+        if self.exit_irqs_off is None and "kvm_exit" in self.recorded:
+            lines.append("V3: without interrupt flags, scheduling in guest mode is not checked")
+        if not self.irq_flags and "kvm_entry" in self.recorded:
+            lines.append("V3: whether interrupts were off at kvm_entry and kvm_exit is not recorded")
+        return tuple(lines)
+
+
+@dataclass
+class Evidence:
+    """What has been seen so far of a recording read in parts."""
+
+    seen: set[str]
+    exit_irqs_off: bool | None = None
+    irq_flags: bool | None = None
+    entry_before_run: bool | None = None
+    return_before_exit: bool | None = None
+
+    def look_at(self, table: EventTable) -> None:
+        """Take note of a further part."""
+        counts = np.bincount(table.kind, minlength=len(table.kinds))
+        self.seen |= {kind.name for kind, count in zip(table.kinds, counts, strict=True) if count}
+        if self.exit_irqs_off is None:
+            self.exit_irqs_off = _exit_irqs_off(table)
+        entries = table.rows("kvm_entry")
+        if len(entries):
+            self.irq_flags = self.irq_flags or not (table.irq_flags[entries] & TRACE_FLAG_IRQS_NOSUPPORT).all()
+        if self.entry_before_run is None:
+            self.entry_before_run = _precedes(table, "kvm_entry", ("vmx_vcpu_run", "svm_vcpu_run"))
+        if self.return_before_exit is None:
+            self.return_before_exit = _precedes(table, "svm_vcpu_run_return", ("kvm_exit",))
+
+
+def _exit_irqs_off(table: EventTable) -> bool | None:
+    """Say whether kvm_exit is traced with interrupts off, as VMX always does; None if that is not known."""
+    entries, exits = table.rows("kvm_entry"), table.rows("kvm_exit")
+    if not len(exits):
+        return None
+    if table.has("kvm_exit", "isa") and np.mean(table.field("kvm_exit", "isa") == ISA_VMX) > 0.5:
+        return True
+    off = float(np.mean((table.irq_flags[exits] & TRACE_FLAG_IRQS_OFF) != 0))
+    if off > 0.5:
+        return True
+    known = len(entries) and np.mean((table.irq_flags[entries] & TRACE_FLAG_IRQS_OFF) != 0) > 0.5
+    return False if known else None
+
+
+def _precedes(table: EventTable, kind: str, others: tuple[str, ...]) -> bool | None:
+    """Say whether, in threads' own order, `kind` stands directly before `others` more often than after."""
+    rows = np.sort(np.concatenate([table.rows(kind), *[table.rows(other) for other in others]]))
+    rows = rows[np.argsort(table.tid[rows], kind="stable")][:20_000]
+    if not table.count(kind) or len(rows) == table.count(kind):
+        return None
+    is_kind = table.kind[rows] == table.kind_index[kind]
+    close = table.tid[rows[1:]] == table.tid[rows[:-1]]
+    gap = np.diff(table.ts_ns[rows])
+    kind_first = gap[close & is_kind[:-1] & ~is_kind[1:]]
+    kind_last = gap[close & ~is_kind[:-1] & is_kind[1:]]
+    if not len(kind_first) or not len(kind_last):
+        return None
+    return bool(np.median(kind_first) < np.median(kind_last))
+
+
+# filters that drop whole exits; others (system calls by file descriptor, say) leave the lifecycle intact
+EXIT_FILTERS = frozenset({"vcpu", "exit_reason", "sample", "slower_than_ns"})
+MANY_KINDS = 400  # a file that describes more events than that describes all of a kernel's
+
+
+def _enabled(capture: Capture, table: EventTable) -> set[str]:
+    """Return what was enabled as far as the file says; trace-cmd describes just the events asked for."""
+    if capture.events:
+        return {name.split(":")[-1] for name in capture.events}
+    if capture.format == "trace.dat" and len(table.kinds) < MANY_KINDS:
+        return {kind.name for kind in table.kinds if kind.system == "kvm"}
+    return set()
+
+
+def _recorded(enabled: set[str], seen: set[str]) -> frozenset[str]:
+    recorded = enabled | seen
+    if not seen & {"kvm_entry", "kvm_exit"}:  # PVM and the like: enabled, yet no such code path
+        recorded -= {"kvm_entry", "kvm_exit"}
+    return frozenset(recorded)
+
+
+def _traits(table: EventTable, evidence: Evidence) -> frozenset[str]:
+    traits = {"entry_before_run" if evidence.entry_before_run else "entry_in_run"}
+    late = evidence.exit_irqs_off is False
+    if evidence.exit_irqs_off is None:
+        late = bool(evidence.return_before_exit)
+        traits.add("exit_irqs_unknown")
+    traits.add("exit_irqs_on" if late else "exit_irqs_off")
+    # 5.10 has neither; each of them alone tells a newer kernel
+    new = (
+        table.has("kvm_entry", "immediate_exit")
+        or table.has("kvm_page_fault", "vcpu_id")
+        or table.has("kvm_inj_virq", "reinjected")
+        or table.has("kvm_nested_vmenter")
+    )
+    if not new:
+        traits.add("old_fastpath")
+    return frozenset(traits)
+
+
+def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> Capability:
+    """Return what the recording can show, as far as it has been read."""
+    described = {kind.name for kind in table.kinds}
+    described |= {f"{kind.name}.{name}" for kind in table.kinds for name in kind.fields}
+    filters = [str(name) for name in capture.meta.get("filters") or ()]
+    return Capability(
+        recorded=_recorded(_enabled(capture, table), evidence.seen),
+        described=frozenset(described),
+        traits=_traits(table, evidence),
+        exit_irqs_off=evidence.exit_irqs_off,
+        irq_flags=evidence.irq_flags is not False,
+        exact_errno=not capture.format.startswith("ftrace-text"),
+        seen=frozenset(evidence.seen),
+        filtered=any(name in EXIT_FILTERS or name.startswith("kvm:") for name in filters),
+    )

@@ -1,0 +1,158 @@
+"""Thread sequences: the tracked events of vCPU threads, thread by thread, as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace._native import Knowledge, TrackedColumns, TrackedRows, loaded
+from kvmtrace.check.alphabet import VCPU_KINDS, classify
+from kvmtrace.check.losses import breaks, doubtful_rows, lost_between
+from kvmtrace.table.distinct import distinct
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.losses import Gaps
+    from kvmtrace.check.observability import Capability
+    from kvmtrace.table.event_table import EventTable
+
+
+FEW_THREADS = 4  # so many are sooner looked for one by one
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """Tracked events of vCPU threads, sorted by thread, recorded order within a thread.
+
+    Parameters
+    ----------
+    table : EventTable that the events come from
+    row : intp, row in `table`
+    cls : uint8, class (alphabet.py)
+    thread : uint16, number of the thread: index into `tids`
+    tids : int32, thread ids
+    first : bool, first event of its thread here
+    broken : bool, knowledge breaks off before this event
+    n_tracked : vCPU-thread events of the table, tracked by the model or not
+    n_parked : the table's first rows that waited for this table; each thread's first event among them was seen before
+    """
+
+    table: EventTable
+    row: NDArray[np.intp]
+    cls: NDArray[np.uint8]
+    thread: NDArray[np.uint16]
+    tids: NDArray[np.int32]
+    first: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
+    ts_ns: NDArray[np.int64]
+    cpu: NDArray[np.int16]
+    n_tracked: int
+    n_parked: int = 0
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
+        """Return field `field` of the events at these positions, which are all of kind `kind`; not to be written to."""
+        own, n = self.position_in_kind.take(positions), len(positions)
+        # one behind the other, as all events of a thread are: nothing is to be picked out
+        if n and own[-1] - own[0] == n - 1 and bool((own[1:] > own[:-1]).all()):
+            return self.table.field(kind, field)[own[0] : own[0] + n]
+        return self.table.field(kind, field).take(own, axis=0)
+
+    @cached_property
+    def position_in_kind(self) -> NDArray[np.intp]:
+        """Return the position of each event among all the table's rows of its kind."""
+        return self.table.position_in_kind[self.row]
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """Return what the compiled kernel steps through."""
+        return Knowledge(self.cls, self.first, self.broken)
+
+    @cached_property
+    def repeated(self) -> NDArray[np.bool_]:
+        """Say which events ended the part before this one, and were counted there."""
+        return self.first & (self.row < self.n_parked)
+
+    @cached_property
+    def begins(self) -> NDArray[np.intp]:
+        """Return the positions of events at which a thread begins, or knowledge after it broke off."""
+        return np.flatnonzero(self.broken | self.first)
+
+    def at(self, positions: NDArray[np.bool_] | slice) -> Sequence:
+        """Return the part at these positions (thread numbers stay)."""
+        part = {
+            name: getattr(self, name)[positions] for name in ("row", "cls", "thread", "first", "broken", "ts_ns", "cpu")
+        }
+        part["first"] = first_of(part["thread"])
+        return Sequence(self.table, tids=self.tids, n_tracked=self.n_tracked, n_parked=self.n_parked, **part)
+
+
+def first_of(thread: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say where a new thread begins."""
+    first = np.ones(len(thread), bool)
+    first[1:] = thread[1:] != thread[:-1]
+    return first
+
+
+def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the threads, ascending, that are known or that traced an event only a vCPU thread can trace."""
+    telling = np.zeros(max(len(table.kinds), 1), bool)
+    telling[[table.kind_index[kind] for kind in VCPU_KINDS if kind in table.kind_index]] = True
+    told = telling[table.kind]
+    for tid in known[:FEW_THREADS].tolist():
+        told &= table.tid != tid
+    return distinct(np.append(known, distinct(table.tid[told]))).astype(np.int32)
+
+
+def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """Return index into `tids` plus 1 of each tid, 0 for other threads."""
+    if len(tids) <= FEW_THREADS:
+        numbers = np.zeros(len(tid), np.uint16)
+        for i, own in enumerate(tids.tolist()):
+            numbers[tid == own] = i + 1
+        return numbers
+    position = np.searchsorted(tids, tid)
+    found = tids[np.minimum(position, len(tids) - 1)] == tid
+    return np.where(found, position + 1, 0).astype(np.uint16)
+
+
+def _tracked(columns: TrackedColumns, tids: NDArray[np.int32]) -> tuple[TrackedRows, int]:
+    """Do what the compiled kernel does: see Kernel.tracked."""
+    numbers = thread_numbers(columns.tid, tids) if len(tids) else np.zeros(len(columns.tid), np.uint16)
+    row = np.flatnonzero((numbers > 0) & (columns.cls > 0))
+    number = numbers[row]
+    if len(tids) > 1:
+        order = np.argsort(number, kind="stable")  # uint16: radix sort
+        row, number = row[order], number[order]
+    found = TrackedRows(row, columns.cls[row], number - np.uint16(1), columns.ts_ns[row], columns.cpu[row])
+    return found, int(np.count_nonzero(numbers))
+
+
+def build_sequence(
+    table: EventTable, tids: NDArray[np.int32], capability: Capability, gaps: Gaps, n_parked: int = 0
+) -> Sequence:
+    """Return the sequence of the given threads (ascending tids, at most 65,534); `n_parked`: see Sequence."""
+    classes = classify(table)
+    classes[doubtful_rows(table)] = 0
+    columns = TrackedColumns(table.tid, classes, table.ts_ns, table.cpu)
+    kernel = loaded()
+    found, n_tracked = _tracked(columns, tids) if kernel is None else kernel.tracked(columns, tids)
+    row, cls, ts_ns, cpu = found.row, found.cls, found.ts_ns, found.cpu
+    first = first_of(found.thread)
+    broken = breaks(
+        gaps.by_cpu(),
+        ts_ns,
+        cpu,
+        cls,
+        sched_recorded="sched_switch" in capability.recorded,
+        filtered=capability.filtered,
+    )
+    broken |= lost_between(table, row, cpu)
+    broken[first] = False
+    return Sequence(table, row, cls, found.thread, tids, first, broken, ts_ns, cpu, n_tracked, n_parked)

@@ -1,1 +1,0 @@
-"""Model against recording, recording against recording."""

@@ -1,0 +1,1 @@
+"""Parquet and Arrow files of `kvmtrace export`: writing and reading."""

@@ -1,0 +1,1 @@
+"""The eBPF back end's capture file: layout and reading."""

@@ -1,0 +1,1 @@
+"""What several formats share: cursors, bounded decompression, capture metadata, accounts of loss."""

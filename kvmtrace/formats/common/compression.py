@@ -1,0 +1,76 @@
+"""Bounded decompression of the parts of a trace file.
+
+A compressed part says how large it becomes. That number is only a claim: it is held against the most that
+the algorithm can make of the bytes at hand, and nothing larger is ever allocated.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from kvmtrace.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# a real trace shrinks 3 to 40 times; a page of one event repeated at most some 200 times
+MAX_RATIO = 1100  # deflate's own limit is 1032
+MIN_LIMIT = 1 << 20
+MAX_PART = 1 << 30  # one section or chunk; trace-cmd makes chunks of some 10 pages
+
+
+def _unzlib(data: memoryview, size: int) -> bytes:
+    stream = zlib.decompressobj()
+    return stream.decompress(data, size)
+
+
+def _unzstd(data: memoryview, size: int) -> bytes:
+    import zstandard
+
+    # trace-cmd leaves the content size out of its frames, so the frame is read as a stream
+    stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data, read_across_frames=False)
+    return stream.read(size)
+
+
+ALGORITHMS: dict[str, Callable[[memoryview, int], bytes]] = {"zlib": _unzlib, "zstd": _unzstd}
+
+
+class Decompressor:
+    """Undoes one compression algorithm.
+
+    Parameters
+    ----------
+    name : str, "zlib" or "zstd"
+    path : str, for messages
+    """
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self.path = path
+        self._algorithm = ALGORITHMS[name]
+
+    def validate_size(self, compressed: int, size: int, offset: int) -> None:
+        """Raise FormatError if `compressed` bytes cannot become `size` bytes."""
+        if size > min(max(compressed * MAX_RATIO, MIN_LIMIT), MAX_PART):
+            raise FormatError(
+                self.path, offset, f"a credible size of {compressed} bytes of {self.name} data", f"{size} bytes claimed"
+            )
+
+    def first_bytes(self, data: memoryview, size: int) -> bytes:
+        """Return the first `size` bytes that `data` holds; fewer, or none, where it is damaged."""
+        try:
+            return self._algorithm(data, size)
+        except Exception:  # noqa: BLE001 - zlib.error, ZstdError: each library has its own
+            return b""
+
+    def decompress(self, data: memoryview, size: int, offset: int) -> bytes:
+        """Return the `size` bytes that `data` (at file offset `offset`) holds, or its first `size` ones."""
+        self.validate_size(len(data), size, offset)
+        try:
+            result = self._algorithm(data, size)
+        except Exception as error:  # zlib.error, ZstdError: each library has its own
+            raise FormatError(self.path, offset, f"{self.name} data", str(error)) from error
+        if len(result) != size:
+            raise FormatError(self.path, offset, f"{size} bytes of {self.name} data", f"{len(result)} bytes")
+        return result

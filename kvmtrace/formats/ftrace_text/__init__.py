@@ -1,0 +1,1 @@
+"""ftrace's and trace-cmd's text: lines, patterns, fields."""

@@ -1,0 +1,1 @@
+"""perf.data in file mode: layout, records, rows."""

@@ -1,0 +1,92 @@
+"""perf.data recorded with -z: records inside PERF_RECORD_COMPRESSED, one zstd stream through all of them.
+
+Source: tools/perf/Documentation/perf.data-file-format.txt, PERF_RECORD_COMPRESSED, HEADER_COMPRESSED
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from kvmtrace.formats.common.compression import MAX_RATIO
+from kvmtrace.formats.perf_data.perf_records import RECORD_COMPRESSED
+from kvmtrace.formats.trace_dat.pages import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.formats.perf_data.perf_layout import PerfData
+
+
+class FaultSink(Protocol):
+    """Takes what could not be read."""
+
+    def add_faults(self, faults: Iterable[Fault], *, truncated: bool = False) -> None:
+        """Take in faults."""
+        ...
+
+
+def _iter_outer(data: memoryview, at: int, end: int, faults: list[Fault]) -> Iterator[tuple[int, int, memoryview]]:
+    """Yield (offset, type, content) of the records of the file; compressed ones have any size, at any byte.
+
+    Each holds the samples of a whole buffer, so there are few.
+    """
+    while at + 8 <= end:
+        kind, size = int.from_bytes(data[at : at + 4], "little"), int.from_bytes(data[at + 6 : at + 8], "little")
+        if size < 8 or at + size > end:
+            faults.append(Fault(at, -1, "a record with a size that fits", f"size {size} of type {kind}"))
+            return
+        yield at, kind, data[at + 8 : at + size]
+        at += size
+
+
+def decompress_records(perf: PerfData, first: int, last: int, sink: FaultSink) -> NDArray[np.uint64]:
+    """Return the records of bytes first..last of the file, with compressed ones replaced by what they hold.
+
+    Parameters
+    ----------
+    perf : PerfData
+    sink : is told where the stream is damaged; what came before is kept
+
+    Returns
+    -------
+    ndarray[uint64], whole records one after the other
+    """
+    import zstandard
+
+    stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    limit = (last - first) * MAX_RATIO
+    faults: list[Fault] = []
+    out: list[bytes | memoryview] = []
+    held = b""  # the beginning of a record that goes on in the next compressed one
+    for at, kind, content in _iter_outer(perf.data, first, last, faults):
+        if kind != RECORD_COMPRESSED:
+            if not held:  # never within a record
+                out.append(perf.data[at : at + 8 + len(content)])
+            continue
+        try:
+            got = held + stream.decompress(content)
+        except zstandard.ZstdError as error:
+            faults.append(Fault(at, -1, "zstd data", str(error)))
+            break
+        limit -= len(got)
+        if limit < 0:
+            faults.append(Fault(at, -1, f"at most {MAX_RATIO} times its size", "more"))
+            break
+        whole = _whole_records(got)
+        out.append(got[:whole])
+        held = got[whole:]
+    sink.add_faults(faults, truncated=True)
+    data = b"".join(out)
+    return np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
+
+
+def _whole_records(data: bytes) -> int:
+    """Return how many bytes of `data` are whole records."""
+    from kvmtrace.formats.perf_data.perf_records import walk_records
+
+    words = np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
+    return walk_records(words, 0, len(words), None).stop * 8

@@ -1,0 +1,1 @@
+"""trace.dat, versions 6 and 7: layout, ring-buffer pages, rows."""

@@ -1,0 +1,1 @@
+"""Instruction sets: exit reasons, what KVM owes after each, bit positions; everything that names a vendor."""

@@ -1,0 +1,78 @@
+"""What may follow any VM-exit, and the groups of follow-up events that the exit tables share.
+
+Requests to the vCPU (kvm_make_request) are served between an exit's handler and the next VM-entry, so their
+traces and userspace exits can stand behind every exit, whatever its reason.
+
+Sources: vcpu_enter_guest, vcpu_run, kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c).
+"""
+
+from __future__ import annotations
+
+from kvmtrace.kvm.userspace_exits import (
+    KVM_EXIT_DEBUG,
+    KVM_EXIT_DIRTY_RING_FULL,
+    KVM_EXIT_HYPERV,
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_INTR,
+    KVM_EXIT_IO,
+    KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_IRQ_WINDOW_OPEN,
+    KVM_EXIT_MMIO,
+    KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_SYSTEM_EVENT,
+    KVM_EXIT_TPR_ACCESS,
+    KVM_EXIT_X86_BUS_LOCK,
+    KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR,
+)
+from kvmtrace.model.states import BYSTANDERS
+
+# KVM_EXIT_* -> the request or state that causes it
+# fmt: off
+ANY_EXIT_CAUSES: dict[int, str] = {
+    KVM_EXIT_IRQ_WINDOW_OPEN: "the VMM asked for an interrupt window (dm_request_for_irq_injection)",
+    KVM_EXIT_SHUTDOWN: "KVM_REQ_TRIPLE_FAULT: an exception could not be delivered",
+    KVM_EXIT_INTR: "a signal is pending (errno is -EINTR)",
+    KVM_EXIT_TPR_ACCESS: "KVM_REQ_REPORT_TPR_ACCESS: the emulator touched the TPR (kvm_apic, register 0x80)",
+    KVM_EXIT_SYSTEM_EVENT: "KVM_REQ_HV_CRASH, KVM_REQ_HV_RESET",
+    KVM_EXIT_IOAPIC_EOI: "KVM_REQ_IOAPIC_EOI_EXIT: split irqchip",
+    KVM_EXIT_HYPERV: "KVM_REQ_HV_EXIT: SynIC",
+    KVM_EXIT_DIRTY_RING_FULL: "the vCPU's dirty ring is full",
+}
+# fmt: on
+
+ANY_EXIT_USERSPACE: frozenset[int] = frozenset(ANY_EXIT_CAUSES)
+
+# VMX only: bit 26 of the exit reason overrides whatever the handler decided
+BUS_LOCK_USERSPACE: frozenset[int] = frozenset({KVM_EXIT_X86_BUS_LOCK})
+
+# events of the thread that no exit row forbids: injections, wake-ups, and what other rules look at
+ANY_EXIT_EVENTS: frozenset[str] = frozenset(BYSTANDERS) | {
+    "kvm_inj_virq",
+    "kvm_inj_exception",
+    "kvm_halt_poll_ns",
+    "kvm_vcpu_wakeup",
+}
+
+# what one run of the instruction emulator can trace: MSR accesses come from emulator_get_msr_with_filter and
+# emulator_set_msr_with_filter, kvm_cpuid from em_cpuid and string_registers_quirk
+EMULATOR_EVENTS: frozenset[str] = frozenset(
+    {
+        "kvm_emulate_insn",
+        "kvm_mmio",
+        "kvm_pio",
+        "kvm_msr",
+        "kvm_cpuid",
+    }
+)
+
+# ... and the userspace exits it can end in
+# fmt: off
+EMULATOR_USERSPACE: frozenset[int] = frozenset({
+    KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_DEBUG, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR,
+})
+# fmt: on
+
+# a skipped instruction under KVM_GUESTDBG_SINGLESTEP
+SKIP_USERSPACE: frozenset[int] = frozenset({KVM_EXIT_DEBUG})

@@ -1,0 +1,173 @@
+"""From a recording to its replay: which guest it is, what the recording can show, which thread is which vCPU."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.observability import Evidence, find_capability
+from kvmtrace.isa.exit_reasons import ISA_NAMES, SVM_EXIT_REASONS
+from kvmtrace.predict.align import Alignment, Replay, align
+from kvmtrace.predict.story import PREDICTABLE, Facts, predict
+from kvmtrace.table.event_table import LOST_EVENTS
+from kvmtrace.workload.guests import GUESTS
+
+if TYPE_CHECKING:
+    from kvmtrace.table.event_table import EventTable
+    from kvmtrace.table.recording import Capture, Recording
+    from kvmtrace.workload import Guest
+
+MAX_EVENTS = 200_000  # a replay of more is a table that nobody reads
+_SKIPPED = [number for number, name in SVM_EXIT_REASONS.items() if name in {"cpuid", "msr", "hlt"}]
+_COMM = re.compile(rb"CPU (\d+)/KVM")
+
+
+def replay_recording(recording: Recording, *, max_events: int = MAX_EVENTS) -> Replay | None:
+    """Replay a recording of a bundled guest; None if it is not one, or holds more than `max_events`.
+
+    Raises
+    ------
+    FormatError
+        The recording cannot be read.
+    """
+    if find_guest(recording.capture) is None:
+        return None
+    return replay_events(recording.capture, recording.events(), max_events=max_events)
+
+
+def replay_events(
+    capture: Capture,
+    events: EventTable,
+    *,
+    guest: str | None = None,
+    arguments: dict[str, int] | None = None,
+    max_events: int = MAX_EVENTS,
+) -> Replay | None:
+    """Replay the events of a capture.
+
+    Parameters
+    ----------
+    capture, events : of one recording
+    guest, arguments : what ran, for captures whose metadata do not say; default arguments for those not given
+    max_events : for more, None is returned
+    """
+    named = (GUESTS[guest], arguments or {}) if guest is not None else find_guest(capture)
+    if named is None or len(events) > max_events:
+        return None
+    which, given = named
+    complete = {argument.name: given.get(argument.name, argument.default) for argument in which.arguments}
+    facts = facts_of(capture, events)
+    tids = vcpu_threads(capture, events)
+    if facts is None or not tids:
+        return None
+    predictions = predict(which, complete, facts)
+    aligned = [align(prediction, events, tids.get(prediction.vcpu_id, -1), facts.events) for prediction in predictions]
+    return _sum_up(which, complete, facts, aligned, events)
+
+
+def find_guest(capture: Capture) -> tuple[Guest, dict[str, int]] | None:
+    """Return the bundled guest that a capture says it recorded, with its arguments."""
+    run = capture.meta.get("guest_run") or {}
+    target = capture.meta.get("target") or {}
+    name = run.get("guest") or target.get("guest")
+    arguments = run.get("arguments") or target.get("guest_arguments") or {}
+    if not isinstance(name, str) or name not in GUESTS or not isinstance(arguments, dict):
+        return None
+    given = {str(key): int(value) for key, value in arguments.items() if isinstance(value, int)}
+    # more than a guest takes is not what was recorded, and would take for ever to predict
+    if any(not 1 <= given.get(a.name, a.default) <= a.maximum for a in GUESTS[name].arguments):
+        return None
+    return GUESTS[name], given
+
+
+def facts_of(capture: Capture, events: EventTable) -> Facts | None:
+    """Return what a prediction may know of this recording; None if it tells no ISA."""
+    evidence = Evidence(set())
+    evidence.look_at(events)
+    capability = find_capability(capture, events, evidence)
+    isa = _isa_of(capture, events)
+    if isa is None:
+        return None
+    recorded = capability.recorded & PREDICTABLE
+    if isa == "pvm":
+        recorded -= {
+            "kvm_entry",
+            "kvm_exit",
+            "vmx_vcpu_run",
+            "svm_vcpu_run",
+            "vmx_vcpu_run_return",
+            "svm_vcpu_run_return",
+        }
+    nrips = isa != "svm" or not _skips_by_emulation(events)
+    inside = isa == "vmx" or "exit_irqs_on" not in capability.traits
+    apicv = isa == "vmx" and events.count("kvm_apicv_accept_irq") > 0
+    return Facts(isa, frozenset(recorded), nrips, inside, apicv)
+
+
+def _isa_of(capture: Capture, events: EventTable) -> str | None:
+    if events.count("kvm_exit") and events.has("kvm_exit", "isa"):
+        return ISA_NAMES.get(int(events.field("kvm_exit", "isa")[0]))
+    run = capture.meta.get("guest_run") or {}
+    if run.get("isa") in {"vmx", "svm", "pvm"}:
+        return str(run["isa"])
+    return "pvm" if events.count("kvm_emulate_insn") else None
+
+
+def _skips_by_emulation(events: EventTable) -> bool:
+    """Say whether a kvm_emulate_insn at the same RIP follows CPUID, MSR or HLT exits: SVM without NRIPS."""
+    if not events.count("kvm_emulate_insn"):
+        return False
+    exits, emulated = events.rows("kvm_exit"), events.rows("kvm_emulate_insn")
+    chosen = np.isin(events.field("kvm_exit", "exit_reason"), _SKIPPED)
+    rips = events.field("kvm_exit", "guest_rip")
+    # the last exit of the same thread before each emulation
+    for tid in np.unique(events.tid[exits]):
+        own = np.flatnonzero(events.tid[exits] == tid)
+        after = np.flatnonzero(events.tid[emulated] == tid)
+        before = np.searchsorted(exits[own], emulated[after]) - 1
+        known = before >= 0
+        position = own[before[known]]
+        same = rips[position] == events.field("kvm_emulate_insn", "rip")[after[known]]
+        if np.any(chosen[position] & same):
+            return True
+    return False
+
+
+def vcpu_threads(capture: Capture, events: EventTable) -> dict[int, int]:
+    """Return vcpu_id -> tid: as the workload reported, else by kvm_entry, else by the threads' names."""
+    run = capture.meta.get("guest_run") or {}
+    reported = run.get("vcpu_tids")
+    if isinstance(reported, dict) and reported:
+        return {int(vcpu_id): int(tid) for vcpu_id, tid in reported.items()}
+    if events.count("kvm_entry"):
+        ids = events.field("kvm_entry", "vcpu_id")
+        tids = events.tid[events.rows("kvm_entry")]
+        return {int(vcpu_id): int(tids[np.flatnonzero(ids == vcpu_id)[0]]) for vcpu_id in np.unique(ids)}
+    if events.count("task_rename"):
+        names = events.field("task_rename", "newcomm")
+        pairs = zip(names, events.field("task_rename", "pid"), strict=True)
+        return {int(found[1]): int(tid) for name, tid in pairs if (found := _COMM.match(bytes(name)))}
+    loads = events.tid[events.rows("kvm_fpu")]
+    first = dict.fromkeys(int(tid) for tid in loads)
+    return dict(enumerate(first))
+
+
+def _sum_up(
+    guest: Guest, arguments: dict[str, int], facts: Facts, aligned: list[Alignment], events: EventTable
+) -> Replay:
+    lost: int | None = 0
+    if events.count(LOST_EVENTS):
+        counts = events.field(LOST_EVENTS, "count")
+        lost = None if np.any(counts < 0) else int(counts.sum())
+    return Replay(
+        guest=guest.name,
+        arguments=arguments,
+        isa=facts.isa,
+        events=tuple(sorted(facts.events)),
+        n_steps=sum(vcpu.n_steps for vcpu in aligned),
+        n_matched=sum(vcpu.n_matched for vcpu in aligned),
+        n_lost=lost,
+        vcpus=tuple(aligned),
+    )

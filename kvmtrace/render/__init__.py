@@ -1,0 +1,1 @@
+"""Everything that makes text: terminal, HTML, Perfetto, the model as text and picture."""

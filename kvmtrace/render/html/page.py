@@ -1,0 +1,271 @@
+"""Turn a report document into what the HTML template shows: texts, bars and tables, nothing left to compute."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace import __version__
+from kvmtrace.render.html import charts, html_tables
+from kvmtrace.render.terminal import Style, count, duration, escape, percent, plural
+from kvmtrace.render.text.model_text import meaning_of, verdict_line
+from kvmtrace.render.text.report_text import capture_line, filter_line, is_lossy, loss_line, summary_line
+from kvmtrace.spans.slices import PART_NAMES
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from kvmtrace.report.document import Report, VcpuRow
+    from kvmtrace.report.timeline import Timeline
+
+MAX_HISTOGRAMS = 12
+MAX_VIOLATIONS = 50
+CONTEXT_BEFORE, CONTEXT_AFTER = 8, 4
+# budget field -> name of the part, in the order of the bars
+PARTS = {
+    "guest_ns": "guest",
+    "entry_exit_ns": "switch",
+    "handler_ns": "kernel",
+    "userspace_ns": "userspace",
+    "blocked_ns": "blocked",
+    "halt_poll_ns": "halt-poll",
+    "preempted_ns": "preempted",
+    "unknown_ns": "unknown",
+}
+assert list(PARTS.values()) == list(PART_NAMES.values())
+
+
+@dataclass(frozen=True)
+class BudgetBar:
+    """One vCPU's row of the budget table."""
+
+    label: str
+    wall: str
+    words: str
+    bars: tuple[tuple[str, str, str], ...]  # class, width in percent, title
+    cells: tuple[str, ...]
+    migrations: str
+
+
+def _budget(vcpu: VcpuRow) -> BudgetBar:
+    values = {name: getattr(vcpu.budget, field) for field, name in PARTS.items()}
+    wall = max(vcpu.wall_ns, 1)
+    shown = [(name, value) for name, value in values.items() if value]
+    label = f"{'?' if vcpu.vcpu_id is None else vcpu.vcpu_id} ({escape(vcpu.comm or 'thread')} {vcpu.tid})"
+    return BudgetBar(
+        label,
+        duration(vcpu.wall_ns),
+        f"vCPU {label}: " + ", ".join(f"{name} {percent(value, wall)}" for name, value in shown),
+        tuple(
+            (charts.part_class(name), f"{100 * value / wall:.3f}", f"{name}: {duration(value)}")
+            for name, value in shown
+        ),
+        tuple("-" if value is None else percent(value, wall) for value in values.values()),
+        count(vcpu.migrations),
+    )
+
+
+def _violations(model: Any) -> list[dict[str, Any]]:
+    found = []
+    for v in model.violations[:MAX_VIOLATIONS]:
+        at = next((i for i, event in enumerate(v.context) if event.event_index == v.event_index), 0)
+        around = v.context[max(0, at - CONTEXT_BEFORE) : at + CONTEXT_AFTER + 1]
+        lines = [
+            (
+                f"{(event.ts_ns - v.ts_ns) / 1000:+12.3f} us  cpu {event.cpu}  {event.event}  "
+                + "  ".join(f"{name}={_field(value)}" for name, value in event.fields.items()),
+                event.event_index == v.event_index,
+            )
+            for event in around
+        ]
+        where = f"vCPU {'?' if v.vcpu_id is None else v.vcpu_id}, thread {v.tid}, CPU {v.cpu}, event {v.event_index:,}"
+        found.append(
+            {
+                "severity": v.severity,
+                "title": f"{v.severity} of {v.rule} at {v.ts_ns / 1e9:.9f} s: {where}",
+                "expected": escape(v.expected),
+                "observed": escape(v.observed),
+                "why": v.why,
+                "source": v.source,
+                "context": lines,
+            }
+        )
+    return found
+
+
+def _field(value: int | str) -> str:
+    if isinstance(value, str):
+        return escape(value)
+    return str(value) if abs(value) < 10 else f"{value & (1 << 64) - 1:#x}"
+
+
+def _timeline_json(timeline: Timeline) -> str:
+    """Return the timeline as JSON that is safe inside a script element."""
+    text = json.dumps(
+        {
+            "end": round(timeline.bin_ns * len(timeline.latency.p50_ns)) or 1,
+            "parts": timeline.parts,
+            "reasons": timeline.reasons,
+            "lanes": [lane.label for lane in timeline.lanes],
+            "windows": [[w.lane, w.start_ns, w.dur_ns, w.code] for w in timeline.windows],
+            "chosen": [[c.lane, c.ts_ns, c.dur_ns] for c in timeline.chosen],
+        },
+        separators=(",", ":"),
+    )
+    return text.replace("<", "\\u003c").replace("&", "\\u0026").replace("\u2028", "\\u2028")
+
+
+def _model_part(report: Report) -> dict[str, Any]:
+    model = report.model
+    if model is None:
+        return {"violations": [], "rules": None, "verdict_class": "warn"}
+    from kvmtrace.render.model.diagram import render_svg
+
+    edges = {(t.from_state, t.event, t.to_state): t.count for t in model.transitions}
+    coverage = model.coverage
+    shown = _violations(model)
+    total = model.n_violations + model.n_suspicions
+    return {
+        "violations": shown,
+        "more_violations": f"{len(shown)} of {total:,} are shown, in recorded order." if total > len(shown) else "",
+        "rules": html_tables.rule_table(model, meaning_of),
+        "transitions": html_tables.transition_table(model),
+        "diagram": _safe(render_svg(edges)) if edges else "",
+        "cannot_see": model.cannot_see,
+        "coverage": (
+            f"Coverage: {coverage.states_seen} of {coverage.states_in_model} states, "
+            f"{coverage.transitions_seen} of {coverage.transitions_in_model} transitions, "
+            f"{coverage.exit_reasons_seen} of {coverage.exit_reasons_in_model} exit reasons."
+        ),
+        "verdict_class": "bad" if model.n_violations else "warn" if model.n_suspicions else "good",
+    }
+
+
+def _safe(svg: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(svg)  # noqa: S704 (made by our own code from numbers and escaped text)
+
+
+def _time_part(report: Report) -> dict[str, Any]:
+    timeline: Timeline | None = report.timeline
+    drawn: list[tuple[str, Any]] = []
+    if report.rate is not None:
+        for counts, what in ((report.rate.exits, "VM-exits"), (report.rate.userspace_exits, "Userspace exits")):
+            if any(counts):
+                drawn.append((f"{what} per second", _safe(charts.rate_chart(counts, report.rate.bin_ns, what))))
+    if timeline is None:
+        return {"charts": drawn, "timeline": "", "overviews": []}
+    timeline = replace(timeline, lanes=tuple(replace(lane, label=escape(lane.label)) for lane in timeline.lanes))
+    latency = charts.latency_chart(timeline)
+    if latency:
+        drawn.append(
+            (
+                "VM-exit to VM-entry: median (blue), 99th percentile (orange), maximum (dotted); logarithmic",
+                _safe(latency),
+            )
+        )
+    note = "" if timeline.complete else "A long recording: stored are the segments around the VM-exits in the list."
+    return {
+        "charts": drawn,
+        "timeline": _safe(_timeline_json(timeline)),
+        "timeline_note": note,
+        "overviews": [(lane.label, _safe(charts.overview_chart(lane, timeline.bin_ns))) for lane in timeline.lanes],
+        "chosen": [
+            f"{c.reason} {duration(c.dur_ns)}, {c.why}, at {duration(c.ts_ns)}, "
+            f"vCPU lane {c.lane + 1}, rip {c.guest_rip:#x}"
+            for c in timeline.chosen
+        ],
+    }
+
+
+def _histograms(report: Report) -> list[tuple[str, Any]]:
+    made = []
+    for row in sorted(report.exits, key=lambda row: -(row.total_ns or 0))[:MAX_HISTOGRAMS]:
+        title = f"{row.name}: {plural(row.samples, 'sample')}, p50 {duration(row.p50_ns)}, p99 {duration(row.p99_ns)}"
+        svg = charts.histogram_chart(row.histogram, title)
+        if svg:
+            made.append((title, _safe(svg)))
+    return made
+
+
+def _bring_up(report: Report) -> dict[str, Any]:
+    made = report.bring_up
+    if made is None or not (made.steps or made.vmm):
+        return {"bring_up": []}
+    verdict = "KVM answered every call as it must" if made.conforms else f"{made.n_violations} violations"
+    explained = f", {plural(made.n_explained, 'refused call')} explained" if made.n_explained else ""
+    accelerators = ", ".join(tried.sentence for tried in made.vmm.accelerators) if made.vmm else ""
+    tried = f" Accelerator: {accelerators}." if accelerators else ""
+    return {
+        "bring_up": html_tables.bring_up_tables(made),
+        "bring_up_summary": f"{plural(len(made.objects), 'object')}, {plural(len(made.steps), 'call')}: "
+        f"{verdict}{explained}.{tried}",
+    }
+
+
+def _contents(page: dict[str, Any]) -> list[tuple[str, str]]:
+    wanted = [
+        ("violations", "Violations", page["violations"]),
+        ("budget", "Time budget", page["budgets"]),
+        ("vm-exits", "VM-exits", page["exits"].rows),
+        ("userspace-exits", "Userspace exits", page["userspace"].rows),
+        ("over-time", "Over time", page["charts"]),
+        ("timeline-section", "Timeline", page["timeline"]),
+        ("latency", "Latency", page["histograms"]),
+        ("model", "Model", page["rules"]),
+        ("bring-up", "Bring-up", page["bring_up"]),
+        ("details", "Details", page["details"]),
+    ]
+    return [(anchor, title) for anchor, title, content in wanted if content]
+
+
+def build_page(report: Report) -> dict[str, Any]:
+    """Return all that the template shows."""
+    capture = report.capture
+    page: dict[str, Any] = {
+        "path": escape(capture.path),
+        "version": __version__,
+        "summary": summary_line(report),
+        "verdict": " ".join(" ".join(verdict_line(report, Style())).split()).removeprefix("Model: "),
+        "lossy": is_lossy(report),
+        "loss": loss_line(report),
+        "facts": [
+            ("Capture", capture_line(capture)),
+            ("Events", f"{count(capture.n_events)} in {duration(capture.duration_ns)}"),
+            ("Loss", loss_line(report)),
+            *([("Filter", filter_line(capture.filters))] if filter_line(capture.filters) else []),
+        ],
+        "parts": [(name, charts.part_class(name)) for name in PARTS.values()],
+        "budgets": [_budget(vcpu) for vcpu in report.vcpus],
+        "exits": html_tables.exit_table(report),
+        "userspace": html_tables.userspace_table(report),
+        "details": html_tables.detail_tables(report),
+        "histograms": _histograms(report),
+        **_model_part(report),
+        **_time_part(report),
+        **_bring_up(report),
+    }
+    page["contents"] = _contents(page)
+    return page
+
+
+def html_environment() -> Environment:
+    """Return the templates of this folder, escaping everything that is not marked as ours."""
+    from jinja2 import Environment, FunctionLoader
+
+    def load(name: str) -> str:
+        return (files("kvmtrace.render.html") / name).read_text(encoding="utf-8")
+
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(load))
+
+
+def render_html(report: Report) -> str:
+    """Render the report as one HTML file; everything from the trace is escaped."""
+    here = files("kvmtrace.render.html")
+    template = html_environment().get_template("template.html.j2")
+    style = _safe((here / "style.css").read_text(encoding="utf-8"))
+    script = _safe((here / "script.js").read_text(encoding="utf-8"))
+    return template.render(page=build_page(report), style=style, script=script)

@@ -1,0 +1,1 @@
+"""The reference model as text, JSON, DOT and SVG."""

@@ -1,0 +1,182 @@
+"""The reference model as text for people and as one JSON object.
+
+Pure views of the tables: states, transitions, exit rows, rules and world switch. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
+from kvmtrace.isa.shared import ANY_EXIT_CAUSES
+from kvmtrace.isa.svm import SVM_EXITS
+from kvmtrace.isa.vmx import VMX_EXITS
+from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
+from kvmtrace.model.rules import CHECKS, PREDICATES, RULES
+from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
+from kvmtrace.model.transitions import GUARDS, TRAITS, TRANSITIONS
+from kvmtrace.model.world_switch import BRACKETS, PHASES, STEPS_BY_ISA, UNSEEN, steps_as_dicts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from kvmtrace.isa.base import ExitExpectation, Must
+
+SCHEMA = "kvmtrace.model/1"
+ISA_NUMBERS = {"vmx": ISA_VMX, "svm": ISA_SVM}
+EXIT_TABLES: Mapping[str, Mapping[int, ExitExpectation]] = {"vmx": VMX_EXITS, "svm": SVM_EXITS}
+_RIP_WORDS = {
+    "S": "same instruction",
+    "A": "behind it",
+    "E": "as emulated, else same",
+    "T": "behind it (trap)",
+    "N": "anywhere",
+    "-": "never resumes",
+}
+
+
+def _must_words(must: Must) -> str:
+    least, most = must.count
+    times = "" if (least, most) == (1, 1) else f" (at least {least})" if most is None else f" ({least}-{most})"
+    unless = f" unless {' or '.join(must.unless)}" if must.unless else ""
+    return " or ".join(must.events) + times + unless
+
+
+def exit_as_dict(isa: str, row: ExitExpectation) -> dict[str, Any]:
+    """Return one exit row as a JSON-ready dictionary."""
+    return {
+        "code": row.code,
+        "name": describe_exit_reason(ISA_NUMBERS[isa], row.code),
+        "handler": row.handler,
+        "rip": row.rip.value,
+        "rip_when": {name: rip.value for name, rip in row.rip_when},
+        "length": row.length,
+        "in_kernel": row.in_kernel,
+        "userspace": {str(reason): describe_userspace_exit_reason(reason) for reason in sorted(row.userspace)},
+        "must": [asdict(must) for must in row.must],
+        "may": sorted(row.may),
+        "checks": list(row.checks),
+        "source": row.source,
+        "note": row.note,
+    }
+
+
+def model_as_dict(isas: Iterable[str] = ("vmx", "svm")) -> dict[str, Any]:
+    """Return the whole model as one JSON-ready object, schema "kvmtrace.model/1"."""
+    return {
+        "schema": SCHEMA,
+        "states": {name: asdict(state) for name, state in STATES.items()},
+        "steps": {name: asdict(step) for name, step in STEPS.items()},
+        "follow_ups": list(FOLLOW_UPS),
+        "bystanders": list(BYSTANDERS),
+        "transitions": [row._asdict() for row in TRANSITIONS],
+        "guards": GUARDS,
+        "traits": TRAITS,
+        "rules": {name: asdict(rule) for name, rule in RULES.items()},
+        "predicates": PREDICATES,
+        "checks": CHECKS,
+        "any_exit_userspace": {
+            describe_userspace_exit_reason(reason): cause for reason, cause in ANY_EXIT_CAUSES.items()
+        },
+        "exits": {isa: [exit_as_dict(isa, row) for row in EXIT_TABLES[isa].values()] for isa in isas},
+        "world_switch": {isa: steps_as_dicts(isa) for isa in isas},
+    }
+
+
+def _wrap(text: str, indent: str = "    ") -> str:
+    return textwrap.fill(
+        text, 100, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _section(title: str) -> list[str]:
+    return ["", title, "=" * len(title)]
+
+
+def _state_lines() -> Iterable[str]:
+    for name, state in STATES.items():
+        yield _wrap(f"{name:13} {state.sentence} [{state.where}]", "  ").replace("\n  ", "\n" + " " * 16)
+
+
+def _transition_lines() -> Iterable[str]:
+    """Yield one line per event and next state, with all states it leaves from."""
+    grouped: dict[tuple[str, str, str, str], list[str]] = {}
+    for row in TRANSITIONS:
+        grouped.setdefault((row.event, row.next, row.guard, row.only), []).append(row.state)
+    for (event, next_state, guard, only), states in grouped.items():
+        condition = f"  if {guard}" if guard else ""
+        condition += f"  where {only}" if only else ""
+        words = f"  {event:17} {next_state:13} from {', '.join(states)}{condition}"
+        yield _wrap(words, "").replace("\n", "\n" + " " * 34)
+
+
+def exit_lines(isa: str, row: ExitExpectation) -> Iterable[str]:
+    """Yield the lines that describe one exit row."""
+    number = str(row.code) if isa == "vmx" else f"{row.code:#x}"
+    rip = _RIP_WORDS[row.rip.value] + (f", length at least {row.length}" if row.rip.value == "A" else "")
+    yield f"  {describe_exit_reason(ISA_NUMBERS[isa], row.code)} ({number})   {row.handler}"
+    yield f"    continues: {rip}" + "".join(f"; if {name}: {_RIP_WORDS[other.value]}" for name, other in row.rip_when)
+    for must in row.must:
+        yield _wrap(f"must: {_must_words(must)}")
+    extra = row.may - {event for must in row.must for event in must.events}
+    if extra:
+        yield _wrap(f"may: {', '.join(sorted(extra))}")
+    if row.userspace:
+        yield _wrap("userspace: " + ", ".join(describe_userspace_exit_reason(r) for r in sorted(row.userspace)))
+    if row.checks:
+        yield _wrap(f"compared: {', '.join(row.checks)}")
+    if row.note:
+        yield _wrap(row.note)
+
+
+def _rule_lines() -> Iterable[str]:
+    for rule in RULES.values():
+        yield f"  {rule.id:4} {rule.title} ({rule.severity})"
+        yield _wrap(rule.sentence, "       ")
+        yield _wrap(f"[{rule.source}]", "       ")
+        if rule.cannot_see:
+            yield _wrap(f"cannot see: {rule.cannot_see}", "       ")
+
+
+def _switch_lines(isa: str) -> Iterable[str]:
+    """Yield the world switch, phase by phase in the order in which the steps happen."""
+    phase = ""
+    for number, step in enumerate(STEPS_BY_ISA[isa], 1):
+        if step.phase != phase:
+            phase = step.phase
+            yield f"  {phase}"
+        yield f"    {number:2} {step.title}"
+        yield _wrap(f"[{step.function}]", "       ")
+        if step.kvm:
+            yield _wrap(f"KVM: {step.kvm}", "       ")
+        if step.hardware:
+            yield _wrap(f"processor: {step.hardware}", "       ")
+        if step.fields:
+            yield _wrap(f"{'VMCS' if isa == 'vmx' else 'VMCB'}: {', '.join(step.fields)}", "       ")
+        yield f"       seen between {step.after.replace('|', ' or ')} and {step.before.replace('|', ' or ')}"
+    for event, following, words in BRACKETS[isa]:
+        yield _wrap(f"{event} .. {following}: {words}", "  ")
+
+
+def render_text(isas: Iterable[str] = ("vmx", "svm")) -> str:
+    """Return the whole model as text of at most 100 columns."""
+    isas = tuple(isas)
+    lines = ["kvmtrace reference model of the vCPU lifecycle"]
+    lines += [*_section("States of a vCPU thread"), *_state_lines()]
+    lines += [*_section("Transitions"), f"  {'event':17} {'next state':13}", *_transition_lines()]
+    lines += [_wrap(f"{name}: {words}", "  ") for name, words in {**GUARDS, **TRAITS}.items()]
+    for isa in isas:
+        lines += _section(f"What each {isa.upper()} exit owes")
+        for row in EXIT_TABLES[isa].values():
+            lines += exit_lines(isa, row)
+    lines += _section("Userspace exits that may follow any VM-exit")
+    lines += [
+        _wrap(f"{describe_userspace_exit_reason(reason)}: {cause}", "  ") for reason, cause in ANY_EXIT_CAUSES.items()
+    ]
+    lines += [*_section("Rules"), *_rule_lines()]
+    for isa in isas:
+        lines += [*_section(f"The world switch on {isa.upper()}"), _wrap("; ".join(PHASES), "  "), *_switch_lines(isa)]
+    lines += [*_section("What no recording shows of it"), *(f"  {words}" for words in UNSEEN)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,117 @@
+"""Words, numbers and tables for terminals and plain-text mail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WIDTH = 100
+_UNITS = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"))
+ABSENT = "-"
+
+
+def escape(text: str | None) -> str:
+    """Make text from a trace safe to print: control and format characters become visible escapes."""
+    if text is None:
+        return ABSENT
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def duration(ns: int | float | None) -> str:
+    """Return a duration with three significant digits and its unit: "850ns", "12.3us", "4.56ms", "1.20s"."""
+    if ns is None:
+        return ABSENT
+    for size, unit in _UNITS:
+        if abs(ns) >= size * 0.9995:
+            value = ns / size
+            digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+            return f"{value:,.{digits}f}{unit}"
+    return f"{ns:.0f}ns"
+
+
+def count(number: int | None) -> str:
+    """Return an integer with thousands separated."""
+    return ABSENT if number is None else f"{number:,}"
+
+
+def percent(part: int | None, whole: int | None) -> str:
+    """Return a share: "100%", "31.6%", "<0.1%", "0"."""
+    if part is None or not whole:
+        return ABSENT
+    share = part / whole * 100
+    if part == 0:
+        return "0"
+    if share < 0.05:
+        return "<0.1%"
+    return f"{share:.0f}%" if share >= 99.95 else f"{share:.1f}%"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return "1 event", "2 events"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colours, or none of them."""
+
+    colour: bool = False
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
+
+    def title(self, text: str) -> str:
+        """Return text as a heading."""
+        return self._paint("1", text)
+
+    def good(self, text: str) -> str:
+        """Return text as good news."""
+        return self._paint("32", text)
+
+    def bad(self, text: str) -> str:
+        """Return text as bad news."""
+        return self._paint("1;31", text)
+
+    def warn(self, text: str) -> str:
+        """Return text as a warning."""
+        return self._paint("33", text)
+
+    def faint(self, text: str) -> str:
+        """Return text in the background."""
+        return self._paint("2", text)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's column: `flexible` ones are cut when the line is too narrow."""
+
+    title: str
+    cells: Sequence[str]
+    left: bool = False
+    flexible: bool = False
+
+
+def table(columns: Sequence[Column], style: Style, width: int = WIDTH) -> list[str]:
+    """Return a table's lines: headings, then one line per row, none wider than `width`."""
+    widths = [max([len(column.title), *map(len, column.cells)]) for column in columns]
+    excess = sum(widths) + 2 * len(columns) - width
+    for i, column in enumerate(columns):
+        if column.flexible and excess > 0:
+            narrower = max(widths[i] - excess, 8)
+            excess -= widths[i] - narrower
+            widths[i] = narrower
+    gap = "  " if excess <= 0 else " "
+    head = _line([column.title for column in columns], columns, widths, gap)
+    rows = [_line([column.cells[i] for column in columns], columns, widths, gap) for i in range(len(columns[0].cells))]
+    return [style.faint(head), *rows]
+
+
+def _line(cells: list[str], columns: Sequence[Column], widths: list[int], gap: str) -> str:
+    parts = []
+    for cell, column, width in zip(cells, columns, widths, strict=True):
+        shown = cell if len(cell) <= width else cell[: width - 2] + ".."
+        parts.append(shown.ljust(width) if column.left else shown.rjust(width))
+    return (gap + gap.join(parts)).rstrip()

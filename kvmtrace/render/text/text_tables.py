@@ -1,0 +1,230 @@
+"""The tables of the text report. Each makes its lines from the document; none computes statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace.errors import UsageError
+from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
+
+    from kvmtrace.report.document import Report
+
+    # report, style, sort key, number of rows (None: all) -> lines; none if there is nothing to show
+    Table: TypeAlias = Callable[[Report, Style, str | None, int | None], list[str]]
+
+# --sort KEY -> how a row is ranked; names ascend, numbers descend
+SORT_KEYS: dict[str, Callable[[Any], Any]] = {
+    "count": lambda row: -_number(row, "count", "exits"),
+    "time": lambda row: -_number(row, "total_ns", "wall_ns"),
+    "mean": lambda row: -_number(row, "mean_ns"),
+    "p50": lambda row: -_number(row, "p50_ns"),
+    "p99": lambda row: -_number(row, "p99_ns"),
+    "max": lambda row: -_number(row, "max_ns"),
+    "name": lambda row: str(getattr(row, "name", getattr(row, "comm", "")) or ""),
+    "key": lambda row: _number(row, "exit_reason", "reason", "port", "msr", "gpa", "cr", "rip", "tid"),
+}
+
+
+def _number(row: Any, *names: str) -> int:
+    return next((value for name in names if (value := getattr(row, name, None)) is not None), -1)
+
+
+def arranged(rows: Sequence[Any], sort: str | None, limit: int | None) -> tuple[list[Any], int]:
+    """Return rows in the order wanted and at most `limit` of them, and how many were left out."""
+    if sort is not None and sort not in SORT_KEYS:
+        raise UsageError(f"--sort {sort}: not one of {', '.join(SORT_KEYS)}")
+    ordered = sorted(rows, key=SORT_KEYS[sort]) if sort else list(rows)
+    shown = ordered if limit is None else ordered[:limit]
+    return shown, len(ordered) - len(shown)
+
+
+def _titled(title: str, note: str, columns: Sequence[Column], style: Style, left_out: str = "") -> list[str]:
+    heading = style.title(title) + (style.faint(f"  {note}") if note else "")
+    return [heading, *table(columns, style), *([style.faint(f"  {left_out}")] if left_out else [])]
+
+
+def _more(left_out: int, by: str) -> str:
+    return f"... {count(left_out)} more (--by {by})" if left_out else ""
+
+
+def reason_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:
+    """VM-exits by reason."""
+    if not report.exits:
+        return []
+    rows, left_out = arranged(report.exits, sort, limit)
+    total_ns = sum(row.total_ns or 0 for row in report.exits)
+    columns = [
+        Column("reason", [row.name for row in rows], left=True, flexible=True),
+        Column("exits", [count(row.count) for row in rows]),
+        Column("time", [duration(row.total_ns) for row in rows]),
+        Column("time%", [percent(row.total_ns, total_ns) for row in rows]),
+        Column("mean", [duration(row.mean_ns) for row in rows]),
+        Column("p50", [duration(row.p50_ns) for row in rows]),
+        Column("p99", [duration(row.p99_ns) for row in rows]),
+        Column("max", [duration(row.max_ns) for row in rows]),
+        Column("kernel", [percent(row.kernel_ns, row.total_ns) for row in rows]),
+        Column("VMM", [percent(row.userspace_ns, row.total_ns) for row in rows]),
+        Column("wait", [percent(row.waiting_ns, row.total_ns) for row in rows]),
+    ]
+    return _titled(
+        "VM-exits by reason", "(time: from kvm_exit to the next kvm_entry)", columns, style, _more(left_out, "reason")
+    )
+
+
+def userspace_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:
+    """Userspace exits by reason."""
+    if not report.userspace_exits:
+        return []
+    rows, left_out = arranged(report.userspace_exits, sort, limit)
+    columns = [
+        Column("reason", [row.name for row in rows], left=True),
+        Column("number", [str(row.reason) for row in rows]),
+        Column("errno", [str(row.errno) for row in rows]),
+        Column("count", [count(row.count) for row in rows]),
+        Column("time", [duration(row.total_ns) for row in rows]),
+        Column("mean", [duration(row.mean_ns) for row in rows]),
+        Column("p50", [duration(row.p50_ns) for row in rows]),
+        Column("p99", [duration(row.p99_ns) for row in rows]),
+        Column("max", [duration(row.max_ns) for row in rows]),
+    ]
+    return _titled(
+        "Userspace exits",
+        "(time: from KVM_RUN's return to the next KVM_RUN)",
+        columns,
+        style,
+        _more(left_out, "userspace"),
+    )
+
+
+BUDGET_PARTS = (
+    ("guest", "guest_ns"),
+    ("switch", "entry_exit_ns"),
+    ("kernel", "handler_ns"),
+    ("VMM", "userspace_ns"),
+    ("blocked", "blocked_ns"),
+    ("poll", "halt_poll_ns"),
+    ("preempt", "preempted_ns"),
+    ("unkn", "unknown_ns"),
+)
+
+
+def vcpu_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:
+    """Time budget per vCPU."""
+    if not report.vcpus:
+        return []
+    rows, left_out = arranged(report.vcpus, sort, limit)
+    columns = [
+        Column("vCPU", ["?" if row.vcpu_id is None else str(row.vcpu_id) for row in rows]),
+        Column("tid", [str(row.tid) for row in rows]),
+        Column("comm", [escape(row.comm) for row in rows], left=True, flexible=True),
+        Column("wall", [duration(row.wall_ns) for row in rows]),
+        *(
+            Column(title, [percent(getattr(row.budget, part), row.wall_ns) for row in rows])
+            for title, part in BUDGET_PARTS
+        ),
+    ]
+    return _titled(
+        "Time budget of each vCPU", "(sums to its wall time; -: not recorded)", columns, style, _more(left_out, "vcpu")
+    )
+
+
+@dataclass(frozen=True)
+class _Access:
+    """How a table of accesses looks: its key columns, and which --by shows all of it ("" for none)."""
+
+    title: str
+    member: str  # of Detail
+    by: str
+    headings: tuple[str, ...]
+    key: Callable[[Any], list[str]]
+
+
+def _access_table(report: Report, look: _Access, style: Style, sort: str | None, limit: int | None) -> list[str]:
+    rows = getattr(report.detail, look.member)
+    if not rows:
+        return []
+    shown, left_out = arranged(rows, sort, limit)
+    left_out += max(report.detail.distinct.get(look.member, 0) - len(rows), 0)
+    keys = [look.key(row) for row in shown]
+    columns = [
+        Column(heading, cells, left=True, flexible=i == len(look.headings) - 1)
+        for i, heading in enumerate(look.headings)
+        if any(cells := [parts[i] for parts in keys])
+    ]
+    columns.append(Column("count", [count(row.count) for row in shown]))
+    if any(getattr(row, "total_ns", None) for row in rows):
+        each = [row.total_ns / row.count if row.total_ns is not None else None for row in shown]
+        columns.append(Column("time", [duration(row.total_ns) for row in shown]))
+        columns.append(Column("each", [duration(ns) for ns in each]))
+    note = _more(left_out, look.by) if look.by else f"... {count(left_out)} more (--format json)"
+    return _titled(look.title, "", columns, style, note if left_out else "")
+
+
+def _noted(text: str, number: int | None, note: str) -> str:
+    return escape(text) + (f" ({count(number)} {note})" if number else "")
+
+
+_ACCESSES = (
+    _Access(
+        "I/O ports",
+        "ports",
+        "port",
+        ("port", "dir", "device"),
+        lambda row: [f"{row.port:#x}", row.direction, escape(row.name)],
+    ),
+    _Access("Guest-physical addresses", "gpas", "gpa", ("gpa", "access"), lambda row: [f"{row.gpa:#x}", row.kind]),
+    _Access(
+        "MSRs",
+        "msrs",
+        "msr",
+        ("msr", "dir", "name"),
+        lambda row: [f"{row.msr:#x}", row.direction, _noted(row.name, row.faults, "#GP")],
+    ),
+    _Access("Control registers", "crs", "cr", ("cr", "dir"), lambda row: [f"cr{row.cr}", row.direction]),
+    _Access(
+        "Hypercalls",
+        "hypercalls",
+        "",
+        ("interface", "number", "name"),
+        lambda row: [row.interface, str(row.nr), row.name],
+    ),
+    _Access(
+        "Injected interrupts and exceptions",
+        "interrupts",
+        "",
+        ("vector", "kind", "name"),
+        lambda row: [f"{row.vector:#x}", row.kind, _noted(row.name, row.reinjected, "re-injected")],
+    ),
+    _Access(
+        "Guest instructions that exit",
+        "rips",
+        "rip",
+        ("rip", "reason", "symbol"),
+        lambda row: [f"{row.rip:#x}", row.name, escape(row.symbol) if row.symbol else ""],
+    ),
+    _Access(
+        "Emulated instructions",
+        "emulated",
+        "",
+        ("instruction", "bits", "bytes"),
+        lambda row: [_noted(row.text, row.failed, "failed"), row.mode, row.insn],
+    ),
+)
+
+
+def _table_of(look: _Access) -> Table:
+    return lambda report, style, sort, limit: _access_table(report, look, style, sort, limit)
+
+
+# --by KEY -> its table; the report prints them in this order
+TABLES: dict[str, Table] = {
+    "reason": reason_table,
+    "vcpu": vcpu_table,
+    "userspace": userspace_table,
+    **{look.by or look.member: _table_of(look) for look in _ACCESSES},
+}

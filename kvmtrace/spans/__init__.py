@@ -1,0 +1,1 @@
+"""Intervals between events: VM-exits, userspace, system calls, time parts, and what a loss may hide of them."""

@@ -1,0 +1,254 @@
+"""Make lanes from event tables."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.kvm.ioctls import KVM_RUN
+from kvmtrace.spans.gaps import LossGaps
+from kvmtrace.spans.lane_keys import KEYED, LaneKeys, u64
+from kvmtrace.spans.lanes import MARKS, REASON_BITS, Lanes, Step
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.spans.keys import KeyIndex
+    from kvmtrace.table.event_table import EventTable
+
+MAX_TID = 4 * 1024 * 1024  # PID_MAX_LIMIT, include/linux/threads.h
+TASK_STATE_MASK = 0xFF  # prev_state without TASK_REPORT_MAX ("R+"), include/linux/sched.h
+MMIO_READ, MMIO_WRITE = 1, 2  # KVM_TRACE_MMIO_*, include/trace/events/kvm.h
+MAX_THREADS = 0xFFFF  # lanes number threads in 16 bits; more vCPU threads than that are a damaged file
+# a thread that never reaches a point where it can be cut is cut anyway, so that memory stays bounded
+MAX_HELD_ROWS = 1_000_000
+
+_SIMPLE_STEPS = {
+    "kvm_entry": Step.ENTRY,
+    "kvm_exit": Step.EXIT,
+    "kvm_userspace_exit": Step.USERSPACE_EXIT,
+    "sys_exit_ioctl": Step.RETURN,
+    "vmx_vcpu_run": Step.WRAP_IN,
+    "svm_vcpu_run": Step.WRAP_IN,
+    "vmx_vcpu_run_return": Step.WRAP_OUT,
+    "svm_vcpu_run_return": Step.WRAP_OUT,
+    "kvm_vcpu_wakeup": Step.WAKEUP,
+    "kvm_pio": Step.PIO,
+    "kvm_msr": Step.MSR,
+    "kvm_cr": Step.CR,
+    "kvm_hypercall": Step.HYPERCALL,
+    "kvm_page_fault": Step.PAGE_FAULT,
+}
+PERF_EVENTS = frozenset({"kvm_entry", "kvm_exit", "kvm_mmio", "kvm_pio", "kvm_msr"})
+
+
+_MARKED = np.zeros(256, bool)
+_MARKED[list(MARKS)] = True
+
+
+class Threads:
+    """Dense numbers of the vCPU threads, in the order in which they turn out to be such."""
+
+    def __init__(self) -> None:
+        self.tids: list[int] = []
+        self._number = np.full(MAX_TID + 1, -1, np.int32)
+
+    def numbers(self, tids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the number of each thread, -1 for those that are no vCPU."""
+        # number 0 belongs to the idle task, which is no vCPU; so do impossible numbers of damaged files
+        if len(tids) and (int(tids.min()) < 0 or int(tids.max()) > MAX_TID):
+            tids = np.where((tids > 0) & (tids <= MAX_TID), tids, 0)
+        numbers: NDArray[np.int32] = self._number[tids]
+        return numbers
+
+    def register(self, tids: NDArray[np.int32]) -> list[int]:
+        """Make these threads vCPU threads; return the numbers of those that are new."""
+        tids = tids[(tids > 0) & (tids <= MAX_TID)]
+        tids = tids[self._number[tids] < 0]
+        if not len(tids):
+            return []
+        seen = np.zeros(int(tids.max()) + 1, bool)
+        seen[tids] = True
+        new = np.flatnonzero(seen)[: MAX_THREADS - len(self.tids)]
+        numbers = range(len(self.tids), len(self.tids) + len(new))
+        self._number[new] = numbers
+        self.tids += new.tolist()
+        return list(numbers)
+
+
+class LaneBuilder:
+    """Turns consecutive event tables into consecutive pieces of lanes.
+
+    Parameters
+    ----------
+    perf_only : bool, take only what `perf kvm stat` looks at
+    """
+
+    def __init__(self, *, perf_only: bool = False) -> None:
+        self.keys = LaneKeys()
+        self.threads = Threads()
+        self.gaps = LossGaps()
+        self.scheduling = False
+        self._perf_only = perf_only
+        self._held = Lanes.empty()
+
+    def feed(self, table: EventTable) -> Lanes:
+        """Return the lanes that this table completes."""
+        self.scheduling |= table.has("sched_switch")
+        loss = self.gaps.feed(table)
+        step = self._steps(table)
+        rows = np.flatnonzero(step)
+        threads, new = self._threads_of(table, step, rows)
+        other = threads < 0
+        if other.any():
+            rows, threads = rows[~other], threads[~other]
+        return self._emit(self._lanes(table, step, loss, rows, threads), new)
+
+    def _threads_of(
+        self, table: EventTable, steps: NDArray[np.uint8], rows: NDArray[np.intp]
+    ) -> tuple[NDArray[np.int32], set[int]]:
+        """Return the thread number of each row, -1 for no vCPU; and the numbers that are new."""
+        tids = table.tid[rows]
+        threads = self.threads.numbers(tids)
+        if not (threads < 0).any():
+            return threads, set()
+        new = self.threads.register(tids[(threads < 0) & _MARKED[steps[rows]]])
+        return (self.threads.numbers(tids) if new else threads), set(new)
+
+    def finish(self) -> Lanes:
+        """Return what was held back."""
+        held, self._held = self._held, Lanes.empty()
+        return self._checked(held)
+
+    def _steps(self, table: EventTable) -> NDArray[np.uint8]:
+        """Return the Step of each event of the table, NONE for those that are no step; shape (n,)."""
+        of_kind = np.zeros(len(table.kinds) + 1, np.uint8)
+        for name, step in _SIMPLE_STEPS.items():
+            if name in table.kind_index and (name in PERF_EVENTS or not self._perf_only):
+                of_kind[table.kind_index[name]] = step
+        steps: NDArray[np.uint8] = of_kind[table.kind]
+        if table.has("kvm_mmio", "type"):
+            kind = table.field("kvm_mmio", "type")
+            read = np.where(kind == MMIO_READ, Step.MMIO_READ, Step.NONE)
+            steps[table.rows("kvm_mmio")] = np.where(kind == MMIO_WRITE, Step.MMIO_WRITE, read)
+        if not self._perf_only:
+            self._conditional_steps(table, steps)
+        return steps
+
+    @staticmethod
+    def _conditional_steps(table: EventTable, steps: NDArray[np.uint8]) -> None:
+        """Fill in the steps that depend on a field."""
+        if table.has("kvm_fpu", "load"):
+            load = table.field("kvm_fpu", "load") != 0
+            steps[table.rows("kvm_fpu")] = np.where(load, Step.FPU_LOAD, Step.NONE)
+        for name in ("sys_enter_ioctl", "kvm_vcpu_ioctl"):
+            if table.has(name, "cmd"):
+                run = table.field(name, "cmd").astype(np.uint64) & np.uint64(0xFFFFFFFF) == KVM_RUN
+                steps[table.rows(name)] = np.where(run, Step.RUN, Step.NONE)
+        if table.has("sched_switch", "prev_state"):
+            runnable = table.field("sched_switch", "prev_state").astype(np.int64) & TASK_STATE_MASK == 0
+            steps[table.rows("sched_switch")] = np.where(runnable, Step.PREEMPT, Step.BLOCK)
+
+    def _lanes(
+        self,
+        table: EventTable,
+        steps: NDArray[np.uint8],
+        loss: NDArray[np.int32],
+        rows: NDArray[np.intp],
+        threads: NDArray[np.int32],
+    ) -> Lanes:
+        """Return the table's steps of vCPU threads, in the order of recording."""
+        arg = self._args(table)
+        if len(rows) == len(table) and (self._perf_only or not table.count("sched_switch")):
+            flags = np.zeros(len(rows), bool)  # every event is a step: nothing is to be picked out
+            return Lanes(threads.astype(np.uint16), steps, table.ts_ns, arg, table.cpu, loss, flags, flags)
+        step, arg = steps[rows], arg[rows]
+        if table.has("sched_switch", "next_pid") and not self._perf_only:
+            switched_in = self.threads.numbers(table.field("sched_switch", "next_pid").astype(np.int32))
+            resumed = table.rows("sched_switch")[switched_in >= 0]
+            # a switch from one vCPU to another is two steps: behind each other, as they happen
+            order = np.argsort(np.concatenate([rows * 2, resumed * 2 + 1]), kind="stable")
+            rows = np.concatenate([rows, resumed])[order]
+            threads = np.concatenate([threads, switched_in[switched_in >= 0]])[order]
+            step = np.concatenate([step, np.full(len(resumed), Step.RESUME, np.uint8)])[order]
+            arg = np.concatenate([arg, np.zeros(len(resumed), np.int64)])[order]
+        flags = np.zeros(len(rows), bool)
+        return Lanes(threads.astype(np.uint16), step, table.ts_ns[rows], arg, table.cpu[rows], loss[rows], flags, flags)
+
+    def _args(self, table: EventTable) -> NDArray[np.int64]:
+        """Return the argument of each step (see Step), 0 where it has none; shape (n,)."""
+        arg = np.zeros(len(table), np.int64)
+        for event, (member, keys) in KEYED.items():
+            if table.count(event) and (event in PERF_EVENTS or not self._perf_only):
+                index: KeyIndex = getattr(self.keys, member)
+                arg[table.rows(event)] = index.encode(keys(table))
+        if table.count("kvm_exit") and not self._perf_only:
+            rips = self.keys.rips.encode(u64(table, "kvm_exit", "guest_rip")).astype(np.int64)
+            arg[table.rows("kvm_exit")] |= rips << REASON_BITS
+        if table.has("kvm_vcpu_wakeup", "ns"):
+            ns = np.minimum(u64(table, "kvm_vcpu_wakeup", "ns"), np.uint64(1 << 60)).astype(np.int64)
+            waited = u64(table, "kvm_vcpu_wakeup", "waited").astype(np.int64) & 1
+            arg[table.rows("kvm_vcpu_wakeup")] = ns * 2 + waited
+        return arg
+
+    def _emit(self, fresh: Lanes, new: set[int]) -> Lanes:
+        """Append to what is held; cut each thread behind the last row that nothing can change any more."""
+        rows = Lanes.concat([self._held, fresh]) if len(self._held) else fresh
+        order = _by_thread(rows.thread)
+        if order is None:
+            step, thread = rows.step, rows.thread
+        else:
+            step, thread = rows.step[order], rows.thread[order]
+        n = len(rows)
+        emitted, held = np.zeros(n, bool), np.zeros(n, bool)
+        bounds = np.concatenate([[0], np.flatnonzero(thread[1:] != thread[:-1]) + 1, [n]])
+        for first, stop in itertools.pairwise(bounds.tolist()):
+            if first == stop:
+                continue
+            # what a thread did before it was a vCPU does not count
+            start = first + (int(np.argmax(_MARKED[step[first:stop]])) if int(thread[first]) in new else 0)
+            cut = start + _cut(step[start:stop])
+            emitted[start : cut + 1] = cut > start
+            held[cut:stop] = True
+        piece, rest = _taken(rows, order, emitted), _taken(rows, order, held)
+        is_first = np.ones(len(rest), bool)
+        is_first[1:] = ~rest.same_thread()
+        was_emitted = emitted[held]
+        self._held = replace(rest, opening=rest.opening | (is_first & was_emitted))
+        return self._checked(piece)
+
+    def _checked(self, piece: Lanes) -> Lanes:
+        return replace(piece, suspect=self.gaps.suspect(piece, scheduling=self.scheduling))
+
+
+def _by_thread(thread: NDArray[np.uint16]) -> NDArray[np.intp] | None:
+    """Return the stable order by thread, None if the rows already are in it."""
+    if (thread[:-1] <= thread[1:]).all():
+        return None
+    return np.argsort(thread, kind="stable")  # radix sort: uint16
+
+
+def _taken(rows: Lanes, order: NDArray[np.intp] | None, wanted: NDArray[np.bool_]) -> Lanes:
+    """Return the wanted rows (a mask over the ordered rows), without copying where they are one stretch."""
+    positions = np.flatnonzero(wanted)
+    if order is not None:
+        return rows.take(order[positions])
+    if len(positions) and positions[-1] - positions[0] + 1 == len(positions):
+        return rows.take(slice(int(positions[0]), int(positions[-1]) + 1))
+    return rows.take(positions)
+
+
+def _cut(step: NDArray[np.uint8]) -> int:
+    """Return the position in one thread's rows up to which nothing can change any more (0: nowhere)."""
+    entries = np.flatnonzero(step == Step.ENTRY)
+    if len(entries):
+        cut = int(entries[-1])
+    elif (step == Step.EXIT).any():
+        cut = 0
+    else:
+        marks = np.flatnonzero((step == Step.USERSPACE_EXIT) | (step == Step.RUN))
+        cut = int(marks[-1]) if len(marks) else 0
+    return cut if len(step) - cut <= MAX_HELD_ROWS else len(step) - 1

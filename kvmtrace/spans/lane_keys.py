@@ -1,0 +1,88 @@
+"""The keys that lane arguments stand for: how each is packed from an event's fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.spans.keys import KeyIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.table.event_table import EventTable
+
+PAGE_SHIFT = 12
+MMIO_WRITE = 2  # KVM_TRACE_MMIO_WRITE, include/trace/events/kvm.h
+
+
+@dataclass
+class LaneKeys:
+    """Numbers of the keys met so far; a key's layout is in the comment."""
+
+    reasons: KeyIndex = field(default_factory=KeyIndex)  # isa << 32 | exit_reason
+    rips: KeyIndex = field(default_factory=KeyIndex)  # guest_rip
+    userspace: KeyIndex = field(default_factory=KeyIndex)  # errno (u32) << 32 | reason
+    ports: KeyIndex = field(default_factory=KeyIndex)  # write << 32 | port
+    mmio: KeyIndex = field(default_factory=KeyIndex)  # gpa << 1 | write
+    msrs: KeyIndex = field(default_factory=KeyIndex)  # write << 32 | msr
+    crs: KeyIndex = field(default_factory=KeyIndex)  # write << 32 | cr
+    hypercalls: KeyIndex = field(default_factory=KeyIndex)  # nr
+    pages: KeyIndex = field(default_factory=KeyIndex)  # faulting address >> 12
+
+
+def u64(table: EventTable, event: str, name: str) -> NDArray[np.uint64]:
+    """Return a field as uint64 (negative numbers modulo 2**64); zeros if it was not recorded."""
+    if not table.has(event, name):
+        return np.zeros(table.count(event), np.uint64)
+    values: NDArray[np.uint64] = table.field(event, name).astype(np.uint64)
+    return values
+
+
+def u32(table: EventTable, event: str, name: str) -> NDArray[np.uint64]:
+    """Return the low 32 bits of a field, as uint64."""
+    low: NDArray[np.uint64] = np.bitwise_and(u64(table, event, name), np.uint64(0xFFFFFFFF))
+    return low
+
+
+def _pair(table: EventTable, event: str, high: str, low: str) -> NDArray[np.uint64]:
+    return np.bitwise_or(np.left_shift(u32(table, event, high), np.uint64(32)), u32(table, event, low))
+
+
+def _mmio(table: EventTable) -> NDArray[np.uint64]:
+    write = (u64(table, "kvm_mmio", "type") == MMIO_WRITE).astype(np.uint64)
+    keys: NDArray[np.uint64] = u64(table, "kvm_mmio", "gpa") << np.uint64(1) | write
+    return keys
+
+
+def _page(table: EventTable) -> NDArray[np.uint64]:
+    # the field was renamed when kvm_page_fault gained vcpu_id
+    name = "fault_address" if table.has("kvm_page_fault", "fault_address") else "address"
+    return u64(table, "kvm_page_fault", name) >> np.uint64(PAGE_SHIFT)
+
+
+# event -> (member of LaneKeys, its keys)
+KEYED: dict[str, tuple[str, Callable[[EventTable], NDArray[np.uint64]]]] = {
+    "kvm_exit": ("reasons", lambda table: _pair(table, "kvm_exit", "isa", "exit_reason")),
+    "kvm_userspace_exit": ("userspace", lambda table: _pair(table, "kvm_userspace_exit", "errno", "reason")),
+    "kvm_pio": ("ports", lambda table: _pair(table, "kvm_pio", "rw", "port")),
+    "kvm_mmio": ("mmio", _mmio),
+    "kvm_msr": ("msrs", lambda table: _pair(table, "kvm_msr", "write", "ecx")),
+    "kvm_cr": ("crs", lambda table: _pair(table, "kvm_cr", "rw", "cr")),
+    "kvm_hypercall": ("hypercalls", lambda table: u64(table, "kvm_hypercall", "nr")),
+    "kvm_page_fault": ("pages", _page),
+}
+
+
+def split_pair(key: int) -> tuple[int, int]:
+    """Return (high, low) 32 bits of a key."""
+    return key >> 32, key & 0xFFFFFFFF
+
+
+def signed32(value: int) -> int:
+    """Return a u32 as the int that it was."""
+    return value - (1 << 32) if value & 0x80000000 else value

@@ -1,0 +1,142 @@
+"""What each vCPU thread was doing, as consecutive segments: the timeline behind the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace.isa.exit_reasons import describe_exit_reason
+from kvmtrace.spans.lane_builder import LaneBuilder
+from kvmtrace.spans.lane_keys import split_pair
+from kvmtrace.spans.lanes import REASON_BITS, Step
+from kvmtrace.spans.time_parts import Clock, Part, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.table.event_table import EventTable
+    from kvmtrace.table.recording import Recording
+
+PART_NAMES = {
+    Part.GUEST: "guest",
+    Part.ENTRY_EXIT: "switch",
+    Part.HANDLER: "kernel",
+    Part.USERSPACE: "userspace",
+    Part.BLOCKED: "blocked",
+    Part.HALT_POLL: "halt-poll",
+    Part.PREEMPTED: "preempted",
+    Part.UNKNOWN: "unknown",
+}
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Segments of all vCPU threads, per thread in time order.
+
+    Attributes
+    ----------
+    tids : thread number -> tid
+    reasons : reason number -> name as the kernel prints it
+    thread : (n,) uint16, index into tids
+    ts_ns, dur_ns : (n,) int64
+    part : (n,) uint8, Part (halt-polling is within the kernel's part here)
+    reason : (n,) int32, the VM-exit being handled, index into reasons; -1 in guest mode and before the first
+    cpu : (n,) int16, host CPU where the segment began
+    guest_rip : (n,) uint64, of the kvm_exit that began the segment, else 0
+    """
+
+    tids: tuple[int, ...]
+    reasons: tuple[str, ...]
+    thread: NDArray[np.uint16]
+    ts_ns: NDArray[np.int64]
+    dur_ns: NDArray[np.int64]
+    part: NDArray[np.uint8]
+    reason: NDArray[np.int32]
+    cpu: NDArray[np.int16]
+    guest_rip: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.ts_ns)
+
+
+# of the columns of Segments, `rip` as a number of LaneKeys.rips
+_DTYPES = (np.uint16, np.int64, np.int64, np.uint8, np.int32, np.int16, np.int64)
+
+
+def _of_lanes(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
+    """Return the columns of a piece, stretches of the same doing joined."""
+    edge = lanes.last((lanes.step == Step.EXIT) | (lanes.step == Step.ENTRY))
+    handled = (edge >= 0) & (lanes.step[edge] == Step.EXIT)
+    reason = np.where(handled, lanes.reasons(edge), -1).astype(np.int32)
+    reason[part == Part.GUEST] = -1
+    begins = np.ones(len(lanes), bool)
+    begins[1:] = ~lanes.same_thread() | (part[1:] != part[:-1]) | (reason[1:] != reason[:-1])
+    begins |= (lanes.step == Step.EXIT) | (lanes.step == Step.ENTRY)
+    first = np.flatnonzero(begins)
+    total = np.add.reduceat(dur_ns, first)
+    keep = total > 0
+    first = first[keep]
+    rip = np.where(lanes.step[first] == Step.EXIT, lanes.arg[first] >> REASON_BITS, -1)
+    return lanes.thread[first], lanes.ts_ns[first], total[keep], part[first], reason[first], lanes.cpu[first], rip
+
+
+class SegmentCollector:
+    """Collects the segments of consecutive pieces of lanes."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[NDArray[Any], ...]] = []
+
+    def feed(self, lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> None:
+        """Take in a piece, with what Clock.durations() and sweep() say of it."""
+        if len(lanes):
+            self._pieces.append(_of_lanes(lanes, dur_ns, part))
+
+    def finish(self, builder: LaneBuilder) -> Segments:
+        """Return all segments; `builder` made the lanes."""
+        keys, rips = builder.keys.reasons.keys(), builder.keys.rips.keys()
+        names = tuple(describe_exit_reason(*split_pair(key)) for key in keys)
+        columns = [
+            np.concatenate([piece[i] for piece in self._pieces]) if self._pieces else np.empty(0, dtype)
+            for i, dtype in enumerate(_DTYPES)
+        ]
+        order = np.argsort(columns[0], kind="stable")  # pieces are in time order: so is each thread
+        thread, ts_ns, dur_ns, part, reason, cpu, number = (column[order] for column in columns)
+        rip_of = np.array([*rips, 0], np.uint64)  # -1: the zero at the end
+        return Segments(tuple(builder.threads.tids), names, thread, ts_ns, dur_ns, part, reason, cpu, rip_of[number])
+
+
+def collect_segments(tables: Iterable[EventTable]) -> Segments:
+    """Return the segments of a recording.
+
+    Parameters
+    ----------
+    tables : consecutive event tables
+    """
+    builder, clock, collector = LaneBuilder(), Clock(), SegmentCollector()
+
+    def take(lanes: Lanes) -> None:
+        if len(lanes):
+            dur_ns = clock.durations(lanes)
+            collector.feed(lanes, dur_ns, sweep(lanes, dur_ns).part)
+
+    for table in tables:
+        take(builder.feed(table))
+    take(builder.finish())
+    return collector.finish(builder)
+
+
+def label_threads(recording: Recording, tids: Iterable[int]) -> dict[int, str]:
+    """Name the track of each vCPU thread: "vCPU 0 (CPU 0/KVM, thread 4711)"."""
+    vcpu_ids: dict[int, int] = {}
+    for table in recording.iter_events():
+        for event in ("kvm_entry", "kvm_exit"):
+            if table.has(event, "vcpu_id") and table.count(event):
+                tid, first = np.unique(table.tid[table.rows(event)], return_index=True)
+                ids = table.field(event, "vcpu_id")[first]
+                vcpu_ids = {**dict(zip(tid.tolist(), ids.tolist(), strict=True)), **vcpu_ids}
+    return {tid: f"vCPU {vcpu_ids.get(tid, '?')} ({recording.comms.get(tid, 'unknown')}, thread {tid})" for tid in tids}

@@ -1,0 +1,248 @@
+"""Where each vCPU thread's time went: every stretch between two lane rows gets one category.
+
+What a thread does after a step, as long as no other step says otherwise:
+
+| step | the thread is then |
+|---|---|
+| kvm_entry | in guest mode |
+| kvm_exit | in the handler; on its way out of vmx_vcpu_run where the probe's return is yet to come |
+| vmx_vcpu_run / svm_vcpu_run | on the entry path (guest mode, if kvm_entry came before: 5.10) |
+| their return | in the handler; on the exit path where kvm_exit is yet to come (SVM before 6.5) |
+| kvm_userspace_exit | in userspace; still in the kernel where the ioctl's return comes next |
+| sys_exit_ioctl | in userspace |
+| KVM_RUN, kvm_fpu load | in the kernel ("handler") |
+| sched_switch away | blocked (sleeping) or preempted (runnable), until it is switched in |
+| kvm_vcpu_wakeup | as before; what it says was busy waiting moves from handler to halt-polling |
+
+On SVM before 6.5 kvm_exit is traced after the host's interrupts were taken: without the svm_vcpu_run probe that
+time counts as guest mode, except from the first step on that shows the thread in the kernel.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.spans.keys import Counter, grown
+from kvmtrace.spans.lanes import Step
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.spans.intervals import Intervals
+    from kvmtrace.spans.lanes import Lanes
+
+
+class Part(enum.IntEnum):
+    """Categories of time; the parts of a budget."""
+
+    GUEST = 0
+    ENTRY_EXIT = 1
+    HANDLER = 2
+    USERSPACE = 3
+    BLOCKED = 4
+    HALT_POLL = 5
+    PREEMPTED = 6
+    UNKNOWN = 7
+
+
+N_PARTS = len(Part)
+_KEEPS = 255
+
+_AFTER = np.full(32, _KEEPS, np.uint8)
+_AFTER[Step.ENTRY] = Part.GUEST
+_AFTER[Step.EXIT] = Part.HANDLER
+_AFTER[Step.USERSPACE_EXIT] = Part.USERSPACE
+_AFTER[Step.RUN] = Part.HANDLER
+_AFTER[Step.RETURN] = Part.USERSPACE
+_AFTER[Step.FPU_LOAD] = Part.HANDLER
+_AFTER[Step.WRAP_IN] = Part.ENTRY_EXIT
+_AFTER[Step.WRAP_OUT] = Part.HANDLER
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the capture describes.
+
+    Attributes
+    ----------
+    scheduling : sched_switch
+    wakeups : kvm_vcpu_wakeup
+    """
+
+    scheduling: bool = False
+    wakeups: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The stretches of a piece of lanes.
+
+    Attributes
+    ----------
+    part : (n,) uint8, Part of the stretch from each row to the thread's next row
+    dur_ns : (n,) int64, its length; 0 for a thread's last row
+    """
+
+    part: NDArray[np.uint8]
+    dur_ns: NDArray[np.int64]
+
+
+class Clock:
+    """Makes each thread's time stamps ascend, across pieces, so that stretches are never negative."""
+
+    def __init__(self) -> None:
+        self._latest = np.full(16, np.iinfo(np.int64).min, np.int64)
+
+    def durations(self, lanes: Lanes) -> NDArray[np.int64]:
+        """Return the length of the stretch behind each row, ns; 0 for a thread's last row."""
+        starts = lanes.starts()
+        stops = np.append(starts[1:], len(lanes))
+        self._latest = grown(self._latest, int(lanes.thread.max()) + 1, np.iinfo(np.int64).min)
+        ts_ns = lanes.ts_ns
+        first_late = ts_ns[starts] < self._latest[lanes.thread[starts]]
+        if first_late.any() or (np.diff(ts_ns)[lanes.same_thread()] < 0).any():
+            ts_ns = ts_ns.copy()
+            for start, stop in zip(starts, stops, strict=True):
+                ts_ns[start] = max(ts_ns[start], self._latest[lanes.thread[start]])
+                ts_ns[start:stop] = np.maximum.accumulate(ts_ns[start:stop])
+        self._latest[lanes.thread[starts]] = ts_ns[stops - 1]
+        dur_ns = np.zeros(len(lanes), np.int64)
+        dur_ns[:-1] = np.where(lanes.same_thread(), np.diff(ts_ns), 0)
+        return dur_ns
+
+
+def sweep(lanes: Lanes, dur_ns: NDArray[np.int64]) -> Sweep:
+    """Give each stretch its category (halt-polling apart, see `halt_polls`)."""
+    part = _AFTER[lanes.step]
+    decides = part != _KEEPS
+    if (lanes.step == Step.RETURN).any():
+        leaving = _before(lanes, decides, Step.USERSPACE_EXIT, Step.RETURN)
+        part[leaving] = Part.HANDLER
+    if ((lanes.step == Step.WRAP_IN) | (lanes.step == Step.WRAP_OUT)).any():
+        _read_wraps(lanes, part, decides)
+    if not decides.all():
+        _fill(lanes, part, decides)
+    part[lanes.step == Step.BLOCK] = Part.BLOCKED
+    part[lanes.step == Step.PREEMPT] = Part.PREEMPTED
+    part[lanes.suspect] = Part.UNKNOWN
+    return Sweep(part, dur_ns)
+
+
+def _before(lanes: Lanes, decides: NDArray[np.bool_], first: Step, then: Step) -> NDArray[np.intp]:
+    """Return the rows of step `first` whose thread's next deciding row is of step `then`."""
+    rows = np.flatnonzero(decides)
+    step, thread = lanes.step[rows], lanes.thread[rows]
+    follows = (step[:-1] == first) & (step[1:] == then) & (thread[:-1] == thread[1:])
+    before: NDArray[np.intp] = rows[:-1][follows]
+    return before
+
+
+def _read_wraps(lanes: Lanes, part: NDArray[np.uint8], decides: NDArray[np.bool_]) -> None:
+    """Tell the exit path from the handler, and the entry path from guest mode, by the probes."""
+    step = lanes.step
+    part[_before(lanes, decides, Step.EXIT, Step.WRAP_OUT)] = Part.ENTRY_EXIT
+    edge = lanes.last(step <= Step.EXIT)  # an entry or an exit
+    in_guest = (edge >= 0) & (step[edge] == Step.ENTRY)
+    part[(step == Step.WRAP_OUT) & in_guest] = Part.ENTRY_EXIT
+    part[(step == Step.WRAP_IN) & in_guest] = Part.GUEST
+
+
+def _fill(lanes: Lanes, part: NDArray[np.uint8], decides: NDArray[np.bool_]) -> None:
+    """Let rows that do not decide continue what the row before them in the thread did."""
+    latest = lanes.last(decides)
+    keeps = np.flatnonzero(~decides)
+    source = latest[keeps]
+    value = np.where(source >= 0, part[source], np.uint8(Part.UNKNOWN))
+    value[value == Part.GUEST] = Part.HANDLER  # such a step is host code: the guest had already left
+    if lanes.suspect.any():
+        n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])
+        value[n_suspect[keeps] != n_suspect[np.maximum(source, 0)]] = Part.UNKNOWN
+    part[keeps] = value
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Time that moves from one part to another: (rows that it belongs to, ns, from, to)."""
+
+    rows: NDArray[np.intp]
+    ns: NDArray[np.int64]
+    target: NDArray[np.uint8]
+
+
+def halt_polls(lanes: Lanes, swept: Sweep, recorded: Recorded) -> Moves:
+    """Find the handler time that kvm_vcpu_wakeup says was halt-polling (or sleep, where unscheduled).
+
+    kvm_vcpu_wakeup tells how long the vCPU was halted, polling first. It polled until it was switched out
+    asleep, or else to the end. Source: kvm_vcpu_halt, virt/kvm/kvm_main.c
+    """
+    wakeups = np.flatnonzero(lanes.step == Step.WAKEUP)
+    if not len(wakeups):
+        return Moves(wakeups, np.zeros(0, np.int64), np.zeros(0, np.uint8))
+    step = lanes.step
+    anchors = (step == Step.WAKEUP) | (_AFTER[step] != _KEEPS)
+    before = lanes.last(anchors)[np.maximum(wakeups - 1, 0)]
+    known = (wakeups > 0) & (before >= 0) & (lanes.thread[np.maximum(wakeups - 1, 0)] == lanes.thread[wakeups])
+    wakeups, before = wakeups[known], before[known]
+    halted_ns, waited = lanes.arg[wakeups] >> 1, lanes.arg[wakeups] & 1
+    asleep = np.append(np.flatnonzero(step == Step.BLOCK), len(lanes))
+    stop = np.minimum(asleep[np.searchsorted(asleep, before, side="right")], wakeups)
+    in_handler = np.concatenate([[0], np.cumsum(np.where(swept.part == Part.HANDLER, swept.dur_ns, 0))])
+    clock = np.concatenate([[0], np.cumsum(swept.dur_ns)])
+    preempted = np.concatenate([[0], np.cumsum(np.where(swept.part == Part.PREEMPTED, swept.dur_ns, 0))])
+    begin = np.maximum(clock[wakeups] - halted_ns, clock[before])
+    ns = clock[stop] - begin - (preempted[stop] - preempted[before])
+    ns = np.clip(ns, 0, in_handler[stop] - in_handler[before])
+    slept = (waited == 1) & (not recorded.scheduling)
+    return Moves(before.astype(np.intp), ns, np.where(slept, Part.BLOCKED, Part.HALT_POLL).astype(np.uint8))
+
+
+class PartSums:
+    """Time per group and part, ns, exact."""
+
+    def __init__(self) -> None:
+        self._sums = Counter()
+
+    def add(self, groups: NDArray[np.int32], parts: NDArray[np.uint8], dur_ns: NDArray[np.int64]) -> None:
+        """Add stretches."""
+        self._sums.add(groups * np.int32(N_PARTS) + parts, dur_ns)
+
+    def move(self, groups: NDArray[np.int32], moves_ns: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
+        """Move time from the handler to other parts."""
+        self.add(groups, target, moves_ns)
+        self.add(groups, np.full(len(groups), Part.HANDLER, np.uint8), -moves_ns)
+
+    def of(self, group: int) -> dict[Part, int]:
+        """Return the parts of a group."""
+        return {part: self._sums[group * N_PARTS + part] for part in Part}
+
+
+class ReasonSplit:
+    """Where the time of each exit reason went, over its sound exit→entry intervals."""
+
+    def __init__(self) -> None:
+        self._sums = PartSums()
+
+    def feed(self, lanes: Lanes, intervals: Intervals, swept: Sweep, moves: Moves) -> None:
+        """Take in the next piece."""
+        if len(intervals.edges) < 2:
+            return
+        handled = intervals.handling & intervals.sound
+        group = np.full(len(lanes) + 1, -1, np.int32)  # of each lane row; the last stands for "none"
+        group[intervals.edges[:-1][handled]] = intervals.reasons[:-1][handled]
+        groups = group[intervals.owner]
+        rows = np.flatnonzero(groups >= 0)
+        self._sums.add(groups[rows], swept.part[rows], swept.dur_ns[rows])
+        mine = groups[moves.rows] >= 0
+        reasons = groups[moves.rows[mine]]
+        self._sums.move(reasons, moves.ns[mine], moves.target[mine])
+
+    def of(self, reason: int) -> tuple[int, int, int, int]:
+        """Return (kernel, userspace, waiting, unknown) ns of a reason's number."""
+        parts = self._sums.of(reason)
+        kernel = parts[Part.HANDLER] + parts[Part.ENTRY_EXIT] + parts[Part.GUEST]
+        waiting = parts[Part.BLOCKED] + parts[Part.HALT_POLL] + parts[Part.PREEMPTED]
+        return kernel, parts[Part.USERSPACE], waiting, parts[Part.UNKNOWN]

@@ -1,0 +1,1 @@
+"""Statistics of a recording: exits, userspace, vCPUs, details, and the tables of `perf kvm stat`."""

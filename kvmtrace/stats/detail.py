@@ -1,0 +1,216 @@
+"""What the exits were about: ports, addresses, MSRs, control registers, hypercalls, guest instructions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.kvm.hypercalls import describe_hypercall
+from kvmtrace.kvm.msrs import describe_msr
+from kvmtrace.kvm.ports import describe_port
+from kvmtrace.report.document import CpuRow, CrRow, Detail, GpaRow, HypercallRow, MsrRow, PortRow, RipRow
+from kvmtrace.spans.keys import Counter, KeyIndex
+from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, split_pair, u64
+from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step
+from kvmtrace.stats.injections import InjectionAccumulator, InstructionAccumulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.spans.intervals import Intervals
+    from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.table.event_table import EventTable
+
+DETAIL_ROWS = 256
+Row = TypeVar("Row", PortRow, GpaRow, MsrRow, CrRow, HypercallRow, RipRow)
+
+# family -> the steps that belong to it
+FAMILIES: dict[str, tuple[Step, ...]] = {
+    "ports": (Step.PIO,),
+    "mmio": (Step.MMIO_READ, Step.MMIO_WRITE),
+    "msrs": (Step.MSR,),
+    "crs": (Step.CR,),
+    "hypercalls": (Step.HYPERCALL,),
+    "pages": (Step.PAGE_FAULT,),
+}
+
+
+class _Family:
+    """Counts and times of one kind of access."""
+
+    def __init__(self) -> None:
+        self.count = Counter()
+        self.total_ns = Counter()
+        self.timed = Counter()  # accesses whose VM-exit's time is known
+
+    def feed(self, lanes: Lanes, rows: NDArray[np.intp], owner: NDArray[np.int32], dur_ns: NDArray[np.int64]) -> None:
+        """Count the accesses at `rows`; a VM-exit's time goes to its first access.
+
+        Parameters
+        ----------
+        owner : (len(rows),) lane row of the VM-exit that each access belongs to, -1 if none is known
+        dur_ns : (n,) time of the VM-exit at each lane row
+        """
+        self.count.add(lanes.arg[rows])
+        first = owner >= 0
+        first[1:] &= owner[1:] != owner[:-1]
+        self.total_ns.add(lanes.arg[rows[first]], dur_ns[owner[first]])
+        self.timed.add(lanes.arg[rows[owner >= 0]])
+
+    def total(self, number: int) -> int | None:
+        """Return the time of a key's VM-exits, None if not known of any."""
+        return self.total_ns[number] if self.timed[number] else None
+
+
+class DetailAccumulator:
+    """Collects attributions over consecutive pieces of lanes and tables."""
+
+    def __init__(self) -> None:
+        self._families = {name: _Family() for name in FAMILIES}
+        self._sites = KeyIndex()  # RIP's number << REASON_BITS | reason's number
+        self._site_count = Counter()
+        self._site_ns = Counter()
+        self._cpus = Counter()
+        self._msr_faults = Counter()
+        self._other_hypercalls = {"hyper-v": (KeyIndex(), Counter()), "xen": (KeyIndex(), Counter())}
+        self._fast_mmio = (KeyIndex(), Counter())
+        self._injections = InjectionAccumulator()
+        self._instructions = InstructionAccumulator()
+
+    def feed(self, lanes: Lanes, intervals: Intervals) -> None:
+        """Take in the next piece of lanes."""
+        edges = intervals.edges
+        exits = edges[intervals.is_exit]
+        self._cpus.add(lanes.cpu[exits] + 1)
+        sites = self._sites.encode(lanes.arg[exits])
+        self._site_count.add(sites)
+        is_handled = np.zeros(len(edges), bool)
+        is_handled[:-1] = intervals.handling & intervals.sound
+        handled, handled_ns = edges[is_handled], intervals.dur_ns[is_handled[:-1]]
+        self._site_ns.add(sites[is_handled[intervals.is_exit]], handled_ns)
+        present = np.bincount(lanes.step, minlength=len(Step)) > 0
+        if not any(present[step] for steps in FAMILIES.values() for step in steps):
+            return
+        dur_ns = np.full(len(lanes), -1, np.int64)
+        dur_ns[handled] = handled_ns
+        for name, steps in FAMILIES.items():
+            if any(present[step] for step in steps):
+                rows = np.flatnonzero((lanes.step >= steps[0]) & (lanes.step <= steps[-1]))
+                edge = intervals.owner[rows]
+                owner = np.where((edge >= 0) & (dur_ns[edge] >= 0), edge, np.int32(-1))
+                self._families[name].feed(lanes, rows, owner, dur_ns)
+
+    def feed_table(self, table: EventTable, keys: LaneKeys) -> None:
+        """Take in what needs no lanes."""
+        self._injections.feed(table)
+        self._instructions.feed(table)
+        if table.count("kvm_msr") and table.has("kvm_msr", "exception"):
+            faulted = table.field("kvm_msr", "exception") != 0
+            if faulted.any():
+                pairs = u64(table, "kvm_msr", "write") << np.uint64(32) | u64(table, "kvm_msr", "ecx")
+                self._msr_faults.add(keys.msrs.encode(pairs[faulted]))
+        for interface, event, name in (("hyper-v", "kvm_hv_hypercall", "code"), ("xen", "kvm_xen_hypercall", "nr")):
+            if table.count(event):
+                index, counter = self._other_hypercalls[interface]
+                counter.add(index.encode(u64(table, event, name)))
+        if table.count("kvm_fast_mmio"):
+            index, counter = self._fast_mmio
+            counter.add(index.encode(u64(table, "kvm_fast_mmio", "gpa")))
+
+    def finish(self, keys: LaneKeys, symbol: Callable[[int], str | None]) -> Detail:
+        """Return the rows.
+
+        Parameters
+        ----------
+        symbol : guest address -> its symbol, None if there is none
+        """
+        lists = {
+            "ports": self._rows("ports", keys.ports, _port_row),
+            "gpas": self._gpa_rows(keys),
+            "msrs": self._rows("msrs", keys.msrs, self._msr_row),
+            "crs": self._rows("crs", keys.crs, _cr_row),
+            "hypercalls": self._hypercall_rows(keys),
+            "rips": self._rip_rows(keys, symbol),
+            "interrupts": self._injections.rows(),
+            "emulated": self._instructions.rows(),
+        }
+        cut = {name: rows[:DETAIL_ROWS] for name, rows in lists.items()}
+        cpus = [CpuRow(cpu - 1, int(n)) for cpu, n in enumerate(self._cpus.values) if n and cpu]
+        distinct = {name: len(rows) for name, rows in lists.items()} | {"rips": len(self._sites)}
+        return Detail(**cut, cpus=tuple(cpus), distinct=distinct)  # type: ignore[arg-type]
+
+    def _rows(self, family: str, index: KeyIndex, row: Callable[[int, int, int, int | None], Row]) -> tuple[Row, ...]:
+        counts = self._families[family]
+        found = [row(n, key, counts.count[n], counts.total(n)) for n, key in enumerate(index.keys()) if counts.count[n]]
+        return _sorted(found)
+
+    def _gpa_rows(self, keys: LaneKeys) -> tuple[GpaRow, ...]:
+        index, counter = self._fast_mmio
+        fast = [GpaRow(gpa, "fast mmio", counter[n], None) for n, gpa in enumerate(index.keys())]
+        mmio = self._rows("mmio", keys.mmio, _mmio_row)
+        return _sorted([*mmio, *fast, *self._rows("pages", keys.pages, _page_row)])
+
+    def _msr_row(self, number: int, key: int, count: int, total_ns: int | None) -> MsrRow:
+        write, msr = split_pair(key)
+        direction = "write" if write else "read"
+        return MsrRow(msr, describe_msr(msr), direction, count, self._msr_faults[number], total_ns)
+
+    def _hypercall_rows(self, keys: LaneKeys) -> tuple[HypercallRow, ...]:
+        others = [
+            HypercallRow(interface, nr, "", counter[n], None)
+            for interface, (index, counter) in self._other_hypercalls.items()
+            for n, nr in enumerate(index.keys())
+        ]
+        return _sorted([*self._rows("hypercalls", keys.hypercalls, _hypercall_row), *others])
+
+    def _rip_rows(self, keys: LaneKeys, symbol: Callable[[int], str | None]) -> tuple[RipRow, ...]:
+        reasons, rips = keys.reasons.keys(), keys.rips.keys()
+        sites = self._sites.keys()
+        numbers = sorted(range(len(sites)), key=lambda n: (-self._site_ns[n], -self._site_count[n], sites[n]))
+        rows = []
+        for n in numbers[:DETAIL_ROWS]:
+            rip = rips[sites[n] >> REASON_BITS]
+            isa, reason = split_pair(reasons[sites[n] & REASON_MASK])
+            rows.append(
+                RipRow(
+                    rip,
+                    symbol(rip),
+                    ISA_NAMES.get(isa),
+                    reason,
+                    describe_exit_reason(isa, reason),
+                    self._site_count[n],
+                    self._site_ns[n],
+                )
+            )
+        return tuple(rows)
+
+
+def _sorted(rows: list[Row]) -> tuple[Row, ...]:
+    """Sort by time, then count, descending."""
+    return tuple(sorted(rows, key=lambda row: (-(row.total_ns or 0), -row.count)))
+
+
+def _port_row(number: int, key: int, count: int, total_ns: int | None) -> PortRow:  # noqa: ARG001
+    write, port = split_pair(key)
+    return PortRow(port, describe_port(port), "out" if write else "in", count, total_ns)
+
+
+def _mmio_row(number: int, key: int, count: int, total_ns: int | None) -> GpaRow:  # noqa: ARG001
+    return GpaRow(key >> 1, "mmio write" if key & 1 else "mmio read", count, total_ns)
+
+
+def _page_row(number: int, key: int, count: int, total_ns: int | None) -> GpaRow:  # noqa: ARG001
+    return GpaRow(key << PAGE_SHIFT, "page fault", count, total_ns)
+
+
+def _cr_row(number: int, key: int, count: int, total_ns: int | None) -> CrRow:  # noqa: ARG001
+    write, cr = split_pair(key)
+    return CrRow(cr, "write" if write else "read", count, total_ns)
+
+
+def _hypercall_row(number: int, key: int, count: int, total_ns: int | None) -> HypercallRow:  # noqa: ARG001
+    return HypercallRow("kvm", key, describe_hypercall(key), count, total_ns)

@@ -1,0 +1,98 @@
+"""VM-exits by reason: counts, exact time quantiles, and how many left to userspace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.report.document import ExitRow
+from kvmtrace.spans.keys import Counter
+from kvmtrace.spans.lane_keys import split_pair
+from kvmtrace.spans.lanes import Step
+from kvmtrace.stats.durations import Samples, Summary
+
+if TYPE_CHECKING:
+    from kvmtrace.spans.intervals import Intervals
+    from kvmtrace.spans.keys import KeyIndex
+    from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.spans.time_parts import ReasonSplit
+
+
+class ExitAccumulator:
+    """Collects VM-exits over consecutive pieces of lanes; groups are numbers of `LaneKeys.reasons`."""
+
+    def __init__(self) -> None:
+        self.count = Counter()
+        self.to_userspace = Counter()
+        self.guest_before_ns = Counter()
+        self.samples = Samples()
+        self.discarded = 0
+
+    def feed(self, lanes: Lanes, intervals: Intervals) -> None:
+        """Take in the next piece and its intervals."""
+        reasons, sound = intervals.reasons, intervals.sound
+        self.count.add(reasons[intervals.is_exit])
+        handled = intervals.handling & sound
+        self.discarded += int((intervals.handling & ~sound).sum())
+        self.samples.add(reasons[:-1][handled], intervals.dur_ns[handled])
+        guest = intervals.guest & sound
+        self.guest_before_ns.add(reasons[1:][guest], intervals.dur_ns[guest])
+        self._feed_userspace(lanes, intervals)
+
+    def _feed_userspace(self, lanes: Lanes, intervals: Intervals) -> None:
+        """Count the exits with a userspace exit before the thread's next entry or exit."""
+        left = lanes.step == Step.USERSPACE_EXIT
+        if not left.any():
+            return
+        owner = intervals.owner[left & ~lanes.opening]
+        owner = owner[owner >= 0]
+        owner = owner[lanes.step[owner] == Step.EXIT]
+        # an exit may leave several times before the next entry: it counts once
+        owner = owner[np.append(True, owner[1:] != owner[:-1])] if len(owner) else owner
+        self.to_userspace.add(lanes.reasons(owner))
+
+    def finish(self, reasons: KeyIndex, split: ReasonSplit | None, *, userspace: bool) -> tuple[ExitRow, ...]:
+        """Return the rows by total time, descending.
+
+        Parameters
+        ----------
+        split : where the time of each reason went, if it was computed
+        userspace : bool, kvm_userspace_exit was recorded
+        """
+        summaries = self.samples.summaries()
+        rows = []
+        for number, key in enumerate(reasons.keys()):
+            if not self.count[number]:
+                continue
+            isa, exit_reason = split_pair(key)
+            summary = summaries.get(number, Summary())
+            parts = split.of(number) if split and summary.samples else None
+            kernel, in_vmm, waiting, unknown = parts or (None, None, None, None)
+            rows.append(
+                ExitRow(
+                    ISA_NAMES.get(isa),
+                    exit_reason,
+                    describe_exit_reason(isa, exit_reason),
+                    self.count[number],
+                    summary.samples,
+                    summary.total_ns,
+                    summary.min_ns,
+                    summary.max_ns,
+                    summary.mean_ns,
+                    summary.rel_stderr,
+                    summary.p50_ns,
+                    summary.p90_ns,
+                    summary.p99_ns,
+                    summary.p999_ns,
+                    self.to_userspace[number] if userspace else None,
+                    self.guest_before_ns[number],
+                    kernel,
+                    in_vmm,
+                    waiting,
+                    unknown,
+                    summary.histogram,
+                )
+            )
+        return tuple(sorted(rows, key=lambda row: (-(row.total_ns or 0), -row.count, row.exit_reason)))

@@ -1,0 +1,334 @@
+"""The event table: one row per recorded event, in recorded order, as columns.
+
+Columns every row has (name, dtype, unit, null):
+
+| column        | dtype  | meaning                                                            | null |
+|---------------|--------|--------------------------------------------------------------------|------|
+| ts_ns         | int64  | time stamp of the capture's clock, ns                              | -    |
+| cpu           | int16  | host CPU that recorded the event                                   | -1   |
+| tid           | int32  | thread that was running (common_pid)                               | -1   |
+| kind          | uint16 | index into `kinds`                                                 | -    |
+| irq_flags     | uint8  | common_flags: TRACE_FLAG_* bits of include/linux/trace_events.h    | 0    |
+| preempt_count | uint8  | common_preempt_count                                               | 0    |
+
+Rows of different CPUs are merged by time; rows of one CPU keep their buffer order even where the clock
+stands still or steps back. Fields belong to a kind: `table.field("kvm_exit", "exit_reason")` is aligned
+with `table.rows("kvm_exit")`. Lost events are rows of the kind "lost_events" (field `count`, int64, -1 if
+the tracer did not say how many), on the CPU that lost them, tid -1, placed before the first event after
+the gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace._native import loaded
+from kvmtrace.errors import MissingEventError
+from kvmtrace.table.payload import ConcatPayload, Payload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+LOST_EVENTS = "lost_events"
+
+# common_flags (include/linux/trace_events.h, enum trace_flag_type)
+TRACE_FLAG_IRQS_OFF = 0x01
+TRACE_FLAG_IRQS_NOSUPPORT = 0x02  # older kernels: the tracer cannot know
+TRACE_FLAG_NEED_RESCHED = 0x04
+TRACE_FLAG_HARDIRQ = 0x08
+TRACE_FLAG_SOFTIRQ = 0x10
+TRACE_FLAG_PREEMPT_RESCHED = 0x20
+TRACE_FLAG_NMI = 0x40
+TRACE_FLAG_BH_OFF = 0x80
+
+COMMON_DTYPES: dict[str, np.dtype[Any]] = {
+    "ts_ns": np.dtype(np.int64),
+    "cpu": np.dtype(np.int16),
+    "tid": np.dtype(np.int32),
+    "kind": np.dtype(np.uint16),
+    "irq_flags": np.dtype(np.uint8),
+    "preempt_count": np.dtype(np.uint8),
+}
+
+
+@dataclass(frozen=True)
+class EventKind:
+    """A tracepoint or probe of the capture.
+
+    Parameters
+    ----------
+    name : str, verbatim as the kernel names it ("kvm_exit"); ours for probes ("vmx_vcpu_run")
+    system : str, tracepoint subsystem ("kvm", "sched", "syscalls"); "kvmtrace" for our probes and markers
+    fields : field name -> dtype; () shaped, or a subarray dtype such as (15,)u1
+    print_fmt : str, the format file's `print fmt` (data, never evaluated); "" if unknown
+    """
+
+    name: str
+    system: str
+    fields: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    print_fmt: str = ""
+
+
+class RowsByKind:
+    """Which rows of a table are of which kind; found when asked for, by two threads perhaps.
+
+    Parameters
+    ----------
+    kind : uint16, the table's column
+    n_kinds : int
+    parts : of the tables that stand one after the other in this one, if it is so made
+    """
+
+    def __init__(self, kind: NDArray[np.uint16], n_kinds: int, parts: Sequence[RowsByKind] = ()) -> None:
+        self._kind = kind
+        self._n_kinds = n_kinds
+        self._parts = tuple(parts)
+        # no cached_property: its lock is one for all tables, and two threads work on different ones
+        self._rows: list[NDArray[np.intp]] | None = None
+        self._position: NDArray[np.intp] | None = None
+
+    def __len__(self) -> int:
+        return len(self._kind)
+
+    @property
+    def rows(self) -> list[NDArray[np.intp]]:
+        """The ascending row numbers of each kind."""
+        if self._rows is None:
+            self._find()
+            if self._rows is None:
+                self._rows = self._of_parts() if self._parts else self._sorted()
+        return self._rows
+
+    def _find(self) -> None:
+        """Find both with the compiled kernel, if it is there."""
+        kernel = loaded()
+        found = None if kernel is None else kernel.rows_by_kind(self._kind, self._n_kinds)
+        if found is not None:
+            order, begin, position = found
+            self._position = position
+            self._rows = np.split(order, begin[1:-1])
+
+    def _sorted(self) -> list[NDArray[np.intp]]:
+        # stable argsort of a uint16 is a radix sort: linear, and one pass serves all kinds
+        order = np.argsort(self._kind, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self._kind, minlength=self._n_kinds))[:-1])
+
+    def _of_parts(self) -> list[NDArray[np.intp]]:
+        begins = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
+        return [
+            np.concatenate([part.rows[i] + begin for part, begin in zip(self._parts, begins, strict=False)])
+            for i in range(self._n_kinds)
+        ]
+
+    @property
+    def position(self) -> NDArray[np.intp]:
+        """The position of each row within its kind."""
+        rows = self.rows  # finds the positions as well where the compiled kernel is there
+        if self._position is None:
+            position = np.empty(len(self._kind), np.intp)
+            for own in rows:
+                position[own] = np.arange(len(own))
+            self._position = position
+        return self._position
+
+
+class EventTable:
+    """Events as columns; see the module docstring for the columns.
+
+    Parameters
+    ----------
+    columns : the six columns of COMMON_DTYPES, each of n rows
+    kinds : the kinds that `kind` indexes
+    payloads : kind index -> Payload with one row per event of that kind, in table order
+    """
+
+    def __init__(
+        self, columns: dict[str, NDArray[Any]], kinds: Sequence[EventKind], payloads: dict[int, Payload]
+    ) -> None:
+        n_rows = len(columns["ts_ns"])
+        for name, dtype in COMMON_DTYPES.items():
+            values = columns[name]
+            assert values.dtype == dtype, (name, values.dtype)
+            assert values.shape == (n_rows,), (name, values.shape)
+        self.ts_ns: NDArray[np.int64] = columns["ts_ns"]
+        self.cpu: NDArray[np.int16] = columns["cpu"]
+        self.tid: NDArray[np.int32] = columns["tid"]
+        self.kind: NDArray[np.uint16] = columns["kind"]
+        self.irq_flags: NDArray[np.uint8] = columns["irq_flags"]
+        self.preempt_count: NDArray[np.uint8] = columns["preempt_count"]
+        self.kinds: tuple[EventKind, ...] = tuple(kinds)
+        self.payloads = payloads
+        self.kind_index: dict[str, int] = {kind.name: i for i, kind in enumerate(self.kinds)}
+        self.by_kind = RowsByKind(self.kind, len(self.kinds))
+        self._cache: dict[tuple[int, str], NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.ts_ns)
+
+    def __repr__(self) -> str:
+        return f"<EventTable: {len(self):,} events of {len(self.kinds)} kinds>"
+
+    def has(self, name: str, field: str | None = None) -> bool:
+        """Say whether the capture describes kind `name` (with field `field`), occurring or not."""
+        index = self.kind_index.get(name)
+        return index is not None and (field is None or field in self.kinds[index].fields)
+
+    def rows(self, name: str) -> NDArray[np.intp]:
+        """Return the ascending row numbers of kind `name`; empty if the capture does not know it."""
+        index = self.kind_index.get(name)
+        return np.empty(0, np.intp) if index is None else self.by_kind.rows[index]
+
+    def count(self, name: str) -> int:
+        """Return how many events of kind `name` there are."""
+        return len(self.rows(name))
+
+    def field(self, name: str, field: str) -> NDArray[Any]:
+        """Return field `field` of every event of kind `name`, aligned with rows(name).
+
+        Raises
+        ------
+        MissingEventError
+            The capture does not describe that kind or field.
+        """
+        index = self.kind_index.get(name)
+        if index is None or field not in self.kinds[index].fields:
+            raise MissingEventError(f"the recording has no field {field} of event {name}")
+        key = (index, field)
+        if key not in self._cache:
+            payload = self.payloads.get(index)
+            if payload is None:  # described, never occurred
+                self._cache[key] = np.zeros(0, self.kinds[index].fields[field])
+            else:
+                self._cache[key] = payload.column(field)
+        return self._cache[key]
+
+    @property
+    def asked_for(self) -> list[tuple[int, str]]:
+        """The fields that were asked for so far, as (index of the kind, name)."""
+        return list(self._cache)
+
+    def read_ahead(self, wanted: Iterable[tuple[int, str]]) -> None:
+        """Find what another thread is going to ask for: rows by kind, and these fields of kinds that occur."""
+        _ = self.by_kind.rows
+        for index, name in wanted:
+            if index in self.payloads:
+                with contextlib.suppress(MissingEventError):
+                    self.field(self.kinds[index].name, name)
+
+    def spread(self, name: str, field: str, fill: int = 0, dtype: np.dtype[Any] | type | None = None) -> NDArray[Any]:
+        """Return field `field` of kind `name` as a column over all rows, `fill` elsewhere."""
+        values = self.field(name, field)
+        column = np.full(len(self), fill, dtype or values.dtype)
+        column[self.rows(name)] = values
+        return column
+
+    @property
+    def position_in_kind(self) -> NDArray[np.intp]:
+        """Return the position of each row within its kind."""
+        return self.by_kind.position
+
+    def take(self, rows: NDArray[np.intp]) -> EventTable:
+        """Return the table of these rows, which must be in the order wanted (any order is allowed)."""
+        columns = {name: getattr(self, name)[rows] for name in COMMON_DTYPES}
+        kinds = columns["kind"]
+        position = self.position_in_kind
+        payloads: dict[int, Payload] = {}
+        for index in np.flatnonzero(np.bincount(kinds, minlength=len(self.kinds))).tolist():
+            if index in self.payloads:
+                chosen = position[rows[kinds == index]]
+                payloads[index] = ConcatPayload([(self.payloads[index], chosen)])
+        return EventTable(columns, self.kinds, payloads)
+
+    def slice(self, start: int, stop: int) -> EventTable:
+        """Return rows start..stop as a table; its columns are views of this one's."""
+        columns = {name: getattr(self, name)[start:stop] for name in COMMON_DTYPES}
+        payloads: dict[int, Payload] = {}
+        for index, payload in self.payloads.items():
+            first, last = np.searchsorted(self.rows(self.kinds[index].name), (start, stop))
+            if last > first:
+                payloads[index] = ConcatPayload([(payload, np.arange(first, last))])
+        return EventTable(columns, self.kinds, payloads)
+
+    @staticmethod
+    def concat(tables: Sequence[EventTable], *, shared: bool = False) -> EventTable:
+        """Return the rows of tables that share their kinds, one after the other.
+
+        Parameters
+        ----------
+        shared : use the columns and row numbers that the tables keep, for short-lived results: the tables stay alive
+        """
+        kinds = tables[0].kinds
+        assert all(table.kinds == kinds for table in tables)
+        columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in COMMON_DTYPES}
+        payloads: dict[int, Payload] = {}
+        for index in {i for table in tables for i in table.payloads}:
+            parts = [t for t in tables if index in t.payloads]
+            if shared:
+                counts = [t.count(kinds[index].name) for t in parts]
+                payloads[index] = ConcatPayload([(_CachedPayload(t, index), None) for t in parts], counts)
+            else:
+                payloads[index] = ConcatPayload([(t.payloads[index], None) for t in parts])
+        whole = EventTable(columns, kinds, payloads)
+        if shared and len(whole.kind_index) == len(kinds):
+            whole.by_kind = RowsByKind(whole.kind, len(kinds), [table.by_kind for table in tables])
+        return whole
+
+    def to_pandas(self, *, fields: bool = True) -> pd.DataFrame:
+        """Return a DataFrame with the common columns, `event` as categorical.
+
+        With `fields`, every integer field follows as a nullable column named `event.field`.
+        """
+        import pandas as pd
+
+        names = [kind.name for kind in self.kinds]
+        frame = pd.DataFrame(
+            {
+                "ts_ns": self.ts_ns,
+                "cpu": self.cpu,
+                "tid": self.tid,
+                "event": pd.Categorical.from_codes(self.kind.astype(np.int32), names),
+                "irq_flags": self.irq_flags,
+                "preempt_count": self.preempt_count,
+            }
+        )
+        if not fields:
+            return frame
+        columns = {}
+        for kind in self.kinds:
+            rows = self.rows(kind.name)
+            for name, dtype in kind.fields.items():
+                if len(rows) and dtype.kind in "iub" and not dtype.shape:
+                    absent = np.ones(len(self), bool)
+                    absent[rows] = False
+                    values = self.spread(kind.name, name)
+                    masked = pd.arrays.BooleanArray if dtype.kind == "b" else pd.arrays.IntegerArray
+                    columns[f"{kind.name}.{name}"] = masked(values, absent)
+        return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
+
+
+class _CachedPayload:
+    """A payload of a table whose whole columns the table keeps, so that each is decoded once.
+
+    Parameters
+    ----------
+    table : EventTable
+    index : of the kind
+    """
+
+    def __init__(self, table: EventTable, index: int) -> None:
+        self._table = table
+        self._index = index
+        self.fields = table.payloads[index].fields
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if rows is None:
+            return self._table.field(self._table.kinds[self._index].name, name)
+        return self._table.payloads[self._index].column(name, rows)

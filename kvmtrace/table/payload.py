@@ -1,0 +1,128 @@
+"""Where the fields of recorded events lie, and how a column of them is read.
+
+A decoder does not unpack fields. It says where each event's bytes start; a field becomes a column when
+somebody asks for it. That is what keeps a report fast: of the 60 fields recorded, a report needs 15.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from kvmtrace.errors import MissingEventError
+from kvmtrace.table.gather import gather_field
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.table.format_text import Field
+
+
+class Payload(Protocol):
+    """The fields of all events of one kind, row i belonging to the kind's i-th event."""
+
+    @property
+    def fields(self) -> Mapping[str, np.dtype[Any]]:
+        """Field name -> dtype."""
+        ...
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """Return field `name` of all events, or of those at `rows` (positions within the kind)."""
+        ...
+
+
+class ColumnPayload:
+    """Fields that already are columns (text traces, Parquet, tests).
+
+    Parameters
+    ----------
+    columns : field name -> ndarray, all of the same length
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        self.columns = dict(columns)
+        self.fields: Mapping[str, np.dtype[Any]] = {n: v.dtype for n, v in self.columns.items()}
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if name not in self.columns:
+            raise MissingEventError(f"field {name} was not recorded")
+        values = self.columns[name]
+        return values if rows is None else values[rows]
+
+
+class RawPayload:
+    """Fields gathered from the recorded bytes when asked for.
+
+    Parameters
+    ----------
+    words : the buffer as little-endian u32 (a mapped file, or decompressed pages)
+    starts : gives the word index of each record's first byte, called once, at the first request
+    described : field name -> Field, where each lies
+    """
+
+    def __init__(
+        self, words: NDArray[np.uint32], starts: Callable[[], NDArray[Any]], described: Mapping[str, Field]
+    ) -> None:
+        self._words = words
+        self._make_starts: Callable[[], NDArray[Any]] | None = starts
+        self._starts: NDArray[Any] | None = None
+        self._described = described
+        self.fields: Mapping[str, np.dtype[Any]] = {n: f.dtype for n, f in described.items()}
+
+    @property
+    def starts(self) -> NDArray[Any]:
+        """Word index of each record."""
+        make = self._make_starts
+        if make is not None:  # two threads may both make them: the same ones
+            self._starts = make()
+            self._make_starts = None  # lets go of what it was made from
+        assert self._starts is not None
+        return self._starts
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if name not in self._described:
+            raise MissingEventError(f"field {name} was not recorded")
+        starts = self.starts if rows is None else self.starts[rows]
+        return gather_field(self._words, starts, self._described[name])
+
+
+class ConcatPayload:
+    """Payloads of consecutive parts of one stream; a field that one part lacks is lacking.
+
+    Parameters
+    ----------
+    parts : (payload, rows or None) pairs in order
+    counts : how many events each part has, if known; then a few rows cost little
+    """
+
+    def __init__(self, parts: Sequence[tuple[Payload, NDArray[np.intp] | None]], counts: Sequence[int] = ()) -> None:
+        self.parts = list(parts)
+        self._ends = np.cumsum(np.array(counts, np.intp))
+        common: dict[str, np.dtype[Any]] = dict(self.parts[0][0].fields) if self.parts else {}
+        for payload, _ in self.parts[1:]:
+            common = {name: dtype for name, dtype in common.items() if name in payload.fields}
+        self.fields: Mapping[str, np.dtype[Any]] = common
+
+    def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+        """See Payload."""
+        if name not in self.fields:
+            raise MissingEventError(f"field {name} was not recorded")
+        if rows is not None and len(self._ends) and np.all(rows[1:] >= rows[:-1]):
+            return self._of_parts(name, rows)
+        values = np.concatenate([payload.column(name, part) for payload, part in self.parts])
+        return values if rows is None else values[rows]
+
+    def _of_parts(self, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Return the field at ascending rows, asking each part for its own."""
+        bounds = np.append(0, np.searchsorted(rows, self._ends))
+        found, begin = [], 0
+        for i, ((payload, part), end) in enumerate(zip(self.parts, self._ends.tolist(), strict=True)):
+            own = rows[bounds[i] : bounds[i + 1]] - begin
+            found.append(payload.column(name, own if part is None else part[own]))
+            begin = end
+        return np.concatenate(found)

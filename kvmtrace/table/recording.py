@@ -1,0 +1,83 @@
+"""A recording: what was captured, what was lost, and its event table.
+
+`open_recording` recognises a file by its content. Everything above this layer is given a Recording and
+does not know which recorder wrote it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmtrace.table.event_table import EventKind, EventTable
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What was recorded, how, and where (the report document's `capture`).
+
+    `meta` is the recorder's own metadata ("kvmtrace.capture/1", see ARCHITECTURE.md), {} for files of
+    other tools.
+    """
+
+    path: str
+    format: str  # "trace.dat" "perf.data" "ftrace-text" "kvmtrace-bpf" "kvmtrace-summary" "parquet" "arrow"
+    host: str | None = None
+    kernel: str | None = None
+    cpu_model: str | None = None
+    clock: str | None = None
+    backend: str | None = None
+    events: tuple[str, ...] = ()  # enabled tracepoints and probes, "system:name"; () if unknown
+    n_cpus: int | None = None
+    tracer_cost_ns_per_event: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A place that could not be read; what stands before and after it was."""
+
+    offset: int
+    cpu: int | None
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Events that are not in the recording although they happened (the document's `loss`)."""
+
+    events: int | None = 0  # None: some were lost, nobody knows how many
+    by_cpu: dict[int, int] = field(default_factory=dict)
+    truncated: bool = False
+    damage: tuple[Damage, ...] = ()
+
+
+class Recording:
+    """A decoded recording.
+
+    Attributes
+    ----------
+    capture : Capture
+    loss : Loss; complete once all events have been read
+    kinds : tuple of EventKind, the kinds the capture describes
+    comms : tid -> name of the thread, as far as the recorder saved them
+    processes : tid -> pid of its process, as far as known
+    """
+
+    capture: Capture
+    loss: Loss
+    kinds: tuple[EventKind, ...]
+    comms: dict[int, str]
+    processes: dict[int, int]
+
+    def events(self) -> EventTable:
+        """Return all events (cached)."""
+        raise NotImplementedError
+
+    def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
+        """Yield consecutive tables of about `max_events` rows each; together they are events()."""
+        raise NotImplementedError

@@ -1,0 +1,71 @@
+"""Real recordings of real kvm_intel and kvm_amd conform to the model, whole, in pieces and cut off."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from kvmtrace.check.engine import Checker, check_recording
+from kvmtrace.check.losses import Gaps
+from kvmtrace.errors import KvmtraceError
+from kvmtrace.formats.opening import open_recording
+
+FIXTURES = sorted((Path(__file__).parents[2] / "fixtures").glob("*.dat"))
+SMALL = [path for path in FIXTURES if path.stat().st_size < 600_000]
+
+
+def alarms(comparison) -> list[tuple[str, int, str, str]]:
+    return [(v.rule, v.event_index, v.expected, v.observed) for v in comparison.violations]
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+def test_recording_conforms(path: Path) -> None:
+    comparison = check_recording(open_recording(path))
+    assert alarms(comparison) == []
+    assert comparison.n_events > 0
+    assert comparison.rules["V1"].checked > 0
+    assert comparison.explained_events > 5 * comparison.unknown_events
+
+
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
+def test_pieces_agree(path: Path) -> None:
+    recording = open_recording(path)
+    table = recording.events()
+    checker = Checker(recording.capture)
+    for start in range(0, len(table), 401):
+        checker.feed(table.slice(start, min(start + 401, len(table))))
+    parts, whole = checker.finish(), check_recording(recording)
+    assert alarms(parts) == []
+    for rule in ("V2", "V6", "V7", "V8", "V9", "V10", "V11"):
+        assert parts.rules[rule].checked == whole.rules[rule].checked, rule
+
+
+@pytest.mark.parametrize("path", SMALL[::3], ids=lambda path: path.stem)
+def test_cut_off_recordings_invent_nothing(path: Path, tmp_path: Path) -> None:
+    data = path.read_bytes()
+    rng = random.Random(path.stem)
+    for _ in range(6):
+        cut = tmp_path / "cut.dat"
+        cut.write_bytes(data[: rng.randrange(len(data) // 4, len(data))])
+        try:
+            recording = open_recording(cut)
+            comparison = check_recording(recording)
+        except KvmtraceError:
+            continue  # damaged before its first event
+        assert alarms(comparison) == []
+
+
+def test_gap_is_closed_by_the_next_table() -> None:
+    path = next(path for path in FIXTURES if path.stem.endswith("lifecycle"))
+    table = open_recording(path).events()
+    gaps = Gaps()
+    gaps.add(table.slice(0, 50))
+    gaps.end_at({7: 5})
+    assert list(gaps.by_cpu()) == [7]
+    starts, ends = gaps.by_cpu()[7]
+    assert starts[0] == 5
+    assert ends[0] > table.ts_ns.max()
+    gaps.forget_before(int(table.ts_ns.max()))
+    assert 7 in gaps.by_cpu()

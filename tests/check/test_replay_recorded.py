@@ -1,0 +1,42 @@
+"""Every bundled guest as it was really recorded, beside its prediction: no difference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvmtrace.formats import open_recording
+from kvmtrace.predict.align_recording import replay_recording
+from kvmtrace.predict.alignment_text import render_replay
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+HOSTS = [f"{isa}-{kernel}" for isa in ("vmx", "svm") for kernel in ("6.1", "6.12")]
+GUESTS = ("lifecycle", "interrupt", "smp", "string-io", "mmio-split", "triple-fault", "msr-gp", "storm")
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_fixture_is_as_predicted(host: str, guest: str) -> None:
+    replay = replay_recording(open_recording(str(FIXTURES / f"{host}-{guest}.dat")))
+    assert replay is not None
+    assert replay.differences == (), render_replay(replay)
+    assert replay.n_matched == replay.n_steps
+    assert (replay.guest, replay.isa) == (guest, host.partition("-")[0])
+    # the world switch is bracketed by probes there, and every KVM_RUN by its system call
+    assert {f"{replay.isa}_vcpu_run", "kvm_entry", "kvm_exit", "sys_enter_ioctl"} <= set(replay.events)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--count", "3"]], ids=["default", "count-3"])
+@pytest.mark.parametrize("guest", [name for name in GUESTS if name != "storm"])
+@pytest.mark.kvm
+def test_recording_of_this_machine_is_as_predicted(guest: str, arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "guest.dat"
+    command = [sys.executable, "-m", "kvmtrace", "record", "--guest", guest, *arguments, "-o", str(path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    replay = replay_recording(open_recording(str(path)))
+    assert replay is not None
+    assert replay.differences == (), render_replay(replay)
+    assert replay.n_matched == replay.n_steps > 20

@@ -1,0 +1,141 @@
+"""VM-exit intervals against a slow pairing, event by event, and their rules one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmtrace.errors import MissingEventError
+from kvmtrace.spans.vm_exits import vm_exit_intervals
+from kvmtrace.table.event_table import EventKind, EventTable
+from kvmtrace.table.payload import ColumnPayload
+
+U4, U8, I8 = (np.dtype(t) for t in ("u4", "u8", "i8"))
+KINDS = (
+    EventKind("kvm_entry", "kvm", {"vcpu_id": U4, "rip": U8}),
+    EventKind("kvm_exit", "kvm", {"exit_reason": U4, "guest_rip": U8}),
+    EventKind("kvm_userspace_exit", "kvm", {"reason": U4}),
+    EventKind("lost_events", "kvmtrace", {"count": I8}),
+    EventKind("sched_switch", "sched", {}),
+)
+ENTRY, EXIT, USER, LOST, OTHER = range(5)
+
+
+def table(rows: list[tuple[int, int, int, int]], kinds=KINDS) -> EventTable:
+    """Rows are (ts, cpu, tid, kind); rip and exit reason are the row's number."""
+    ts, cpu, tid, kind = (np.array(c) for c in (zip(*rows, strict=True) if rows else ([], [], [], [])))
+    n = len(rows)
+    columns = {
+        "ts_ns": ts.astype(np.int64),
+        "cpu": cpu.astype(np.int16),
+        "tid": tid.astype(np.int32),
+        "kind": kind.astype(np.uint16),
+        "irq_flags": np.zeros(n, np.uint8),
+        "preempt_count": np.zeros(n, np.uint8),
+    }
+    payloads = {}
+    for i, k in enumerate(kinds):
+        at = np.flatnonzero(kind == i)
+        payloads[i] = ColumnPayload({name: at.astype(dtype) for name, dtype in k.fields.items()})
+    return EventTable(columns, kinds, payloads)
+
+
+def test_pairs_interleaved_threads():
+    got = vm_exit_intervals(table([(10, 0, 1, EXIT), (11, 1, 2, EXIT), (15, 0, 1, ENTRY), (31, 1, 2, ENTRY)]))
+    assert got["dur_ns"].tolist() == [5, 20]
+    assert got["entry_row"].tolist() == [2, 3]
+    assert got["entry_rip"].tolist() == [2, 3]
+    assert got["vcpu_id"].tolist() == [2, 3]
+    assert got["exit_reason"].tolist() == [0, 1]
+
+
+def test_an_exit_after_an_exit_leaves_the_first_unpaired():
+    got = vm_exit_intervals(table([(1, 0, 1, EXIT), (2, 0, 1, EXIT), (3, 0, 1, ENTRY), (4, 0, 1, EXIT)]))
+    assert got["dur_ns"].tolist() == [-1, 1, -1]
+    assert got["entry_row"].tolist() == [-1, 2, -1]
+    assert got["guest_before_ns"].tolist() == [-1, -1, 1]
+
+
+def test_userspace_between_counts_only_for_its_thread():
+    got = vm_exit_intervals(
+        table([(1, 0, 1, EXIT), (2, 0, 2, EXIT), (3, 0, 2, USER), (4, 0, 1, ENTRY), (5, 0, 2, ENTRY), (6, 0, 1, USER)])
+    )
+    assert got["to_userspace"].tolist() == [False, True]
+
+
+def test_loss_between_on_the_same_cpu():
+    got = vm_exit_intervals(
+        table(
+            [(1, 0, 1, EXIT), (2, 0, -1, LOST), (3, 0, 1, ENTRY), (4, 0, 1, EXIT), (5, 1, -1, LOST), (6, 0, 1, ENTRY)]
+        )
+    )
+    assert got["lost"].tolist() == [True, False]
+
+
+def test_loss_that_shows_only_after_a_migration():
+    rows = [(1, 0, 1, EXIT), (2, 1, 1, ENTRY), (3, 0, -1, LOST), (4, 0, 5, OTHER)]
+    assert vm_exit_intervals(table(rows))["lost"].tolist() == [True]
+    rows.insert(1, (1, 0, 5, OTHER))  # CPU 0 went on before the gap, but the gap may begin before the entry
+    assert vm_exit_intervals(table(rows))["lost"].tolist() == [True]
+    rows.insert(3, (2, 0, 5, OTHER))  # now the gap begins after the entry
+    assert vm_exit_intervals(table(rows))["lost"].tolist() == [False]
+
+
+def test_guest_time_needs_an_entry_and_no_loss():
+    got = vm_exit_intervals(
+        table([(1, 0, 1, ENTRY), (4, 0, 1, EXIT), (5, 0, 1, ENTRY), (6, 0, -1, LOST), (9, 0, 1, EXIT)])
+    )
+    assert got["guest_before_ns"].tolist() == [3, -1]
+
+
+def test_clock_that_steps_back():
+    got = vm_exit_intervals(table([(10, 0, 1, EXIT), (7, 0, 1, ENTRY)]))
+    assert got["dur_ns"].tolist() == [-1]
+    assert got["entry_row"].tolist() == [1]
+
+
+def test_without_events_and_without_kinds():
+    assert len(vm_exit_intervals(table([]))) == 0
+    assert len(vm_exit_intervals(table([(1, 0, 1, ENTRY)]))) == 0
+    with pytest.raises(MissingEventError, match="kvm_exit and no kvm_entry"):
+        vm_exit_intervals(table([(1, 0, 1, 0)], kinds=(KINDS[2],)))
+
+
+def slow(rows: list[tuple[int, int, int, int]]) -> dict[int, tuple[int, bool]]:
+    """exit row -> (entry row or -1, a userspace exit between)"""
+    out: dict[int, tuple[int, bool]] = {}
+    pending: dict[int, int] = {}
+    for i, (_, _, tid, kind) in enumerate(rows):
+        if kind == EXIT:
+            out[i], pending[tid] = (-1, False), i
+        elif kind == USER and tid in pending:
+            out[pending[tid]] = (out[pending[tid]][0], True)
+        elif kind == ENTRY and tid in pending:
+            at = pending.pop(tid)
+            out[at] = (i, out[at][1])
+    return out
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from([ENTRY, EXIT, USER, LOST, OTHER])), max_size=60
+    ),
+    st.sampled_from([1, 70_000, 5_000_000]),
+)
+def test_equals_the_slow_pairing(content, scale):
+    rows = [(i, cpu, tid * scale, kind) for i, (cpu, tid, kind) in enumerate(content)]
+    got = vm_exit_intervals(table(rows))
+    want = slow(rows)
+    assert (
+        dict(
+            zip(
+                got["row"].tolist(),
+                zip(got["entry_row"].tolist(), got["to_userspace"].tolist(), strict=True),
+                strict=True,
+            )
+        )
+        == want
+    )
