@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "check": {"model", "table", "spans"},
     "predict": {"check", "model", "table", "workload"},  # of the workload only the listings: what a guest will do
     "bring_up": {"model", "table", "spans"},
-    "stats": {"table", "spans", "report"},
+    "stats": {"table", "spans"},
     "report": {"ab", "bring_up", "check", "model", "predict", "spans", "stats", "table"},
     "ab": {"check", "formats", "report", "spans", "table"},
     "render": {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.isa.exit_reasons import ISA_NAMES
 from kvmtrace.report.beginning import Beginning
-from kvmtrace.report.document import CaptureInfo, Detail, LossInfo, Report
+from kvmtrace.report.document import CaptureInfo, LossInfo, Report
 from kvmtrace.report.selection import Selection
 from kvmtrace.report.timeline import build_timeline
 from kvmtrace.spans.intervals import find_intervals
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.timeline import Timeline
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.spans.slices import Segments
+    from kvmtrace.stats.rows import Detail
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Recording
 
@@ -238,22 +239,22 @@ class ReportBuilder:
         capture = recording.capture
         start, stop = self._span or (None, None)
         return CaptureInfo(
-            capture.path,
-            capture.format,
-            capture.host,
-            capture.kernel,
-            capture.cpu_model,
-            self._isa(recording),
-            capture.clock,
-            capture.backend,
-            capture.events or _kind_names(recording),
-            self.n_events,
-            start,
-            None if start is None or stop is None else stop - start,
-            capture.tracer_cost_ns_per_event,
-            capture.n_cpus,
-            capture.meta.get("filters"),
-            self._options.selection.describe(),
+            path=capture.path,
+            format=capture.format,
+            host=capture.host,
+            kernel=capture.kernel,
+            cpu_model=capture.cpu_model,
+            isa=self._isa(recording),
+            clock=capture.clock,
+            backend=capture.backend,
+            events=capture.events or _kind_names(recording),
+            n_events=self.n_events,
+            start_ns=start,
+            duration_ns=None if start is None or stop is None else stop - start,
+            tracer_cost_ns_per_event=capture.tracer_cost_ns_per_event,
+            n_cpus=capture.n_cpus,
+            filters=capture.meta.get("filters"),
+            selection=self._options.selection.describe(),
         )
 
     def _isa(self, recording: Recording) -> str | None:

@@ -10,11 +10,11 @@ from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
 from kvmtrace.kvm.hypercalls import describe_hypercall
 from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.ports import describe_port
-from kvmtrace.report.document import CpuRow, CrRow, Detail, GpaRow, HypercallRow, MsrRow, PortRow, RipRow
 from kvmtrace.spans.keys import Counter, KeyIndex
 from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, split_pair, u64
 from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step
 from kvmtrace.stats.injections import InjectionAccumulator, InstructionAccumulator
+from kvmtrace.stats.rows import CpuRow, CrRow, Detail, GpaRow, HypercallRow, MsrRow, PortRow, RipRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

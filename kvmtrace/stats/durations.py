@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.stats.moments import REL_STDERR_DIGITS
+from kvmtrace.stats.mean_variance import REL_STDERR_DIGITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
-from kvmtrace.report.document import ExitRow
 from kvmtrace.spans.keys import Counter
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.stats.durations import Samples, Summary
+from kvmtrace.stats.rows import ExitRow
 
 if TYPE_CHECKING:
     from kvmtrace.spans.intervals import Intervals
@@ -72,27 +72,17 @@ class ExitAccumulator:
             kernel, in_vmm, waiting, unknown = parts or (None, None, None, None)
             rows.append(
                 ExitRow(
-                    ISA_NAMES.get(isa),
-                    exit_reason,
-                    describe_exit_reason(isa, exit_reason),
-                    self.count[number],
-                    summary.samples,
-                    summary.total_ns,
-                    summary.min_ns,
-                    summary.max_ns,
-                    summary.mean_ns,
-                    summary.rel_stderr,
-                    summary.p50_ns,
-                    summary.p90_ns,
-                    summary.p99_ns,
-                    summary.p999_ns,
-                    self.to_userspace[number] if userspace else None,
-                    self.guest_before_ns[number],
-                    kernel,
-                    in_vmm,
-                    waiting,
-                    unknown,
-                    summary.histogram,
+                    isa=ISA_NAMES.get(isa),
+                    exit_reason=exit_reason,
+                    name=describe_exit_reason(isa, exit_reason),
+                    count=self.count[number],
+                    to_userspace=self.to_userspace[number] if userspace else None,
+                    guest_before_ns=self.guest_before_ns[number],
+                    kernel_ns=kernel,
+                    userspace_ns=in_vmm,
+                    waiting_ns=waiting,
+                    unknown_ns=unknown,
+                    **vars(summary),
                 )
             )
         return tuple(sorted(rows, key=lambda row: (-(row.total_ns or 0), -row.count, row.exit_reason)))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.kvm.vectors import describe_vector
-from kvmtrace.report.document import EmulatedRow, InterruptRow
 from kvmtrace.spans.keys import Counter, KeyIndex
 from kvmtrace.spans.lane_keys import u64
+from kvmtrace.stats.rows import EmulatedRow, InterruptRow
 from kvmtrace.table.distinct import run_starts
 
 if TYPE_CHECKING:

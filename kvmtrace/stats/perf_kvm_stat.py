@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.isa.exit_reasons import ISA_NAMES, ISA_VMX, VMX_BASIC_EXIT_REASON_MASK, describe_exit_reason
-from kvmtrace.report.document import PerfRow, PerfTables
 from kvmtrace.spans.keys import grown
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
-from kvmtrace.stats.moments import Moments
+from kvmtrace.stats.mean_variance import Moments
+from kvmtrace.stats.rows import PerfRow, PerfTables
 
 if TYPE_CHECKING:
     from collections.abc import Callable

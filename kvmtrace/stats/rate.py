@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.report.document import Rate
+from kvmtrace.stats.rows import Rate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
-from kvmtrace.report.document import UserspaceExitRow
 from kvmtrace.spans.keys import Counter
 from kvmtrace.spans.lane_keys import signed32, split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.stats.durations import Samples, Summary
+from kvmtrace.stats.rows import UserspaceExitRow
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
@@ -62,20 +62,11 @@ class UserspaceAccumulator:
             summary = summaries.get(number, Summary())
             rows.append(
                 UserspaceExitRow(
-                    reason,
-                    describe_userspace_exit(reason, signed32(errno)),
-                    signed32(errno),
-                    self.count[number],
-                    summary.samples,
-                    summary.total_ns,
-                    summary.min_ns,
-                    summary.max_ns,
-                    summary.mean_ns,
-                    summary.p50_ns,
-                    summary.p90_ns,
-                    summary.p99_ns,
-                    summary.p999_ns,
-                    summary.histogram,
+                    reason=reason,
+                    name=describe_userspace_exit(reason, signed32(errno)),
+                    errno=signed32(errno),
+                    count=self.count[number],
+                    **{name: value for name, value in vars(summary).items() if name != "rel_stderr"},
                 )
             )
         return tuple(sorted(rows, key=lambda row: (-row.count, row.reason, row.errno)))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX
-from kvmtrace.report.document import Budget, VcpuRow
 from kvmtrace.spans.keys import Counter
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.time_parts import Part, PartSums
+from kvmtrace.stats.rows import Budget, VcpuRow
 from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
@@ -72,16 +72,16 @@ class VcpuAccumulator:
             cpus = tuple(sorted(cpu - 1 for thread, cpu in self._cpus if thread == number and cpu))
             rows.append(
                 VcpuRow(
-                    tid,
-                    identities.pids.get(tid),
-                    identities.comms.get(tid),
-                    identities.vcpu_ids.get(tid),
-                    sum(parts.values()),
-                    Budget(**shown),
-                    self._migrations[number],
-                    self._exits[number],
-                    self._userspace_exits[number],
-                    cpus,
+                    tid=tid,
+                    pid=identities.pids.get(tid),
+                    comm=identities.comms.get(tid),
+                    vcpu_id=identities.vcpu_ids.get(tid),
+                    wall_ns=sum(parts.values()),
+                    budget=Budget(**shown),
+                    migrations=self._migrations[number],
+                    exits=self._exits[number],
+                    userspace_exits=self._userspace_exits[number],
+                    cpus=cpus,
                 )
             )
         return tuple(sorted(rows, key=_order))

@@ -12,7 +12,7 @@ import pytest
 from kvmtrace.spans.keys import Counter, KeyIndex
 from kvmtrace.stats.durations import Samples, log2_histogram, nearest_rank, summarise
 from kvmtrace.stats.injections import disassemble
-from kvmtrace.stats.moments import Moments
+from kvmtrace.stats.mean_variance import Moments
 from kvmtrace.stats.rate import MAX_BINS, RateAccumulator
 
 from .tables import make_table

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.document import Report, VcpuRow, render_json
+from kvmtrace.report.document import Report, render_json
 
 from .tables import FIELDS, KVM_RUN, Row, Script, TableRecording, make_table, recording
+
+if TYPE_CHECKING:
+    from kvmtrace.stats.rows import VcpuRow
 
 HLT, CPUID, IO = 12, 10, 30
 

@@ -17,8 +17,9 @@ from kvmtrace.spans.slices import PART_NAMES
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from kvmtrace.report.document import Report, VcpuRow
+    from kvmtrace.report.document import Report
     from kvmtrace.report.timeline import Timeline
+    from kvmtrace.stats.rows import VcpuRow
 
 MAX_HISTOGRAMS = 12
 MAX_VIOLATIONS = 50

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvmtrace.report.document import PerfRow, PerfTables
+    from kvmtrace.stats.rows import PerfRow, PerfTables
 
 TITLES = {"vmexit": "VM-EXIT", "mmio": "MMIO Access", "ioport": "IO Port Access", "msr": "MSR Access"}
 

@@ -13,7 +13,8 @@ from kvmtrace.render.text.model_text import model_sections, verdict_line
 from kvmtrace.render.text.perf_text import render_perf_tables
 
 if TYPE_CHECKING:
-    from kvmtrace.report.document import CaptureInfo, ExitRow, Report
+    from kvmtrace.report.document import CaptureInfo, Report
+    from kvmtrace.stats.rows import ExitRow
 
 SHORT_ROWS = 6  # of each attribution, unless it is asked for with --by
 REASON_ROWS = 20

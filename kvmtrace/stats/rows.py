@@ -1,0 +1,238 @@
+"""The rows of statistics: what each accumulator returns, and the report document holds as it is.
+
+Times are integers in ns where the name says so, absent is None (never 0), unknown codes keep their number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """All VM-exits of one reason; times are from kvm_exit to the thread's next kvm_entry."""
+
+    isa: str | None
+    exit_reason: int
+    name: str
+    count: int  # kvm_exit events
+    samples: int  # completed exit→entry pairs; the times below are theirs
+    total_ns: int | None
+    min_ns: int | None
+    max_ns: int | None
+    mean_ns: int | None
+    rel_stderr: float | None  # percent of the mean, as perf prints it
+    p50_ns: int | None
+    p90_ns: int | None
+    p99_ns: int | None
+    p999_ns: int | None
+    to_userspace: int | None  # exits that left to userspace; null if kvm_userspace_exit was not recorded
+    guest_before_ns: int | None  # guest mode that ended with an exit of this reason
+    kernel_ns: int | None  # of total_ns: in the kernel, entry and exit path included
+    userspace_ns: int | None  # of total_ns: in the VMM
+    waiting_ns: int | None  # of total_ns: blocked, halt-polling or preempted
+    unknown_ns: int | None  # of total_ns: not attributable
+    histogram: tuple[int, ...]  # samples by powers of two: [k] counts 2**k .. 2**(k+1)-1 ns
+
+
+@dataclass(frozen=True)
+class PerfRow:
+    """One line of a `perf kvm stat report` table."""
+
+    key: str
+    samples: int
+    total_ns: int
+    min_ns: int
+    max_ns: int
+    mean_ns: int
+    rel_stderr: float  # percent of the mean
+    exit_reason: int | None = None
+    isa: str | None = None
+
+
+@dataclass(frozen=True)
+class PerfTables:
+    """`perf kvm stat report --event=vmexit|mmio|ioport|msr`."""
+
+    vmexit: tuple[PerfRow, ...] = ()
+    mmio: tuple[PerfRow, ...] = ()
+    ioport: tuple[PerfRow, ...] = ()
+    msr: tuple[PerfRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class UserspaceExitRow:
+    """All returns of KVM_RUN for one reason; times are from the return to the thread's next KVM_RUN."""
+
+    reason: int
+    name: str
+    errno: int  # 0, or negative: then KVM leaves the reason as it was
+    count: int
+    samples: int
+    total_ns: int | None
+    min_ns: int | None
+    max_ns: int | None
+    mean_ns: int | None
+    p50_ns: int | None
+    p90_ns: int | None
+    p99_ns: int | None
+    p999_ns: int | None
+    histogram: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where a vCPU thread's wall time went; null: this capture cannot tell, the time is in another part."""
+
+    guest_ns: int | None  # between VM-entry and VM-exit
+    entry_exit_ns: int | None  # in vmx_vcpu_run / svm_vcpu_run around guest mode (needs the probes)
+    handler_ns: int  # in the kernel on the CPU: exit handling, KVM_RUN's own work
+    userspace_ns: int | None  # outside KVM_RUN, the VMM's other system calls included
+    blocked_ns: int | None  # switched out, sleeping (HLT, or the VMM waits)
+    halt_poll_ns: int | None  # busy waiting in the kernel after HLT
+    preempted_ns: int | None  # switched out, runnable
+    unknown_ns: int  # may hide lost events, or before the first step that tells
+
+    def total_ns(self) -> int:
+        """Return the sum of the parts: the wall time."""
+        return sum(value or 0 for value in dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class VcpuRow:
+    """A thread that ran a vCPU."""
+
+    tid: int
+    pid: int | None
+    comm: str | None
+    vcpu_id: int | None
+    wall_ns: int  # from the thread's first KVM event to its last event
+    budget: Budget
+    migrations: int
+    exits: int
+    userspace_exits: int
+    cpus: tuple[int, ...]  # host CPUs it was seen on
+
+
+@dataclass(frozen=True)
+class PortRow:
+    """Accesses to one I/O port."""
+
+    port: int
+    name: str
+    direction: str  # "in" "out"
+    count: int
+    total_ns: int | None  # of the VM-exits that these accesses belong to; null if none is known
+
+
+@dataclass(frozen=True)
+class GpaRow:
+    """Accesses to one guest-physical address (MMIO) or faults on one guest page."""
+
+    gpa: int
+    kind: str  # "mmio read" "mmio write" "fast mmio" "page fault" (gpa is the page's address)
+    count: int
+    total_ns: int | None
+
+
+@dataclass(frozen=True)
+class MsrRow:
+    """Accesses to one MSR."""
+
+    msr: int
+    name: str
+    direction: str  # "read" "write"
+    count: int
+    faults: int  # of these, ended in #GP
+    total_ns: int | None
+
+
+@dataclass(frozen=True)
+class CrRow:
+    """Accesses to one control register."""
+
+    cr: int
+    direction: str
+    count: int
+    total_ns: int | None
+
+
+@dataclass(frozen=True)
+class HypercallRow:
+    """Hypercalls of one number."""
+
+    interface: str  # "kvm" "hyper-v" "xen"
+    nr: int
+    name: str
+    count: int
+    total_ns: int | None
+
+
+@dataclass(frozen=True)
+class InterruptRow:
+    """Injections of one vector."""
+
+    vector: int
+    kind: str  # "irq" "soft" "exception"
+    name: str
+    count: int
+    reinjected: int | None
+
+
+@dataclass(frozen=True)
+class RipRow:
+    """VM-exits of one reason at one guest instruction."""
+
+    rip: int
+    symbol: str | None
+    isa: str | None
+    exit_reason: int
+    name: str
+    count: int
+    total_ns: int | None
+
+
+@dataclass(frozen=True)
+class EmulatedRow:
+    """Instructions that KVM emulated."""
+
+    insn: str  # bytes, hexadecimal
+    mode: str  # "16" "32" "64": bits of the code segment
+    text: str  # disassembled
+    count: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class CpuRow:
+    """VM-exits by the host CPU that they were recorded on."""
+
+    cpu: int
+    exits: int
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What the exits were about; each list is by time, then count, descending, and cut to DETAIL_ROWS."""
+
+    ports: tuple[PortRow, ...] = ()
+    gpas: tuple[GpaRow, ...] = ()
+    msrs: tuple[MsrRow, ...] = ()
+    crs: tuple[CrRow, ...] = ()
+    hypercalls: tuple[HypercallRow, ...] = ()
+    interrupts: tuple[InterruptRow, ...] = ()
+    rips: tuple[RipRow, ...] = ()
+    emulated: tuple[EmulatedRow, ...] = ()
+    cpus: tuple[CpuRow, ...] = ()
+    distinct: dict[str, int] = field(default_factory=dict)  # list -> rows before it was cut
+
+
+@dataclass(frozen=True)
+class Rate:
+    """VM-exits over time."""
+
+    bin_ns: int
+    start_ns: int
+    exits: tuple[int, ...]  # per bin
+    userspace_exits: tuple[int, ...]
