@@ -10,7 +10,7 @@ from kvmtrace.model.bring_up import INHERITANCE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kvmtrace.bring_up.construction_steps import KvmObject
+    from kvmtrace.bring_up.objects import KvmObject
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ OBJECT_KINDS: Mapping[str, ObjectKind] = MappingProxyType(
 class Refusal:
     """KVM must refuse the call with `errno` while `condition` holds.
 
-    `condition` names a predicate of the VM's state in `compare/bring_up.py`.
+    `condition` names a predicate of the VM's state (bring_up/contract_check.py, CONDITIONS).
     """
 
     condition: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-from kvmtrace.bring_up.construction_steps import Step
+from kvmtrace.bring_up.construction import Step
 from kvmtrace.bring_up.follow import BringUp
 from kvmtrace.bring_up.vmm_start import VmmStart, VmmStep
 from kvmtrace.render.html.html_tables import bring_up_tables
