@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.ftrace.tracefs import MOUNT_POINT, mount_tracefs
+from kvmtrace.capture.tracefs import MOUNT_POINT, mount_tracefs
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:

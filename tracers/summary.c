@@ -10,7 +10,7 @@
  * which spares the kernel filling in a record; on_NAME hangs on the plain tracepoint, where the raw one cannot be had.
  * The loader defines MAP_THREADS (an array), MAP_SLOTS (tid -> index), MAP_FREE (a queue of unused indices, empty
  * until all programs are attached), MAP_HERE (per CPU, at first NO_SLOT), MAP_OTHERS, *_OFFSET by the format files, and
- * *_ARG, *_AT by the kernel's type information (kvmtrace/capture/bpf_types.py).
+ * *_ARG, *_AT by the kernel's type information (kvmtrace/capture/bpf/btf_types.py).
  */
 #define NO_SLOT 0xffffffffU  /* beyond the array: its look-up fails */
 #define RECORD(type, offset) (*(volatile type *)(ctx + (offset)))

@@ -1,5 +1,5 @@
 /*
- * What summary.c keeps in its maps; kvmtrace/capture/bpf_summary.py reads it.
+ * What summary.c keeps in its maps; kvmtrace/capture/bpf/summary_maps.py reads it.
  */
 #define ISA_VMX 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.ftrace.tracefs import find_tracefs
+from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:

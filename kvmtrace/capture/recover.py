@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.capture.recorders import RUN_DIR, Registration, dead_recorders
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.recording_run import Run
+    from kvmtrace.capture.ftrace.recording_run import Run
     from kvmtrace.capture.spool import Spool
 
 # up to here the spool's events are counted, to know exactly what was in flight when the recorder died
@@ -54,9 +54,11 @@ def _attempt(entry: Registration) -> list[str]:
 
 
 def _reclaim_entry(name: str, values: dict[str, Any]) -> list[str]:
-    from kvmtrace.capture.ftrace.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes, mounted
-    from kvmtrace.capture.recording_run import Run
+    from kvmtrace.capture.ftrace.instance import INSTANCE_PREFIX, Instance
+    from kvmtrace.capture.ftrace.probe_events import GROUP_PREFIX, Probes
+    from kvmtrace.capture.ftrace.recording_run import Run
     from kvmtrace.capture.spool import Spool
+    from kvmtrace.capture.tracefs import mounted
 
     spool = Spool.adopt(Path(values["output"]), Path(values["spool"])) if values else None
     tracefs = mounted()
@@ -77,7 +79,7 @@ def _take_over(run: Run) -> None:
     """Read what the dead recorder had not, and seal its spool."""
     from kvmtrace.capture.ftrace.disk_full import finish_full
     from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
-    from kvmtrace.capture.recording_run import complete
+    from kvmtrace.capture.ftrace.recording_run import complete
     from kvmtrace.capture.threads import Threads
 
     run.instance.lock()
@@ -195,7 +197,9 @@ def _escape(name: str) -> str:
 
 def _remove_orphans() -> list[str]:
     """Remove instances and probe groups of ours whose process is gone and that nobody registered."""
-    from kvmtrace.capture.ftrace.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes, mounted
+    from kvmtrace.capture.ftrace.instance import INSTANCE_PREFIX, Instance
+    from kvmtrace.capture.ftrace.probe_events import GROUP_PREFIX, Probes
+    from kvmtrace.capture.tracefs import mounted
 
     tracefs = mounted()
     if os.geteuid() != 0 or tracefs is None:

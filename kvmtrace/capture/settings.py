@@ -72,7 +72,7 @@ class RecordSettings:
     qmp: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecordResult:
     """What a recording holds; everything is in the file's metadata too.
 
@@ -83,19 +83,15 @@ class RecordResult:
     n_events : int or None, events in the file
     by_kind : events per kind, None where counting them is not free
     file_bytes : int, size of the capture
-    ended_by : "target" (it ended), "time", "interrupt" (Ctrl-C, SIGTERM), "disk full", "error"
-    target_status : int or None, exit status of a started command or guest (-N: killed by signal N)
     recorder_cpu_s : float, CPU time the recorder itself took
     """
 
     path: Path
     meta: dict[str, Any]
-    n_events: int | None
-    by_kind: dict[str, int] | None
     file_bytes: int
-    ended_by: str
-    target_status: int | None
     recorder_cpu_s: float
+    n_events: int | None = None
+    by_kind: dict[str, int] | None = None
 
     @property
     def lost(self) -> int | None:
@@ -103,3 +99,15 @@ class RecordResult:
         lost = self.meta["loss"]["events"]
         assert lost is None or isinstance(lost, int)
         return lost
+
+    @property
+    def ended_by(self) -> str:
+        """What ended it: "target", "time", "interrupt" (Ctrl-C, SIGTERM), "disk full"."""
+        return str(self.meta["ended_by"])
+
+    @property
+    def target_status(self) -> int | None:
+        """Exit status of a started command or guest (-N: killed by signal N)."""
+        status = self.meta["target_status"]
+        assert status is None or isinstance(status, int)
+        return status

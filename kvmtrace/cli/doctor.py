@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.diagnosis import Check, Diagnosis
+    from kvmtrace.capture.diagnosis import Diagnosis
+    from kvmtrace.capture.host_checks import Check
 
 EPILOG = """\b
 Examples:

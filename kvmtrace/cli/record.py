@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,65 +12,15 @@ import click
 
 from kvmtrace.capture.recover import reclaim
 from kvmtrace.capture.settings import RecordResult, RecordSettings, TargetSpec
+from kvmtrace.cli.parameter_types import Duration, ExitReason, Size
+from kvmtrace.cli.recording_told import describe
 from kvmtrace.errors import LostEventsError, UsageError
 from kvmtrace.kvm.tracepoints import EVENT_SETS
 
 if TYPE_CHECKING:
     from typing import Any
 
-    IntParam = click.ParamType[int]
-    FloatParam = click.ParamType[float]
-else:  # generic since click 8.4
-    IntParam = FloatParam = click.ParamType
-
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_OUTPUT = "kvmtrace.dat"
-
-
-class Size(IntParam):
-    """A number of bytes: 64M, 2G, 4096."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number of bytes."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)i?b?", str(value).strip().lower())
-        if match is None or not float(match[1]):
-            self.fail(f"{value!r} is no size; write 64M or 2G", param, ctx)
-        return int(float(match[1]) * UNITS[match[2]])
-
-
-class ExitReason(FloatParam):
-    """An exit reason: its number, or its name in VMX or SVM (HLT, npf)."""
-
-    name = "reason"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number; a name that both instruction sets know is the one of the loaded KVM module."""
-        from kvmtrace.isa.exit_reasons import EXIT_REASONS, ISA_SVM, ISA_VMX
-
-        text = str(value).strip()
-        if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", text):
-            return int(text, 0)
-        isas = (ISA_SVM, ISA_VMX) if Path("/sys/module/kvm_amd").is_dir() else (ISA_VMX, ISA_SVM)
-        numbers = [number for isa in isas for number, name in EXIT_REASONS[isa].items() if name.lower() == text.lower()]
-        if not numbers:
-            self.fail(f"{value!r} is no exit reason; examples: EPT_VIOLATION, HLT, npf, 48", param, ctx)
-        return numbers[0]
-
-
-class Duration(FloatParam):
-    """A time: 10, 2.5s, 500ms, 3m."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)?", str(value).strip().lower())
-        if match is None:
-            self.fail(f"{value!r} is no time; write 10, 500ms or 3m", param, ctx)
-        return float(match[1]) * TIME_UNITS[match[2]]
 
 
 EPILOG = """\b
@@ -158,59 +106,47 @@ more than SIZE (plus the header) is on the disk.
 )
 @click.option("--as-root", is_flag=True, help="Under sudo: run the command as root, not as yourself.")
 @click.argument("command_line", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARG...]")
-def command(
-    *,
-    output: str,
-    backend: str,
-    event_set: str,
-    guest: str | None,
-    count: int | None,
-    pid: int | None,
-    machine: bool,
-    duration: float | None,
-    max_size: int | None,
-    summary: bool,
-    thread: int | None,
-    vcpu: int | None,
-    exit_reasons: tuple[int, ...],
-    sample: int | None,
-    slower_than: float | None,
-    strict: bool,
-    clock: str | None,
-    buffer_size: int | None,
-    as_root: bool,
-    qmp: Path | None,
-    command_line: tuple[str, ...],
-) -> None:
+def command(**options: Any) -> None:
     """Record a VM until it ends, the time is over, or Ctrl-C.
 
     Says what to record with one of --guest NAME, -p PID, -a, or a command behind "--".
     """
-    spec = target_of(guest, count, pid, machine, command_line)
-    if thread is not None:
-        check_thread(thread, pid)
-    settings = RecordSettings(
-        output=Path(output),
-        target=replace(spec, as_root=as_root),
-        backend=backend,
-        event_set=event_set,
-        duration_s=duration,
-        max_bytes=max_size,
-        summary=summary,
-        clock=clock,
-        buffer_bytes=buffer_size,
-        filters=filters_of(thread, vcpu, exit_reasons, sample, slower_than),
-        argv=("kvmtrace", *sys.argv[1:]),
-        qmp=qmp,
-    )
+    settings = settings_of(options)
     for line in reclaim(settings.output):
         say(f"kvmtrace: {line}")
     result = run(settings)
     for line in describe(result):
         say(line)
-    if strict and result.lost != 0:
+    if options["strict"] and result.lost != 0:
         lost = "some" if result.lost is None else f"{result.lost:,}"
         raise LostEventsError(f"{result.path}: {lost} events were lost; try a larger --buffer-size")
+
+
+def settings_of(options: dict[str, Any]) -> RecordSettings:
+    """Return what the options ask for.
+
+    Raises
+    ------
+    UsageError
+        They contradict each other.
+    """
+    target = target_of(options)
+    if options["thread"] is not None:
+        check_thread(options["thread"], options["pid"])
+    return RecordSettings(
+        output=Path(options["output"]),
+        target=target,
+        backend=options["backend"],
+        event_set=options["event_set"],
+        duration_s=options["duration"],
+        max_bytes=options["max_size"],
+        summary=options["summary"],
+        clock=options["clock"],
+        buffer_bytes=options["buffer_size"],
+        filters=filters_of(options),
+        argv=("kvmtrace", *sys.argv[1:]),
+        qmp=options["qmp"],
+    )
 
 
 def check_thread(thread: int, pid: int | None) -> None:
@@ -221,15 +157,14 @@ def check_thread(thread: int, pid: int | None) -> None:
         raise UsageError(f"process {pid} has no thread {thread}")
 
 
-def filters_of(
-    thread: int | None, vcpu: int | None, exit_reasons: tuple[int, ...], sample: int | None, slower_than: float | None
-) -> dict[str, Any]:
+def filters_of(options: dict[str, Any]) -> dict[str, Any]:
     """Return RecordSettings.filters: those that were asked for."""
+    slower_than = options["slower_than"]
     given = {
-        "thread": thread,
-        "vcpu": vcpu,
-        "exit_reason": exit_reasons or None,
-        "sample": sample,
+        "thread": options["thread"],
+        "vcpu": options["vcpu"],
+        "exit_reason": options["exit_reasons"] or None,
+        "sample": options["sample"],
         "slower_than_ns": None if slower_than is None else round(slower_than * 1e9),
     }
     return {name: value for name, value in given.items() if value is not None}
@@ -241,9 +176,7 @@ def say(line: str) -> None:
         click.echo(line, err=True)
 
 
-def target_of(
-    guest: str | None, count: int | None, pid: int | None, machine: bool, command_line: tuple[str, ...]
-) -> TargetSpec:
+def target_of(options: dict[str, Any]) -> TargetSpec:
     """Return the one target that was asked for.
 
     Raises
@@ -251,19 +184,22 @@ def target_of(
     UsageError
         None, or more than one.
     """
-    ways = (("--guest", guest), ("-p", pid), ("-a", machine), ("a command", command_line))
+    guest, pid, command_line = options["guest"], options["pid"], options["command_line"]
+    ways = (("--guest", guest), ("-p", pid), ("-a", options["machine"]), ("a command", command_line))
     chosen = [name for name, given in ways if given]
     if len(chosen) != 1:
         wrong = " and ".join(chosen) + " exclude each other" if chosen else "nothing to record"
         raise UsageError(f"{wrong}; give one of --guest NAME, -p PID, -a, or -- CMD ARG...")
-    if count is not None and guest is None:
+    if options["count"] is not None and guest is None:
         raise UsageError("--count belongs to --guest")
     if guest is not None:
-        arguments = () if count is None else ("--count", str(count))
+        arguments = () if options["count"] is None else ("--count", str(options["count"]))
         return TargetSpec("guest", guest=guest, guest_arguments=arguments)
     if pid is not None:
         return TargetSpec("pid", pid=pid)
-    return TargetSpec("all") if machine else TargetSpec("command", command=command_line)
+    if options["machine"]:
+        return TargetSpec("all")
+    return TargetSpec("command", command=command_line, as_root=options["as_root"])
 
 
 def run(settings: RecordSettings) -> RecordResult:
@@ -279,56 +215,3 @@ def run(settings: RecordSettings) -> RecordResult:
     result = recorder.record(settings)
     assert isinstance(result, RecordResult)
     return result
-
-
-def describe(result: RecordResult) -> list[str]:
-    """Say what was recorded, what was lost and what it cost."""
-    meta = result.meta
-    seconds = (meta.get("duration_ns") or 0) / 1e9
-    count = "events" if result.n_events is None else f"{result.n_events:,} events"
-    rate = f" ({result.n_events / seconds:,.0f}/s)" if result.n_events and seconds else ""
-    what = f"recorded {count}{rate} in {seconds:.2f} s with {meta['backend']}"
-    lines = [f"{what}: {result.path} ({human_bytes(result.file_bytes)})"]
-    if result.by_kind:
-        top = sorted(result.by_kind.items(), key=lambda item: -item[1])
-        lines.append(
-            "  " + ", ".join(f"{name} {count:,}" for name, count in top[:6]) + (", ..." if len(top) > 6 else "")
-        )
-    each = f", {result.recorder_cpu_s / result.n_events * 1e9:,.0f} ns per event" if result.n_events else ""
-    cost = f"the recorder took {result.recorder_cpu_s:.2f} s of CPU time{each}"
-    if meta.get("cost_ns_per_event"):
-        cost += f", the traced threads {meta['cost_ns_per_event']:.0f} ns per event"
-    lines.append(f"lost {describe_loss(result)}; {cost}")
-    discarded = meta.get("discarded")
-    if discarded:
-        lines.append(f"older events deleted to keep the size: {discarded['events']:,}")
-    lines += [f"note: {note}" for note in meta.get("notes", [])]
-    if result.ended_by not in ("target", "time", "interrupt"):
-        lines.append(f"the recording ended early: {result.ended_by}")
-    if result.target_status:
-        lines.append(f"the target {describe_status(result.target_status)}")
-    return lines
-
-
-def describe_loss(result: RecordResult) -> str:
-    """Say how many events were lost, and where."""
-    if result.lost is None:
-        return "an unknown number of events"
-    if not result.lost:
-        return "0 events"
-    by_cpu = ", ".join(f"CPU {cpu}: {count:,}" for cpu, count in result.meta["loss"]["by_cpu"].items())
-    return f"{result.lost:,} events ({by_cpu})"
-
-
-def describe_status(status: int) -> str:
-    """Put an exit status in words."""
-    return f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"
-
-
-def human_bytes(size: float) -> str:
-    """Return a size for people: 3.2 MiB."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.bpf import attach as bpf_attach
 from kvmtrace.capture.bpf import btf_ids as bpf_btf
 from kvmtrace.capture.bpf import compiler as bpf_compile
 from kvmtrace.capture.bpf import event_programs as bpf_events
+from kvmtrace.capture.bpf import mechanisms
 from kvmtrace.capture.bpf.ring import round_ring_size
 from kvmtrace.errors import CapabilityError
 from kvmtrace.kvm.tracepoints import PROBES
@@ -118,8 +118,8 @@ def test_the_kernels_own_btf_has_what_it_must_have() -> None:
     assert set(bpf_btf.find_functions({"schedule", "no_such_function"})) == {"schedule"}
 
 
-def test_attachments_are_described_newest_first() -> None:
-    rows = bpf_attach.describe_attachments()
+def test_mechanisms_are_described_newest_first() -> None:
+    rows = mechanisms.describe_mechanisms()
     assert [name for name, _, _ in rows][:5] == [
         "fentry/fexit",
         "BTF tracepoint",
@@ -134,8 +134,8 @@ def test_attachments_are_described_newest_first() -> None:
 def test_without_tracefs_each_mechanism_says_what_is_wrong(
     place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bpf_attach, "mounted", lambda: None if place is None else tmp_path)
-    rows = {name: (usable, remark) for name, usable, remark in bpf_attach.describe_attachments()}
+    monkeypatch.setattr(mechanisms, "mounted", lambda: None if place is None else tmp_path)
+    rows = {name: (usable, remark) for name, usable, remark in mechanisms.describe_mechanisms()}
     for name in ("tracepoint", "syscall tracepoint"):
         usable, remark = rows[name]
         assert not usable

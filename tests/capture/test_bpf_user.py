@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.bpf.uprobes import UserProbe, find_functions
+from kvmtrace.capture.bpf.uprobes import UserProbe
+from kvmtrace.capture.elf_symbols import find_functions
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from kvmtrace.capture.ftrace import ftrace_recorder as ftrace
+from kvmtrace.capture.ftrace.instance import Instance
 from kvmtrace.capture.ftrace.page_mover import Reader
 from kvmtrace.capture.ftrace.raw_pages import COMMIT_MASK, count_events, iter_events
-from kvmtrace.capture.ftrace.tracefs import Instance, find_tracefs, mounted
 from kvmtrace.capture.ftrace.trim import trim_head
 from kvmtrace.capture.recorders import RUN_DIR
 from kvmtrace.capture.settings import META_MAGIC, RecordResult, RecordSettings, TargetSpec
 from kvmtrace.capture.spool import PAGE_SIZE, Spool
+from kvmtrace.capture.tracefs import find_tracefs, mounted
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.formats.opening import open_recording
 from kvmtrace.kvm.tracepoints import EVENT_SETS

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmtrace.capture.ftrace import tracefs
-from kvmtrace.capture.ftrace.tracefs import Instance, Probes
+from kvmtrace.capture import tracefs
+from kvmtrace.capture.ftrace.instance import Instance
+from kvmtrace.capture.ftrace.probe_events import Probes
 from kvmtrace.errors import CapabilityError
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmtrace.bring_up.follow import follow_bring_up
-from kvmtrace.capture import vmm_probes
-from kvmtrace.capture.ftrace.tracefs import mounted
+from kvmtrace.capture.ftrace import vmm_probes
+from kvmtrace.capture.ftrace.vmm_probes import add_vmm_probes, vmm_binary
 from kvmtrace.capture.settings import META_MAGIC, TargetSpec
-from kvmtrace.capture.vmm_probes import add_vmm_probes, vmm_binary
+from kvmtrace.capture.tracefs import mounted
 from kvmtrace.formats.opening import open_recording
 from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
 from kvmtrace.model.bring_up import VMM_ORDER

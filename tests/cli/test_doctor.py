@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from kvmtrace.capture import diagnosis as doctor
-from kvmtrace.capture.diagnosis import MISSING, OK, OPTIONAL, Check, Diagnosis
+from kvmtrace.capture.diagnosis import Diagnosis
+from kvmtrace.capture.host_checks import MISSING, OK, OPTIONAL, Check
 from kvmtrace.cli.doctor import render
 
 

@@ -95,15 +95,20 @@ def test_backend_without_tracefs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def result(**more: Any) -> RecordResult:
-    meta = {"loss": {"events": 0, "by_cpu": {}}, "duration_ns": 2_000_000_000, "backend": "ftrace", "notes": []}
+    meta = {
+        "loss": {"events": 0, "by_cpu": {}},
+        "duration_ns": 2_000_000_000,
+        "backend": "ftrace",
+        "notes": [],
+        "ended_by": "target",
+        "target_status": 0,
+    }
     values: dict[str, Any] = {
         "path": Path("run.dat"),
         "meta": meta | more.pop("meta", {}),
         "n_events": 4000,
         "by_kind": None,
         "file_bytes": 3 << 20,
-        "ended_by": "target",
-        "target_status": 0,
         "recorder_cpu_s": 0.002,
     }
     return RecordResult(**(values | more))
@@ -126,9 +131,12 @@ def test_discards_notes_ends_and_statuses_are_said() -> None:
     text = "\n".join(
         record.describe(
             result(
-                meta={"discarded": {"events": 77, "by_cpu": {"0": 77}}, "notes": ["so"]},
-                ended_by="disk full",
-                target_status=-9,
+                meta={
+                    "discarded": {"events": 77, "by_cpu": {"0": 77}},
+                    "notes": ["so"],
+                    "ended_by": "disk full",
+                    "target_status": -9,
+                },
                 n_events=None,
             )
         )

@@ -11,10 +11,8 @@ import select
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace import __version__
 from kvmtrace.capture.bpf.bpf_disk_full import Unkept
 from kvmtrace.capture.bpf.bpf_syscall import synchronize_rcu
 from kvmtrace.capture.bpf.bpf_writer import CaptureWriter, encode_header
@@ -24,12 +22,12 @@ from kvmtrace.capture.bpf.program import Plan, Programs, make_plan
 from kvmtrace.capture.bpf.ring import Rings, round_ring_size
 from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.ending import Ending
-from kvmtrace.capture.ftrace.tracefs import find_tracefs
-from kvmtrace.capture.host import host_facts
-from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
+from kvmtrace.capture.first_metadata import first_metadata
+from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.spool import Spool, is_full
 from kvmtrace.capture.target import Target, invoking_user
 from kvmtrace.capture.threads import Threads
+from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
@@ -120,17 +118,26 @@ class Session:
             rings.close()
             raise
         spool = Spool.create(settings.output)
-        meta = first_metadata(settings, target, plan, size)
-        return cls(
+        meta = first_metadata(
             settings,
             target,
-            plan,
-            rings,
-            programs,
-            spool,
-            CaptureWriter(spool.open_new("out")),
-            meta,
-            Threads(target.pid),
+            backend="bpf",
+            clock=CLOCK,
+            missing_events=list(plan.missing),
+            notes=notes(plan),
+            filters=describe_filters(settings.filters) | plan.conditions,
+            buffer_bytes=size,
+        )
+        return cls(
+            settings=settings,
+            target=target,
+            plan=plan,
+            rings=rings,
+            programs=programs,
+            spool=spool,
+            writer=CaptureWriter(spool.open_new("out")),
+            meta=meta,
+            threads=Threads(target.pid),
         )
 
     def run(self, ending: Ending) -> RecordResult:
@@ -306,48 +313,12 @@ class Session:
         self.spool.discard()
         path = self.settings.output
         return RecordResult(
-            path,
-            self.meta,
-            self.meta["n_events"],
-            None,
-            path.stat().st_size,
-            self.meta["ended_by"],
-            self.target.status,
-            cpu_s,
+            path=path,
+            meta=self.meta,
+            n_events=self.meta["n_events"],
+            file_bytes=path.stat().st_size,
+            recorder_cpu_s=cpu_s,
         )
-
-
-def first_metadata(settings: RecordSettings, target: Target, plan: Plan, ring_bytes: int) -> dict[str, Any]:
-    """Return the metadata as far as it is known when the recording begins."""
-    spec = settings.target
-    described = {
-        "kind": spec.kind,
-        "pids": [] if target.pid is None else [target.pid],
-        "guest": spec.guest,
-        "guest_arguments": list(spec.guest_arguments),
-        "command": list(spec.command),
-    }
-    return {
-        "schema": META_SCHEMA,
-        "kvmtrace": __version__,
-        "command": list(settings.argv),
-        **host_facts(),
-        "backend": "bpf",
-        "clock": CLOCK,
-        "event_set": settings.event_set,
-        "events": [],
-        "missing_events": list(plan.missing),
-        "probes": [],
-        "target": described,
-        "guest_run": None,
-        "loss": {"by_cpu": {}, "events": None},
-        "notes": notes(plan),
-        "started": datetime.now(UTC).isoformat(),
-        "duration_ns": None,
-        "filters": describe_filters(settings.filters) | plan.conditions,
-        "cost_ns_per_event": None,
-        "buffer_bytes": ring_bytes,
-    }
 
 
 def notes(plan: Plan) -> list[str]:

@@ -18,8 +18,8 @@ from kvmtrace.capture.bpf.bpf_syscall import (
 )
 from kvmtrace.capture.bpf.btf_types import kernel_types
 from kvmtrace.capture.bpf.compiler import compile_cached, relocate
-from kvmtrace.capture.bpf.uprobes import UserProbe, find_functions
-from kvmtrace.capture.ftrace.tracefs import lockdown_mode
+from kvmtrace.capture.elf_symbols import find_functions
+from kvmtrace.capture.tracefs import lockdown_mode
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.capture.bpf.event_programs import TracedEvent
     from kvmtrace.capture.bpf.ring import Rings
+    from kvmtrace.capture.bpf.uprobes import UserProbe
 
 MAX_TIDS = 16384
 STREAM_FILES = [

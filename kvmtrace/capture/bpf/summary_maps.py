@@ -17,7 +17,7 @@ from kvmtrace.capture.bpf.btf_types import kernel_types
 from kvmtrace.capture.bpf.compiler import compile_cached, relocate
 from kvmtrace.capture.bpf.program import PLACEHOLDERS
 from kvmtrace.capture.capabilities import require_bpf
-from kvmtrace.capture.ftrace.tracefs import find_tracefs
+from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """`record --summary`: waits while the maps grow, and writes what they hold.
 
-The file is one JSON object, "kvmtrace.summary/1"; kvmtrace/decode/summary.py reads it and describes it. A draft of it
-is renewed every second: it is what remains if the recorder is killed.
+The file is one JSON object, "kvmtrace.summary/1"; kvmtrace/formats/summary/summary_file.py reads it and describes it.
+A draft of it is renewed every second: it is what remains if the recorder is killed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace import __version__
 from kvmtrace.capture.bpf.detach import closing_elsewhere
 from kvmtrace.capture.bpf.summary_maps import SummaryPrograms, count_by_kind, summary_notes
 from kvmtrace.capture.ending import Ending
-from kvmtrace.capture.host import host_facts
-from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
+from kvmtrace.capture.first_metadata import first_metadata
+from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.spool import Spool, is_full
 from kvmtrace.capture.target import Target, invoking_user
 from kvmtrace.capture.threads import Threads
@@ -91,7 +90,13 @@ class SummarySession:
         self.spool.publish("out", settings.output.name, invoking_user())
         self.spool.discard()
         cpu_s = time.process_time() - cpu_before
-        return RecordResult(settings.output, meta, None, count_by_kind(rows), len(text), ended_by, target.status, cpu_s)
+        return RecordResult(
+            path=settings.output,
+            meta=meta,
+            by_kind=count_by_kind(rows),
+            file_bytes=len(text),
+            recorder_cpu_s=cpu_s,
+        )
 
     def keep_draft(self) -> None:
         """Write the file as it has to be if the recorder is killed now."""
@@ -114,37 +119,23 @@ class SummarySession:
 
     def metadata(self, rows: list[dict[str, Any]], now: int, ended_by: str) -> dict[str, Any]:
         """Return the metadata object."""
-        spec, target = self.settings.target, self.target
-        return {
-            "schema": META_SCHEMA,
-            "kvmtrace": __version__,
-            "command": list(self.settings.argv),
-            **host_facts(),
-            "backend": "bpf",
-            "clock": "mono",
-            "event_set": "summary",
-            "events": [f"{e.system}:{e.name}" for e in self.programs.events],
-            "missing_events": [],
-            "probes": [],
-            "target": {
-                "kind": spec.kind,
-                "pids": [] if target.pid is None else [target.pid],
-                "guest": spec.guest,
-                "guest_arguments": list(spec.guest_arguments),
-                "command": list(spec.command),
-            },
-            "guest_run": target.guest_run,
-            "loss": {"by_cpu": {}, "events": 0},
-            "started": self.started,
-            "duration_ns": now - self.started_ns,
-            "filters": {},
-            "cost_ns_per_event": None,
-            "notes": summary_notes(rows),
-            "ended_by": ended_by,
-            "target_status": target.status,
-            "n_events": None,
-            "attached": self.programs.attached.by_mechanism(),
-        }
+        return first_metadata(
+            self.settings,
+            self.target,
+            backend="bpf",
+            clock="mono",
+            event_set="summary",
+            events=[f"{e.system}:{e.name}" for e in self.programs.events],
+            guest_run=self.target.guest_run,
+            loss={"by_cpu": {}, "events": 0},
+            started=self.started,
+            duration_ns=now - self.started_ns,
+            notes=summary_notes(rows),
+            ended_by=ended_by,
+            target_status=self.target.status,
+            n_events=None,
+            attached=self.programs.attached.by_mechanism(),
+        )
 
 
 def encode(rows: list[dict[str, Any]], meta: dict[str, Any]) -> bytes:

@@ -14,27 +14,25 @@ from __future__ import annotations
 import os
 import select
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace import __version__
 from kvmtrace.capture.ending import Ending
-from kvmtrace.capture.event_sets import Plan, enable, plan_events
+from kvmtrace.capture.first_metadata import first_metadata
 from kvmtrace.capture.ftrace.disk_full import finish_full
+from kvmtrace.capture.ftrace.event_plan import Plan, enable, plan_events
 from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
+from kvmtrace.capture.ftrace.recording_run import Run, complete
 from kvmtrace.capture.ftrace.trace_dat_writer import build_head
-from kvmtrace.capture.ftrace.tracefs import find_tracefs
-from kvmtrace.capture.host import host_facts
 from kvmtrace.capture.qmp import QmpWitness
-from kvmtrace.capture.recording_run import Run, complete
-from kvmtrace.capture.settings import META_SCHEMA, RecordResult, RecordSettings
+from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.target import Target, invoking_user
 from kvmtrace.capture.threads import Threads
+from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.ftrace.tracefs import Instance
+    from kvmtrace.capture.ftrace.instance import Instance
 
 DEFAULT_CLOCK = "mono"
 BUFFER_BYTES = 16 << 20  # per CPU: half a second of 500,000 events/s
@@ -113,7 +111,7 @@ def _publish(settings: RecordSettings, run: Run, meta: dict[str, Any], cpu_s: fl
             "make room, then run any kvmtrace command as the same user",
         ) from error
     return RecordResult(
-        path, meta, meta["n_events"], None, path.stat().st_size, meta["ended_by"], meta["target_status"], cpu_s
+        path=path, meta=meta, n_events=meta["n_events"], file_bytes=path.stat().st_size, recorder_cpu_s=cpu_s
     )
 
 
@@ -142,36 +140,17 @@ def default_buffer_bytes(n_cpus: int) -> int:
 
 def _first_metadata(settings: RecordSettings, instance: Instance, target: Target, plan: Plan) -> dict[str, Any]:
     """Return the metadata as far as it is known when the recording begins."""
-    spec = settings.target
-    pids = [] if target.pid is None else [target.pid]
-    described = {
-        "kind": spec.kind,
-        "pids": pids,
-        "guest": spec.guest,
-        "guest_arguments": list(spec.guest_arguments),
-        "command": list(spec.command),
-    }
-    return {
-        "schema": META_SCHEMA,
-        "kvmtrace": __version__,
-        "command": list(settings.argv),
-        **host_facts(),
-        "backend": "ftrace",
-        "clock": settings.clock or DEFAULT_CLOCK,
-        "event_set": settings.event_set,
-        "events": plan.names(),
-        "missing_events": plan.missing,
-        "probes": plan.probes,
-        "target": described,
-        "guest_run": None,
-        "loss": {"by_cpu": {}, "events": None},
-        "notes": [],
-        "started": datetime.now(UTC).isoformat(),
-        "duration_ns": None,
-        "filters": plan.filters,
-        "cost_ns_per_event": None,
-        "buffer_bytes": int(instance.read("buffer_size_kb").split()[0]) * 1024,
-    }
+    return first_metadata(
+        settings,
+        target,
+        backend="ftrace",
+        clock=settings.clock or DEFAULT_CLOCK,
+        events=plan.names(),
+        missing_events=plan.missing,
+        probes=plan.probes,
+        filters=plan.filters,
+        buffer_bytes=int(instance.read("buffer_size_kb").split()[0]) * 1024,
+    )
 
 
 def _kallsyms(plan: Plan) -> bytes:

@@ -19,7 +19,7 @@ from kvmtrace.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kvmtrace.capture.ftrace.tracefs import Instance
+    from kvmtrace.capture.ftrace.instance import Instance
 
 PIPE_BYTES = 1 << 20
 SMALLEST_SEGMENT_BYTES = 128 << 10

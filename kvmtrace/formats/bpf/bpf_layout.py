@@ -1,6 +1,6 @@
 """The capture file of the bpf back end: frames, metadata and where its records are.
 
-The format is described in capture/BPF_FORMAT.md. Records chain by their lengths, so all spans are walked side by
+The format is described in capture/bpf/BPF_FORMAT.md. Records chain by their lengths, so all spans are walked side by
 side: step k finds the k-th record of every span.
 """
 

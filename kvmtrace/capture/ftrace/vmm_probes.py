@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.bpf.uprobes import find_functions
+from kvmtrace.capture.elf_symbols import find_functions
 from kvmtrace.errors import UsageError
 from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.ftrace.tracefs import Probes
+    from kvmtrace.capture.ftrace.probe_events import Probes
     from kvmtrace.capture.settings import TargetSpec
 
 MAX_SCRIPT_BYTES = 1 << 16

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
-from kvmtrace.capture.cost import cost_ns_per_event
 from kvmtrace.capture.ftrace.assemble import assemble, seal
+from kvmtrace.capture.ftrace.event_cost import cost_ns_per_event
+from kvmtrace.capture.ftrace.instance import INSTANCE_PREFIX, Instance
+from kvmtrace.capture.ftrace.probe_events import GROUP_PREFIX, Probes
 from kvmtrace.capture.ftrace.trace_dat_writer import Tail
-from kvmtrace.capture.ftrace.tracefs import GROUP_PREFIX, INSTANCE_PREFIX, Instance, Probes
 from kvmtrace.capture.ftrace.trim import trim_head, trim_tail
 from kvmtrace.capture.spool import Spool
 

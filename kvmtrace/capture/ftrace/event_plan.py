@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvmtrace.capture.vmm_probes import add_vmm_probes
+from kvmtrace.capture.ftrace.vmm_probes import add_vmm_probes
 from kvmtrace.errors import CapabilityError
 from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM, PROBES
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.ftrace.tracefs import Instance, Probes
+    from kvmtrace.capture.ftrace.instance import Instance
+    from kvmtrace.capture.ftrace.probe_events import Probes
     from kvmtrace.capture.settings import RecordSettings
 
 ALL_SYSTEMS = ("kvm", "kvmmmu")  # every tracepoint of these is in the set "all"

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvmtrace.capture.ftrace.tracefs import Instance
+    from kvmtrace.capture.ftrace.instance import Instance
 
 CALLS = 1500
 BATCHES = 4

@@ -1,0 +1,65 @@
+"""Values of options: sizes, times, exit reasons."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    IntParam = click.ParamType[int]
+    FloatParam = click.ParamType[float]
+else:  # generic since click 8.4
+    IntParam = FloatParam = click.ParamType
+
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Size(IntParam):
+    """A number of bytes: 64M, 2G, 4096."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)i?b?", str(value).strip().lower())
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is no size; write 64M or 2G", param, ctx)
+        return int(float(match[1]) * UNITS[match[2]])
+
+
+class ExitReason(FloatParam):
+    """An exit reason: its number, or its name in VMX or SVM (HLT, npf)."""
+
+    name = "reason"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; a name that both instruction sets know is the one of the loaded KVM module."""
+        from kvmtrace.isa.exit_reasons import EXIT_REASONS, ISA_SVM, ISA_VMX
+
+        text = str(value).strip()
+        if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", text):
+            return int(text, 0)
+        isas = (ISA_SVM, ISA_VMX) if Path("/sys/module/kvm_amd").is_dir() else (ISA_VMX, ISA_SVM)
+        numbers = [number for isa in isas for number, name in EXIT_REASONS[isa].items() if name.lower() == text.lower()]
+        if not numbers:
+            self.fail(f"{value!r} is no exit reason; examples: EPT_VIOLATION, HLT, npf, 48", param, ctx)
+        return numbers[0]
+
+
+class Duration(FloatParam):
+    """A time: 10, 2.5s, 500ms, 3m."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is no time; write 10, 500ms or 3m", param, ctx)
+        return float(match[1]) * TIME_UNITS[match[2]]
