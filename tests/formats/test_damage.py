@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from writers.packing import unpacked
 
 from kvmtrace.check.engine import check_recording
 from kvmtrace.errors import FormatError, MissingEventError
@@ -52,7 +53,7 @@ def exit_rows(recording: Recording) -> dict[int, object]:
 
 def load(name: str) -> Whole:
     path = FIXTURES / f"{name}.dat"
-    data = path.read_bytes()
+    data = unpacked(path)
     trace = read_trace_dat(memoryview(data), name)
     pages: dict[int, list[int]] = {}
     for buffer in trace.buffers:

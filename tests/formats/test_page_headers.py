@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from writers.packing import unpacked
 from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
@@ -37,7 +38,7 @@ class Flipper:
     """A fixture whose bits can be flipped."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.data = (FIXTURES / f"{name}.dat").read_bytes()
+        self.data = unpacked(FIXTURES / f"{name}.dat")
         self.path = folder / "flipped.dat"
         self.whole = columns(open_recording(FIXTURES / f"{name}.dat").events())
         trace = read_trace_dat(memoryview(self.data), name)

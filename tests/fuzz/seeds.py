@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parents[1]
 FIXTURES = TESTS.parent / "fixtures"
-RECORDED = ("svm-6.1-msr-gp", "vmx-6.12-triple-fault", "vmx-6.1-lifecycle", "svm-6.12-interrupt")
+RECORDED = ("svm-6.1-msr-gp", "vmx-6.1-triple-fault", "vmx-6.1-lifecycle", "svm-6.12-interrupt")
 META: dict[str, Any] = {
     "schema": "kvmtrace.capture/1",
     "kvmtrace": "0",
