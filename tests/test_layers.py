@@ -14,7 +14,7 @@ ANYWHERE = {"errors", "kvm", "isa", "_native", "__version__"}
 # layer -> the layers it may import, beside ANYWHERE
 ALLOWED: dict[str, set[str]] = {
     "kvm": set(),
-    "isa": {"model"},
+    "isa": set(),
     "_native": set(),
     "model": set(),
     "table": set(),

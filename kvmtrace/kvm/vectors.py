@@ -1,17 +1,12 @@
-"""Exception vectors, and the interruption information that VMX and SVM exchange with KVM.
+"""Exception vectors of x86.
 
-Sources: arch/x86/include/asm/trapnr.h; arch/x86/kvm/trace.h (kvm_trace_sym_exc);
-arch/x86/include/asm/vmx.h (INTR_INFO_*), arch/x86/include/asm/svm.h (SVM_EVTINJ_*);
-SDM "Format of the VM-Exit Interruption-Information Field"; APM "Event Injection".
+Sources: arch/x86/include/asm/trapnr.h; arch/x86/kvm/trace.h (kvm_trace_sym_exc).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
-
-from kvmtrace.isa.exit_reasons import ISA_VMX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,59 +40,8 @@ EXCEPTION_MEANINGS: Mapping[int, str] = MappingProxyType({
 })
 # fmt: on
 
-# x86.h x86_exception_has_error_code, extended by SEV's #VC and AMD's #SX
+# x86.h x86_exception_has_error_code, extended by the encrypted guests' #VC and #SX
 EXCEPTIONS_WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
-
-# event types in bits 10:8; VMX has three more than SVM
-INTR_TYPE_EXT_INTR = 0
-INTR_TYPE_NMI = 2
-INTR_TYPE_HARD_EXCEPTION = 3
-INTR_TYPE_SOFT_INTR = 4
-INTR_TYPE_PRIV_SW_EXCEPTION = 5
-INTR_TYPE_SOFT_EXCEPTION = 6
-INTR_TYPE_OTHER_EVENT = 7
-
-# fmt: off
-VMX_INTR_TYPES: Mapping[int, str] = MappingProxyType({
-    0: "external interrupt", 1: "reserved", 2: "NMI", 3: "hardware exception", 4: "software interrupt",
-    5: "privileged software exception", 6: "software exception", 7: "other event",
-})
-# fmt: on
-SVM_EVENT_TYPES: Mapping[int, str] = MappingProxyType(
-    {
-        0: "external interrupt",
-        2: "NMI",
-        3: "exception",
-        4: "software interrupt",
-    }
-)
-
-INTR_INFO_VECTOR_MASK = 0xFF
-INTR_INFO_TYPE_SHIFT = 8
-INTR_INFO_TYPE_MASK = 0x700
-INTR_INFO_ERROR_CODE = 1 << 11
-INTR_INFO_NMI_UNBLOCKED = 1 << 12  # VMX: "NMI unblocking due to IRET"
-INTR_INFO_VALID = 1 << 31
-
-
-@dataclass(frozen=True)
-class IntrInfo:
-    """A decoded interruption-information word (VMX) or EVENTINJ / EXITINTINFO (SVM, low 32 bits)."""
-
-    valid: bool
-    vector: int
-    type: int
-    has_error_code: bool
-
-
-def decode_intr_info(value: int) -> IntrInfo:
-    """Split an interruption-information word; test `valid` first, emulators leave stale bits without it."""
-    return IntrInfo(
-        bool(value & INTR_INFO_VALID),
-        value & INTR_INFO_VECTOR_MASK,
-        (value & INTR_INFO_TYPE_MASK) >> INTR_INFO_TYPE_SHIFT,
-        bool(value & INTR_INFO_ERROR_CODE),
-    )
 
 
 def describe_exception(vector: int) -> str:
@@ -108,27 +52,3 @@ def describe_exception(vector: int) -> str:
 def describe_vector(vector: int) -> str:
     """Name any vector: exceptions below 32, "IRQ 0x31" from there on."""
     return describe_exception(vector) if vector < 32 else f"IRQ {vector:#x}"
-
-
-def describe_intr_info(isa: int, value: int) -> str:
-    """Say in words what an interruption-information word holds.
-
-    Parameters
-    ----------
-    isa : ISA_VMX or ISA_SVM
-    value : int, kvm_exit's intr_info or info2 (VMX IDT-vectoring), kvm_entry's intr_info
-
-    Returns
-    -------
-    str, e.g. "#PF hardware exception, error code", "vector 0x31 external interrupt"; "none" if not valid
-    """
-    info = decode_intr_info(value)
-    if not info.valid:
-        return "none"
-    types = VMX_INTR_TYPES if isa == ISA_VMX else SVM_EVENT_TYPES
-    kind = types.get(info.type, f"UNKNOWN({info.type:#x})")
-    if info.type == INTR_TYPE_NMI:
-        return "NMI"
-    exception = info.type in {INTR_TYPE_HARD_EXCEPTION, INTR_TYPE_PRIV_SW_EXCEPTION, INTR_TYPE_SOFT_EXCEPTION}
-    name = describe_exception(info.vector) if exception else f"vector {info.vector:#x}"
-    return f"{name} {kind}" + (", error code" if info.has_error_code else "")

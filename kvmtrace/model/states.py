@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvmtrace.isa.registry import union
+
 KVM_RUN = 0xAE80  # _IO(KVMIO, 0x80), include/uapi/linux/kvm.h
 
 
@@ -95,22 +97,11 @@ STEPS: dict[str, ModelEvent] = {event.name: event for event in (
     ModelEvent("ioctl ends", "kvm_vcpu_ioctl_return", optional=True, sentence="kvm_vcpu_ioctl returns"),
     ModelEvent("return to VMM", "sys_exit_ioctl", optional=True, sentence="the system call returns"),
 )}
+# fmt: on
 
 # What the handlers of VM-exits trace on the guest's behalf. They appear between VM-exit and the next
 # VM-entry, or complete I/O after "loaded"; each exit row says which of them it owes or allows (V4, V13).
-FOLLOW_UPS: tuple[str, ...] = (
-    "kvm_pio", "kvm_mmio", "kvm_fast_mmio", "kvm_msr", "kvm_cr", "kvm_cpuid", "kvm_hypercall",
-    "kvm_hv_hypercall", "kvm_xen_hypercall", "kvm_page_fault", "kvm_emulate_insn", "kvm_pml_full",
-    "kvm_invlpga", "kvm_skinit",
-)
+FOLLOW_UPS: tuple[str, ...] = union(lambda isa: isa.follow_ups)
 
 # Consequences that may follow any exit, or come from the run loop: looked at by other rules, never forbidden.
-BYSTANDERS: tuple[str, ...] = (
-    "kvm_apic", "kvm_eoi", "kvm_pv_eoi", "kvm_ple_window_update", "kvm_smm_transition",
-    "kvm_nested_vmenter", "kvm_nested_vmrun", "kvm_nested_vmexit", "kvm_nested_vmexit_inject",
-    "kvm_nested_intr_vmexit", "kvm_nested_vmenter_failed", "kvm_nested_intercepts", "kvm_apic_accept_irq",
-    "kvm_wait_lapic_expire", "kvm_hv_stimer_start_one_shot", "kvm_hv_stimer_start_periodic",
-    "kvm_hv_syndbg_get_msr", "kvm_track_tsc", "kvm_write_tsc_offset", "kvm_hv_timer_state",
-    "kvm_async_pf_not_present", "kvm_async_pf_ready", "sched_switch",
-)
-# fmt: on
+BYSTANDERS: tuple[str, ...] = union(lambda isa: isa.bystanders)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.isa.exit_reasons import (
-    ISA_SVM,
-    ISA_VMX,
-    SVM_EXIT_REASONS,
-    VMX_EXIT_REASONS,
-    basic_exit_reason,
-    describe_exit_reason,
-    failed_vmentry,
-)
+from kvmtrace.isa.registry import BY_NAME, ISAS, describe_exit_reason, find_exit_reason, isa_name
+from kvmtrace.isa.svm import SVM
+from kvmtrace.isa.vmx import VMX
 
-TABLES = {"vmx": VMX_EXIT_REASONS, "svm": SVM_EXIT_REASONS}
+if TYPE_CHECKING:
+    from kvmtrace.isa.base import Isa
+
+TABLES = {isa.name: isa.names for isa in ISAS}
 FORMAT = Path("/sys/kernel/tracing/events/kvm/kvm_exit/format")
 
 
 def test_counts() -> None:
-    assert len(VMX_EXIT_REASONS) == 65
-    assert len(SVM_EXIT_REASONS) == 110
+    assert len(VMX.names) == 65
+    assert len(SVM.names) == 110
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -56,7 +54,7 @@ def test_names_and_numbers_are_unique_and_sorted(table: dict[int, str]) -> None:
     ],
 )
 def test_vmx_spot_values(code: int, name: str) -> None:
-    assert describe_exit_reason(ISA_VMX, code) == name
+    assert VMX.describe(code) == name
 
 
 @pytest.mark.parametrize(
@@ -83,25 +81,49 @@ def test_vmx_spot_values(code: int, name: str) -> None:
     ],
 )
 def test_svm_spot_values(code: int, name: str) -> None:
-    assert describe_exit_reason(ISA_SVM, code) == name
+    assert SVM.describe(code) == name
 
 
 def test_unknown_codes_keep_their_number() -> None:
-    assert describe_exit_reason(ISA_VMX, 0x4C) == "UNKNOWN(0x4c)"
-    assert describe_exit_reason(ISA_SVM, 0x8C) == "UNKNOWN(0x8c)"
+    assert VMX.describe(0x4C) == "UNKNOWN(0x4c)"
+    assert SVM.describe(0x8C) == "UNKNOWN(0x8c)"
     assert describe_exit_reason(3, 10) == "UNKNOWN(0xa)"
 
 
 def test_flags_above_the_basic_exit_reason() -> None:
-    assert describe_exit_reason(ISA_VMX, 0x80000021) == "INVALID_STATE FAILED_VMENTRY"
-    assert describe_exit_reason(ISA_VMX, 1 << 26 | 30) == "IO_INSTRUCTION 0x4000000"
-    assert describe_exit_reason(ISA_VMX, 0x88000021) == "INVALID_STATE FAILED_VMENTRY 0x8000000"
-    assert basic_exit_reason(ISA_VMX, 0x80000021) == 33
-    assert failed_vmentry(ISA_VMX, 0x80000021)
-    assert not failed_vmentry(ISA_VMX, 33)
+    assert VMX.describe(0x80000021) == "INVALID_STATE FAILED_VMENTRY"
+    assert VMX.describe(1 << 26 | 30) == "IO_INSTRUCTION 0x4000000"
+    assert VMX.describe(0x88000021) == "INVALID_STATE FAILED_VMENTRY 0x8000000"
+    assert VMX.code(0x80000021) == 33
+    assert VMX.entry_failed(0x80000021)
+    assert not VMX.entry_failed(33)
+    assert VMX.bus_locked(1 << 26 | 30)
     # SVM has no flags: the whole word is the exit code
-    assert basic_exit_reason(ISA_SVM, 0x80000001) == 0x80000001
-    assert not failed_vmentry(ISA_SVM, 0x80000001)
+    assert SVM.code(0x80000001) == 0x80000001
+    assert not SVM.entry_failed(0x80000001)
+    assert SVM.entry_failed(0xFFFFFFFF)
+    assert not SVM.bus_locked(1 << 26)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_names_lead_back_to_their_numbers(isa: Isa) -> None:
+    for code, name in isa.names.items():
+        assert find_exit_reason(name) == (isa, code)
+    assert BY_NAME[isa.name] is isa
+    assert isa_name(isa.number) == isa.name
+
+
+def test_flags_and_further_spellings() -> None:
+    assert find_exit_reason("INVALID_STATE FAILED_VMENTRY") == (VMX, 0x80000021)
+    assert find_exit_reason("EXTERNAL_INTERRUPT 0x4000000") == (VMX, 0x4000001)
+    assert find_exit_reason("INVALID_STATE FAILED_VMENTRY 0x8000000") == (VMX, 0x88000021)
+    assert find_exit_reason("PENDING_INTERRUPT") == (VMX, 7)
+    assert find_exit_reason("EXIT_EXCP_UD") == (SVM, 0x46)
+    assert find_exit_reason("EXIT_INTR") == (SVM, 0x60)
+    assert find_exit_reason("EXIT_IOIO") == (SVM, 0x7B)
+    assert find_exit_reason("EXIT_NPF") == (SVM, 0x400)
+    assert find_exit_reason("nonsense") is None
+    assert isa_name(9) is None
 
 
 def kernel_tables() -> dict[str, dict[int, str]]:
