@@ -16,7 +16,8 @@ APT_PACKAGES := python3-venv python3-dev python3-bpfcc gcc libc6-dev trace-cmd l
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.installed ## install what kvmtrace needs (apt, pip); quick the second time
+setup: $(VENV)/.installed ## install what kvmtrace needs (apt, pip), compile what changed; quick the second time
+	@$(BIN)/python kvmtrace/_native/compiling.py --if-changed
 
 $(VENV)/.apt: Makefile
 	@missing=$$(for p in $(APT_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -24,7 +25,7 @@ $(VENV)/.apt: Makefile
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 	@mkdir -p $(VENV) && touch $@
 
-$(VENV)/.installed: $(VENV)/.apt pyproject.toml .ci/constraints.txt kvmtrace/_native/kernel.c kvmtrace/_native/build_hook.py
+$(VENV)/.installed: $(VENV)/.apt pyproject.toml .ci/constraints.txt kvmtrace/_native/build_hook.py
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
 	@ln -sfn /usr/lib/python3/dist-packages/bcc $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc

@@ -1,26 +1,19 @@
-"""Hatchling's build hook: compiles kernel.c where there is a C compiler.
-
-Without one kvmtrace is installed all the same; the decoders then use their NumPy code, which gives the same results.
-"""
+"""Hatchling's build hook: compiles the inner loops into the wheel, and beside their sources when installed in place."""
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("kvmtrace/_native/kernel.c")
-LIBRARY = SOURCE.with_name("_kernel.so")
-FLAGS = ("-std=c11", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-s")
+FOLDER = Path("kvmtrace/_native")
 
 
-class KernelBuildHook(BuildHookInterface):
-    """Puts the compiled kernel beside its source (editable) and into the wheel."""
+class LoopsBuildHook(BuildHookInterface):
+    """Compiles; without a C compiler there is no kvmtrace, and the error says what to install."""
 
     PLUGIN_NAME = "custom"
 
@@ -29,28 +22,15 @@ class KernelBuildHook(BuildHookInterface):
         del version
         if self.target_name != "wheel":
             return
-        root = Path(self.root)
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        (root / LIBRARY).unlink(missing_ok=True)
-        if shutil.which(compiler[0]) is None:
-            self.app.display_warning(f"no C compiler ({compiler[0]}): kvmtrace will decode with NumPy alone, slower")
-            return
-        done = subprocess.run(
-            [*compiler, *FLAGS, "-o", str(root / LIBRARY), str(root / SOURCE)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            self.app.display_warning(f"kernel.c could not be compiled, kvmtrace will be slower: {done.stderr.strip()}")
-            return
-        build_data["artifacts"].append(str(LIBRARY))
+        folder = Path(self.root) / FOLDER
+        sys.path.insert(0, str(folder))
+        import compiling  # kvmtrace itself cannot be imported yet
+
+        sys.path.remove(str(folder))
+        try:
+            library = compiling.build(folder)
+        except compiling.CannotCompileError as error:
+            self.app.abort(f"kvmtrace cannot be built: {error}")
+        build_data["artifacts"].append(str(FOLDER / library.name))
         build_data["pure_python"] = False
-        build_data["infer_tag"] = False
-        build_data["tag"] = f"py3-none-{_platform()}"
-
-
-def _platform() -> str:
-    import sysconfig
-
-    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

@@ -62,7 +62,6 @@ def diagnose() -> Diagnosis:
         host_checks.check_headers(),
         host_checks.check_btf(),
         host_checks.check_mechanisms(),
-        host_checks.check_kernel(),
     )
     states = {check.name: check for check in checks}
     return Diagnosis(host_facts(), checks, {"ftrace": _ftrace(states), "bpf": _bpf(states)})

@@ -244,17 +244,6 @@ def check_mechanisms() -> Check:
     )
 
 
-def check_kernel() -> Check:
-    """Look for the compiled inner loops of the decoders (kernel/kernel.c)."""
-    there = (Path(__file__).parents[1] / "_native" / "_kernel.so").exists()
-    return Check(
-        "compiled kernel",
-        OK if there else OPTIONAL,
-        "built" if there else "not built",
-        "" if there else "reports are slower without: install a C compiler (gcc), then kvmtrace again",
-    )
-
-
 def _exists(path: Path) -> bool:
     """Say whether the path is there; also False where we may not look."""
     try:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace._native import StepColumns, loaded
+from kvmtrace._native import automaton as compiled
+from kvmtrace._native.automaton import StepColumns
 from kvmtrace.check.alphabet import CLASS_NAMES, N_STEPS
 from kvmtrace.check.batch import TABLES
 from kvmtrace.check.state_machine import STATE_NAMES, UNKNOWN, model_edges
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
 
 _SUB_BITS = 5  # a bucket is at most 1/32 wide: times are within 3 %
 _BUCKETS = 64 << _SUB_BITS
-
-
-def bucket_of(dur_ns: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return the log-linear bucket of each duration (negative ones count as 0)."""
-    value = np.maximum(dur_ns, 0)
-    octave = (value.astype(np.float64).view(np.int64) >> 52) - 1023  # the exponent: floor(log2), negative for 0
-    shift = np.maximum(octave - _SUB_BITS, 0)
-    found: NDArray[np.intp] = ((shift << _SUB_BITS) + (value >> shift)).astype(np.intp)
-    return found
 
 
 def bucket_value(bucket: int) -> int:
@@ -79,11 +71,7 @@ class Statistics:
     def _count_edges(self, batch: Batch) -> None:
         steps = batch.steps
         columns = StepColumns(steps.before, batch.step_classes, steps.wrong, batch.sequence.ts_ns[steps.position])
-        kernel = loaded()
-        if kernel is None:
-            _count_edges(columns, self._counts)
-        else:
-            kernel.count_edges(columns, UNKNOWN, _SUB_BITS, self._counts)
+        compiled.count_edges(columns, UNKNOWN, _SUB_BITS, self._counts)
 
     def _edges(self) -> list[tuple[int, int, int]]:
         """Return (state, step, next state) of what was seen."""
@@ -146,17 +134,6 @@ class Statistics:
             exit_reasons_seen=sum(code in TABLES.get(isa, {}) for isa, code in self._reasons),
             exit_reasons_in_model=in_model,
         )
-
-
-def _count_edges(steps: StepColumns, counts: NDArray[np.int64]) -> None:
-    """Do what the compiled kernel does: see Kernel.count_edges."""
-    good = (steps.before != UNKNOWN) & ~steps.wrong
-    duration = np.zeros(len(good), np.int64)
-    duration[1:] = np.diff(steps.ts_ns)
-    edge = steps.before.astype(np.intp)[good] * (N_STEPS + 1) + steps.cls[good]
-    cell = edge * _BUCKETS + np.minimum(bucket_of(duration[good]), _BUCKETS - 1)
-    found = np.bincount(cell)
-    counts.reshape(-1)[: len(found)] += found
 
 
 def _quantile(histogram: NDArray[np.int64], q: float) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace._native import loaded
+from kvmtrace._native import automaton
 from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT, USERSPACE
 from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, VMX_BUS_LOCK_DETECTED, VMX_FAILED_VMENTRY
 
@@ -135,27 +135,9 @@ class Segments:
 
 def cut_segments(sequence: Sequence) -> Segments:
     """Cut a sequence into segments."""
-    kernel = loaded()
-    if kernel is not None:
-        cut = kernel.cut_segments(sequence.knowledge, (ENTRY, EXIT, USERSPACE))
-        stop = np.append(cut.start[1:], len(sequence)) if len(cut.start) else cut.start
-        return Segments(sequence, cut.start, stop, cut.kind, cut.mask, cut.linked, cut.of)
-    cls = sequence.cls
-    boundary = (cls == ENTRY) | (cls == EXIT) | (cls == USERSPACE)
-    opens = boundary | sequence.first | sequence.broken
-    start = np.flatnonzero(opens)
-    stop = np.append(start[1:], len(cls)) if len(start) else start
-    kind = np.where(boundary[start], cls[start], 0).astype(np.uint8)
-    of = np.cumsum(opens) - 1
-    if not len(start):
-        empty = np.empty(0, np.uint64)
-        return Segments(sequence, start, stop, kind, empty, np.empty(0, bool), of)
-    bits = np.left_shift(np.uint64(1), cls.astype(np.uint64))
-    bits[start[boundary[start]]] = 0
-    mask = np.bitwise_or.reduceat(bits, start)
-    linked = np.zeros(len(start), bool)
-    linked[:-1] = ~(sequence.first | sequence.broken)[start[1:]]
-    return Segments(sequence, start, stop, kind, mask, linked, of)
+    cut = automaton.cut_segments(sequence.knowledge, (ENTRY, EXIT, USERSPACE))
+    stop = np.append(cut.start[1:], len(sequence)) if len(cut.start) else cut.start
+    return Segments(sequence, cut.start, stop, cut.kind, cut.mask, cut.linked, cut.of)
 
 
 @dataclass(frozen=True, eq=False)

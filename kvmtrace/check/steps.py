@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace._native import loaded
-from kvmtrace.check.alphabet import CLASS_NAMES, ENTRY, EXIT, FOLLOW_UP_MASK, N_STEPS, mask_of
+from kvmtrace._native import automaton as compiled
+from kvmtrace.check.alphabet import CLASS_NAMES, ENTRY, EXIT, FOLLOW_UP_MASK, mask_of
 from kvmtrace.check.guards import guard_holds
 from kvmtrace.check.state_machine import GUARDED, ILLEGAL, STATE, STATE_NAMES, UNKNOWN
 from kvmtrace.model.states import BYSTANDERS
@@ -44,33 +44,11 @@ class Steps:
     state: NDArray[np.uint8]
 
 
-def _states(sequence: Sequence, automaton: Automaton) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-    """Return the positions of the steps, and the state each event of the sequence finds."""
-    is_step = (sequence.cls <= N_STEPS) & (sequence.cls > 0)
-    position = np.flatnonzero(is_step)
-    reset = sequence.first | sequence.broken
-    # marks: events after which the state is known anew; the last mark before an event decides
-    mark = np.where(is_step, automaton.next_state[np.minimum(sequence.cls, N_STEPS)], UNKNOWN)
-    last = np.arange(len(sequence))
-    last[~(is_step | reset)] = 0
-    np.maximum.accumulate(last, out=last)
-    state = np.full(len(sequence), UNKNOWN, np.uint8)
-    state[1:] = mark[last[:-1]]
-    state[reset] = UNKNOWN
-    return position, state
-
-
 def take_steps(sequence: Sequence, automaton: Automaton) -> Steps:
     """Look up every step of the sequence in the transition table."""
-    kernel = loaded()
-    if kernel is None:
-        position, state = _states(sequence, automaton)
-        before = state[position]
-        verdict = automaton.verdict[before, sequence.cls[position]]
-    else:
-        position, before, verdict, state = kernel.take_steps(
-            sequence.knowledge, automaton.next_state, automaton.verdict, UNKNOWN
-        )
+    position, before, verdict, state = compiled.take_steps(
+        sequence.knowledge, automaton.next_state, automaton.verdict, UNKNOWN
+    )
     wrong = verdict == ILLEGAL
     for i in np.flatnonzero(verdict == GUARDED):
         names = automaton.guards[int(before[i]), int(sequence.cls[position[i]])]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace._native import Knowledge, TrackedColumns, TrackedRows, loaded
+from kvmtrace._native import thread_rows
+from kvmtrace._native.automaton import Knowledge
+from kvmtrace._native.thread_rows import TrackedColumns
 from kvmtrace.check.alphabet import VCPU_KINDS, classify
 from kvmtrace.check.losses import breaks, doubtful_rows, lost_between
 from kvmtrace.table.distinct import distinct
@@ -71,7 +73,7 @@ class Sequence:
 
     @property
     def knowledge(self) -> Knowledge:
-        """Return what the compiled kernel steps through."""
+        """Return what the compiled loops step through."""
         return Knowledge(self.cls, self.first, self.broken)
 
     @cached_property
@@ -110,30 +112,6 @@ def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
     return distinct(np.append(known, distinct(table.tid[told]))).astype(np.int32)
 
 
-def thread_numbers(tid: NDArray[np.int32], tids: NDArray[np.int32]) -> NDArray[np.uint16]:
-    """Return index into `tids` plus 1 of each tid, 0 for other threads."""
-    if len(tids) <= FEW_THREADS:
-        numbers = np.zeros(len(tid), np.uint16)
-        for i, own in enumerate(tids.tolist()):
-            numbers[tid == own] = i + 1
-        return numbers
-    position = np.searchsorted(tids, tid)
-    found = tids[np.minimum(position, len(tids) - 1)] == tid
-    return np.where(found, position + 1, 0).astype(np.uint16)
-
-
-def _tracked(columns: TrackedColumns, tids: NDArray[np.int32]) -> tuple[TrackedRows, int]:
-    """Do what the compiled kernel does: see Kernel.tracked."""
-    numbers = thread_numbers(columns.tid, tids) if len(tids) else np.zeros(len(columns.tid), np.uint16)
-    row = np.flatnonzero((numbers > 0) & (columns.cls > 0))
-    number = numbers[row]
-    if len(tids) > 1:
-        order = np.argsort(number, kind="stable")  # uint16: radix sort
-        row, number = row[order], number[order]
-    found = TrackedRows(row, columns.cls[row], number - np.uint16(1), columns.ts_ns[row], columns.cpu[row])
-    return found, int(np.count_nonzero(numbers))
-
-
 def build_sequence(
     table: EventTable, tids: NDArray[np.int32], capability: Capability, gaps: Gaps, n_parked: int = 0
 ) -> Sequence:
@@ -141,8 +119,7 @@ def build_sequence(
     classes = classify(table)
     classes[doubtful_rows(table)] = 0
     columns = TrackedColumns(table.tid, classes, table.ts_ns, table.cpu)
-    kernel = loaded()
-    found, n_tracked = _tracked(columns, tids) if kernel is None else kernel.tracked(columns, tids)
+    found, n_tracked = thread_rows.tracked(columns, tids)
     row, cls, ts_ns, cpu = found.row, found.cls, found.ts_ns, found.cpu
     first = first_of(found.thread)
     broken = breaks(

@@ -5,7 +5,8 @@ Values only. A violation is a value; nothing here computes or renders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 MODEL_NAME = "kvm-vcpu-lifecycle/1"
 
@@ -27,9 +28,9 @@ class RuleResult:
 class TransitionCount:
     """How often an edge was taken; p50_ns, p99_ns: time since the previous step, None if unknown."""
 
-    from_state: str = field(metadata={"json": "from"})
+    from_state: str
     event: str
-    to_state: str = field(metadata={"json": "to"})
+    to_state: str
     count: int
     p50_ns: int | None = None
     p99_ns: int | None = None
@@ -117,3 +118,21 @@ class Comparison:
     def conforms(self) -> bool:
         """Say whether nothing contradicts the model (suspicions may remain)."""
         return self.n_violations == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report document's `model` object (see the interface: from, event, to)."""
+        document = asdict(self)
+        document["transitions"] = [
+            {
+                "from": t.from_state,
+                "event": t.event,
+                "to": t.to_state,
+                "count": t.count,
+                "p50_ns": t.p50_ns,
+                "p99_ns": t.p99_ns,
+            }
+            for t in self.transitions
+        ]
+        for key in ("violations", "cannot_see"):
+            document[key] = list(document[key])
+        return document

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace._native import loaded
+from kvmtrace._native import thread_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -132,16 +132,4 @@ class Lanes:
 
     def last(self, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Return, for each row, the latest row of its thread up to itself that is wanted; -1 for none."""
-        kernel = loaded()
-        if kernel is not None:
-            return kernel.latest_wanted(wanted, self.thread)
-        starts = self.starts()
-        latest = np.zeros(len(self), np.int32)
-        chosen = np.flatnonzero(wanted)
-        latest[chosen] = chosen
-        latest[starts] = starts
-        np.maximum.accumulate(latest, out=latest)
-        none = starts[~wanted[starts]]  # what follows these up to the next wanted row has none
-        if len(none):
-            latest[~wanted[latest]] = -1
-        return latest
+        return thread_rows.latest_wanted(wanted, self.thread)

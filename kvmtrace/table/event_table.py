@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace._native import loaded
+from kvmtrace._native import thread_rows
 from kvmtrace.errors import MissingEventError
 from kvmtrace.table.payload import ConcatPayload, Payload
 
@@ -83,60 +83,32 @@ class RowsByKind:
     ----------
     kind : uint16, the table's column
     n_kinds : int
-    parts : of the tables that stand one after the other in this one, if it is so made
     """
 
-    def __init__(self, kind: NDArray[np.uint16], n_kinds: int, parts: Sequence[RowsByKind] = ()) -> None:
+    def __init__(self, kind: NDArray[np.uint16], n_kinds: int) -> None:
         self._kind = kind
         self._n_kinds = n_kinds
-        self._parts = tuple(parts)
         # no cached_property: its lock is one for all tables, and two threads work on different ones
-        self._rows: list[NDArray[np.intp]] | None = None
-        self._position: NDArray[np.intp] | None = None
+        self._found: tuple[list[NDArray[np.intp]], NDArray[np.intp]] | None = None
 
     def __len__(self) -> int:
         return len(self._kind)
 
+    def _find(self) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
+        if self._found is None:
+            order, begin, position = thread_rows.rows_by_kind(self._kind, self._n_kinds)
+            self._found = np.split(order, begin[1:-1]), position
+        return self._found
+
     @property
     def rows(self) -> list[NDArray[np.intp]]:
         """The ascending row numbers of each kind."""
-        if self._rows is None:
-            self._find()
-            if self._rows is None:
-                self._rows = self._of_parts() if self._parts else self._sorted()
-        return self._rows
-
-    def _find(self) -> None:
-        """Find both with the compiled kernel, if it is there."""
-        kernel = loaded()
-        found = None if kernel is None else kernel.rows_by_kind(self._kind, self._n_kinds)
-        if found is not None:
-            order, begin, position = found
-            self._position = position
-            self._rows = np.split(order, begin[1:-1])
-
-    def _sorted(self) -> list[NDArray[np.intp]]:
-        # stable argsort of a uint16 is a radix sort: linear, and one pass serves all kinds
-        order = np.argsort(self._kind, kind="stable")
-        return np.split(order, np.cumsum(np.bincount(self._kind, minlength=self._n_kinds))[:-1])
-
-    def _of_parts(self) -> list[NDArray[np.intp]]:
-        begins = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
-        return [
-            np.concatenate([part.rows[i] + begin for part, begin in zip(self._parts, begins, strict=False)])
-            for i in range(self._n_kinds)
-        ]
+        return self._find()[0]
 
     @property
     def position(self) -> NDArray[np.intp]:
         """The position of each row within its kind."""
-        rows = self.rows  # finds the positions as well where the compiled kernel is there
-        if self._position is None:
-            position = np.empty(len(self._kind), np.intp)
-            for own in rows:
-                position[own] = np.arange(len(own))
-            self._position = position
-        return self._position
+        return self._find()[1]
 
 
 class EventTable:
@@ -275,10 +247,7 @@ class EventTable:
                 payloads[index] = ConcatPayload([(_CachedPayload(t, index), None) for t in parts], counts)
             else:
                 payloads[index] = ConcatPayload([(t.payloads[index], None) for t in parts])
-        whole = EventTable(columns, kinds, payloads)
-        if shared and len(whole.kind_index) == len(kinds):
-            whole.by_kind = RowsByKind(whole.kind, len(kinds), [table.by_kind for table in tables])
-        return whole
+        return EventTable(columns, kinds, payloads)
 
     def to_pandas(self, *, fields: bool = True) -> pd.DataFrame:
         """Return a DataFrame with the common columns, `event` as categorical.

@@ -1,42 +1,38 @@
-"""The many walkers over perf records give what a single walk gives, whatever the bytes are."""
+"""perf.data's records are found one after the other, whatever the bytes are."""
 
 from __future__ import annotations
 
 import struct
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from writers.perf_data import LOST, SAMPLE, finished_round, record, sample
 
-from kvmtrace.formats.perf_data import perf_records
-from kvmtrace.formats.perf_data.perf_records import walk_records
+from kvmtrace._native.perf_samples import PerfSamples, read_perf_records
 
-IDS = np.array([1, 2], np.uint64)
+SAMPLES = PerfSamples(np.array([[1, -1, 2, -1]]), np.empty(0, np.uint64), np.empty(0, np.int32))
 
 
-def single_walk(words: np.ndarray, last: int) -> tuple[list[int], bool]:
-    at, out = 0, []
+def single_walk(words: np.ndarray, last: int) -> tuple[list[int], int, int, bool]:
+    at, others, samples = 0, [], 0
     while at < last:
         size = int(words[at]) >> 48
         if size < 8 or size % 8 or at + size // 8 > len(words):
-            return out, False
-        out.append(at)
+            return others, samples, at, False
+        if int(words[at]) & 0xFFFFFFFF == SAMPLE:
+            samples += size > 16  # there is room for raw data
+        else:
+            others.append(at)
         at += size // 8
-    return out, True
-
-
-@pytest.fixture(autouse=True)
-def small_lanes(monkeypatch):
-    monkeypatch.setattr(perf_records, "LANE_WORDS", 64)
-    monkeypatch.setattr(perf_records, "LOOK_WORDS", 32)
+    return others, samples, at, True
 
 
 def check(data: bytes, last: int | None = None):
     words = np.frombuffer(data, "<u8", len(data) // 8)
-    got = walk_records(words, 0, last or len(words), IDS, len(words))
-    assert (got.at.tolist(), got.sound) == single_walk(words, last or len(words))
+    last = last or len(words)
+    got = read_perf_records(words, (0, last, len(words)), SAMPLES, None, np.dtype(np.uint32))
+    assert (got.others.tolist(), len(got.cpu), got.stop, got.sound) == single_walk(words, last)
 
 
 def test_plain_samples():

@@ -116,7 +116,6 @@ class Fuzzer:
     def step(self) -> None:
         """Run one mutated file."""
         rng = self.rng
-        os.environ["KVMTRACE_KERNEL"] = "0" if rng.random() < 0.3 else ""  # the compiled loops, or NumPy's
         depth = ALL if rng.random() < 0.03 else REPORT if rng.random() < 0.25 else EVENTS
         kind = rng.random()
         if kind < 0.1:

@@ -60,8 +60,7 @@ class TestTheFuzzer:
     """It finds what is planted: errors, hangs, memory, silent cuts; and it is guided by what it reaches."""
 
     @pytest.fixture
-    def fuzzer(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("KVMTRACE_KERNEL", "")  # the fuzzer changes it
+    def fuzzer(self, tmp_path):
         return Fuzzer(tmp_path, 5, {"trace.dat-v6": SEEDS["trace.dat-v6"]})
 
     def test_inputs_that_reach_something_new_are_kept_and_used_again(self, tmp_path, fuzzer):

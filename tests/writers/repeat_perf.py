@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.formats.perf_data.perf_layout import TYPE_TRACEPOINT, read_perf_data
-from kvmtrace.formats.perf_data.perf_records import RECORD_FINISHED_ROUND, RECORD_SAMPLE, sample_layout, walk_records
+from kvmtrace.formats.perf_data.perf_records import RECORD_FINISHED_ROUND, RECORD_SAMPLE, sample_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,11 @@ def repeat_perf_data(source: Path, target: Path, times: int) -> int:
     assert layout is not None
     end = perf.data_offset + perf.data_size
     words = np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
-    at = walk_records(words, perf.data_offset // 8, end // 8, None).at
+    at, here = [], perf.data_offset // 8
+    while here < end // 8:
+        at.append(here)
+        here += int(words[here]) >> 51
+    at = np.array(at)
     kind = words[at] & np.uint64(0xFFFFFFFF)
     keep = (kind == RECORD_SAMPLE) | (kind == RECORD_FINISHED_ROUND)
     part = words[at[0] : end // 8][np.repeat(keep, np.diff(at, append=end // 8))]

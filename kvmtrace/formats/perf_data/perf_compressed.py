@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from kvmtrace._native.perf_samples import count_perf_records
 from kvmtrace.formats.common.compression import MAX_RATIO
 from kvmtrace.formats.perf_data.perf_records import RECORD_COMPRESSED
 from kvmtrace.formats.trace_dat.pages import Fault
@@ -86,7 +87,6 @@ def decompress_records(perf: PerfData, first: int, last: int, sink: FaultSink) -
 
 def _whole_records(data: bytes) -> int:
     """Return how many bytes of `data` are whole records."""
-    from kvmtrace.formats.perf_data.perf_records import walk_records
-
     words = np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
-    return walk_records(words, 0, len(words), None).stop * 8
+    _, _, stop, _ = count_perf_records(words, 0, len(words), len(words))
+    return stop * 8

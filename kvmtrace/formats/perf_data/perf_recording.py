@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace._native import PerfSamples, RecordColumns, loaded
+from kvmtrace._native import perf_samples
+from kvmtrace._native.perf_samples import PerfSamples
 from kvmtrace.formats.common.capture_of_file import capture_of
 from kvmtrace.formats.common.cursor import Cursor
 from kvmtrace.formats.common.loss import LossCounter
@@ -27,18 +28,14 @@ from kvmtrace.formats.perf_data.perf_layout import (
     PerfData,
 )
 from kvmtrace.formats.perf_data.perf_records import (
-    MAX_TABLE,
     RECORD_COMM,
     RECORD_FINISHED_ROUND,
     RECORD_FORK,
     RECORD_LOST,
     RECORD_LOST_SAMPLES,
-    RECORD_SAMPLE,
     SampleLayout,
-    is_one_of,
     sample_id_places,
     sample_layout,
-    walk_records,
 )
 from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, Fault, release_mapped
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
@@ -54,11 +51,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kvmtrace._native.perf_samples import PerfWindow
+
 MAX_RECORD = 1 << 16
 SAMPLE_BYTES = 100  # typical
 SMALLEST_SAMPLE_BYTES = 32
 WINDOW_WORDS = 1 << 18  # 2 MiB: what is counted is still in the cache when it is read
-MAX_LAYOUTS = 255  # that the compiled kernel tells apart
 END_OF_TIME = np.iinfo(np.int64).max
 
 
@@ -186,52 +184,35 @@ class PerfDataRecording(Recording):
         builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES)
         builder.add(no_rows(self._start_dtype))
         rounds: list[int] = []
-        read = self._read_compiled if self._compiled_samples is not None else self._read_window
         while at < stop:
-            rows, others, at, sound = read(at, min(at + WINDOW_WORDS, stop))
+            rows, others, at, sound = self._read_window(at, min(at + WINDOW_WORDS, stop))
             builder.add(rows)
             rounds += others[self._words[others].astype(np.uint32) == RECORD_FINISHED_ROUND].tolist()
             if not sound:
                 return builder.finish(), rounds, at, False
         return builder.finish(), rounds, at, True
 
-    def _read_window(self, at: int, stop: int) -> tuple[Rows, NDArray[np.int64], int, bool]:
-        """Return the rows of records that begin in words at..stop, all records, and where and how reading ended."""
-        walk = walk_records(self._words, at, stop, self._ids(), self._last)
-        return self._rows(walk.at, self._words[walk.at].astype(np.uint32)), walk.at, walk.stop, walk.sound
-
     @cached_property
-    def _compiled_samples(self) -> PerfSamples | None:
-        """Say which samples the compiled kernel shall read; None where NumPy must do it."""
+    def _samples(self) -> PerfSamples:
+        """Which samples count, and where their parts lie."""
         useful = [(ids, layout) for ids, layout in self._layouts if layout is not None]
-        if loaded() is None or not useful or not has_usual_common(self._kinds.common):
-            return None
-        layouts = np.array([(layout.time, layout.cpu, layout.raw, layout.chain) for _, layout in useful], np.int64)
-        if useful[0][0] is None:
-            return PerfSamples(layouts)
-        top = max(int(ids.max(initial=0)) for ids, _ in useful if ids is not None)
-        if top >= MAX_TABLE or len(useful) > MAX_LAYOUTS:
-            return None
-        numbers = np.zeros(top + 1, np.uint8)
-        for i, (ids, _) in enumerate(useful):
-            numbers[ids] = i + 1
-        return PerfSamples(layouts, numbers)
+        layouts = np.array([(p.time, p.cpu, p.raw, p.chain) for _, p in useful], np.int64).reshape(-1, 4)
+        known = [(np.unique(ids), i) for i, (ids, _) in enumerate(useful) if ids is not None]
+        ids = np.concatenate([np.empty(0, np.uint64), *(ids for ids, _ in known)])
+        of = np.repeat(np.array([i for _, i in known], np.int32), [len(ids) for ids, _ in known])
+        ids, last = np.unique(ids[::-1], return_index=True)  # an identifier of several events is damage
+        return PerfSamples(layouts, ids, of[::-1][last])
 
-    def _read_compiled(self, at: int, stop: int) -> tuple[Rows, NDArray[np.int64], int, bool]:
-        """Do what _read_window does, but for the records: only those that are no samples are returned."""
-        kernel, samples = loaded(), self._compiled_samples
-        assert kernel is not None
-        assert samples is not None
-        n_samples, n_others, stop, sound = kernel.count_perf_records(self._words, at, stop, self._last)
-        out, cpu = RecordColumns.empty(n_samples, self._start_dtype), np.empty(n_samples, np.int16)
-        others = np.empty(n_others, np.int64)
-        n = kernel.fill_perf_records(
-            self._words, at, stop, samples, kind_of_id=self._kinds.kind_of_id, out=out, cpu=cpu, others=others
+    def _read_window(self, at: int, stop: int) -> tuple[Rows, NDArray[np.int64], int, bool]:
+        """Return the rows of the records that begin in words at..stop, all but samples, and where and how it ended."""
+        kinds = self._kinds.kind_of_id if has_usual_common(self._kinds.common) else None
+        found = perf_samples.read_perf_records(
+            self._words, (at, stop, self._last), self._samples, kinds, self._start_dtype
         )
-        rows = Rows(out.ts.view(np.int64), cpu, out.tid, out.kind, out.irq_flags, out.preempt_count, out.start)
-        rows = rows.slice(0, n)
-        more = self._rows(others, self._words[others].astype(np.uint32)) if n_others else no_rows(self._start_dtype)
-        return self._in_file_order(rows, more, others) if len(more) else rows, others, stop, sound
+        rows = self._sample_rows(found)
+        others = found.others
+        more = self._other_rows(others) if len(others) else no_rows(self._start_dtype)
+        return self._in_file_order(rows, more, others) if len(more) else rows, others, found.stop, found.sound
 
     def _in_file_order(self, samples: Rows, lost: Rows, others: NDArray[np.int64]) -> Rows:
         """Put the rows of lost events among the samples, where their records stand."""
@@ -240,11 +221,6 @@ class PerfDataRecording(Recording):
         before = np.searchsorted(samples.start, at * 2)  # a sample's data lies behind its record's head
         order = np.argsort(np.concatenate([np.arange(len(samples)) * 2, before * 2 - 1]), kind="stable")
         return concat_rows([samples, lost]).take(order)
-
-    def _ids(self) -> NDArray[np.uint64] | None:
-        if not all(a.sample_type & SAMPLE_IDENTIFIER for a in self._perf.attrs):
-            return None
-        return np.array([i for a in self._perf.attrs for i in a.ids], np.uint64)
 
     def _flush_limit(self, rounds: list[int], rows: Rows, flush: int, previous: int) -> tuple[int, int]:
         """Return up to which time all events were read, and the newest time of finished rounds."""
@@ -302,47 +278,22 @@ class PerfDataRecording(Recording):
         found = f"size {head >> 48} of type {head & 0xFFFFFFFF}"
         self._loss.add_faults([Fault(word * 8, -1, "a record with a size that fits", found)], truncated=True)
 
-    def _rows(self, at: NDArray[np.int64], types: NDArray[np.uint32]) -> Rows:
-        """Return the rows of records in file order, and remember threads."""
-        samples = at[types == RECORD_SAMPLE]
-        parts = [self._sample_rows(samples, ids, layout) for ids, layout in self._layouts if layout is not None]
-        lost = at[(types == RECORD_LOST) | (types == RECORD_LOST_SAMPLES)]
-        if len(lost):
-            parts.append(self._lost_rows(lost))
+    def _other_rows(self, at: NDArray[np.int64]) -> Rows:
+        """Return the rows of lost events among records that are no samples, and remember threads."""
+        types = self._words[at].astype(np.uint32)
         self._read_threads(at[(types == RECORD_COMM) | (types == RECORD_FORK)])
-        rows = concat_rows([part for part, _ in parts]) if parts else no_rows(self._start_dtype)
-        if len(parts) > 1:
-            rows = rows.take(np.argsort(np.concatenate([where for _, where in parts]), kind="stable"))
-        return rows
+        lost = at[(types == RECORD_LOST) | (types == RECORD_LOST_SAMPLES)]
+        return self._lost_rows(lost) if len(lost) else no_rows(self._start_dtype)
 
-    def _sample_rows(
-        self, at: NDArray[np.int64], ids: NDArray[np.uint64] | None, layout: SampleLayout
-    ) -> tuple[Rows, NDArray[np.int64]]:
-        words = self._words
-        if ids is not None:
-            at = at[is_one_of(words.take(at + 1, mode="clip"), ids)]
-        raw = at + layout.raw
-        if layout.chain >= 0:
-            raw = raw + np.minimum(words.take(at + layout.chain, mode="clip"), MAX_RECORD).astype(np.int64)
-        inside = raw < at + (words[at] >> np.uint64(51)).astype(np.int64)
-        if not inside.all():
-            at, raw = at[inside], raw[inside]
-        half = words.view(np.uint32)
-        start = raw * 2 + 1
-        kind_id, flags, preempt, tid = gather_common(half, start, self._kinds.common)
-        cpu = _cpu_numbers(words[at + layout.cpu]) if layout.cpu >= 0 else np.full(len(at), -1, np.int16)
-        rows = Rows(
-            words[at + layout.time].astype(np.int64),
-            cpu,
-            tid,
-            self._kinds.kind_of_id[kind_id],
-            flags,
-            preempt,
-            start.astype(self._start_dtype),
-        )
-        return rows, at
+    def _sample_rows(self, found: PerfWindow) -> Rows:
+        of = found.records
+        kind, flags, preempt, tid = of.kind, of.irq_flags, of.preempt_count, of.tid
+        if not has_usual_common(self._kinds.common):
+            kind_id, flags, preempt, tid = gather_common(self._words.view(np.uint32), of.start, self._kinds.common)
+            kind = self._kinds.kind_of_id[kind_id]
+        return Rows(of.ts.view(np.int64), found.cpu, tid, kind, flags, preempt, of.start)
 
-    def _lost_rows(self, at: NDArray[np.int64]) -> tuple[Rows, NDArray[np.int64]]:
+    def _lost_rows(self, at: NDArray[np.int64]) -> Rows:
         """Return rows of lost events; a LOST record counts them behind an id, LOST_SAMPLES at once."""
         words = self._words
         time_back, cpu_back = sample_id_places(self._perf.attrs[0])
@@ -361,7 +312,7 @@ class PerfDataRecording(Recording):
             zeros,
             zeros.copy(),
             stored_count(np.maximum(count, -1), self._start_dtype),
-        ), at
+        )
 
     def _read_threads(self, at: NDArray[np.int64]) -> None:
         """Read names and processes of threads (COMM, FORK)."""

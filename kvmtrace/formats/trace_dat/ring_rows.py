@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace._native import loaded
 from kvmtrace.formats.trace_dat.page_checks import rest_not_empty, undescribed, wrong_times
 from kvmtrace.formats.trace_dat.pages import Fault
 from kvmtrace.formats.trace_dat.ring_buffer import (
@@ -20,7 +19,7 @@ from kvmtrace.formats.trace_dat.ring_buffer import (
     read_page_headers,
 )
 from kvmtrace.table.common_fields import gather_common, has_usual_common
-from kvmtrace.table.merge import Rows, concat_rows, order_keys
+from kvmtrace.table.merge import Rows, order_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from kvmtrace.formats.trace_dat.page_checks import PageChecks
     from kvmtrace.table.format_text import PageLayout
     from kvmtrace.table.kinds import KindTable
-
-BATCH_PAGES = 1024  # NumPy: pages of a batch stay in the processor's cache from the walk to the columns
 
 
 @dataclass
@@ -168,33 +165,25 @@ class StreamDecoder:
         floor : int, the least time to merge by: the latest of the CPU's events before these pages
         checks : PageChecks of these pages, or None
         """
-        parts, keys, counts, floors, faults = [], [], [], [], []
-        size = BATCH_PAGES if loaded() is None else max(len(pages), 1)
-        for first in range(0, max(len(pages), 1), size):
-            batch = pages[first : first + size]
-            headers = read_page_headers(self._words, batch, self._layout)
-            if self._holes:
-                headers.lost[(headers.lost == 0) & (headers.size >= 0)] = LOST_UNKNOWN
-            known = checks.of(np.arange(first, first + len(batch))) if checks else None
-            records = self._records(batch, headers, known)
-            page_ns = self._converter.to_ns(headers.ts, self._cpu)
-            rows, page_rows = self._rows(headers, records, page_ns)
-            page_floor = np.maximum(begins[first : first + size], floor)
-            key = order_keys(rows.ts_ns, floor) if len(rows) else rows.ts_ns
-            key = np.maximum(key, np.repeat(page_floor, page_rows))
-            floor = max(int(key[-1]) if len(key) else floor, int(page_floor[-1]) if len(batch) else floor)
-            parts.append(rows)
-            keys.append(rows.ts_ns if np.array_equal(key, rows.ts_ns) else key)
-            counts.append(page_rows)
-            floors.append(page_floor)
-            for damage in records.damage:
-                page = first + damage.page
-                at = int(offsets[page]) + (damage.word - int(pages[page])) * 4
-                faults.append(Fault(at, self._cpu, damage.expected, damage.found, page))
-        steady = all(key is part.ts_ns for key, part in zip(keys, parts, strict=True))
-        rows = concat_rows(parts)
-        key = rows.ts_ns if steady else np.concatenate(keys)
-        return StreamRows(rows, key, np.concatenate(counts), np.concatenate(floors), faults)
+        headers = read_page_headers(self._words, pages, self._layout)
+        if self._holes:
+            headers.lost[(headers.lost == 0) & (headers.size >= 0)] = LOST_UNKNOWN
+        records = self._records(pages, headers, checks)
+        rows, page_rows = self._rows(headers, records, self._converter.to_ns(headers.ts, self._cpu))
+        page_floor = np.maximum(begins, floor)
+        key = order_keys(rows.ts_ns, floor) if len(rows) else rows.ts_ns
+        key = np.maximum(key, np.repeat(page_floor, page_rows))
+        faults = [
+            Fault(
+                int(offsets[damage.page]) + (damage.word - int(pages[damage.page])) * 4,
+                self._cpu,
+                damage.expected,
+                damage.found,
+                damage.page,
+            )
+            for damage in records.damage
+        ]
+        return StreamRows(rows, rows.ts_ns if np.array_equal(key, rows.ts_ns) else key, page_rows, page_floor, faults)
 
     def _records(self, pages: NDArray[np.int64], headers: PageHeaders, checks: PageChecks | None) -> Records:
         """Decode a batch; what contradicts itself is damage, and pages without a time are left out."""

@@ -1,20 +1,22 @@
-"""The model's steps, segments and counts: the compiled kernel and NumPy give the same for any sequence of events."""
+"""The model's steps, segments and counts: compiled loops and NumPy twins give the same for any sequence of events."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 
 import numpy as np
+import oracle_model
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import both
 
-from kvmtrace import _native as kernel
-from kvmtrace._native import StepColumns, TrackedColumns
+from kvmtrace._native import automaton, thread_rows
+from kvmtrace._native.automaton import StepColumns
+from kvmtrace._native.thread_rows import TrackedColumns
 from kvmtrace.check import coverage as statistics
 from kvmtrace.check import exit_segments as segments
 from kvmtrace.check import steps
-from kvmtrace.check import thread_events as sequence
 from kvmtrace.check.alphabet import N_CLASSES, N_STEPS
 from kvmtrace.check.state_machine import ILLEGAL, LEGAL, STATE_NAMES, Automaton
 from kvmtrace.check.thread_events import Sequence, first_of
@@ -22,14 +24,6 @@ from kvmtrace.spans.lanes import Lanes
 from kvmtrace.table.event_table import RowsByKind
 
 EVENTS = st.lists(st.tuples(st.integers(1, N_CLASSES - 1), st.integers(0, 2), st.booleans()), max_size=120)
-
-
-def both(function):
-    """Return what a function gives with the kernel and without."""
-    compiled = function()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kernel.SWITCH, "0")
-        return compiled, function()
 
 
 def assert_same(compiled, plain, names):
@@ -95,8 +89,8 @@ def test_counts(rows):
     )
     shape = (len(STATE_NAMES), N_STEPS + 1, statistics._BUCKETS)
     compiled, plain = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    kernel.loaded().count_edges(columns, statistics.UNKNOWN, statistics._SUB_BITS, compiled)
-    statistics._count_edges(columns, plain)
+    automaton.count_edges(columns, statistics.UNKNOWN, statistics._SUB_BITS, compiled)
+    oracle_model.count_edges(columns, statistics.UNKNOWN, statistics._SUB_BITS, plain)
     np.testing.assert_array_equal(compiled, plain)
 
 
@@ -113,8 +107,8 @@ def test_tracked_events(rows, tids):
     )
     wanted = np.array(sorted(tids), np.int32)
     (compiled, n_compiled), (plain, n_plain) = (
-        kernel.loaded().tracked(columns, wanted),
-        sequence._tracked(columns, wanted),
+        thread_rows.tracked(columns, wanted),
+        oracle_model.tracked(columns, wanted),
     )
     assert n_compiled == n_plain
     assert_same(compiled, plain, ("row", "cls", "thread", "ts_ns", "cpu"))
@@ -125,7 +119,8 @@ def test_tracked_events(rows, tids):
 def test_rows_by_kind(kinds, n_kinds):
     column = np.array(kinds, np.uint16)
     if kinds and n_kinds <= max(kinds):  # no kind's number, as no table has it
-        assert kernel.loaded().rows_by_kind(column, n_kinds) is None
+        with pytest.raises(ValueError, match="none of"):
+            thread_rows.rows_by_kind(column, n_kinds)
         return
 
     def find():

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The compiled loops: every function that Python calls, declared once. The C files include this header and cffi reads
+ * it (compiling.py), so a prototype that does not fit its function or its caller fails when it is compiled or called.
+ *
+ * Nothing here trusts what it is given of a file: every index is held inside its buffer. Where an argument has n
+ * elements it says so; arrays do not overlap.
+ */
+#ifndef KVMTRACE_LOOPS_H
+#define KVMTRACE_LOOPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A file or buffer as little-endian u32. */
+typedef struct {
+	const uint32_t *words;
+	int64_t n_words;
+} Words;
+
+/* Columns of records to be filled in. start: word index of each record's data, uint32 or (wide) int64. The last four
+ * are NULL where the common fields are not wanted.
+ */
+typedef struct {
+	int64_t n_rows;
+	int32_t wide;
+	void *start;
+	uint64_t *ts;
+	uint16_t *kind;
+	uint8_t *flags;
+	uint8_t *preempt;
+	int32_t *tid;
+} Columns;
+
+/* ring_records.c: pages of ftrace's ring buffer */
+
+/* Count the data records of pages, and find those whose records do not fit: of page `damaged[i]` the record at word
+ * `damage_at[i]` would end at word `damage_stop[i]`, behind the page's last; `end` of that page is set to where reading
+ * must end. Returns the number of damaged pages. All arrays: n_pages.
+ */
+int64_t count_records(Words buffer, const int64_t *first, int64_t *end, int64_t n_pages, int64_t *counts,
+		      int64_t *damaged, int64_t *damage_at, int64_t *damage_stop);
+
+/* Fill in the data records of pages that count_records has been through (`end` is what it left). kind_of_id: 65,536.
+ * Returns how many there are, more than out->n_rows if more than were counted: the file has been changed meanwhile.
+ */
+int64_t fill_records(Words buffer, const int64_t *first, const int64_t *end, const uint64_t *page_ts, int64_t n_pages,
+		     const uint16_t *kind_of_id, const Columns *out);
+
+/* perf_samples.c: records of a perf.data */
+
+/* Where the parts of a sample are, in u64 words from its header; chain and cpu -1 if absent. */
+typedef struct {
+	int64_t time, cpu, raw, chain;
+} Layout;
+
+/* The layouts of samples, and which has which. n_layouts 0: none count. n_ids 0: all have the first. Otherwise a
+ * sample begins with an identifier, one of n_ids ascending ones or none that counts: sample `id` has the layout
+ * `layout_of_id`. Where the identifiers lie close together, table[id - ids[0]] is the number of its layout from 1 (0:
+ * it does not count), table_size long; 0: they are looked for in `ids`.
+ */
+typedef struct {
+	const Layout *layouts;
+	int64_t n_layouts;
+	const uint64_t *ids;
+	const int32_t *layout_of_id;
+	int64_t n_ids;
+	const uint16_t *table;
+	int64_t table_size;
+} Samples;
+
+/* Find the records that begin in words first..last (the last of them ends at `end` at the latest), and count the
+ * samples. Returns the number of records, or -1 - their number where an impossible one ended the walk; *stop: where it
+ * ended.
+ */
+int64_t count_perf_records(const uint64_t *words, int64_t first, int64_t last, int64_t end, int64_t *n_samples,
+			   int64_t *stop);
+
+/* Fill in the samples among the records of words first..stop, and the positions of all other records (n_others).
+ * kind_of_id: 65,536. Returns how many count and hold raw data, -1 if there is not what was counted.
+ */
+int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first, int64_t stop, const Samples *samples,
+			  const uint16_t *kind_of_id, const Columns *out, int16_t *cpu, int64_t *others,
+			  int64_t n_others);
+
+/* field_bytes.c: one field of many records */
+
+/* Copy `size` bytes at byte `start * unit + offset` of each of n records. starts: uint32 or (wide) int64. Beyond the
+ * buffer's end its last word repeats (`by_word`: fields of whole words at a multiple of 4) or its last byte. The buffer
+ * is not empty.
+ */
+void gather_bytes(Words buffer, const void *starts, int32_t wide, int64_t n, int64_t unit, int64_t offset, int64_t size,
+		  int32_t by_word, uint8_t *out);
+
+/* thread_rows.c: which rows belong together */
+
+/* Count the events of threads `tids` (ascending) that the model tracks (class > 0): per thread in `counts`. Returns
+ * how many events of these threads there are, tracked or not. `number` keeps each row's thread, from 1; 0: none.
+ */
+int64_t count_tracked(const int32_t *tid, const uint8_t *cls, int64_t n, const int32_t *tids, int64_t n_tids,
+		      uint16_t *number, int64_t *counts);
+
+/* Put the tracked events in order of thread, recorded order within a thread. `next` holds where each thread begins
+ * and is used up.
+ */
+void fill_tracked(const uint16_t *number, const uint8_t *cls, const int64_t *ts, const int16_t *cpu, int64_t n,
+		  int64_t *next, int64_t *row_out, uint8_t *cls_out, uint16_t *thread_out, int64_t *ts_out,
+		  int16_t *cpu_out);
+
+/* Sort rows by their kind: `order` has the rows of kind 0, of kind 1 ..., each ascending, from `begin[kind]` on
+ * (n_kinds + 1 numbers), `position` the place of each row within its kind. Returns -1 if a kind is none of n_kinds.
+ */
+int64_t rows_by_kind(const uint16_t *kind, int64_t n, int64_t n_kinds, int64_t *begin, int64_t *order,
+		     int64_t *position);
+
+/* For each row, the latest row of its thread up to itself that is wanted, or -1; threads stand one behind the other. */
+void latest_wanted(const uint8_t *wanted, const uint16_t *thread, int64_t n, int32_t *latest);
+
+/* automaton.c: the model's states over sequences of events */
+
+/* Step the transition table through a sequence: the state in which each event finds its thread, and for each step
+ * (class 1..n_steps) its position, the state before and the table's verdict. next_state: n_steps + 1; verdicts: n_states
+ * rows of n_steps + 1. Returns how many steps there are.
+ */
+int64_t take_steps(const uint8_t *cls, const uint8_t *first, const uint8_t *broken, int64_t n,
+		   const uint8_t *next_state, const uint8_t *verdicts, int64_t n_steps, int32_t unknown,
+		   uint8_t *state_out, int64_t *position, uint8_t *before, uint8_t *verdict);
+
+/* Cut a sequence into segments, at events of the three boundary classes and where knowledge begins. Returns how many
+ * there are; `of` gives each event's.
+ */
+int64_t cut_segments(const uint8_t *cls, const uint8_t *first, const uint8_t *broken, int64_t n,
+		     const uint8_t *boundaries, int64_t *of, int64_t *start, uint8_t *kind, uint64_t *mask,
+		     uint8_t *linked);
+
+/* Count the steps by edge (state before, class) and by the log-linear bucket of the time since the step before:
+ * 2^sub_bits buckets for each power of two. Steps from the unknown state and wrong ones do not count.
+ */
+void count_edges(const uint8_t *before, const uint8_t *cls, const uint8_t *wrong, const int64_t *ts, int64_t n,
+		 int64_t n_classes, int32_t unknown, int32_t sub_bits, int64_t n_buckets, int64_t *counts);
+
+#endif

@@ -1,0 +1,155 @@
+"""Records of a perf.data -> columns of its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace._native._loops import ffi, lib
+from kvmtrace._native.arrays import filled, given
+from kvmtrace._native.ring_records import RecordColumns, changed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_TABLE = 1 << 20  # of identifiers that lie close together, as the kernel counts them up
+MAX_NUMBER = 0xFFFF  # of a layout in that table
+
+
+@dataclass(frozen=True)
+class PerfSamples:
+    """The samples of a perf.data that count, and where their parts lie.
+
+    Parameters
+    ----------
+    layouts : int64, shape (n, 4), in u64 words from the header: time, cpu, raw, chain; -1 if absent
+    ids : uint64, shape (m,), event identifiers, ascending, one of which then is a sample's first word; other samples do
+        not count. Empty: all samples have the first layout, if there is one
+    layout_of_id : int32, shape (m,), row in `layouts` of each
+    """
+
+    layouts: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    layout_of_id: NDArray[np.int32]
+
+    @cached_property
+    def table(self) -> NDArray[np.uint16]:
+        """The layouts' numbers from 1, from the least identifier on; empty where that would be too long."""
+        if not len(self.ids) or len(self.layouts) > MAX_NUMBER or int(self.ids[-1]) - int(self.ids[0]) >= MAX_TABLE:
+            return np.empty(0, np.uint16)
+        places = (self.ids - self.ids[0]).astype(np.int64)
+        found = np.zeros(int(places[-1]) + 1, np.uint16)
+        found[places] = self.layout_of_id + 1
+        return found
+
+    @cached_property
+    def as_c(self) -> Any:
+        """They as C's `Samples`; they must outlive it."""
+        out = ffi.new("Samples *")
+        out.layouts, out.n_layouts = ffi.cast("Layout *", given(self.layouts)), len(self.layouts)
+        out.ids, out.layout_of_id, out.n_ids = given(self.ids), given(self.layout_of_id), len(self.ids)
+        out.table, out.table_size = given(self.table), len(self.table)
+        return out
+
+
+@dataclass(frozen=True)
+class PerfWindow:
+    """What a part of a perf.data gave.
+
+    Parameters
+    ----------
+    records : the samples that count and hold raw data
+    cpu : int16, of each; -1 where none is stated, or none that can be
+    others : int64, word index of each record that is no sample
+    stop : int, word index where the part ended
+    sound : bool, it ended at its end, not at an impossible record
+    """
+
+    records: RecordColumns
+    cpu: NDArray[np.int16]
+    others: NDArray[np.int64]
+    stop: int
+    sound: bool
+
+
+def count_perf_records(words: NDArray[np.uint64], first: int, last: int, end: int) -> tuple[int, int, int, bool]:
+    """Count the records of a perf.data that begin in words first..last and end at `end` at the latest.
+
+    Returns
+    -------
+    (samples, other records, word where the walk ended, whether at the end and not at an impossible record)
+    """
+    counted = np.zeros(2, np.int64)
+    there = filled(counted)
+    n = lib.count_perf_records(given(words), first, last, end, there, there + 1)
+    samples, stop = counted.tolist()
+    return samples, (n if n >= 0 else -1 - n) - samples, stop, n >= 0
+
+
+def fill_perf_records(
+    words: NDArray[np.uint64],
+    span: tuple[int, int],
+    samples: PerfSamples,
+    *,
+    kind_of_id: NDArray[np.uint16] | None,
+    out: RecordColumns,
+    cpu: NDArray[np.int16],
+    others: NDArray[np.int64],
+) -> int:
+    """Fill in the columns of samples in a span of words, and the word indices of records that are none.
+
+    Parameters
+    ----------
+    words : the file as little-endian u64
+    kind_of_id : uint16, shape (65536,), for samples with ftrace's usual common fields; None leaves them out
+    out, cpu, others : of as many rows as count_perf_records said
+
+    Returns
+    -------
+    how many samples count and hold raw data: so many rows were filled in
+
+    Raises
+    ------
+    FormatError
+        There is not what was counted.
+    """
+    columns = out.as_c()
+    kinds = ffi.NULL if kind_of_id is None else given(kind_of_id)
+    if kind_of_id is None:
+        columns.kind = ffi.NULL
+    n: int = lib.fill_perf_records(
+        given(words), len(words), *span, samples.as_c, kinds, columns, filled(cpu), filled(others), len(others)
+    )
+    if n < 0:
+        raise changed()
+    return n
+
+
+def read_perf_records(
+    words: NDArray[np.uint64],
+    bounds: tuple[int, int, int],
+    samples: PerfSamples,
+    kind_of_id: NDArray[np.uint16] | None,
+    start_dtype: np.dtype[Any],
+) -> PerfWindow:
+    """Read the records of a perf.data that begin in a part of it.
+
+    Parameters
+    ----------
+    words : the file as little-endian u64
+    bounds : word indices: where the part begins and ends, and where all records end
+    kind_of_id : uint16, shape (65536,), for samples with ftrace's usual common fields; None leaves them out
+    start_dtype : uint32 or int64, of the word index (u32) of each sample's raw data
+    """
+    first, last, end = bounds
+    n_samples, n_others, stop, sound = count_perf_records(words, first, last, end)
+    out = RecordColumns.empty(n_samples, start_dtype, common=kind_of_id is not None)
+    cpu, others = np.empty(n_samples, np.int16), np.empty(n_others, np.int64)
+    n = fill_perf_records(words, (first, stop), samples, kind_of_id=kind_of_id, out=out, cpu=cpu, others=others)
+    columns = RecordColumns(
+        out.start[:n], out.ts[:n], out.kind[:n], out.irq_flags[:n], out.preempt_count[:n], out.tid[:n]
+    )
+    return PerfWindow(columns, cpu[:n], others, stop, sound)
