@@ -1,5 +1,5 @@
-"""The event table: what every analysis reads."""
+"""Formats of recordings, a folder each; registry.py lists them."""
 
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats.registry import open_recording
 
 __all__ = ["open_recording"]

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from floors import bare_ftrace, empty_programs
 
 from kvmtrace.capture.bpf.summary_maps import EVENTS as SUMMARY_EVENTS
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import pytest
 from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
 from kvmtrace.capture.tracefs import mounted
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from tests.capture.record_twice import wait_until
 
 if TYPE_CHECKING:

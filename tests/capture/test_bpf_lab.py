@@ -19,7 +19,7 @@ import pytest
 
 from kvmtrace.capture.bpf.compiler import compile_cached
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.formats.summary.summary_file import read_summary
 from kvmtrace.lab.cache import cache_dir
 from tests.capture.test_bpf_raw import assert_same_summary

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from tests.capture.record_twice import wait_until
 
 if TYPE_CHECKING:

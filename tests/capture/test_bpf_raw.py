@@ -18,7 +18,7 @@ from kvmtrace.capture.bpf.btf_types import Argument, KernelTypes, TypeInfo
 from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
 from kvmtrace.capture.settings import RecordSettings, TargetSpec
 from kvmtrace.errors import CapabilityError
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from tests.capture.summarise_twice import summarise_twice
 
 if TYPE_CHECKING:

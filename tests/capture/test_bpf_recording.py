@@ -17,7 +17,7 @@ import pytest
 
 from kvmtrace.capture.bpf.bpf_syscall import loaded_ids
 from kvmtrace.capture.ftrace.probe_events import Probes
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.formats.summary.summary_file import read_summary
 from kvmtrace.render.text.report_text import filter_line
 from tests.capture.record_twice import bpf_runs, record_twice, wait_until

@@ -76,7 +76,7 @@ def test_what_is_no_elf_file_is_one_clear_line(tmp_path: Path, content: bytes) -
 def test_calls_and_results_join_the_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from kvmtrace.capture.bpf.bpf_recorder import record
     from kvmtrace.capture.settings import RecordSettings, TargetSpec
-    from kvmtrace.formats.opening import open_recording
+    from kvmtrace.formats import open_recording
 
     libc = find_libc()
     probes = (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 
 if TYPE_CHECKING:
     from pathlib import Path

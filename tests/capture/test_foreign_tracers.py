@@ -15,7 +15,7 @@ import pytest
 from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
 from kvmtrace.capture.ftrace.instance import Instance
 from kvmtrace.capture.tracefs import find_tracefs
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from tests.capture.record_twice import bpf_runs, ftrace_runs, wait_until
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from kvmtrace.capture.settings import META_MAGIC, RecordResult, RecordSettings, 
 from kvmtrace.capture.spool import PAGE_SIZE, Spool
 from kvmtrace.capture.tracefs import find_tracefs, mounted
 from kvmtrace.errors import CapabilityError, UsageError
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.kvm.tracepoints import EVENT_SETS
 
 pytestmark = pytest.mark.kvm

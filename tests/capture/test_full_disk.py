@@ -14,7 +14,7 @@ import pytest
 from kvmtrace.capture.bpf import bpf_writer as bpf_file
 from kvmtrace.capture.bpf.bpf_disk_full import Unkept, iter_records
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from tests.writers.bpf_capture import KINDS, encode_span, entry, fpu
 
 KVMTRACE = f"{sys.executable} -m kvmtrace"

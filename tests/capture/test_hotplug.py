@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 
 if TYPE_CHECKING:
     from pathlib import Path

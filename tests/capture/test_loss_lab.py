@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
 

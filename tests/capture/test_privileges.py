@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from tests.capture.record_twice import bpf_runs, start_guest, wait_until
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from kvmtrace.capture.ftrace import vmm_probes
 from kvmtrace.capture.ftrace.vmm_probes import add_vmm_probes, vmm_binary
 from kvmtrace.capture.settings import META_MAGIC, TargetSpec
 from kvmtrace.capture.tracefs import mounted
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
 from kvmtrace.model.bring_up import VMM_ORDER
 

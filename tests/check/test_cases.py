@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.model.rules import RULES
 
 CASES = sorted((Path(__file__).parents[1] / "cases").glob("*.txt"))

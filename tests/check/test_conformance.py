@@ -10,7 +10,7 @@ import pytest
 from kvmtrace.check.engine import Checker, check_recording
 from kvmtrace.check.losses import Gaps
 from kvmtrace.errors import KvmtraceError
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 
 FIXTURES = sorted((Path(__file__).parents[2] / "fixtures").glob("*.dat"))
 SMALL = [path for path in FIXTURES if "linux" not in path.stem]

@@ -10,7 +10,7 @@ import pytest
 
 from kvmtrace.check.explain import Story, explain_exit
 from kvmtrace.errors import UsageError
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.model.world_switch import PHASES, STEPS_BY_ISA
 from kvmtrace.render.text.explain_text import render_story
 

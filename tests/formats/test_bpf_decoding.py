@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kvmtrace.errors import FormatError, KvmtraceError
+from kvmtrace.formats import open_recording
 from kvmtrace.formats.bpf import bpf_layout as decoder
 from kvmtrace.formats.bpf.bpf_recording import BpfRecording
-from kvmtrace.formats.opening import open_recording
 from tests.writers.bpf_capture import (
     Record,
     encode_capture,

@@ -7,13 +7,14 @@ import random
 import struct
 
 import pytest
+from writers.in_memory import InMemory
 from writers.perf_data import PerfDataWriter, comm, finished_round, lost, sample
 from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import KvmtraceError
 from kvmtrace.formats.arrow import arrow_writing as arrow
-from kvmtrace.formats.opening import recognise
+from kvmtrace.formats.registry import recognise
 
 NUMBERS = [0, 1, 8, 16, 0x7F, 0xFF, 4096, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63, 2**64 - 1]
 
@@ -42,7 +43,7 @@ def perf_data(*, compressed: bool) -> bytes:
 
 def exported(write) -> bytes:
     out = io.BytesIO()
-    write(recognise(memoryview(trace_dat("v6", "none")), "seed"), out)
+    write(recognise(InMemory(trace_dat("v6", "none"), "seed")), out)
     return out.getvalue()
 
 
@@ -86,7 +87,7 @@ def test_changed_files(seed):
     for _ in range(60):
         changed = mutate(data, rng)
         try:
-            recording = recognise(memoryview(changed), "file")
+            recording = recognise(InMemory(changed, "file"))
             events = recording.events()
             for kind in events.kinds:
                 for field in kind.fields if events.count(kind.name) else ():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvmtrace.bring_up.follow import follow_bring_up
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from tests.lab.strace_log import STRACE, read_strace, recorded_ioctls
 
 pytestmark = pytest.mark.kvm

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.table.event_table import LOST_EVENTS, EventKind, EventTable
 from kvmtrace.table.parking import materialise
 from kvmtrace.table.payload import ColumnPayload

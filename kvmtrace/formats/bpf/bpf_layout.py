@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.errors import FormatError
+from kvmtrace.formats.bpf import MAGIC
 from kvmtrace.formats.common.cursor import Cursor, describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
 from kvmtrace.formats.trace_dat.pages import Fault
@@ -22,7 +23,6 @@ from kvmtrace.table.format_text import STATIC, EventFormat, parse_event_format
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAGIC = b"KVMTRACE-BPF-1\n\0"
 FRAME_MAGIC = b"KTFR"
 FRAME = struct.Struct("<4sHHQQ")
 FRAME_SPAN, FRAME_META = 1, 2
@@ -98,11 +98,6 @@ class Walk:
     span: NDArray[np.int64]
     unfinished: NDArray[np.int64]
     faults: list[Fault]
-
-
-def is_bpf_capture(head: bytes) -> bool:
-    """Say whether a file that begins so is a capture of the bpf back end."""
-    return head.startswith(MAGIC)
 
 
 def read_bpf_capture(data: memoryview, path: str) -> BpfCapture:

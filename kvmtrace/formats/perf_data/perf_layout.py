@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvmtrace.formats.common.cursor import Cursor
-from kvmtrace.formats.trace_dat.trace_dat_layout import (
-    MAGIC as TRACING_MAGIC,
-)
+from kvmtrace.formats.perf_data import MAGIC
+from kvmtrace.formats.trace_dat import MAGIC as TRACING_MAGIC
 from kvmtrace.formats.trace_dat.trace_dat_layout import (
     TraceDat,
     read_comms,
@@ -25,7 +24,6 @@ from kvmtrace.formats.trace_dat.trace_dat_layout import (
 if TYPE_CHECKING:
     from kvmtrace.table.format_text import EventFormat
 
-MAGIC = b"PERFILE2"
 PIPE_HEADER_SIZE = 16  # of a file that `perf record -o -` wrote
 
 # feature bits of the header
@@ -118,11 +116,6 @@ class PerfData:
             return None
         offset = self.features[bit][0]
         return int.from_bytes(self.data[offset : offset + 4], "little")
-
-
-def is_perf_data(head: bytes) -> bool:
-    """Say whether a file that begins with `head` is a perf.data of either byte order."""
-    return head[:8] in (MAGIC, MAGIC[::-1])
 
 
 def read_perf_data(data: memoryview, path: str) -> PerfData:

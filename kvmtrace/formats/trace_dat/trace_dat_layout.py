@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.formats.common.compression import ALGORITHMS, Decompressor
 from kvmtrace.formats.common.cursor import Cursor, describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
+from kvmtrace.formats.trace_dat import MAGIC
 from kvmtrace.table.format_text import (
     EventFormat,
     PageLayout,
@@ -26,7 +27,6 @@ from kvmtrace.table.format_text import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAGIC = b"\x17\x08\x44tracing"
 META_MAGIC = b"KVMTRACE-META-1\n"  # ends the trailer of our recorder, see ARCHITECTURE.md
 MAX_PAGE = 1 << 20
 
@@ -134,11 +134,6 @@ class TraceDat:
         """Return an option that is a string."""
         data = self.option(number)
         return None if data is None else data.split(b"\0")[0].decode("utf-8", "replace").strip()
-
-
-def is_trace_dat(head: bytes) -> bool:
-    """Say whether a file that begins with `head` is a trace.dat."""
-    return head.startswith(MAGIC)
 
 
 def read_trace_dat(data: memoryview, path: str) -> TraceDat:

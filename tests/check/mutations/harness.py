@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.engine import Checker
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from mutations.edits import materialise
 from mutations.plan import Mutation, places, plan
 from mutations.undetectable import why_undetectable

@@ -13,7 +13,7 @@ import pytest
 from faults.build import build_modules
 from faults.catalogue import FAULTS, Fault
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.opening import open_recording
+from kvmtrace.formats import open_recording
 from kvmtrace.lab.job import Job
 from kvmtrace.lab.lab_run import run_lab
 

@@ -1,0 +1,85 @@
+"""The formats that kvmtrace reads: the list, and opening what a path leads to. Recognised by content, never by name.
+
+A new format is a folder with a FORMAT in its `__init__.py` and one line in FORMATS.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvmtrace.errors import FormatError, UsageError
+from kvmtrace.formats.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from kvmtrace.table.recording import Recording
+
+# folders beside this file, asked in this order; text last, as little tells it from anything else
+FORMATS = (
+    "arrow",
+    "trace_dat",
+    "bpf",
+    "perf_data",
+    "ftrace_text",
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of recordings. Its folder's `__init__.py` imports nothing before `open` is called.
+
+    Parameters
+    ----------
+    title : str, as messages name it; "" where others' title covers it
+    sniff : says from a Source's head (of a folder: its path) whether it is this format; reads nothing more
+    open : Source -> Recording; raises FormatError where it is damaged beyond what can be read
+    """
+
+    title: str
+    sniff: Callable[[Source], bool]
+    open: Callable[[Source], Recording]
+
+
+def known_formats() -> Iterator[Format]:
+    """Yield the formats in the order in which they are asked."""
+    for name in FORMATS:
+        found: Format = importlib.import_module(f"kvmtrace.formats.{name}").FORMAT
+        yield found
+
+
+def open_recording(path: str | Path) -> Recording:
+    """Open a recording of any supported format.
+
+    Parameters
+    ----------
+    path : str or Path; "-" is standard input
+
+    Raises
+    ------
+    FormatError
+        It is no trace, or is damaged before its first event.
+    UsageError
+        There is no such file, or it may not be read.
+    """
+    return recognise(Source(path))
+
+
+def recognise(source: Source) -> Recording:
+    """Open what a source leads to, see open_recording."""
+    try:
+        for known in known_formats():
+            if known.sniff(source):
+                return known.open(source)
+    finally:
+        source.close()
+    if source.is_folder:
+        raise UsageError(f"{source.path}: is a folder, and no recording")
+    from kvmtrace.formats.unrecognised import describe_unrecognised
+
+    titles = [known.title for known in known_formats() if known.title]
+    expected = f"{', '.join(titles[:-1])} or {titles[-1]}"
+    raise FormatError(source.path, 0, expected, describe_unrecognised(source.head))
