@@ -18,7 +18,7 @@ from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.render.text.compare_text import comparison_document, render_comparison_text
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
-from kvmtrace.report.document import render_json
+from kvmtrace.report.json_document import to_json
 from kvmtrace.spans.slices import PART_NAMES, collect_segments
 from kvmtrace.spans.time_parts import Part
 from kvmtrace.spans.vm_exits import vm_exit_intervals
@@ -184,7 +184,8 @@ class LoadedRecording:
 
     @cached_property
     def _comparison(self) -> Comparison:
-        comparison: Comparison = self._report.model
+        comparison = self._report.model
+        assert comparison is not None, "reports are made with the model"
         return comparison
 
     def replay(self) -> Replay:
@@ -225,7 +226,7 @@ class ReportView:
 
     def to_json(self) -> str:
         """Return the document as JSON (kvmtrace.report/1)."""
-        return render_json(self.document)
+        return to_json(self.document)
 
     def _repr_html_(self) -> str:
         return _pre(render_text(self.document))

@@ -10,7 +10,6 @@ from kvmtrace.report.build import build_report
 
 if TYPE_CHECKING:
     from kvmtrace.ab.recordings import RunSamples
-    from kvmtrace.check.verdict import Comparison
     from kvmtrace.report.document import Report
     from kvmtrace.table.recording import Recording
 
@@ -27,7 +26,8 @@ def run_of(recording: Recording, report: Report) -> RunSamples:
     for vcpu in report.vcpus:
         for part, value in vars(vcpu.budget).items():
             budget[part] = budget.get(part, 0) + (value or 0)
-    model: Comparison = report.model
+    model = report.model
+    assert model is not None, "made with the model"
     edges = {(t.from_state, t.event, t.to_state): t.count for t in model.transitions}
     return collect_samples(
         recording.capture.path, recording.events(), budget_ns=budget, transitions=edges, violations=model.n_violations

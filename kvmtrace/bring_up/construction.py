@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmtrace.bring_up.contract_check import Judgement, contract_of, judge_ioctl, judge_without_file
+from kvmtrace.bring_up.followed import Step
 from kvmtrace.bring_up.objects import ObjectTable
 from kvmtrace.kvm import ioctls
 from kvmtrace.model.bring_up import VENDOR_VCPU, VENDOR_VCPUS
@@ -23,35 +23,6 @@ CLOSED = Judgement(
     "ok", "the object itself lives until its last file, mapping and child are gone", "kvm_put_kvm (virt/kvm/kvm_main.c)"
 )
 OPENED = Judgement("ok", "its descriptor was then used as KVM's system file", "kvm_chardev_ops (virt/kvm/kvm_main.c)")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of the construction.
-
-    Parameters
-    ----------
-    call : "open" "ioctl" "mmap" "close"
-    name : "KVM_CREATE_VM", "/dev/kvm", "kvm_run"
-    object, makes : ids of the object called upon and of the one made ("vm0.vcpu1"), "" if none
-    verdict : "ok", "explained" (KVM refused as it must), "violation", "unknown"
-    sentence, source : why, and where the kernel says so
-    """
-
-    event_index: int
-    ts_ns: int
-    dur_ns: int | None
-    tid: int
-    call: str
-    name: str
-    fd: int
-    arg: int
-    ret: int | None
-    object: str
-    makes: str
-    verdict: str
-    sentence: str
-    source: str
 
 
 class Construction:

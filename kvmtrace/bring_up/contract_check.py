@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kvmtrace.bring_up.calls import Call
-    from kvmtrace.bring_up.objects import KvmObject, ObjectTable, Vm
+    from kvmtrace.bring_up.followed import KvmObject
+    from kvmtrace.bring_up.objects import ObjectTable, Vm
 
 # the errnos by which KVM says "this file does not take that ioctl"
 WRONG_FILE = {errno.ENOTTY, errno.EINVAL, errno.EPERM}

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.bring_up.calls import ARGUMENTS, count_ioctls, read_calls
 from kvmtrace.bring_up.construction import Construction
+from kvmtrace.bring_up.followed import BringUp
 from kvmtrace.bring_up.qmp_answers import check_qmp
 from kvmtrace.bring_up.vmm_start import follow_vmm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvmtrace.bring_up.construction import Step
-    from kvmtrace.bring_up.objects import KvmObject
-    from kvmtrace.bring_up.qmp_answers import QmpCheck
-    from kvmtrace.bring_up.vmm_start import VmmStart
     from kvmtrace.table.event_table import EventTable
 
 NO_CALLS = "no KVM ioctl was recorded: the VMM runs without KVM, or the recording began later"
-
-
-@dataclass(frozen=True)
-class BringUp:
-    """The report document's `bring_up`.
-
-    Parameters
-    ----------
-    steps : the calls in recorded order
-    objects : what they made
-    ioctl_counts : ioctl name -> calls in the whole recording
-    n_explained : calls that KVM refused as its contract says
-    n_violations : calls whose result contradicts the contract
-    notes : what the recording does not show
-    vmm : the VMM's own start, None if its functions were not probed
-    qmp : what QEMU itself said, beside what the trace shows; None if it was not asked
-    """
-
-    steps: tuple[Step, ...]
-    objects: tuple[KvmObject, ...]
-    ioctl_counts: dict[str, int] = field(default_factory=dict)
-    n_explained: int = 0
-    n_violations: int = 0
-    notes: tuple[str, ...] = ()
-    vmm: VmmStart | None = None
-    qmp: QmpCheck | None = None
-
-    @property
-    def conforms(self) -> bool:
-        """Say whether KVM kept its contract in every recorded call."""
-        return self.n_violations == 0
 
 
 def _forks(events: EventTable, processes: Mapping[int, int]) -> dict[int, int]:

@@ -11,6 +11,7 @@ import errno
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kvmtrace.bring_up.followed import KvmObject
 from kvmtrace.model.bring_up import OBJECT_KINDS
 
 if TYPE_CHECKING:
@@ -21,35 +22,6 @@ if TYPE_CHECKING:
 UNKNOWN_PID = 0
 WITH_FILE = frozenset({"vm", "vcpu"})  # their making returns a descriptor
 ONE_PER_VM = frozenset({"irqchip", "pit", "memslots"})
-
-
-@dataclass(frozen=True)
-class KvmObject:
-    """A kernel object: "kvm0", "vm0", "vm0.vcpu1", "vm0.irqchip".
-
-    Parameters
-    ----------
-    number : int or None, vCPU id
-    tid, ts_ns : the thread that made it, and when
-    run_tids : threads that called KVM_RUN on a vCPU, in order
-    mmap_bytes : size of a vCPU's mapped kvm_run area
-    assumed : made before the recording began
-    """
-
-    id: str
-    kind: str
-    parent: str
-    fd: int | None
-    number: int | None
-    tid: int
-    ts_ns: int
-    kernel_object: str
-    file: str
-    assumed: bool = False
-    closed_ts_ns: int | None = None
-    first_run_ns: int | None = None
-    run_tids: tuple[int, ...] = ()
-    mmap_bytes: int | None = None
 
 
 class Vm:

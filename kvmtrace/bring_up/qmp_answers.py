@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.bring_up.followed import QmpCheck
 from kvmtrace.model.bring_up import INHERITANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kvmtrace.bring_up.objects import KvmObject
-
-
-@dataclass(frozen=True)
-class QmpCheck:
-    """QEMU's answers held against the trace.
-
-    Parameters
-    ----------
-    version : str, QEMU's version, "" if unknown
-    kvm : bool or None, KVM is enabled
-    threads : vCPU index -> thread id, as QEMU says
-    agreed, differed : findings in words
-    error : str, why QEMU could not be asked, ""
-    """
-
-    version: str
-    kvm: bool | None
-    threads: dict[int, int]
-    agreed: tuple[str, ...]
-    differed: tuple[str, ...]
-    error: str = ""
+    from kvmtrace.bring_up.followed import KvmObject
 
 
 def _threads(answer: Any) -> dict[int, int]:

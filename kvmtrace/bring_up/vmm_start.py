@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.bring_up.followed import Accelerator, VmmStart, VmmStep
 from kvmtrace.kvm.vmm_symbols import VMM_FUNCTIONS
 from kvmtrace.model.bring_up import INHERITANCE, VMM_ORDER
 
@@ -21,56 +20,6 @@ SENTENCES = {function.role: function.sentence for function in VMM_FUNCTIONS}
 TYPE_REGISTER = "vmm_type_register"
 INIT_RETURN = "vmm_accel_init_machine_return"
 MAX_STEPS = 500
-
-
-@dataclass(frozen=True)
-class VmmStep:
-    """One probed call of the VMM: `role` is the event, `argument` its recorded argument or result in words."""
-
-    event_index: int
-    ts_ns: int
-    tid: int
-    role: str
-    argument: str
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """An accelerator of the VMM's list that was tried; `ret` of its initialisation, None if it never returned."""
-
-    name: str
-    ret: int | None
-
-    @property
-    def sentence(self) -> str:
-        """What came of it."""
-        if self.ret is None:
-            return f"{self.name} was not seen to be initialised"
-        if self.ret >= 0:
-            return f"{self.name} was taken"
-        reason = f"{errno.errorcode.get(-self.ret, str(self.ret))}: {os.strerror(-self.ret)}"
-        return f"{self.name} failed to initialise ({reason})"
-
-
-@dataclass(frozen=True)
-class VmmStart:
-    """The VMM's start.
-
-    Parameters
-    ----------
-    steps : probed calls in recorded order, type registrations aside
-    n_types : types registered
-    inheritance : chains from a type to its root, as registered: ("kvm-accel", "accel", "object")
-    findings : where the start differs from the model's order or inheritance; a VMM's freedom, not KVM's fault
-    accelerators : those tried, in order; the next of the list follows where one fails
-    """
-
-    steps: tuple[VmmStep, ...]
-    n_types: int
-    inheritance: tuple[tuple[str, ...], ...]
-    findings: tuple[str, ...]
-    accelerators: tuple[Accelerator, ...] = ()
 
 
 def _argument(events: EventTable, role: str, position: int) -> str:

@@ -5,8 +5,7 @@ Values only. A violation is a value; nothing here computes or renders.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 MODEL_NAME = "kvm-vcpu-lifecycle/1"
 
@@ -28,9 +27,9 @@ class RuleResult:
 class TransitionCount:
     """How often an edge was taken; p50_ns, p99_ns: time since the previous step, None if unknown."""
 
-    from_state: str
+    from_state: str = field(metadata={"json": "from"})
     event: str
-    to_state: str
+    to_state: str = field(metadata={"json": "to"})
     count: int
     p50_ns: int | None = None
     p99_ns: int | None = None
@@ -118,21 +117,3 @@ class Comparison:
     def conforms(self) -> bool:
         """Say whether nothing contradicts the model (suspicions may remain)."""
         return self.n_violations == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report document's `model` object (see the interface: from, event, to)."""
-        document = asdict(self)
-        document["transitions"] = [
-            {
-                "from": t.from_state,
-                "event": t.event,
-                "to": t.to_state,
-                "count": t.count,
-                "p50_ns": t.p50_ns,
-                "p99_ns": t.p99_ns,
-            }
-            for t in self.transitions
-        ]
-        for key in ("violations", "cannot_see"):
-            document[key] = list(document[key])
-        return document

@@ -9,7 +9,8 @@ import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
-from kvmtrace.cli.report import Progress, wants_colour, write
+from kvmtrace.cli.output import wants_colour, write
+from kvmtrace.cli.progress import Progress
 
 if TYPE_CHECKING:
     from kvmtrace.report.document import Report
@@ -46,7 +47,7 @@ def command(*, files: tuple[str, ...], output_format: str, limit: int, anonymize
     from kvmtrace.render.terminal import Style
     from kvmtrace.render.text.check_text import render_check
     from kvmtrace.report.anonymize import anonymized
-    from kvmtrace.report.document import render_json
+    from kvmtrace.report.json_document import to_json
 
     prepare_memory()
     finish_interrupted(files)
@@ -54,11 +55,11 @@ def command(*, files: tuple[str, ...], output_format: str, limit: int, anonymize
     if anonymize:
         reports = [anonymized(report) for report in reports]
     if output_format == "json":
-        documents = [render_json(report, only=("capture", "loss", "model")) for report in reports]
+        documents = [to_json(report, only=("capture", "loss", "model")) for report in reports]
         write(documents[0] + "\n" if len(files) == 1 else "[\n" + ",\n".join(documents) + "\n]\n", None)
     else:
         style = Style(wants_colour())
         write("\n".join(render_check(report, style, limit) for report in reports), None)
-    if any(report.model.n_violations for report in reports):
+    if any(report.model and report.model.n_violations for report in reports):
         sys.stdout.flush()
         sys.exit(1)

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def wants_colour() -> bool:
+    """Say whether standard output is a terminal that shall have colours."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def write(text: str, output: str | None) -> None:
+    """Write to a file, through the pager on a terminal, or to standard output."""
+    if output and output != "-":
+        write_text(Path(output), text)
+    elif sys.stdout.isatty() and text.count("\n") >= _terminal_lines():
+        os.environ.setdefault("LESS", "-RSFX")
+        click.echo_via_pager(text, color=wants_colour() or None)
+    else:
+        sys.stdout.write(text)
+
+
+def _terminal_lines() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).lines
+    except OSError:
+        return 24
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], None]) -> None:

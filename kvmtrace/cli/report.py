@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
-import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
-from kvmtrace.cli.output import write_text
+from kvmtrace.cli.output import wants_colour, write
+from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,55 +46,8 @@ class TimeType(click.ParamType):  # type: ignore[type-arg]
         return int(whole) * size + int(fraction or 0) * size // 10 ** len(fraction), not absolute
 
 
-class Progress:
-    """Events read so far, on standard error of a terminal, from half a second on."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._next = time.monotonic() + 0.5
-        self._shown = False
-        self._on = sys.stderr.isatty()
-
-    def __call__(self, n_events: int) -> None:
-        """Show the number, at most five times a second."""
-        if self._on and time.monotonic() >= self._next:
-            self._next = time.monotonic() + 0.2
-            self._shown = True
-            click.echo(f"\r{self._path}: {n_events:,} events\x1b[K", err=True, nl=False)
-
-    def done(self) -> None:
-        """Remove the line."""
-        if self._shown:
-            click.echo("\r\x1b[K", err=True, nl=False)
-
-
-def wants_colour() -> bool:
-    """Say whether standard output is a terminal that shall have colours."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def write(text: str, output: str | None) -> None:
-    """Write to a file, through the pager on a terminal, or to standard output."""
-    if output and output != "-":
-        write_text(Path(output), text)
-    elif sys.stdout.isatty() and text.count("\n") >= _terminal_lines():
-        os.environ.setdefault("LESS", "-RSFX")
-        click.echo_via_pager(text, color=wants_colour() or None)
-    else:
-        sys.stdout.write(text)
-
-
-def _terminal_lines() -> int:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).lines
-    except OSError:
-        return 24
-
-
 def load_report(path: str, options: ReportOptions) -> Report:
     """Open one file and report on it, with progress."""
-    from dataclasses import replace
-
     from kvmtrace.formats import open_recording
     from kvmtrace.report.build import build_report
 
@@ -103,6 +56,80 @@ def load_report(path: str, options: ReportOptions) -> Report:
         return build_report(open_recording(path), replace(options, progress=progress))
     finally:
         progress.done()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; see the options' help."""
+
+    files: tuple[str, ...]
+    output_format: str
+    output: str | None
+    by: str | None
+    sort: str | None
+    tid: int | None
+    vcpu_id: int | None
+    begin: tuple[int, bool] | None
+    end: tuple[int, bool] | None
+    perf_compatible: bool
+    no_model: bool
+    guest_symbols: str | None
+    explain: int | None
+    anonymize: bool
+
+    def selection(self) -> Selection:
+        """Return the part of the recordings that is asked for."""
+        from kvmtrace.report.selection import Selection
+
+        kinds = {moment[1] for moment in (self.begin, self.end) if moment}
+        if len(kinds) > 1:
+            raise UsageError("--from and --to: both relative to the start, or both with @")
+        begin, end = (moment[0] if moment else None for moment in (self.begin, self.end))
+        return Selection(self.tid, self.vcpu_id, begin, end, kinds != {False})
+
+    def text_options(self) -> TextOptions:
+        """Return how to print."""
+        from kvmtrace.render.text.report_text import TextOptions
+
+        return TextOptions(by=self.by, sort=self.sort, perf=self.perf_compatible)
+
+    def report_options(self) -> ReportOptions:
+        """Return what the report shall hold."""
+        from kvmtrace.report.build import ReportOptions
+        from kvmtrace.report.guest_symbols import read_guest_symbols
+
+        options = ReportOptions(
+            self.selection(),
+            model=not self.no_model,
+            perf_only=self.perf_compatible and self.output_format == "text",
+            timeline=self.output_format == "html",
+        )
+        return replace(options, symbol=read_guest_symbols(self.guest_symbols).name) if self.guest_symbols else options
+
+
+def _answer(request: Request) -> str:
+    """Return the text to write."""
+    if request.explain is not None:
+        return "\n".join(_story(path, request) for path in request.files)
+    summaries = _summaries(request.files)
+    if summaries is not None:
+        return _render_summaries(summaries, request.output_format, anonymize=request.anonymize)
+    if request.output_format == "html" and len(request.files) > 1:
+        raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
+    from kvmtrace.report.anonymize import anonymized
+
+    options = request.report_options()
+    reports = [load_report(path, options) for path in request.files]
+    return _render([anonymized(report) for report in reports] if request.anonymize else reports, request)
+
+
+def _print_schema(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from kvmtrace.report.json_schema import shipped_schema
+
+    sys.stdout.write(shipped_schema())
+    context.exit()
 
 
 def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
@@ -133,39 +160,30 @@ def _render_summaries(contents: list[tuple[str, bytes]], output_format: str, *, 
     return "\n".join(render_summary(summary) for summary in summaries)
 
 
-def _selection(
-    tid: int | None, vcpu_id: int | None, begin: tuple[int, bool] | None, end: tuple[int, bool] | None
-) -> Selection:
-    from kvmtrace.report.selection import Selection
-
-    kinds = {moment[1] for moment in (begin, end) if moment}
-    if len(kinds) > 1:
-        raise UsageError("--from and --to: both relative to the start, or both with @")
-    return Selection(tid, vcpu_id, begin[0] if begin else None, end[0] if end else None, kinds != {False})
-
-
-def _render(reports: list[Report], output_format: str, text: TextOptions, *, colour: bool) -> str:
+def _render(reports: list[Report], request: Request) -> str:
     from kvmtrace.render.terminal import Style
     from kvmtrace.render.text.report_text import render_text
-    from kvmtrace.report.document import render_json
+    from kvmtrace.report.json_document import to_json
 
-    if output_format == "json":
-        documents = [render_json(report) for report in reports]
+    if request.output_format == "json":
+        documents = [to_json(report) for report in reports]
         return documents[0] + "\n" if len(documents) == 1 else "[\n" + ",\n".join(documents) + "\n]\n"
-    if output_format == "html":
+    if request.output_format == "html":
         html: str = importlib.import_module("kvmtrace.render.html").render_html(reports[0])
         return html
-    return "\n".join(render_text(report, text, Style(colour)) for report in reports)
+    style = Style(wants_colour() and request.output is None)
+    return "\n".join(render_text(report, request.text_options(), style) for report in reports)
 
 
-def _story(path: str, number: int, tid: int | None, vcpu_id: int | None, *, anonymize: bool) -> str:
+def _story(path: str, request: Request) -> str:
     from kvmtrace.check.explain import explain_exit
     from kvmtrace.formats import open_recording
     from kvmtrace.render.text.explain_text import render_story
     from kvmtrace.report.anonymize import anonymized_story
 
-    story = explain_exit(open_recording(path).events(), number, tid=tid, vcpu=vcpu_id)
-    return render_story(anonymized_story(story) if anonymize else story)
+    assert request.explain is not None
+    story = explain_exit(open_recording(path).events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
+    return render_story(anonymized_story(story) if request.anonymize else story)
 
 
 @click.command(
@@ -209,43 +227,14 @@ def _story(path: str, number: int, tid: int | None, vcpu_id: int | None, *, anon
     help="Tell VM-exit number N (of --tid or --vcpu) as the story of one lifecycle.",
 )
 @click.option("--anonymize", is_flag=True, help="Drop host, thread names and addresses, consistently.")
-def command(
-    *, files: tuple[str, ...], output_format: str, output: str | None, by: str | None, sort: str | None,
-    tid: int | None, vcpu_id: int | None, begin: tuple[int, bool] | None, end: tuple[int, bool] | None,
-    perf_compatible: bool, no_model: bool, guest_symbols: str | None, explain: int | None, anonymize: bool,
-) -> None:  # fmt: skip
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema,
+              help="Print the JSON Schema of --format json, and end.")  # fmt: skip
+def command(**options: Any) -> None:
     """Report on recordings: exits, time budget, attribution, and whether the reference model agrees.
 
     FILE is a kvmtrace recording, trace.dat, perf.data, ftrace text, or - for standard input.
     """
+    request = Request(**options)
     prepare_memory()
-    finish_interrupted(files)
-    if explain is not None:
-        write("\n".join(_story(path, explain, tid, vcpu_id, anonymize=anonymize) for path in files), output)
-        return
-    from dataclasses import replace
-
-    from kvmtrace.render.text.report_text import TextOptions
-    from kvmtrace.report.anonymize import anonymized
-    from kvmtrace.report.build import ReportOptions
-    from kvmtrace.report.guest_symbols import read_guest_symbols
-
-    summaries = _summaries(files)
-    if summaries is not None:
-        write(_render_summaries(summaries, output_format, anonymize=anonymize), output)
-        return
-    if output_format == "html" and len(files) > 1:
-        raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
-    options = ReportOptions(
-        _selection(tid, vcpu_id, begin, end),
-        model=not no_model,
-        perf_only=perf_compatible and output_format == "text",
-        timeline=output_format == "html",
-    )
-    if guest_symbols:
-        options = replace(options, symbol=read_guest_symbols(guest_symbols).name)
-    reports = [load_report(path, options) for path in files]
-    if anonymize:
-        reports = [anonymized(report) for report in reports]
-    text = TextOptions(by=by, sort=sort, perf=perf_compatible)
-    write(_render(reports, output_format, text, colour=wants_colour() and output is None), output)
+    finish_interrupted(request.files)
+    write(_answer(request), request.output)

@@ -3,7 +3,7 @@
     from kvmtrace.predict.align_recording import replay_recording
 
     replay = replay_recording(open_recording("lifecycle.dat"))
-    print(render_replay(replay))
+    print(render_replay(replayed(replay)))
 
 The prediction (`model.prediction`) knows nothing of the recording but its capabilities. Asynchronous events
 (`alignment_observed`) and events that no prediction speaks of are no differences.
@@ -11,8 +11,8 @@ The prediction (`model.prediction`) knows nothing of the recording but its capab
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kvmtrace.isa.exit_reasons import SVM_EXIT_REASONS
 from kvmtrace.predict.observed import Observed, observe
@@ -82,11 +82,6 @@ class AlignedStep:
         """The recorded event's time stamp."""
         return self.item.ts_ns if self.item is not None else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        names = ("outcome", "address", "text", "predicted", "observed", "row", "ts_ns", "note")
-        return {name: getattr(self, name) for name in names}
-
 
 @dataclass(frozen=True)
 class Alignment:
@@ -112,11 +107,6 @@ class Alignment:
     def differences(self) -> tuple[AlignedStep, ...]:
         """The lines that disagree."""
         return tuple(step for step in self.steps if step.outcome in DIFFERENCES)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**values, "steps": [step.to_dict() for step in self.steps]}
 
 
 @dataclass(frozen=True)
@@ -145,15 +135,6 @@ class Replay:
     def differences(self) -> tuple[AlignedStep, ...]:
         """The lines of all vCPUs that disagree."""
         return tuple(step for vcpu in self.vcpus for step in vcpu.differences)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict, with `differences` beside the steps."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["vcpus"] = [vcpu.to_dict() for vcpu in self.vcpus]
-        values["differences"] = [
-            {"vcpu_id": vcpu.vcpu_id, **step.to_dict()} for vcpu in self.vcpus for step in vcpu.differences
-        ]
-        return values
 
 
 def align(prediction: Prediction, events: EventTable, tid: int, recorded: frozenset[str] = PREDICTABLE) -> Alignment:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from kvmtrace.bring_up.followed import BringUp
     from kvmtrace.check.explain import Story
+    from kvmtrace.check.verdict import Comparison, Violation
     from kvmtrace.report.document import Report
-    from kvmtrace.report.timeline import Timeline
+    from kvmtrace.report.over_time import Timeline
+
+T = TypeVar("T")
 
 PAGE_MASK = 0xFFF
 FIRST_HIDDEN = 0x10000  # below lie the vectors and stubs of every real-mode guest
@@ -108,8 +112,7 @@ def anonymized(report: Report) -> Report:
         rips=tuple(replace(row, rip=names.address(row.rip), symbol=None) for row in report.detail.rips),
     )
     damage = tuple(
-        {key: names.text(_HEXDUMP.sub("(left out)", value)) if key == "found" else value for key, value in row.items()}
-        for row in report.loss.damage
+        replace(place, found=names.text(_HEXDUMP.sub("(left out)", place.found))) for place in report.loss.damage
     )
     return replace(
         report,
@@ -124,11 +127,12 @@ def anonymized(report: Report) -> Report:
     )
 
 
-def _bring_up(bring_up: Any, names: StandIns) -> Any:
+def _bring_up(bring_up: BringUp | None, names: StandIns) -> BringUp | None:
     """Return the construction cleaned; why QEMU did not answer names its socket."""
-    qmp = getattr(bring_up, "qmp", None)
-    if qmp is not None and qmp.error:
-        bring_up = replace(bring_up, qmp=replace(qmp, error="QEMU did not answer"))
+    if bring_up is None:
+        return None
+    if bring_up.qmp is not None and bring_up.qmp.error:
+        bring_up = replace(bring_up, qmp=replace(bring_up.qmp, error="QEMU did not answer"))
     return _cleaned("", bring_up, names)
 
 
@@ -151,18 +155,6 @@ def anonymized_summary(data: bytes) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-class _HiddenEvent:
-    """A recorded event of a replay, which makes its words when they are wanted."""
-
-    def __init__(self, event: Any, names: StandIns) -> None:
-        self._event, self._names = event, names
-        self.row, self.ts_ns = event.row, event.ts_ns
-
-    def describe(self, names: tuple[str, ...] = ()) -> str:
-        """Return the event in words, its addresses replaced."""
-        return self._names.text(self._event.describe(names))
-
-
 def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
     """Return the timeline with numbered lanes and stand-in addresses."""
     if timeline is None:
@@ -172,8 +164,8 @@ def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
     return replace(timeline, lanes=lanes, chosen=chosen)
 
 
-def _model(model: Any, names: StandIns) -> Any:
-    """Return the comparison with its violations cleaned; it stays the object that renderers know."""
+def _model(model: Comparison | None, names: StandIns) -> Comparison | None:
+    """Return the comparison with its violations cleaned."""
     if model is None:
         return None
     violations = {id(v): _violation(v, names) for v in model.violations}
@@ -185,7 +177,7 @@ def _model(model: Any, names: StandIns) -> Any:
     )
 
 
-def _violation(violation: Any, names: StandIns) -> Any:
+def _violation(violation: Violation, names: StandIns) -> Violation:
     context = tuple(
         replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
         for event in violation.context
@@ -208,14 +200,17 @@ def _field(name: str, value: Any, names: StandIns) -> Any:
     return names.text(value) if isinstance(value, str) else value
 
 
-def _cleaned(name: str, value: Any, names: StandIns) -> Any:
-    """Return a document of another layer, cleaned throughout; dataclasses stay what renderers know."""
-    if hasattr(value, "describe") and hasattr(value, "ts_ns"):
-        return _HiddenEvent(value, names)
+def _cleaned(name: str, value: T, names: StandIns) -> T:
+    """Return a part of the document, cleaned throughout."""
+    cleaned: T = _clean(name, value, names)
+    return cleaned
+
+
+def _clean(name: str, value: Any, names: StandIns) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _cleaned(f.name, getattr(value, f.name), names) for f in fields(value)})
+        return replace(value, **{f.name: _clean(f.name, getattr(value, f.name), names) for f in fields(value)})
     if isinstance(value, dict):
-        return {key: _cleaned(str(key), item, names) for key, item in value.items()}
+        return {key: _clean(str(key), item, names) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_cleaned(name, item, names) for item in value)
+        return type(value)(_clean(name, item, names) for item in value)
     return _field(name, value, names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from kvmtrace.table.event_table import EventTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.bring_up.follow import BringUp
+    from kvmtrace.bring_up.followed import BringUp
+    from kvmtrace.predict.replayed import ReplayedGuest
     from kvmtrace.table.recording import Recording
 
 MAX_REPLAYED = 1_000_000  # events; bounds the memory that long recordings take
@@ -73,15 +74,17 @@ class Beginning:
             found = replace(found, notes=(*found.notes, note))
         return None if found is None else _in_recording(found, row)
 
-    def replay(self, recording: Recording) -> Any:
-        """Return a bundled guest's prediction beside its recording (Replay), None if it is none, or too long."""
+    def replay(self, recording: Recording) -> ReplayedGuest | None:
+        """Return a bundled guest's prediction beside its recording, None if it is none, or too long."""
         if not self._whole:
             return None
         from kvmtrace.predict.align_recording import find_guest, replay_events
+        from kvmtrace.predict.replayed import replayed
 
         if find_guest(recording.capture) is None:
             return None
-        return replay_events(recording.capture, EventTable.concat(self._whole))
+        replay = replay_events(recording.capture, EventTable.concat(self._whole))
+        return None if replay is None else replayed(replay)
 
 
 def _in_recording(found: BringUp, row: NDArray[np.intp]) -> BringUp:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvmtrace.isa.exit_reasons import ISA_NAMES
 from kvmtrace.report.beginning import Beginning
-from kvmtrace.report.document import CaptureInfo, LossInfo, Report
+from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.selection import Selection
 from kvmtrace.report.timeline import build_timeline
 from kvmtrace.spans.intervals import find_intervals
@@ -26,7 +27,9 @@ from kvmtrace.table.pipeline import run_stages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kvmtrace.report.timeline import Timeline
+    from kvmtrace.check.engine import Checker
+    from kvmtrace.check.verdict import Comparison
+    from kvmtrace.report.over_time import Timeline
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.spans.slices import Segments
     from kvmtrace.stats.rows import Detail
@@ -114,7 +117,7 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     run_stages(_read_ahead(recording.iter_events(PIECE_EVENTS)), checker.stages, (look_at,))
     report = builder.finish(recording, None)
     model = checker.finish()
-    capture = replace(report.capture, isa=report.capture.isa or getattr(model, "isa", None))
+    capture = replace(report.capture, isa=report.capture.isa or model.isa)
     return Report(capture, report.loss, model=model)
 
 
@@ -128,7 +131,7 @@ def _read_ahead(tables: Iterable[EventTable]) -> Iterator[EventTable]:
         yield table
 
 
-def _new_checker(recording: Recording, limit: int = 20) -> Any:
+def _new_checker(recording: Recording, limit: int = 20) -> Checker:
     from kvmtrace.check.engine import checker_of
 
     return checker_of(recording, limit)
@@ -194,7 +197,7 @@ class ReportBuilder:
         self._vcpus.feed(lanes, swept, moves)
         self._detail.feed(lanes, intervals)
 
-    def finish(self, recording: Recording, model: Any) -> Report:
+    def finish(self, recording: Recording, model: Comparison | None) -> Report:
         """Return the report; `recording` has been read to its end."""
         self._feed_lanes(self._lanes.finish())
         keys = self._lanes.keys
@@ -205,14 +208,14 @@ class ReportBuilder:
         self._identities.add_recorded(recording)
         knows_userspace = "kvm_userspace_exit" in self._described
         return Report(
-            capture,
-            self._loss_info(recording),
-            self._exits.finish(keys.reasons, self._split, userspace=knows_userspace),
-            perf_tables,
-            self._userspace.finish(keys.userspace),
-            self._vcpus.finish(self._lanes.threads.tids, self._identities, self._can_tell()),
-            self._finished_detail(),
-            self._rate.finish(),
+            capture=capture,
+            loss=self._loss_info(recording),
+            exits=self._exits.finish(keys.reasons, self._split, userspace=knows_userspace),
+            perf_compatible=perf_tables,
+            userspace_exits=self._userspace.finish(keys.userspace),
+            vcpus=self._vcpus.finish(self._lanes.threads.tids, self._identities, self._can_tell()),
+            detail=self._finished_detail(),
+            rate=self._rate.finish(),
             model=model,
         )
 
@@ -253,7 +256,7 @@ class ReportBuilder:
             duration_ns=None if start is None or stop is None else stop - start,
             tracer_cost_ns_per_event=capture.tracer_cost_ns_per_event,
             n_cpus=capture.n_cpus,
-            filters=capture.meta.get("filters"),
+            filters=_filters(capture.meta.get("filters")),
             selection=self._options.selection.describe(),
         )
 
@@ -269,9 +272,7 @@ class ReportBuilder:
 
     def _loss_info(self, recording: Recording) -> LossInfo:
         loss = recording.loss
-        damage = tuple(
-            {"offset": d.offset, "cpu": d.cpu, "expected": d.expected, "found": d.found} for d in loss.damage
-        )
+        damage = tuple(DamagedPlace(d.offset, d.cpu, d.expected, d.found) for d in loss.damage)
         by_cpu = {str(cpu): count for cpu, count in sorted(loss.by_cpu.items())}
         return LossInfo(loss.events, by_cpu, loss.truncated, self._exits.discarded, damage)
 
@@ -279,3 +280,10 @@ class ReportBuilder:
 def _kind_names(recording: Recording) -> tuple[str, ...]:
     """Name what the capture describes, where it does not say what was enabled."""
     return tuple(f"{kind.system}:{kind.name}" for kind in recording.kinds if kind.name != "lost_events")
+
+
+def _filters(recorded: object) -> dict[str, str] | None:
+    """Return what the metadata say of filters, each in words; they are untrusted."""
+    if not isinstance(recorded, dict):
+        return None
+    return {str(name): words if isinstance(words, str) else json.dumps(words) for name, words in recorded.items()}

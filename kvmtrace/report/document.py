@@ -1,21 +1,23 @@
 """The report document, "kvmtrace.report/1": what every renderer is given, and the JSON that scripts read.
 
-Frozen dataclasses; `dump` is exactly the JSON. Integers are ns where the name says so, absent is null (never
-0), unknown codes keep their number, percentages are `*_percent` or said in the comment. The meaning of each
-member is fixed; new members may be added.
+Frozen dataclasses, typed to their leaves; `document_json` writes exactly them, `json_document.from_json` reads
+them back. Integers are ns where the name says so, absent is null (never 0), unknown codes keep their number,
+percentages are `*_percent` or said in the comment. The meaning of each member is fixed; new members may be added.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
+# these are looked up when JSON is read: not only for type checkers
+from kvmtrace.bring_up.followed import BringUp  # noqa: TC001
+from kvmtrace.check.verdict import Comparison  # noqa: TC001
+from kvmtrace.predict.replayed import ReplayedGuest  # noqa: TC001
+from kvmtrace.report.over_time import Timeline  # noqa: TC001
 from kvmtrace.stats.rows import Detail, ExitRow, PerfTables, Rate, UserspaceExitRow, VcpuRow
 
-SCHEMA = "kvmtrace.report/1"
+SCHEMA: Literal["kvmtrace.report/1"] = "kvmtrace.report/1"
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,18 @@ class CaptureInfo:
     duration_ns: int | None
     tracer_cost_ns_per_event: float | None
     n_cpus: int | None = None
-    filters: Any = None  # what the recorder left out on purpose
+    filters: dict[str, str] | None = None  # what the recorder left out on purpose: event or filter -> in words
     selection: str | None = None  # what part of the recording the statistics are about; null: all of it
+
+
+@dataclass(frozen=True)
+class DamagedPlace:
+    """A place that could not be read; what stands before and after it was."""
+
+    offset: int | None  # in the file, bytes
+    cpu: int | None
+    expected: str
+    found: str
 
 
 @dataclass(frozen=True)
@@ -48,12 +60,12 @@ class LossInfo:
     by_cpu: dict[str, int]
     truncated: bool
     discarded_intervals: int  # exit→entry intervals that may span a loss or run backwards; not in `exits`
-    damage: tuple[dict[str, Any], ...] = ()
+    damage: tuple[DamagedPlace, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole document. `model`, `bring_up` and `replay` are documents of the layers that make them."""
+    """The whole document."""
 
     capture: CaptureInfo
     loss: LossInfo
@@ -63,36 +75,8 @@ class Report:
     vcpus: tuple[VcpuRow, ...] = ()
     detail: Detail = field(default_factory=Detail)
     rate: Rate | None = None
-    bring_up: Any = None
-    model: Any = None
-    replay: Any = None
-    timeline: Any = None  # only for renderers that draw over time; null in JSON
-    schema: str = SCHEMA
-
-
-def dump(value: Any) -> Any:
-    """Return a document or a part of it as what JSON knows: dicts, lists, strings, numbers, null."""
-    if hasattr(value, "to_dict"):  # documents of other layers know their own JSON
-        value = value.to_dict()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): dump(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [dump(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value.value if isinstance(value, enum.Enum) else value
-    return value.item() if hasattr(value, "item") else str(value)  # a NumPy scalar
-
-
-def render_json(report: Report, *, only: tuple[str, ...] = ()) -> str:
-    """Return the document as JSON, `schema` first.
-
-    Parameters
-    ----------
-    only : names of the members wanted; () for all
-    """
-    members = dump(report)
-    document = {"schema": members.pop("schema")}
-    document.update({name: value for name, value in members.items() if not only or name in only})
-    return json.dumps(document, indent=1, ensure_ascii=True, allow_nan=False)
+    bring_up: BringUp | None = None  # the VM's construction, step by step; null: not recorded
+    model: Comparison | None = None  # what the comparison with the reference model says; null: not compared
+    replay: ReplayedGuest | None = None  # a bundled guest, predicted and recorded; null: none was recorded
+    timeline: Timeline | None = None  # only for renderers that draw over time; null in JSON
+    schema: Literal["kvmtrace.report/1"] = SCHEMA

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from kvmtrace.bring_up.follow import BringUp, follow_bring_up
+from kvmtrace.bring_up.follow import follow_bring_up
 from kvmtrace.kvm import ioctls
 from kvmtrace.table.event_table import COMMON_DTYPES, EventKind, EventTable
 from kvmtrace.table.payload import ColumnPayload
+
+if TYPE_CHECKING:
+    from kvmtrace.bring_up.followed import BringUp
 
 U64, I64 = np.dtype(np.uint64), np.dtype(np.int64)
 KINDS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmtrace.bring_up.objects import KvmObject
+from kvmtrace.bring_up.followed import KvmObject
 from kvmtrace.bring_up.qmp_answers import check_qmp
 
 VCPU = KvmObject("vm0.vcpu0", "vcpu", "vm0", 5, 0, 7, 0, "struct vcpu_vmx", "kvm_vcpu_fops", run_tids=(8,))

@@ -10,8 +10,10 @@ import pytest
 
 from kvmtrace.predict.align import DIFFERENCES, align
 from kvmtrace.predict.align_recording import facts_of, find_guest, replay_events, vcpu_threads
-from kvmtrace.predict.alignment_text import describe_replay, render_replay
+from kvmtrace.predict.replayed import replayed
 from kvmtrace.predict.story import PREDICTABLE, Facts, Prediction, Step, predict
+from kvmtrace.render.text.replay_text import describe_replay, render_replay
+from kvmtrace.report.json_document import dump
 from kvmtrace.table.event_table import COMMON_DTYPES, TRACE_FLAG_HARDIRQ, TRACE_FLAG_IRQS_OFF, EventKind, EventTable
 from kvmtrace.table.payload import ColumnPayload
 from kvmtrace.table.recording import Capture
@@ -305,10 +307,10 @@ def test_replay_of_two_vcpus() -> None:
     assert (replay.guest, replay.arguments, replay.isa) == ("smp", {"count": 2}, "vmx")
     assert replay.n_matched == replay.n_steps == len(mixed)
     assert [vcpu.tid for vcpu in replay.vcpus] == [100, 101]
-    document = json.loads(json.dumps(replay.to_dict()))
+    document = json.loads(json.dumps(dump(replayed(replay))))
     assert document["differences"] == []
     assert len(document["vcpus"][1]["steps"]) >= len(second)
-    assert describe_replay(replay) == (
+    assert describe_replay(replayed(replay)) == (
         f"smp on vmx: {len(mixed)} of {len(mixed)} predicted steps recorded, no difference, 0 asynchronous events"
     )
 
@@ -319,14 +321,14 @@ def test_text_shows_the_difference_and_its_surroundings() -> None:
     second[place] = second[place].but(dest_id=5)
     replay = replay_events(CAPTURE, table(first + second))
     assert replay is not None
-    text = render_replay(replay)
+    text = render_replay(replayed(replay))
     assert "1 difference" in text.splitlines()[0]
     assert "   !   predicted kvm_apic_ipi icr_low=0x4021 dest_id=0" in text
     assert "       recorded  kvm_apic_ipi icr_low=0x4021 dest_id=5   (dest_id differs)" in text
     assert "  403e  wrmsr" in text
     assert len(text.splitlines()) < 20
-    assert len(render_replay(replay, everything=True).splitlines()) > len(first + second)
-    assert replay.to_dict()["differences"][0]["vcpu_id"] == 1
+    assert len(render_replay(replayed(replay), everything=True).splitlines()) > len(first + second)
+    assert replayed(replay).differences[0].vcpu_id == 1
 
 
 def test_what_is_not_a_guest_has_no_replay() -> None:

@@ -15,6 +15,7 @@ from writers.healthy import joined, with_loss
 from kvmtrace.check.engine import Checker
 from kvmtrace.check.findings import Findings, constant, merged
 from kvmtrace.formats import open_recording
+from kvmtrace.report.json_document import dump
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, EventKind, EventTable
 from kvmtrace.table.parking import materialise
 from kvmtrace.table.payload import ColumnPayload
@@ -174,7 +175,7 @@ def test_limit_bounds_the_list_not_the_count() -> None:
 
 def test_document_has_the_interface_keys() -> None:
     capture, table = joined("vmx")
-    document = check(capture, table).to_dict()
+    document = dump(check(capture, table))
     assert {
         "name",
         "isa",

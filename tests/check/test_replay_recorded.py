@@ -10,7 +10,8 @@ import pytest
 
 from kvmtrace.formats import open_recording
 from kvmtrace.predict.align_recording import replay_recording
-from kvmtrace.predict.alignment_text import render_replay
+from kvmtrace.predict.replayed import replayed
+from kvmtrace.render.text.replay_text import render_replay
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTS = [f"{isa}-{kernel}" for isa in ("vmx", "svm") for kernel in ("6.1", "6.12")]
@@ -22,7 +23,7 @@ GUESTS = ("lifecycle", "interrupt", "smp", "string-io", "mmio-split", "triple-fa
 def test_fixture_is_as_predicted(host: str, guest: str) -> None:
     replay = replay_recording(open_recording(str(FIXTURES / f"{host}-{guest}.dat")))
     assert replay is not None
-    assert replay.differences == (), render_replay(replay)
+    assert replay.differences == (), render_replay(replayed(replay))
     assert replay.n_matched == replay.n_steps
     assert (replay.guest, replay.isa) == (guest, host.partition("-")[0])
     # the world switch is bracketed by probes there, and every KVM_RUN by its system call
@@ -38,5 +39,5 @@ def test_recording_of_this_machine_is_as_predicted(guest: str, arguments: list[s
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     replay = replay_recording(open_recording(str(path)))
     assert replay is not None
-    assert replay.differences == (), render_replay(replay)
+    assert replay.differences == (), render_replay(replayed(replay))
     assert replay.n_matched == replay.n_steps > 20

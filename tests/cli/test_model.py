@@ -8,8 +8,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from click.testing import CliRunner
 
-from kvmtrace.cli.model import command, render_model, render_replay
+from kvmtrace.cli.model import command, render_model
 from kvmtrace.errors import UsageError
+from kvmtrace.render.model.prediction import render_prediction
 
 
 def run(*arguments: str) -> str:
@@ -41,7 +42,7 @@ def test_replay_predicts_a_guest(isa: str) -> None:
 
 
 def test_count_reaches_the_guest() -> None:
-    few, many = (len(render_replay("storm", "vmx", "text", count)) for count in (3, 300))
+    few, many = (len(render_prediction("storm", "vmx", "text", count)) for count in (3, 300))
     assert many > 10 * few
 
 

@@ -20,7 +20,7 @@ from kvmtrace.render.text.report_text import render_text
 from kvmtrace.render.text.summary_text import render_summary
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.document import render_json
+from kvmtrace.report.json_document import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,11 +100,11 @@ def _report(path: str, *, everything: bool) -> None:
     if report.model is not None and report.loss.events == 0 and report.capture.n_events < 0:
         raise WrongAnswerError("a negative count")
     render_text(report)
-    render_json(report)
+    to_json(report)
     if everything:
         hidden = anonymized(report)
         render_text(hidden)
-        render_json(hidden)
+        to_json(hidden)
         render_html(report)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-from kvmtrace.bring_up.construction import Step
-from kvmtrace.bring_up.follow import BringUp
-from kvmtrace.bring_up.vmm_start import VmmStart, VmmStep
+from kvmtrace.bring_up.followed import BringUp, Step, VmmStart, VmmStep
+from kvmtrace.render.bring_up_rows import ASKED, chosen, outcomes, timeline
 from kvmtrace.render.html.html_tables import bring_up_tables
 from kvmtrace.render.terminal import Style
 from kvmtrace.render.text.bring_up_text import bring_up_sections
-from kvmtrace.report.bring_up_rows import ASKED, chosen, outcomes, timeline
 
 
 def step(at: int, name: str, **more: object) -> Step:

@@ -12,7 +12,7 @@ from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.document import render_json
+from kvmtrace.report.json_document import to_json
 
 from .tables import TableRecording
 
@@ -54,7 +54,7 @@ def test_cuts_change_nothing(path: Path, report: Report) -> None:
     table = open_recording(str(path)).events()
     whole = TableRecording(table)
     pieces = TableRecording(table, range(997, len(table), 997))
-    one, many = (render_json(build_report(r, ReportOptions(model=False))) for r in (whole, pieces))
+    one, many = (to_json(build_report(r, ReportOptions(model=False))) for r in (whole, pieces))
     assert many == one
 
 
@@ -84,7 +84,7 @@ def test_anonymized_reports_render_and_name_nobody(name: str) -> None:
     path = str(FIXTURES / f"{name}.dat")
     plain = build_report(open_recording(path))
     hidden = anonymized(plain)
-    text, document = render_text(hidden), render_json(hidden)
+    text, document = render_text(hidden), to_json(hidden)
     assert hidden.bring_up is not None
     secrets = {plain.capture.host, plain.capture.cpu_model, path, *(row.comm for row in plain.vcpus)}
     secrets |= {f"{row.rip:#x}" for row in plain.detail.rips if row.rip >= 1 << 32}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from kvmtrace.render.terminal import Column, Style, duration, escape, percent, table
@@ -9,9 +11,12 @@ from kvmtrace.render.text import text_tables
 from kvmtrace.render.text.report_text import TextOptions, render_text, summary_line
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
-from kvmtrace.report.document import Report, dump, render_json
+from kvmtrace.report.json_document import dump, to_json
 
 from .tables import Row, TableRecording, make_table
+
+if TYPE_CHECKING:
+    from kvmtrace.report.document import Report
 
 
 def rows(n: int = 200) -> list[Row]:
@@ -65,7 +70,7 @@ def test_colours_only_when_wanted() -> None:
 def test_anonymized_keeps_repetitions_and_drops_names() -> None:
     plain = report(comm="secret-comm")
     hidden = anonymized(plain)
-    text = render_json(hidden)
+    text = to_json(hidden)
     for word in ("secret-host", "secret-comm", "test.dat", "Model"):
         assert word not in text
     assert hidden.exits == plain.exits

@@ -11,7 +11,7 @@ from kvmtrace.render.terminal import duration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvmtrace.report.timeline import Lane, Timeline
+    from kvmtrace.report.over_time import Lane, Timeline
 
 WIDTH, HEIGHT = 560, 170
 WIDE = 1140  # the page's full width

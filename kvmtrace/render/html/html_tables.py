@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.render.bring_up_rows import ASKED, outcomes, timeline
 from kvmtrace.render.terminal import count, duration, percent
-from kvmtrace.report.bring_up_rows import ASKED, outcomes, timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

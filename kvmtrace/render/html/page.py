@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from kvmtrace.report.document import Report
-    from kvmtrace.report.timeline import Timeline
+    from kvmtrace.report.over_time import Timeline
     from kvmtrace.stats.rows import VcpuRow
 
 MAX_HISTOGRAMS = 12

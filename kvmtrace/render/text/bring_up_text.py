@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.render.bring_up_rows import ASKED, chosen, outcomes, timeline
 from kvmtrace.render.terminal import WIDTH, Column, Style, count, duration, escape, plural, table
-from kvmtrace.report.bring_up_rows import ASKED, chosen, outcomes, timeline
+from kvmtrace.render.text.replay_text import describe_replay, render_replay
 
 if TYPE_CHECKING:
-    from kvmtrace.report.bring_up_rows import Outcome
+    from kvmtrace.render.bring_up_rows import Outcome
     from kvmtrace.report.document import Report
 
 SHOWN_ROWS = 60
@@ -159,8 +160,6 @@ def replay_line(report: Report, style: Style) -> list[str]:
     """Return the replay's verdict for the report's first lines."""
     if report.replay is None:
         return []
-    from kvmtrace.predict.alignment_text import describe_replay
-
     words = textwrap.wrap(
         escape(describe_replay(report.replay)),
         WIDTH,
@@ -175,7 +174,5 @@ def replay_sections(report: Report, style: Style) -> list[str]:
     """Return where prediction and recording differ; nothing if they agree."""
     if report.replay is None or not report.replay.differences:
         return []
-    from kvmtrace.predict.alignment_text import render_replay
-
     lines = [escape(line)[:WIDTH] for line in render_replay(report.replay).splitlines()]
     return [style.title("Replay of the guest: where prediction and recording differ"), *lines, ""]

@@ -136,7 +136,7 @@ def loss_line(report: Report) -> str:
     if loss.truncated:
         words.append("the file is truncated")
     words += [
-        f"damage at offset {d['offset']:#x}: expected {escape(str(d['expected']))}, found {escape(str(d['found']))}"
+        f"damage at offset {d.offset:#x}: expected {escape(d.expected)}, found {escape(d.found)}"
         for d in loss.damage[:3]
     ]
     if len(loss.damage) > 3:

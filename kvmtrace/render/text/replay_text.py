@@ -9,13 +9,13 @@ from kvmtrace.predict.align import ASYNCHRONOUS, DIFFERENCES, MATCHED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmtrace.predict.align import AlignedStep, Alignment, Replay
+    from kvmtrace.predict.replayed import ReplayedGuest, ReplayedStep, ReplayedVcpu
 
 _MARK = {MATCHED: " ", ASYNCHRONOUS: "~", "absent": "?", "differs": "!", "missing": "-", "unexpected": "+"}
 CONTEXT = 3
 
 
-def describe_replay(replay: Replay) -> str:
+def describe_replay(replay: ReplayedGuest) -> str:
     """Return the verdict as one line."""
     what = f"{replay.guest} on {replay.isa}: {replay.n_matched:,} of {replay.n_steps:,} predicted steps recorded"
     n_asynchronous = sum(vcpu.n_asynchronous for vcpu in replay.vcpus)
@@ -25,7 +25,7 @@ def describe_replay(replay: Replay) -> str:
     return f"{what}, {verdict}, {n_asynchronous:,} asynchronous events{lost}"
 
 
-def render_replay(replay: Replay, *, everything: bool = False, max_differences: int = 20) -> str:
+def render_replay(replay: ReplayedGuest, *, everything: bool = False, max_differences: int = 20) -> str:
     """Return a replay as text.
 
     Parameters
@@ -35,14 +35,15 @@ def render_replay(replay: Replay, *, everything: bool = False, max_differences: 
     """
     lines = [describe_replay(replay)]
     for vcpu in replay.vcpus:
+        different = [step for step in vcpu.steps if step.outcome in DIFFERENCES]
         lines.append(
             f"vCPU {vcpu.vcpu_id} (thread {vcpu.tid}): {vcpu.n_matched:,} of {vcpu.n_steps:,} steps, "
-            f"{len(vcpu.differences):,} differences"
+            f"{len(different):,} differences"
         )
         shown = range(len(vcpu.steps)) if everything else _around_differences(vcpu, max_differences)
         lines += _render_steps(vcpu, shown)
-        if not everything and len(vcpu.differences) > max_differences:
-            lines.append(f"  ... and {len(vcpu.differences) - max_differences:,} more differences")
+        if not everything and len(different) > max_differences:
+            lines.append(f"  ... and {len(different) - max_differences:,} more differences")
     if everything or replay.differences:
         lines.append(
             "marks: ! a field differs, - predicted but not recorded, + recorded but not predicted, ~ asynchronous"
@@ -50,13 +51,13 @@ def render_replay(replay: Replay, *, everything: bool = False, max_differences: 
     return "\n".join(lines) + "\n"
 
 
-def _around_differences(vcpu: Alignment, limit: int) -> list[int]:
+def _around_differences(vcpu: ReplayedVcpu, limit: int) -> list[int]:
     places = [index for index, step in enumerate(vcpu.steps) if step.outcome in DIFFERENCES][:limit]
     shown = {near for place in places for near in range(place - CONTEXT, place + CONTEXT + 1)}
     return sorted(index for index in shown if 0 <= index < len(vcpu.steps))
 
 
-def _render_steps(vcpu: Alignment, indices: range | list[int]) -> Iterator[str]:
+def _render_steps(vcpu: ReplayedVcpu, indices: range | list[int]) -> Iterator[str]:
     instruction, before = "", -1
     for index in indices:
         step = vcpu.steps[index]
@@ -70,7 +71,7 @@ def _render_steps(vcpu: Alignment, indices: range | list[int]) -> Iterator[str]:
         yield from _render_step(step)
 
 
-def _render_step(step: AlignedStep) -> Iterator[str]:
+def _render_step(step: ReplayedStep) -> Iterator[str]:
     mark = _MARK[step.outcome]
     if step.outcome == MATCHED:
         yield f"   {mark}   {step.observed}"
