@@ -79,7 +79,7 @@ def command(*, file: str, output: str) -> None:
 
     prepare_memory()
     finish_interrupted([file])
-    recording = open_recording(file)
+    recording = open_recording(file, any_architecture=True)
     write = _writer(output)
     write_file(Path(output), lambda out: write(recording, out))
     click.echo(f"{output}: {Path(output).stat().st_size:,} bytes")

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.errors import FormatError, UsageError
 from kvmtrace.formats.source import Source
+from kvmtrace.isa.foreign import foreign_architecture
+from kvmtrace.isa.registry import NAMES
+from kvmtrace.isa.registry import recognise as recognise_isa
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,21 +54,36 @@ def known_formats() -> Iterator[Format]:
         yield found
 
 
-def open_recording(path: str | Path) -> Recording:
+def open_recording(path: str | Path, *, any_architecture: bool = False) -> Recording:
     """Open a recording of any supported format.
 
     Parameters
     ----------
     path : str or Path; "-" is standard input
+    any_architecture : also one whose KVM events are of an architecture that no Isa describes
 
     Raises
     ------
     FormatError
-        It is no trace, or is damaged before its first event.
+        It is no trace, is damaged before its first event, or is of another architecture.
     UsageError
         There is no such file, or it may not be read.
     """
-    return recognise(Source(path))
+    recording = recognise(Source(path))
+    if not any_architecture:
+        _refuse_foreign(recording, str(path))
+    return recording
+
+
+def _refuse_foreign(recording: Recording, path: str) -> None:
+    fields = {kind.name: kind.fields for kind in recording.kinds}
+    exit_fields = fields.get("kvm_exit", {})
+    if recognise_isa(exit_fields) is not None:
+        return
+    name = foreign_architecture(fields, exit_fields, recording.samples)
+    if name is not None:
+        found = f"those of {name}; kvmtrace export writes them as they are"
+        raise FormatError(path, None, f"KVM events of {' or '.join(NAMES)}", found)
 
 
 def recognise(source: Source) -> Recording:

@@ -29,6 +29,8 @@ class RipClass(enum.Enum):
     NEVER = "-"  # never resumes in the kernel
 
 
+VALID, EVENT_TYPE = 1 << 31, 0x700  # of interruption information: whether it says anything, and of what type of event
+
 # Sets of VM-exits that rules, statistics and predictions ask for: an exit row names those it belongs to.
 # fmt: off
 EXIT_KINDS: Mapping[str, str] = MappingProxyType({
@@ -278,6 +280,11 @@ class Isa:
     def bus_locked(self, number: Any) -> Any:
         """Say whether the guest took a bus lock on its way out (ints or columns)."""
         return (number & self.bus_lock_bit) != 0
+
+    def tells_host_interrupt(self, number: int, information: int) -> bool:
+        """Say whether interruption information beside an exit is that of the host's interrupt which caused it."""
+        kind = self.code(number) in self.codes("external_interrupt")
+        return kind and bool(information & VALID) and not information & EVENT_TYPE
 
     def describe(self, number: int) -> str:
         """Name a VM-exit as the kernel prints it, with its flags.

@@ -21,6 +21,7 @@ NAMES: tuple[str, ...] = tuple(isa.name for isa in ISAS)
 BY_NUMBER: dict[int, Isa] = {isa.number: isa for isa in ISAS}
 BY_NAME: dict[str, Isa] = {isa.name: isa for isa in ISAS}
 UNTOLD = 0xFFFFFFFF  # number of an exit reason that a text does not tell
+PRINTED: dict[int, str] = {}  # numbers of exit reasons that no ISA has, by their printed name (printed.py)
 
 
 def isa_name(number: int) -> str | None:
@@ -39,10 +40,13 @@ def describe_exit_reason(number: int, exit_reason: int) -> str:
 
     Returns
     -------
-    str, e.g. "CPUID", "INVALID_STATE FAILED_VMENTRY", "hlt"; "UNKNOWN(0x4d)" for a code that has no name
+    str, e.g. "CPUID", "INVALID_STATE FAILED_VMENTRY", "hlt"; "UNKNOWN(0x4d)" for a code that has no name; of ISA 0
+    (the recording does not tell it) a name as a text printed it
     """
     isa = BY_NUMBER.get(number)
-    return isa.describe(exit_reason) if isa is not None else f"UNKNOWN({exit_reason & 0xFFFFFFFF:#x})"
+    if isa is not None:
+        return isa.describe(exit_reason)
+    return PRINTED.get(exit_reason & 0xFFFFFFFF) or f"UNKNOWN({exit_reason & 0xFFFFFFFF:#x})"
 
 
 def find_exit_reason(text: str) -> tuple[Isa, int] | None:

@@ -181,6 +181,14 @@ class EventTable:
                 self._cache[key] = payload.column(field)
         return self._cache[key]
 
+    def told(self, name: str, field: str) -> NDArray[np.bool_] | None:
+        """Return which events of kind `name` tell `field`, aligned with rows(name); None where all do.
+
+        What was not told has a value of 0 in field(): never take it for one.
+        """
+        payload = self.payloads.get(self.kind_index.get(name, -1))
+        return None if payload is None else payload.told(field)
+
     @property
     def asked_for(self) -> list[tuple[int, str]]:
         """The fields that were asked for so far, as (index of the kind, name)."""
@@ -301,3 +309,7 @@ class _CachedPayload:
         if rows is None:
             return self._table.field(self._table.kinds[self._index].name, name)
         return self._table.payloads[self._index].column(name, rows)
+
+    def told(self, name: str) -> NDArray[np.bool_] | None:
+        """See Payload."""
+        return self._table.payloads[self._index].told(name)

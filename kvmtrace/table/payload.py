@@ -33,6 +33,10 @@ class Payload(Protocol):
         """Return field `name` of all events, or of those at `rows` (positions within the kind)."""
         ...
 
+    def told(self, name: str) -> NDArray[np.bool_] | None:
+        """Return which events tell field `name`, whose value of the others means nothing; None: all do."""
+        ...
+
 
 class ColumnPayload:
     """Fields that already are columns (text traces, Parquet, tests).
@@ -40,10 +44,14 @@ class ColumnPayload:
     Parameters
     ----------
     columns : field name -> ndarray, all of the same length
+    told : field name -> bool, same length; see Payload.told
     """
 
-    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, columns: Mapping[str, NDArray[Any]], told: Mapping[str, NDArray[np.bool_]] | None = None
+    ) -> None:
         self.columns = dict(columns)
+        self._told = dict(told or {})
         self.fields: Mapping[str, np.dtype[Any]] = {n: v.dtype for n, v in self.columns.items()}
 
     def column(self, name: str, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
@@ -52,6 +60,10 @@ class ColumnPayload:
             raise MissingEventError(f"field {name} was not recorded")
         values = self.columns[name]
         return values if rows is None else values[rows]
+
+    def told(self, name: str) -> NDArray[np.bool_] | None:
+        """See Payload."""
+        return self._told.get(name)
 
 
 class RawPayload:
@@ -90,6 +102,10 @@ class RawPayload:
         starts = self.starts if rows is None else self.starts[rows]
         return gather_field(self._words, starts, self._described[name])
 
+    def told(self, name: str) -> NDArray[np.bool_] | None:  # noqa: ARG002 (a binary record has all its fields)
+        """See Payload."""
+        return None
+
 
 class ConcatPayload:
     """Payloads of consecutive parts of one stream; a field that one part lacks is lacking.
@@ -116,6 +132,19 @@ class ConcatPayload:
             return self._of_parts(name, rows)
         values = np.concatenate([payload.column(name, part) for payload, part in self.parts])
         return values if rows is None else values[rows]
+
+    def told(self, name: str) -> NDArray[np.bool_] | None:
+        """See Payload."""
+        masks = [payload.told(name) for payload, _ in self.parts]
+        if all(mask is None for mask in masks):
+            return None
+        found = []
+        for (payload, part), mask in zip(self.parts, masks, strict=True):
+            if mask is not None:
+                found.append(mask if part is None else mask[part])
+            else:
+                found.append(np.ones(len(payload.column(name) if part is None else part), bool))
+        return np.concatenate(found)
 
     def _of_parts(self, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
         """Return the field at ascending rows, asking each part for its own."""

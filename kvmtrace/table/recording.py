@@ -7,10 +7,11 @@ does not know which recorder wrote it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from kvmtrace.table.event_table import EventKind, EventTable
 
@@ -66,6 +67,8 @@ class Recording:
     kinds : tuple of EventKind, the kinds the capture describes
     comms : tid -> name of the thread, as far as the recorder saved them
     processes : tid -> pid of its process, as far as known
+    partly_told : event -> fields that some of its events do not tell (EventTable.told says which)
+    samples : event -> a text of it that was not understood, of formats that are text
     """
 
     capture: Capture
@@ -73,6 +76,8 @@ class Recording:
     kinds: tuple[EventKind, ...]
     comms: dict[int, str]
     processes: dict[int, int]
+    partly_told: Mapping[str, frozenset[str]] = MappingProxyType({})
+    samples: Mapping[str, str] = MappingProxyType({})
 
     def events(self) -> EventTable:
         """Return all events (cached)."""

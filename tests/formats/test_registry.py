@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -111,7 +112,7 @@ def pipe_of(data: bytes, tmp_path: Path) -> Path:
     os.mkfifo(path)
 
     def write():
-        with path.open("wb") as pipe:
+        with contextlib.suppress(BrokenPipeError), path.open("wb") as pipe:
             for at in range(0, len(data), 1000):
                 pipe.write(data[at : at + 1000])
 

@@ -15,8 +15,9 @@ from kvmtrace.formats.arrow.arrow_groups import is_number, unpack_groups, value_
 from kvmtrace.formats.arrow.arrow_schema import METADATA_KEY, SCHEMA, check_types, kinds_of, stored_as
 from kvmtrace.formats.arrow.arrow_values import field_values, kind_numbers, number_values
 from kvmtrace.formats.arrow.arrow_window import StoredRows, Window
-from kvmtrace.formats.common.metadata import clean_meta
+from kvmtrace.formats.common.metadata import PRINTED_NAMES, clean_meta
 from kvmtrace.formats.trace_dat.pages import MAX_CPU
+from kvmtrace.isa.printed import remember_printed
 from kvmtrace.table.event_table import COMMON_DTYPES
 from kvmtrace.table.recording import Capture, Damage, Loss, Recording
 
@@ -60,8 +61,14 @@ def _capture(told: Any, path: str, file_format: str) -> Capture:
         events=tuple(known.get("events") or ()),
         n_cpus=n_cpus if type(n_cpus) is int and 0 < n_cpus <= MAX_CPU else None,
         tracer_cost_ns_per_event=known.get("cost_ns_per_event"),
-        meta=clean_meta(told.get("meta")),
+        meta=_remembered(clean_meta(told.get("meta"))),
     )
+
+
+def _remembered(meta: dict[str, Any]) -> dict[str, Any]:
+    """Take in the names of exit reasons that no table has."""
+    remember_printed(meta.get(PRINTED_NAMES))
+    return meta
 
 
 def _count(value: Any) -> int:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Recording
 
+TOLD = ":told"  # ends the name of a column that says which events tell the field of that name
 SCHEMA = "kvmtrace.events/1"
 METADATA_KEY = b"kvmtrace"
 WINDOW_ROWS = 1 << 20
@@ -98,8 +99,14 @@ def schema_of(recording: Recording, occurring: Collection[int], *, with_row: boo
         fields.append(pa.field("event" if name == "kind" else name, kind, nullable=False))
     for index in sorted(occurring):
         kind = recording.kinds[index]
-        fields += [pa.field(f"{kind.name}.{n}", arrow_type(d)) for n, d in kind.fields.items()]
+        fields += [pa.field(f"{kind.name}.{n}", arrow_type(d)) for n, d in _stored_fields(recording, kind).items()]
     return pa.schema(fields, {METADATA_KEY: json.dumps(_describe(recording, occurring)).encode()})
+
+
+def _stored_fields(recording: Recording, kind: EventKind) -> dict[str, np.dtype[Any]]:
+    """Return a kind's fields, and for those that some of its events do not tell a column that says which do."""
+    partly = recording.partly_told.get(kind.name, frozenset())
+    return dict(kind.fields) | {f"{n}{TOLD}": np.dtype(bool) for n in kind.fields if n in partly}
 
 
 def check_types(schema: pa.Schema, kinds: Sequence[EventKind]) -> None:
@@ -130,7 +137,7 @@ def _describe(recording: Recording, occurring: Collection[int]) -> dict[str, Any
         {
             "name": k.name,
             "system": k.system,
-            "fields": {n: dtype_text(d) for n, d in k.fields.items()},
+            "fields": {n: dtype_text(d) for n, d in _stored_fields(recording, k).items()},
             **({"print_fmt": k.print_fmt} if i in occurring else {}),
         }
         for i, k in enumerate(recording.kinds)
@@ -173,8 +180,17 @@ def _field_arrays(table: EventTable, kind: EventKind, fields: Collection[str]) -
     valid = pa.py_buffer(np.packbits(present, bitorder="little"))
     out = {}
     for name in fields:
-        values = table.field(kind.name, name)
-        if values.dtype.kind in "iuf" and values.ndim == 1:
+        if name.endswith(TOLD):
+            values = _told(table, kind.name, name.removesuffix(TOLD))
+        else:
+            values = table.field(kind.name, name)
+        if name + TOLD in fields and values.dtype.kind in "iub" and values.ndim == 1:  # null, not 0
+            told = np.zeros(n, bool)
+            told[rows] = _told(table, kind.name, name)
+            spread = np.zeros(n, values.dtype)
+            spread[rows] = values
+            out[name] = pa.array(spread, mask=~told)
+        elif values.dtype.kind in "iuf" and values.ndim == 1:
             spread = np.zeros(n, values.dtype)
             spread[rows] = values
             out[name] = pa.Array.from_buffers(
@@ -185,6 +201,11 @@ def _field_arrays(table: EventTable, kind: EventKind, fields: Collection[str]) -
             where[rows] = np.arange(len(rows), dtype=np.int32)
             out[name] = _values_array(values).take(pa.array(where, mask=~present))
     return out
+
+
+def _told(table: EventTable, event: str, name: str) -> NDArray[np.bool_]:
+    told = table.told(event, name)
+    return np.ones(table.count(event), bool) if told is None else told
 
 
 def table_arrays(table: EventTable, schema: pa.Schema, row: NDArray[np.int64]) -> pa.Table:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.errors import MissingEventError
+from kvmtrace.formats.arrow.arrow_schema import TOLD
 from kvmtrace.table.event_table import COMMON_DTYPES, EventTable
 
 if TYPE_CHECKING:
@@ -264,6 +265,10 @@ class WindowPayload:
         if values is None:
             values = self._columns[name] = self._whole(name)
         return values if rows is None else values[rows]
+
+    def told(self, name: str) -> NDArray[np.bool_] | None:
+        """See Payload."""
+        return self.column(name + TOLD) if name + TOLD in self.fields else None
 
     def _whole(self, name: str) -> NDArray[Any]:
         parts = [

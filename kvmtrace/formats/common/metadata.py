@@ -11,6 +11,7 @@ from typing import Any
 INT_LIMIT = 1 << 63
 TID_LIMIT = 1 << 31
 MAX_DEPTH = 20
+PRINTED_NAMES = "exit_reason_names"  # of the metadata that an export of a text carries
 
 
 class _AbsentError(Exception):
@@ -107,7 +108,7 @@ SHAPES: dict[str, Any] = {
         ),
         _text,
     ),
-    **dict.fromkeys(("command", "events", "missing_events", "notes"), _texts),
+    **dict.fromkeys(("command", "events", "missing_events", "notes", PRINTED_NAMES), _texts),
     **dict.fromkeys(("n_events", "buffer_bytes", "target_status", "complete_from_ns", "complete_until_ns"), _int),
     **dict.fromkeys(("duration_ns", "cost_ns_per_event", "recorder_cpu_ns"), _number),
     "target": {"kind": _text, "guest": _text},

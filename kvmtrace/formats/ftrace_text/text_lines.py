@@ -1,8 +1,10 @@
 """ftrace as text: lines -> columns of what stands before the event's own text.
 
-Understands `trace` and `trace_pipe` of tracefs (with or without TGID and flags) and `trace-cmd report`.
+Understands `trace` and `trace_pipe` of tracefs (with or without TGID and flags, or in latency format),
+`trace-cmd report` (plain, -R, -l, --ts-diff) and `perf script`.
 
-Source: kernel/trace/trace_output.c, trace_print_context(), trace_print_lat_fmt(); trace-cmd-report(1)
+Source: kernel/trace/trace_output.c, trace_print_context(), trace_print_lat_context(); trace-cmd-report(1);
+perf-script(1)
 """
 
 from __future__ import annotations
@@ -14,19 +16,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-# task-tid (tgid) [cpu] flags seconds.fraction: text, or a line that says events were lost
+# Lines of events, as the groups of LINE name them; each piece can match in one way only, so that the time that a
+# line takes grows with its length and not faster.
+#   ftrace, trace-cmd    task-tid (tgid) [cpu] flags seconds.fraction: (+difference) event: text
+#   latency format       task-tid cpu+flags seconds.fraction: event: text, or a count of us in place of the time
+#   perf script          task pid/tid [cpu] seconds.fraction: period system:event: text
+# then a line that says that events were lost, and any other
 LINE = re.compile(
-    r"^(?:[ \t]*(\S.{0,40}?)-(\d{1,10})[ \t]+(?:\([ \t]*(\d{1,10}|-+)\)[ \t]+)?\[(\d{1,5})\][ \t]+"
-    r"(?:([^\s\d:]\S{2,8})[ \t]+)?(\d{1,19})(?:\.(\d{1,9}))?:[ \t]+(\S.*)"
-    r"|CPU:(\d{1,5}) \[(?:LOST )?(?:(\d{1,18}) )?EVENTS(?: DROPPED)?\].*"
-    r"|(\S.*))$",
+    r"^(?: *+(?P<task>\S.{0,40}?)(?:-| ++(?:(?P<pid>\d{1,10})/)?)(?P<tid>\d{1,10}) ++"
+    r"(?:\( *+(?P<tgid>\d{1,10}|-++)\) ++)?"
+    r"(?:\[(?P<cpu>\d{1,5})\] ++(?:(?P<flags>[^\s\d:]\S{2,8}) ++)?"
+    r"|(?P<short_cpu>\d{1,4})(?P<short_flags>[.dDbX][.NnpLlBb]\S{2,6}) ++)"
+    r"(?P<time>\d{1,19})(?:\.(?P<fraction>\d{1,9})|(?P<us>us)[^\s\w:]? ?)?: ++(?:\(\+?\d{1,18}\) ++)?(?P<event>\S.*)"
+    r"|CPU:(?P<lost_cpu>\d{1,5}) \[(?:LOST )?(?:(?P<lost>\d{1,18}) )?EVENTS(?: DROPPED)?\].*"
+    r"|(?P<other>\S.*|[^\S\n].*\S.*))$",
     re.MULTILINE,
-)  # the last: anything else
-# what tracefs and trace-cmd print between the events
-_HARMLESS = re.compile(r"#|cpus=\d|version = |=> |<stack trace>|trace-cmd: |CPU \d+ is empty")
-_EVENT = re.compile(r"([\w:.\-]+):(?:[ \t]+(.*))?$")
+)
+_GROUPS = LINE.groupindex
+# what tracefs and trace-cmd print between the events, and what people put around a trace
+HARMLESS = re.compile(
+    r"#|cpus=\d|version = |=> |<stack trace>|trace-cmd: |CPU \d+ is empty"
+    r"|```|~~~|\{(?:code|noformat)|</?(?:pre|code)>|\[/?code\]|\[?\.{3}\]?$|--$|\[snip"
+)
+# perf puts a period before the event of older versions, and the system in front of its name
+_EVENT = re.compile(r"(?:\d{1,20} ++)?(?:(?P<system>[\w\-]+):)?(?P<name>[\w.\-]+(?::[\w.\-]+)*):(?: ++(?P<text>.*))?$")
 _SYSCALL_ENTER = re.compile(r"sys_(\w+)\((.*)\)$")
 _SYSCALL_EXIT = re.compile(r"sys_(\w+) -> (.*)$")
 
@@ -34,6 +51,9 @@ _SYSCALL_EXIT = re.compile(r"sys_(\w+) -> (.*)$")
 _IRQS = {"d": 0x01, "D": 0x81, "b": 0x80, "X": 0x02}
 _RESCHED = {"N": 0x24, "n": 0x04, "p": 0x20}
 _CONTEXT = {"h": 0x08, "s": 0x10, "H": 0x18, "z": 0x40, "Z": 0x48}
+MAX_TID = (1 << 31) - 1
+# subsystems that perf writes in front of an event's name
+SYSTEMS = frozenset({"kvm", "kvmmmu", "sched", "syscalls", "raw_syscalls", "task", "irq", "timer", "ftrace", "probe"})
 NOT_TOLD = 0x02  # TRACE_FLAG_IRQS_NOSUPPORT: the text has no flags
 
 
@@ -73,7 +93,12 @@ def split_event(text: str) -> tuple[str, str]:
         if leave is not None:
             return f"sys_exit_{leave[1]}", leave[2]
     match = _EVENT.match(text)
-    return (match[1], match[2] or "") if match else ("", text)
+    if match is None:
+        return "", text
+    name, body = match["name"], (match["text"] or "").rstrip()
+    if match["system"] in SYSTEMS:
+        return name, body
+    return (f"{match['system']}:{name}" if match["system"] else name), body
 
 
 def _flag_bits(text: str) -> tuple[int, int]:
@@ -84,7 +109,9 @@ def _flag_bits(text: str) -> tuple[int, int]:
     return bits, int(text[3], 16) if text[3] in "0123456789abcdef" else 0
 
 
-def _to_ns(seconds: str, fraction: str) -> int:
+def _to_ns(seconds: str, fraction: str, us: str) -> int:
+    if us:  # since the beginning of the trace
+        return min(int(seconds) * 1000, (1 << 63) - 1)
     if not fraction:  # a clock that only counts: trace_clock counter, x86-tsc
         return min(int(seconds), (1 << 63) - 1)
     return min(int(seconds) * 10**9 + int(fraction.ljust(9, "0")), (1 << 63) - 1)
@@ -97,25 +124,34 @@ def decode_lines(text: str) -> Lines:
     ----------
     text : str, ends at the end of a line
     """
-    found = LINE.findall(text)
-    strange = [m[10] for m in found if m[10] and not _HARMLESS.match(m[10].lstrip())]
-    rows = [m for m in found if not m[10]]
-    events = [split_event(m[7]) for m in rows]
-    known = {text: _flag_bits(text) for text in {m[4] for m in rows}}
-    flags = np.array([known[m[4]] for m in rows], np.uint8).reshape(-1, 2)
-    ts_ns = np.array([_to_ns(m[5], m[6]) if m[5] else -1 for m in rows], np.int64)
-    lost = np.array([0 if m[5] else int(m[9] or -1) for m in rows], np.int64)
+    columns = list(zip(*LINE.findall(text), strict=True)) or [()] * LINE.groups
+    group: dict[str, Sequence[str]] = {name: columns[number - 1] for name, number in _GROUPS.items()}
+    if any(group["other"]):
+        strange = [other for other in group["other"] if other and not HARMLESS.match(other.lstrip())]
+        kept = [i for i, other in enumerate(group["other"]) if not other]
+        group = {name: [column[i] for i in kept] for name, column in group.items()}
+    else:
+        strange = []
+    events = [split_event(text) for text in group["event"]]
+    known = {text: _flag_bits(text) for text in {*group["flags"], *group["short_flags"]}}
+    flags = [known[a or b] for a, b in zip(group["flags"], group["short_flags"], strict=True)]
+    bits = np.array(flags, np.uint8).reshape(-1, 2)
+    times = zip(group["time"], group["fraction"], group["us"], strict=True)
+    ts_ns = np.array([_to_ns(*time) if time[0] else -1 for time in times], np.int64)
+    lost = np.array([0 if t else int(n or -1) for t, n in zip(group["time"], group["lost"], strict=True)], np.int64)
+    cpus = zip(group["cpu"], group["short_cpu"], group["lost_cpu"], strict=True)
+    pids = zip(group["pid"], group["tgid"], strict=True)
     return Lines(
         _stamp_losses(ts_ns),
-        np.array([min(int(m[3] or m[8]), 32767) for m in rows], np.int16),
-        np.array([min(int(m[1] or 0), (1 << 31) - 1) if m[5] else -1 for m in rows], np.int32),
-        np.array([min(int(m[2]), (1 << 31) - 1) if m[2].isdigit() else -1 for m in rows], np.int32),
-        np.where(lost == 0, flags[:, 0], 0).astype(np.uint8),
-        flags[:, 1].copy(),
+        np.array([min(int(a or b or c), 32767) for a, b, c in cpus], np.int16),
+        np.array([min(int(tid), MAX_TID) if tid else -1 for tid in group["tid"]], np.int32),
+        np.array([min(int(a or b), MAX_TID) if (a or b).isdigit() else -1 for a, b in pids], np.int32),
+        np.where(lost == 0, bits[:, 0], 0).astype(np.uint8),
+        bits[:, 1].copy(),
         lost,
         [e[0] for e in events],
         [e[1] for e in events],
-        [m[0] for m in rows],
+        list(group["task"]),
         strange,
     )
 

@@ -28,22 +28,30 @@ def _compile(*patterns: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(p) for p in patterns)
 
 
+# kvm_exit, the fullest first: of 5.16, 5.10, 4.18 and 2.6.38 (and trace-cmd's plug-in), 2.6.31, and whatever tells
+# a reason at all. A reason is of a few words, so that a line is not gone through more than once for each pattern.
+# fmt: off
+_REASON = r"reason (?P<exit_reason>\S{1,60}(?: (?!rip\b|info)\S{1,60}){0,3})"
+EXIT_PATTERNS = _compile(
+    rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON} rip (?P<guest_rip>{_X}) info1 (?P<info1>{_X}) info2 (?P<info2>{_X}) "
+    rf"intr_info (?P<intr_info>{_X}) error_code (?P<error_code>{_X})(?: requests (?P<requests>{_X}))?",
+    rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON} rip (?P<guest_rip>{_X}) info (?P<info1_hex>{_H}) (?P<info2_hex>{_H})",
+    rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON} rip (?P<guest_rip>{_X})",
+    rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON}")
+# fmt: on
 # event -> patterns, the kernel's newest first; matched from the first character of the event's text
 # fmt: off
 PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kvm_entry": _compile(
         rf"vcpu (?P<vcpu_id>\d+),? rip (?P<rip>{_X}) intr_info (?P<intr_info>{_X}) error_code (?P<error_code>{_X})"
         rf"(?P<immediate_exit> ?\[immediate exit\])?",
-        rf"vcpu (?P<vcpu_id>\d+),? rip (?P<rip>{_X})"),
-    "kvm_exit": _compile(
-        rf"vcpu (?P<vcpu_id>\d+) reason (?P<exit_reason>.+?) rip (?P<guest_rip>{_X}) info1 (?P<info1>{_X}) "
-        rf"info2 (?P<info2>{_X}) intr_info (?P<intr_info>{_X}) error_code (?P<error_code>{_X}) "
-        rf"requests (?P<requests>{_X})",
-        rf"vcpu (?P<vcpu_id>\d+) reason (?P<exit_reason>.+?) rip (?P<guest_rip>{_X}) info1 (?P<info1>{_X}) "
-        rf"info2 (?P<info2>{_X}) intr_info (?P<intr_info>{_X}) error_code (?P<error_code>{_X})",
-        rf"vcpu (?P<vcpu_id>\d+) reason (?P<exit_reason>.+?) rip (?P<guest_rip>{_X})"
-        rf" info (?P<info1_hex>{_H}) (?P<info2_hex>{_H})",
-        rf"reason (?P<exit_reason>.+?) rip (?P<guest_rip>{_X}) info (?P<info1_hex>{_H}) (?P<info2_hex>{_H})"),
+        rf"vcpu (?P<vcpu_id>\d+),? rip (?P<rip>{_X})",
+        r"vcpu (?P<vcpu_id>\d+)"),  # before 5.7
+    "kvm_exit": EXIT_PATTERNS,
+    "kvm_nested_vmexit": (
+        *EXIT_PATTERNS,
+        *_compile(rf"(?:rip:? (?P<guest_rip>{_X}) )?reason: (?P<exit_reason>.{1,80}?) ext_inf1: (?P<info1>{_X}) "
+                  rf"ext_inf2: (?P<info2>{_X}) ext_int: (?P<intr_info>{_X}) ext_int_err: (?P<error_code>{_X})")),
     "kvm_userspace_exit": _compile(r"reason (?P<outcome>\S+) \((?P<number>-?\d+)\)"),
     "kvm_pio": _compile(rf"pio_(?P<rw>read|write) at (?P<port>{_X}) size (?P<size>\d+) count (?P<count>\d+)"
                         rf"(?: val (?P<val>{_X}))?"),
@@ -78,16 +86,19 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kvm_hypercall": _compile(rf"nr (?P<nr>{_X}) a0 (?P<a0>{_X}) a1 (?P<a1>{_X}) a2 (?P<a2>{_X}) a3 (?P<a3>{_X})"),
     "kvm_smm_transition": _compile(
         rf"vcpu (?P<vcpu_id>\d+): (?P<entering>entering|leaving) SMM, smbase (?P<smbase>{_X})"),
+    # trace-cmd's plug-in prints no mode, and FAIL; no bytes: the instruction could not be fetched
     "kvm_emulate_insn": _compile(
-        rf"(?P<csbase>{_H}):(?P<rip>{_H}): ?(?P<insn>(?:[0-9a-f]{{2}}(?: |$))+)(?:\((?P<flags>\w+)\))?"
-        rf"(?P<failed> ?failed)?"),
+        rf"(?P<csbase>{_H}):(?P<rip>{_H}): ?(?P<insn>(?:[0-9a-f]{{2}}(?: |$)){{0,15}})(?:\((?P<flags>\w+)\))?"
+        rf"(?P<failed> ?(?:failed|FAIL))?$",
+        rf"(?P<csbase>{_H}):(?P<rip>{_H}):"),  # a disassembler's words
+
     "sched_switch": _compile(
-        r"prev_comm=(?P<prev_comm>.*?) prev_pid=(?P<prev_pid>\d+) prev_prio=(?P<prev_prio>-?\d+) "
-        r"prev_state=(?P<prev_state>\S+) (?:==> )?next_comm=(?P<next_comm>.*?) next_pid=(?P<next_pid>\d+) "
+        r"prev_comm=(?P<prev_comm>.{0,64}?) prev_pid=(?P<prev_pid>\d+) prev_prio=(?P<prev_prio>-?\d+) "
+        r"prev_state=(?P<prev_state>\S+) (?:==> )?next_comm=(?P<next_comm>.{0,64}?) next_pid=(?P<next_pid>\d+) "
         r"next_prio=(?P<next_prio>-?\d+)",
         # trace-cmd's letters of prev_state are not the kernel's: not read
-        r"(?P<prev_comm>.*?):(?P<prev_pid>\d+) \[(?P<prev_prio>-?\d+)\] \S+ ==> "
-        r"(?P<next_comm>.*?):(?P<next_pid>\d+) \[(?P<next_prio>-?\d+)\]"),
+        r"(?P<prev_comm>.{0,64}?):(?P<prev_pid>\d+) \[(?P<prev_prio>-?\d+)\] \S+ ==> "
+        r"(?P<next_comm>.{0,64}?):(?P<next_pid>\d+) \[(?P<next_prio>-?\d+)\]"),
     "sys_enter_ioctl": _compile(rf"fd: (?P<fd_hex>{_X}|{_H}), cmd: (?P<cmd_hex>{_X}|{_H}), "
                                 rf"arg: (?P<arg_hex>{_X}|{_H})"),
     "sys_exit_ioctl": _compile(rf"(?P<ret>{_X}|-?\d+)"),
@@ -115,7 +126,8 @@ WORDS: dict[str, dict[str, int]] = {
     "load": {"load": 1, "unload": 0}, "soft": {"IRQ": 0, "Soft/INTn": 1}, "tm": {"edge": 0, "level": 1},
     "found": {"found": 1, "not found": 0}, "grow": {"grow": 1, "shrink": 0},
     "waited": {"wait": 1, "poll": 0}, "valid": {"valid": 1, "invalid": 0},
-    "entering": {"entering": 1, "leaving": 0}, "failed": {"": 0, " failed": 1, "failed": 1},
+    "entering": {"entering": 1, "leaving": 0},
+    "failed": {"": 0, **dict.fromkeys((" failed", "failed", " FAIL", "FAIL"), 1)},
     "reinjected": {"": 0, " [reinjected]": 1}, "used_max_basic": {"": 0, ", used max basic": 1},
     "exception": {"": 0, " (#GP)": 1, **{name: number for number, name in EXCEPTION_NAMES.items()}},
     "immediate_exit": {"": 0, " [immediate exit]": 1, "[immediate exit]": 1},

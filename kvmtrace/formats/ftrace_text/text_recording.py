@@ -1,4 +1,4 @@
-"""Ftrace text as a Recording: `trace`, `trace_pipe`, `trace-cmd report` (plain and -R)."""
+"""Text as a Recording: `trace`, `trace_pipe`, `trace-cmd report` (plain and -R), `perf script`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import numpy as np
 from kvmtrace.errors import FormatError
 from kvmtrace.formats.common.capture_of_file import capture_of
 from kvmtrace.formats.common.loss import LossCounter
-from kvmtrace.formats.ftrace_text.text_fields import TextKind, choose_text_kind, decode_bodies
-from kvmtrace.formats.ftrace_text.text_lines import LINE, Lines, decode_lines, split_event
+from kvmtrace.formats.common.metadata import PRINTED_NAMES
+from kvmtrace.formats.ftrace_text.disguises import Disguise, decode_text, is_utf16
+from kvmtrace.formats.ftrace_text.eras import Era
+from kvmtrace.formats.ftrace_text.text_fields import TextKind, decode_bodies
+from kvmtrace.formats.ftrace_text.text_lines import Lines, decode_lines
+from kvmtrace.formats.ftrace_text.wrapped import join_wrapped
 from kvmtrace.kvm.tracepoints import PROBES
 from kvmtrace.table.event_table import LOST_EVENTS, EventKind, EventTable
 from kvmtrace.table.kinds import PROBE_SYSTEM, UNKNOWN_EVENT, lost_events_kind
@@ -22,9 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK_BYTES = 16 << 20  # text that is split at once
+HEAD_BYTES = 64 << 10
 LINE_BYTES = 110  # typical
 MAX_STRANGE = 20  # lines that are no events, stated one by one
-_HEAD = re.compile(r"\b\d+(?:\.\d+)?: +(\S[^\n]{0,400})")
+MAX_KINDS = 65_000  # event names that one text may have: the table's column of kinds has 16 bits
+# trace-cmd and perf pad the names of events to a width, the kernel puts one space behind them
+_OF_TRACE_CMD = re.compile(r"^cpus=\d+ *$|: [\w:]{3,30}:  +\S|\] +\d+\.\d+: +(?:\d+ +)?\w+:\w+: ", re.MULTILINE)
 _SYSTEMS = {"sched_": "sched", "sys_": "syscalls", "kvm_mmu_": "kvmmmu", "kvm_": "kvm", "vcpu_": "kvm"}
 
 
@@ -47,14 +54,22 @@ class TextRecording(Recording):
     """
 
     def __init__(self, data: memoryview, path: str, file_format: str = "ftrace-text") -> None:
+        if is_utf16(data):
+            data = memoryview(decode_text(bytes(data)).encode())
         self._data = data
+        self._path = path
         self._loss = LossCounter()
         self._strange: list[Damage] = []  # of the latest pass
         self._unended: list[Damage] = []
         self._end = self._last_line_end(data)
-        self._of_trace_cmd = re.search(r"^cpus=\d+\s*$", self._text(0, min(4096, self._end)), re.MULTILINE) is not None
+        self._disguise = Disguise(self._text(0, min(HEAD_BYTES, self._end)))
+        self._era = Era()
+        self._unread: dict[str, tuple[int, int, str]] = {}  # of the latest pass: event -> offset, number, the first
+        self._only_block: tuple[str, str, Lines] | None = None  # what the first pass made, if it is not much
         self._text_kinds = self._find_kinds()
         names = list(self._text_kinds)
+        self.partly_told = {name: frozenset(kind.partly) for name, kind in self._text_kinds.items() if kind.partly}
+        self.samples = {name: kind.sample for name, kind in self._text_kinds.items() if kind.sample}
         self._index = {name: i for i, name in enumerate(names)}
         self.kinds = (
             *(EventKind(n, system_of(n), k.fields) for n, k in self._text_kinds.items()),
@@ -64,7 +79,9 @@ class TextRecording(Recording):
         self.comms: dict[int, str] = {}
         self.processes: dict[int, int] = {}
         events = tuple(f"{k.system}:{k.name}" for k in self.kinds[:-2])
-        self.capture = capture_of(path, file_format, {}, events=events)
+        printed = sorted({reason for kind in self._text_kinds.values() for reason in kind.printed})
+        meta = {PRINTED_NAMES: printed} if printed else {}
+        self.capture = capture_of(path, file_format, meta, events=events)
         self._events: EventTable | None = None
         self._update_loss()
 
@@ -83,30 +100,53 @@ class TextRecording(Recording):
     def _text(self, first: int, last: int) -> str:
         return bytes(self._data[first:last]).decode("utf-8", "replace")
 
-    def _blocks(self, size: int) -> Iterator[tuple[int, str]]:
-        """Yield the text in blocks of whole lines, each with its offset."""
+    def _blocks(self, size: int) -> Iterator[tuple[int, str, str]]:
+        """Yield the text in blocks of whole lines: offset, as it stands in the file, without its disguise."""
         at = 0
         while at < self._end:
             stop = min(at + size, self._end)
             if stop < self._end:
                 newline = bytes(self._data[stop : stop + 65536]).find(b"\n")
                 stop = stop + newline + 1 if newline >= 0 else stop
-            yield at, self._text(at, stop)
+            block = self._text(at, stop)
+            yield at, block, self._disguise.clean(block)
             at = stop
 
+    def _lines(self, size: int) -> Iterator[tuple[int, str, str, Lines]]:
+        """Yield blocks as _blocks does, wrapped lines joined, and their lines."""
+        if self._only_block is not None and size >= len(self._only_block[0]):
+            block, text, lines = self._only_block
+            self._only_block = None
+            yield 0, block, text, lines
+            return
+        for at, block, text in self._blocks(size):
+            lines = decode_lines(text)
+            if lines.strange:
+                joined = join_wrapped(text)
+                if joined != text:
+                    yield at, block, joined, decode_lines(joined)
+                    continue
+            yield at, block, text, lines
+
     def _find_kinds(self) -> dict[str, TextKind]:
-        """Return the kinds of the text by their first event, one pass with a small pattern."""
-        first: dict[str, str] = {}
-        for _, block in self._blocks(BLOCK_BYTES):
-            for text in _HEAD.findall(block):
-                name, body = split_event(text)
-                if name and name not in first:
-                    first[name] = body
-        return {
-            name: choose_text_kind(name, body, of_trace_cmd=self._of_trace_cmd)
-            for name, body in first.items()
-            if name not in (LOST_EVENTS, UNKNOWN_EVENT)
-        }
+        """Return the kinds of the text, each with what any of its events tells; one pass."""
+        kinds: dict[str, TextKind] = {}
+        for at, block, text, lines in self._lines(BLOCK_BYTES):
+            self._era.of_trace_cmd |= _OF_TRACE_CMD.search(text) is not None
+            for name, body in zip(lines.name, lines.body, strict=True):
+                kind = kinds.get(name)
+                if kind is None:
+                    if not name or name in (LOST_EVENTS, UNKNOWN_EVENT):
+                        continue
+                    if len(kinds) >= MAX_KINDS:
+                        raise FormatError(self._path, at, f"at most {MAX_KINDS:,} event names", "more of them")
+                    kind = kinds[name] = TextKind(name, self._era)
+                kind.see(body)
+            if not at and len(block) >= self._end - 8:
+                self._only_block = block, text, lines
+        for kind in kinds.values():
+            kind.finish()
+        return kinds
 
     def events(self) -> EventTable:
         """Return all events (cached)."""
@@ -122,32 +162,43 @@ class TextRecording(Recording):
     def _tables(self, size: int) -> Iterator[EventTable]:
         self._loss.restart()
         self._strange = []
+        self._unread = {}
         n_blocks = 0
-        for at, block in self._blocks(size):
+        for at, block, text, lines in self._lines(size):
             n_blocks += 1
-            lines = decode_lines(block)
-            self._note_strange(lines.strange, at, block)
-            yield self._table(lines)
+            self._note_strange(lines.strange, at, block, text)
+            yield self._table(lines, at, block)
         if not n_blocks:
-            yield self._table(decode_lines(""))
+            yield self._table(decode_lines(""), 0, "")
 
-    def _note_strange(self, strange: list[str], at: int, block: str) -> None:
+    def _note_strange(self, strange: list[str], at: int, block: str, text: str) -> None:
         """Remember where lines stand that were not understood, up to MAX_STRANGE of them."""
-        begin = 0
+        begin = offset = 0
         for line in strange[: max(MAX_STRANGE - len(self._strange), 0)]:
-            begin = block.index(line, begin)
-            offset = at + len(block[:begin].encode())  # up to the first byte that is not UTF-8
-            self._strange.append(Damage(offset, None, "a line of ftrace text", repr(line[:60])))
-            begin += len(line)
+            place = text.index(line, begin)
+            for _ in range(text.count("\n", begin, place)):  # both have the same lines
+                offset = block.index("\n", offset) + 1
+            begin = place
+            where = at + len(block[:offset].encode())  # up to the first byte that is not UTF-8
+            self._strange.append(Damage(where, None, "a line of ftrace text", repr(line.strip()[:60])))
 
-    def _table(self, lines: Lines) -> EventTable:
+    def _note_unread(self, name: str, bodies: list[str], unread: list[int], at: int, block: str) -> None:
+        """Count events whose text fits no pattern."""
+        if not unread:
+            return
+        offset, count, first = self._unread.get(name, (-1, 0, bodies[unread[0]]))
+        if offset < 0:
+            offset = at + len(block[: max(block.find(first), 0)].encode())
+        self._unread[name] = offset, count + len(unread), first
+
+    def _table(self, lines: Lines, at: int, block: str) -> EventTable:
         unknown, lost = len(self.kinds) - 2, len(self.kinds) - 1
         kind = np.array([self._index.get(n, unknown) for n in lines.name], np.uint16)
         kind[lines.lost != 0] = lost
         payloads: dict[int, Payload] = {}
         for index in np.unique(kind).tolist():
             rows = np.flatnonzero(kind == index)
-            payloads[index] = ColumnPayload(self._columns(lines, index, rows))
+            payloads[index] = self._payload(lines, index, rows, (at, block))
         self._note(lines)
         columns: dict[str, Any] = {
             "ts_ns": lines.ts_ns,
@@ -159,13 +210,16 @@ class TextRecording(Recording):
         }
         return EventTable(columns, self.kinds, payloads)
 
-    def _columns(self, lines: Lines, index: int, rows: Any) -> dict[str, Any]:
+    def _payload(self, lines: Lines, index: int, rows: Any, where: tuple[int, str]) -> Payload:
         if index == len(self.kinds) - 1:
-            return {"count": lines.lost[rows]}
+            return ColumnPayload({"count": lines.lost[rows]})
         bodies = [lines.body[i] for i in rows.tolist()]
         if index == len(self.kinds) - 2:
-            return {"text": np.array([b.encode() for b in bodies], "S")}
-        return decode_bodies(self._text_kinds[self.kinds[index].name], bodies)
+            return ColumnPayload({"text": np.array([b.encode() for b in bodies], "S")})
+        name = self.kinds[index].name
+        decoded = decode_bodies(self._text_kinds[name], bodies)
+        self._note_unread(name, bodies, decoded.unread, *where)
+        return ColumnPayload(decoded.columns, decoded.told)
 
     def _note(self, lines: Lines) -> None:
         """Remember threads and losses."""
@@ -178,11 +232,15 @@ class TextRecording(Recording):
 
     def _update_loss(self) -> None:
         known = self._loss.loss()
-        self.loss = type(known)(known.events, known.by_cpu, self._cut, (*self._strange, *self._unended))
+        unread = tuple(
+            Damage(offset, None, f"{name} as a kernel prints it", f"{n:,} not understood, the first {first[:60]!r}")
+            for name, (offset, n, first) in self._unread.items()
+        )
+        self.loss = type(known)(known.events, known.by_cpu, self._cut, (*unread, *self._strange, *self._unended))
 
 
 def open_text(data: memoryview, path: str) -> TextRecording:
-    """Open ftrace text.
+    """Open text of a trace.
 
     Raises
     ------
@@ -196,8 +254,14 @@ def open_text(data: memoryview, path: str) -> TextRecording:
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Say whether a file that begins with `head` may be ftrace text."""
-    if b"\0" in head:
+    """Say whether a file that begins with `head` may be the text of a trace."""
+    if b"\0" in head and not is_utf16(head):
         return False
-    text = head.decode("utf-8", "replace")
-    return text.startswith("# tracer:") or any(m[6] or m[9] for m in LINE.finditer(text))
+    text = decode_text(head)
+    text = Disguise(text).clean(text)
+    if text.startswith("# tracer:"):
+        return True
+    lines = decode_lines(text)
+    if lines.strange and not len(lines.name):
+        lines = decode_lines(join_wrapped(text))
+    return any(lines.name) or bool((lines.lost != 0).any())

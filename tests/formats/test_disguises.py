@@ -1,0 +1,122 @@
+"""The same recording as text in every disguise that mail, editors and web pages put on it: the same verdict."""
+
+from __future__ import annotations
+
+import html
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats import open_recording
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+NAMES = ("vmx-6.1-lifecycle", "svm-6.1-smp", "svm-6.12-string-io")
+
+
+def trace_cmd(name: str, *options: str) -> str:
+    command = ["trace-cmd", "report", *options, "-i", str(FIXTURES / f"{name}.dat")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def excerpt(text: str) -> str:
+    return text.split("\n", 1)[1]  # without cpus=N
+
+
+def each(text: str, change) -> str:
+    return "".join(f"{change(i, line)}\n" for i, line in enumerate(text.splitlines(), 1))
+
+
+def wrap(width: int):
+    def wrapped(_, line: str) -> str:
+        parts = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+        return "\n".join(parts)
+
+    return lambda text: each(text, wrapped)
+
+
+DISGUISES = {
+    "excerpt": excerpt,
+    "crlf": lambda text: text.replace("\n", "\r\n"),
+    "crcrlf": lambda text: excerpt(text).replace("\n", "\r\r\n"),
+    "bom": lambda text: "\ufeff" + text,
+    "quoted": lambda text: each(excerpt(text), lambda _, line: f"> {line}"),
+    "quoted twice": lambda text: each(excerpt(text), lambda _, line: f">> {line}"),
+    "quoted, spaced": lambda text: each(excerpt(text), lambda _, line: f" > > {line}"),
+    "fenced": lambda text: f"```\n{text}```\n",
+    "fenced in words": lambda text: f"Hello,\nhere is my trace:\n\n```text\n{excerpt(text)}```\nThanks\n",
+    "jira": lambda text: f"{{noformat}}\n{text}{{noformat}}\n",
+    "cat -n": lambda text: each(excerpt(text), lambda i, line: f"{i:6}\t{line}"),
+    "grep -n": lambda text: each(excerpt(text), lambda i, line: f"{i}:{line}"),
+    "numbered": lambda text: each(text, lambda i, line: f"{i:4} | {line}"),
+    "quoted numbers": lambda text: each(excerpt(text), lambda i, line: f"> {i}: {line}"),
+    "tabs": lambda text: "\n".join(line.replace("  ", "\t") for line in text.split("\n")),
+    "stripped": lambda text: each(text, lambda _, line: line.strip()),
+    "squeezed": lambda text: each(text, lambda _, line: " ".join(line.split())),
+    "padded": lambda text: each(text, lambda _, line: f"{line}    "),
+    "nbsp": lambda text: text.replace("  ", " \xa0"),
+    "indented": lambda text: textwrap.indent(text, "    "),
+    "html": lambda text: f"<pre>\n{html.escape(text)}</pre>\n",
+    "empty lines": lambda text: text.replace("\n", "\n\n"),
+    "wrapped at 72": wrap(72),
+    "wrapped at 78, quoted": lambda text: each(wrap(78)(excerpt(text)), lambda _, line: f"> {line}"),
+}
+
+
+def verdict(path: Path) -> tuple:
+    found = check_recording(open_recording(path))
+    counts = {rule: (t.checked, t.held, t.violated, t.unknown) for rule, t in found.rules.items()}
+    return counts, found.n_events, found.explained_events, [(v.rule, v.event_index) for v in found.violations]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def clean(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("clean") / "trace.txt"
+    text = trace_cmd(request.param)
+    path.write_text(text)
+    found = verdict(path)
+    assert not found[3]
+    return request.param, text, found
+
+
+@pytest.mark.parametrize("name", DISGUISES)
+def test_the_verdict_is_that_of_the_clean_text(clean, name, tmp_path):
+    path = tmp_path / "trace.txt"
+    path.write_bytes(DISGUISES[name](clean[1]).encode())
+    assert verdict(path) == clean[2]
+
+
+def test_windows_shells_write_utf_16(clean, tmp_path):
+    path = tmp_path / "trace.txt"
+    path.write_bytes(clean[1].replace("\n", "\r\n").encode("utf-16"))
+    assert verdict(path) == clean[2]
+
+
+@pytest.mark.parametrize("options", [("--ts-diff",), ("-t",), ("-l",)], ids=" ".join)
+def test_options_of_trace_cmd_report(clean, options, tmp_path):
+    """No rule compares times, so that nanoseconds (-t) change nothing; -l has flags, which more rules look at."""
+    path = tmp_path / "trace.txt"
+    path.write_text(trace_cmd(clean[0], *options))
+    found = verdict(path)
+    if options != ("-l",):
+        assert found == clean[2]
+    assert found[1:] == clean[2][1:]
+
+
+def test_a_disguise_is_no_damage(clean, tmp_path):
+    path = tmp_path / "trace.txt"
+    path.write_bytes(DISGUISES["quoted numbers"](clean[1]).replace("\n", "\r\n").encode())
+    recording = open_recording(path)
+    recording.events()
+    assert not recording.loss.damage
+
+
+def test_damage_is_located_in_the_file_as_it_stands(tmp_path):
+    line = b"> 1: vcpu0-7 [000] 1.000001: kvm_fpu: load\r\n"
+    path = tmp_path / "trace.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + line + line + b"> !! what is this\r\n" + line)
+    recording = open_recording(path)
+    recording.events()
+    assert [(d.offset, d.found) for d in recording.loss.damage] == [(3 + 2 * len(line), "'!! what is this'")]

@@ -1,0 +1,258 @@
+"""Text as people post it, of old kernels and other tools: what a line says is kept, what it does not say is never 0."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmtrace.check.engine import check_recording
+from kvmtrace.errors import FormatError
+from kvmtrace.formats import open_recording
+from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.report.build import build_report
+
+FULL = "info1 0x0000000000000000 info2 0x0000000000000000 intr_info 0x00000000 error_code 0x00000000"
+
+
+@pytest.fixture
+def posted(tmp_path):
+    """Open lines, each "event: text"; they get a task, a CPU and ascending times. Padded: as trace-cmd prints them."""
+
+    def write(*lines: str, padded: bool = False):
+        text = ""
+        for i, line in enumerate(lines):
+            name, body = line.split(":", 1)
+            shown = f"{name + ':':22}{body.strip()}" if padded else line
+            text += f"           vcpu3-1001  [000]   600.{i:06d}: {shown}\n"
+        path = tmp_path / "posted.txt"
+        path.write_text(text)
+        return open_recording(path)
+
+    return write
+
+
+def fields(recording, name: str) -> dict:
+    """Return what each event of a kind tells; None where it does not."""
+    events = recording.events()
+    out = {}
+    for field in events.kinds[events.kind_index[name]].fields:
+        values, told = events.field(name, field).tolist(), events.told(name, field)
+        out[field] = [v if told is None or told[i] else None for i, v in enumerate(values)]
+    return out
+
+
+def reasons(recording) -> list[str]:
+    events = recording.events()
+    isa, number = events.field("kvm_exit", "isa").tolist(), events.field("kvm_exit", "exit_reason").tolist()
+    return [describe_exit_reason(i, n) for i, n in zip(isa, number, strict=True)]
+
+
+def test_the_vcpu_of_an_entry_without_rip(posted):
+    recording = posted("kvm_entry: vcpu 3", "kvm_exit: reason CPUID rip 0x1000 info 0 0", "kvm_entry: vcpu 3")
+    assert fields(recording, "kvm_entry") == {"vcpu_id": [3, 3]}
+    assert [vcpu.vcpu_id for vcpu in build_report(recording).vcpus] == [3]
+
+
+def test_names_that_no_table_has_are_rows_of_their_own(posted):
+    recording = posted(*(f"kvm_exit: vcpu 0 reason {name} rip 0x10 {FULL}" for name in ("HC_WRMSR", "ERETS", "ERETS")))
+    assert reasons(recording) == ["HC_WRMSR", "ERETS", "ERETS"]
+    assert {(row.name, row.count) for row in build_report(recording).exits} == {("HC_WRMSR", 1), ("ERETS", 2)}
+
+
+def test_lower_case_names_of_the_first_kernels(posted):
+    """`cpuid` beside them is theirs, too: not another ISA's."""
+    recording = posted("kvm_exit: reason cpuid rip 0x10", "kvm_exit: reason io_instruction rip 0xc0100000")
+    assert reasons(recording) == ["cpuid", "io_instruction"]
+    assert fields(recording, "kvm_exit")["isa"] == [0, 0]
+    assert fields(recording, "kvm_exit")["guest_rip"] == [0x10, 0xC0100000]
+
+
+def test_a_reason_alone(posted):
+    recording = posted("kvm_entry: vcpu 0", "kvm_exit: vcpu 0 reason HLT", "kvm_entry: vcpu 0")
+    assert reasons(recording) == ["HLT"]
+    assert set(fields(recording, "kvm_exit")) == {"vcpu_id", "exit_reason", "isa"}
+
+
+@pytest.mark.parametrize(
+    ("printed", "name"),
+    [
+        ("EXTERNAL_INTERRUPT 0x4000000", "EXTERNAL_INTERRUPT 0x4000000"),
+        ("EPT_VIOLATION FAILED_VMENTRY", "EPT_VIOLATION FAILED_VMENTRY"),
+        ("UNKNOWN (77)", "UNKNOWN(0x4d)"),
+        ("PF excp", "PF excp"),
+        ("EXIT_EXCP_UD", "UD excp"),
+        ("EXIT_NO_SUCH", "EXIT_NO_SUCH"),
+    ],
+)
+def test_reasons_keep_their_names(posted, printed, name):
+    assert reasons(posted(f"kvm_exit: vcpu 0 reason {printed} rip 0x10 {FULL}")) == [name]
+
+
+def test_a_line_that_tells_less_than_the_others(posted):
+    """Its other values are marked as not told; those of whole lines stay."""
+    recording = posted(
+        "kvm_exit: reason !",
+        f"kvm_exit: vcpu 0 reason CPUID rip 0x1000 {FULL}",
+        "kvm_exit: vcpu 0 reason HLT",
+        "kvm_exit: garbage",
+    )
+    told = fields(recording, "kvm_exit")
+    assert reasons(recording) == ["!", "CPUID", "HLT", "?"]
+    assert told["guest_rip"] == [None, 0x1000, None, None]
+    assert told["vcpu_id"] == [None, 0, 0, None]
+    assert [(d.expected, d.found) for d in recording.loss.damage] == [
+        ("kvm_exit as a kernel prints it", "1 not understood, the first 'garbage'")
+    ]
+
+
+def test_each_line_has_its_own_pattern(posted):
+    """The first line of the file decides nothing."""
+    recording = posted("kvm_entry: vcpu 1", "kvm_entry: vcpu 2, rip 0xfff0", "kvm_pio: pio_read at 0x71 size 1 count 1",
+                       "kvm_pio: pio_write at 0x70 size 1 count 1 val 0x8f")  # fmt: skip
+    assert fields(recording, "kvm_entry") == {"vcpu_id": [1, 2], "rip": [None, 0xFFF0]}
+    assert fields(recording, "kvm_pio")["val"] == [None, 0x8F]
+
+
+def test_trace_cmd_does_not_tell_the_errno(posted):
+    """With and without `cpus=N` before it; what the kernel prints does."""
+    lines = ("kvm_userspace_exit: reason KVM_EXIT_UNKNOWN (0)", "kvm_userspace_exit: reason KVM_EXIT_IO (2)")
+    assert set(fields(posted(*lines, padded=True), "kvm_userspace_exit")) == {"reason"}
+    assert fields(posted(*lines), "kvm_userspace_exit")["errno"] == [None, 0]
+    restart = posted("kvm_userspace_exit: reason restart (4)", "kvm_userspace_exit: reason error (14)")
+    assert fields(restart, "kvm_userspace_exit")["errno"] == [-4, -14]
+
+
+def test_an_exit_to_userspace_without_errno_is_no_violation(posted):
+    recording = posted(
+        "sys_enter_ioctl: fd: 0x00000008, cmd: 0x0000ae80, arg: 0x00000000",
+        "kvm_fpu: load",
+        "kvm_fpu: unload",
+        "kvm_userspace_exit: reason KVM_EXIT_UNKNOWN (0)",
+        "sys_exit_ioctl: 0xfffffffffffffffc",
+        padded=True,
+    )
+    assert not check_recording(recording).violations
+
+
+class TestEmulatedInstructions:
+    def test_trace_cmd_prints_fail_and_no_mode(self, posted):
+        told = fields(posted("kvm_emulate_insn: 0:133025: ec", "kvm_emulate_insn: 0:133025: ec FAIL", padded=True),
+                      "kvm_emulate_insn")  # fmt: skip
+        assert (told["failed"], told["len"], told["insn"][1][0]) == ([0, 1], [1, 1], 0xEC)
+        assert "flags" not in told
+
+    def test_what_could_not_be_fetched(self, posted):
+        told = fields(posted("kvm_emulate_insn: 0:fc95a: (prot32)", "kvm_emulate_insn: 0:fc95a: (prot32) failed",
+                             "kvm_emulate_insn: 0:fc95a: FAIL"), "kvm_emulate_insn")  # fmt: skip
+        assert (told["failed"], told["len"], told["flags"]) == ([0, 1, 1], [0, 0, 0], [5, 5, None])
+
+    def test_a_disassembler_in_trace_cmd(self, posted):
+        told = fields(posted("kvm_emulate_insn: 0:1000:in al, dx", "kvm_emulate_insn: 0:1000:ec (real)"),
+                      "kvm_emulate_insn")  # fmt: skip
+        assert (told["rip"], told["len"]) == ([0x1000, 0x1000], [None, 1])
+
+
+class TestOtherKernels:
+    INTERRUPT = "kvm_exit: reason EXTERNAL_INTERRUPT rip 0x1000 info 0 800000ec"
+
+    @pytest.mark.parametrize("others", [("kvm_entry: vcpu 0",), ("kvm_entry: vcpu 0, rip 0x1000",)])
+    def test_info2_before_5_10_is_no_vectoring(self, posted, others):
+        recording = posted(*others, self.INTERRUPT, *others, self.INTERRUPT, *others)
+        told = fields(recording, "kvm_exit")
+        assert "info2" not in told
+        assert told["intr_info"] == [0x800000EC] * 2
+        assert not check_recording(recording).violations
+
+    def test_info2_of_a_kernel_that_shows_its_age_is_vectoring(self, posted):
+        recording = posted("kvm_exit: reason EPT_VIOLATION rip 0x1000 info 683 800000d1", "kvm_inj_virq: IRQ 0xd1")
+        assert fields(recording, "kvm_exit")["info2"] == [0x800000D1]
+
+    def test_info2_of_which_nothing_tells_the_age_is_not_told(self, posted):
+        told = fields(posted("kvm_exit: reason EPT_VIOLATION rip 0x1000 info 683 800000d1"), "kvm_exit")
+        assert not {"info2", "intr_info"} & set(told)
+        assert told["info1"] == [0x683]
+
+    def test_info2_of_the_other_isa_always_meant_the_same(self, posted):
+        recording = posted("kvm_entry: vcpu 0", "kvm_exit: reason npf rip 0xfff0 info 14 fffffff0")
+        assert fields(recording, "kvm_exit")["info2"] == [0xFFFFFFF0]
+
+    def test_an_error_code_that_is_printed_where_there_is_none(self, posted):
+        recording = posted(*(f"kvm_inj_exception: {e} (0x{c})" for e, c in (("#UD", 0), ("#PF", 2), ("#GP", 0))))
+        assert fields(recording, "kvm_inj_exception")["has_error"] == [0, 1, None]
+        newer = posted("kvm_inj_exception: #UD", "kvm_inj_exception: #GP (0x0)")
+        assert fields(newer, "kvm_inj_exception")["has_error"] == [0, 1]
+
+    def test_an_error_code_of_32_bits_says_so(self, posted):
+        recording = posted("kvm_page_fault: address fee00000 error_code 14")
+        assert recording.events().field("kvm_page_fault", "error_code").dtype.itemsize == 4
+
+    def test_a_plug_in_that_knows_other_fields(self, posted):
+        line = "kvm_nested_vmexit: <CANT FIND FIELD rip>vcpu 0 reason EXIT_HLT rip 0x40 info 0 0"
+        recording = posted(line, padded=True)
+        told = fields(recording, "kvm_nested_vmexit")
+        assert (told["exit_reason"], told["guest_rip"], told["isa"]) == ([0x78], [0x40], [2])
+
+
+PERF = """\
+       vcpu0  1001 [001]   990.000001:      kvm:kvm_entry: vcpu 0, rip 0x1000
+       vcpu0  1001/1002 [001]   990.000005:       kvm:kvm_exit: vcpu 0 reason CPUID rip 0x1000 {FULL}
+ CPU 0/KVM  1002 [001]   990.000009:      1 kvm:kvm_entry: vcpu 0, rip 0x1002
+ CPU 0/KVM  1002 [001]   990.000010: syscalls:sys_enter_ioctl: fd: 0x00000008, cmd: 0x0000ae80, arg: 0x00000000
+"""
+
+
+def test_perf_script(tmp_path):
+    path = tmp_path / "perf.txt"
+    path.write_text(PERF.replace("{FULL}", FULL))
+    recording = open_recording(path)
+    events = recording.events()
+    assert [events.kinds[k].name for k in events.kind] == ["kvm_entry", "kvm_exit", "kvm_entry", "sys_enter_ioctl"]
+    assert events.tid.tolist() == [1001, 1002, 1002, 1002]
+    assert events.cpu.tolist() == [1] * 4
+    assert (recording.comms[1002], recording.processes) == ("CPU 0/KVM", {1002: 1001})
+    assert fields(recording, "kvm_exit")["guest_rip"] == [0x1000]
+
+
+LATENCY = """\
+# tracer: nop
+#
+# nop latency trace v1.1.5 on 6.1.0
+   vcpu0-1001    0d..1.   12us+: kvm_entry: vcpu 0, rip 0x1000
+  <...>-1001    0.....   15us : kvm_fpu: unload
+"""
+
+
+def test_latency_formats(tmp_path):
+    path = tmp_path / "latency.txt"
+    path.write_text(LATENCY)
+    events = open_recording(path).events()
+    assert (events.ts_ns.tolist(), events.irq_flags.tolist(), events.cpu.tolist()) == ([12_000, 15_000], [1, 0], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        (["kvm_entry: PC: 0x0000000000401000", "kvm_exit: TRAP: HSR_EC: 0x0024 (DABT_LOW), PC: 0x401000"], "arm64"),
+        (["kvm_exit: IRQ: HSR_EC: 0x0000 (UNKNOWN), PC: 0x0000000000401008"], "arm64"),
+        (["kvm_exit: SEPC:0x80200000, SCAUSE:0x16, STVAL:0x0, HTVAL:0x0, HTINST:0x0"], "riscv"),
+        (["kvm_s390_sie_enter: 00[0704c00180000000-000000000010a000]: entering sie cpuflags 00000000"], "s390"),
+        (["kvm_exit: exit=EXTERNAL | pc=0xc000 | msr=0x8000 | dar=0x0 | last_inst=0x0"], "powerpc"),
+    ],
+)
+def test_other_architectures_are_named(posted, lines, name):
+    with pytest.raises(FormatError, match=rf"those of {name}; kvmtrace export writes them") as caught:
+        posted(*lines)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_travel_with_an_export(posted, tmp_path):
+    from kvmtrace.formats.arrow import arrow_writing
+    from kvmtrace.isa import registry
+
+    recording = posted(f"kvm_exit: vcpu 0 reason SPLIT_LOCK_X rip 0x10 {FULL}", "kvm_exit: vcpu 1 reason HLT")
+    path = tmp_path / "file.parquet"
+    with path.open("wb") as out:
+        arrow_writing.write_parquet(recording, out)
+    registry.PRINTED.clear()
+    again = open_recording(path)
+    assert reasons(again) == ["SPLIT_LOCK_X", "HLT"]
+    assert fields(again, "kvm_exit")["guest_rip"] == [0x10, None]
