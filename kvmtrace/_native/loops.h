@@ -116,6 +116,24 @@ int64_t rows_by_kind(const uint16_t *kind, int64_t n, int64_t n_kinds, int64_t *
 /* For each row, the latest row of its thread up to itself that is wanted, or -1; threads stand one behind the other. */
 void latest_wanted(const uint8_t *wanted, const uint16_t *thread, int64_t n, int32_t *latest);
 
+/* key_numbers.c: dense numbers for sparse keys */
+
+/* A table of n_slots (a power of two) slots: a key each and its number from 1; 0: the slot is empty. known: n_slots / 2
+ * keys, by number.
+ */
+typedef struct {
+	uint64_t *key;
+	int32_t *number;
+	int64_t n_slots;
+	uint64_t *known;
+} KeyTable;
+
+/* Give each key its number from 0; keys that are new get the next ones (*n_known of them are known). Returns how many
+ * keys were numbered: fewer than n where the table is half full and a new key comes.
+ */
+int64_t number_keys(const uint64_t *keys, int64_t n, uint64_t seed, const KeyTable *table, int64_t *n_known,
+		    int32_t *number);
+
 /* automaton.c: the model's states over sequences of events */
 
 /* Step the transition table through a sequence: the state in which each event finds its thread, and for each step

@@ -10,7 +10,7 @@ import numpy as np
 from kvmtrace.kvm import ioctls
 from kvmtrace.model.bring_up import RUN_AGAIN, STRUCTURAL
 from kvmtrace.spans.syscalls import pair_syscalls
-from kvmtrace.table.distinct import among
+from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,7 +92,7 @@ def _times_closed(
     closes = events.rows("sys_enter_close")
     file = _files(events, rows, fd, processes)
     closed_file = _files(events, closes, events.field("sys_enter_close", "fd").astype(np.int64), processes)
-    for one in np.intersect1d(file, closed_file):
+    for one in sorted({*distinct(file).tolist()} & {*distinct(closed_file).tolist()}):
         own = np.flatnonzero(file == one)
         closed[own] = np.searchsorted(closes[closed_file == one], rows[own])
     return closed

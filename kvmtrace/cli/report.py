@@ -134,7 +134,7 @@ def _print_schema(context: click.Context, _option: click.Parameter, wanted: bool
 
 def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
     """Return the files' names and bytes if the first is one of `record --summary`, which holds no events."""
-    from kvmtrace.formats.summary.summary_file import MAGIC, is_summary
+    from kvmtrace.formats.summary import MAGIC, is_summary
 
     path = Path(files[0])
     if files[0] == "-" or not path.is_file():

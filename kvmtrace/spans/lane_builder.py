@@ -54,27 +54,27 @@ class Threads:
 
     def __init__(self) -> None:
         self.tids: list[int] = []
-        self._number = np.full(MAX_TID + 1, -1, np.int32)
+        self._number = np.zeros(MAX_TID + 1, np.int32)  # from 1: what is never touched takes no memory
 
     def numbers(self, tids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the number of each thread, -1 for those that are no vCPU."""
         # number 0 belongs to the idle task, which is no vCPU; so do impossible numbers of damaged files
         if len(tids) and (int(tids.min()) < 0 or int(tids.max()) > MAX_TID):
             tids = np.where((tids > 0) & (tids <= MAX_TID), tids, 0)
-        numbers: NDArray[np.int32] = self._number[tids]
+        numbers: NDArray[np.int32] = self._number[tids] - 1
         return numbers
 
     def register(self, tids: NDArray[np.int32]) -> list[int]:
         """Make these threads vCPU threads; return the numbers of those that are new."""
         tids = tids[(tids > 0) & (tids <= MAX_TID)]
-        tids = tids[self._number[tids] < 0]
+        tids = tids[self._number[tids] == 0]
         if not len(tids):
             return []
         seen = np.zeros(int(tids.max()) + 1, bool)
         seen[tids] = True
         new = np.flatnonzero(seen)[: MAX_THREADS - len(self.tids)]
         numbers = range(len(self.tids), len(self.tids) + len(new))
-        self._number[new] = numbers
+        self._number[new] = np.array(numbers, np.int32) + 1
         self.tids += new.tolist()
         return list(numbers)
 

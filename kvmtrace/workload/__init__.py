@@ -28,8 +28,21 @@ descriptors are made by the main thread. The file descriptors R, G and J are the
 
 from __future__ import annotations
 
-from kvmtrace.workload.guest_run import run_guest
-from kvmtrace.workload.guests import GUESTS, Guest
-from kvmtrace.workload.result import GuestRun, KnownCounts
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvmtrace.workload.guest_run import run_guest
+    from kvmtrace.workload.guests import GUESTS, Guest
+    from kvmtrace.workload.result import GuestRun, KnownCounts
 
 __all__ = ["GUESTS", "Guest", "GuestRun", "KnownCounts", "run_guest"]
+
+_HOME = {"GUESTS": "guests", "Guest": "guests", "GuestRun": "result", "KnownCounts": "result", "run_guest": "guest_run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: a prediction needs the guests' listings, not what runs them."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

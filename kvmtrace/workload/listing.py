@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import pairwise
+from pathlib import Path
 
 _ROW = re.compile(
     r"(?P<address>[0-9a-f]{4})  (?P<code>(?:[0-9a-f]{2} )*[0-9a-f]{2})\s{2,}(?P<text>[^;]+?)"
@@ -109,5 +109,5 @@ def _refuse_overlap(name: str, lines: list[Line]) -> None:
 
 def read_listing(name: str) -> Listing:
     """Read the bundled listing `listings/NAME.lst`."""
-    path = resources.files("kvmtrace.workload").joinpath("listings", f"{name}.lst")
+    path = Path(__file__).with_name("listings") / f"{name}.lst"
     return parse_listing(name, path.read_text(encoding="ascii"))

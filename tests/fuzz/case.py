@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from kvmtrace.cli.main import cli
 from kvmtrace.errors import KvmtraceError, UsageError
 from kvmtrace.formats import open_recording
-from kvmtrace.formats.summary.summary_file import is_summary, read_summary
+from kvmtrace.formats.summary import is_summary
+from kvmtrace.formats.summary.summary_file import read_summary
 from kvmtrace.render.html import render_html
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.render.text.summary_text import render_summary

@@ -18,7 +18,7 @@ from fuzz.seeds import composed, recorded_seeds, synthetic_seeds, vm_entry, vm_e
 from kvmtrace.formats import open_recording
 from kvmtrace.formats.common.cursor import Cursor
 from kvmtrace.formats.common.loss import LossCounter
-from kvmtrace.formats.summary.summary_file import is_summary
+from kvmtrace.formats.summary import is_summary
 
 CRASHERS = sorted((Path(__file__).parent / "crashers").glob("*"))
 N_CASES = 40

@@ -30,7 +30,6 @@ from kvmtrace.formats.common.cursor import describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
 
 SCHEMA = "kvmtrace.summary/1"
-MAGIC = b'{"schema":"kvmtrace.summary/1"'
 PHASES = ("unknown", "guest", "kernel", "userspace", "blocked", "preempted")
 N_BUCKETS = 32
 MAX_VCPUS = 1 << 16
@@ -102,11 +101,6 @@ class Summary:
     path: str
     meta: dict[str, Any]
     vcpus: tuple[VcpuSummary, ...]
-
-
-def is_summary(head: bytes) -> bool:
-    """Say whether a file that begins so is a summary."""
-    return head.startswith(MAGIC)
 
 
 def read_summary(data: bytes | memoryview, path: str) -> Summary:
