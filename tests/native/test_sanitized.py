@@ -32,6 +32,7 @@ def sanitized(folder: Path, change: tuple[str, str, str] | None = None) -> Path:
     """Make a copy of kvmtrace whose loops are built with the sanitizers; `change`: (file, text, its replacement)."""
     copy = folder / "kvmtrace"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    (folder / "fixtures").symlink_to(PACKAGE.parent / "fixtures")
     native = copy / "_native"
     if change is not None:
         name, old, new = change

@@ -17,7 +17,7 @@ from kvmtrace.errors import FormatError
 from kvmtrace.formats.bpf import MAGIC
 from kvmtrace.formats.common.cursor import Cursor, describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
-from kvmtrace.formats.trace_dat.pages import Fault
+from kvmtrace.formats.trace_dat.page_streams import Fault
 from kvmtrace.table.format_text import STATIC, EventFormat, parse_event_format
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from kvmtrace.formats.bpf.bpf_layout import FIELD_SHIFT, BpfCapture, Spans, Walk, walk_records
 from kvmtrace.formats.common.capture_of_file import capture_of
 from kvmtrace.formats.common.loss import LossCounter
-from kvmtrace.formats.trace_dat.pages import Fault
+from kvmtrace.formats.trace_dat.page_streams import Fault
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
 from kvmtrace.table.event_table import COMMON_DTYPES, EventTable
 from kvmtrace.table.kinds import make_kind_table

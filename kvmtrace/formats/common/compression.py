@@ -7,12 +7,14 @@ the algorithm can make of the bytes at hand, and nothing larger is ever allocate
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 # a real trace shrinks 3 to 40 times; a page of one event repeated at most some 200 times
 MAX_RATIO = 1100  # deflate's own limit is 1032
@@ -31,6 +33,15 @@ def _unzstd(data: memoryview, size: int) -> bytes:
     # trace-cmd leaves the content size out of its frames, so the frame is read as a stream
     stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data, read_across_frames=False)
     return stream.read(size)
+
+
+def _unzstd_many(data: memoryview, places: NDArray[Any], sizes: NDArray[Any]) -> list[Any]:
+    import zstandard
+
+    frames = zstandard.BufferWithSegments(data, places.astype("<u8").tobytes())
+    unzstd = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    found: Any = unzstd.multi_decompress_to_buffer(frames, decompressed_sizes=sizes.astype("<u8").tobytes())
+    return [found[i] for i in range(len(found))]
 
 
 ALGORITHMS: dict[str, Callable[[memoryview, int], bytes]] = {"zlib": _unzlib, "zstd": _unzstd}
@@ -57,12 +68,26 @@ class Decompressor:
                 self.path, offset, f"a credible size of {compressed} bytes of {self.name} data", f"{size} bytes claimed"
             )
 
-    def first_bytes(self, data: memoryview, size: int) -> bytes:
-        """Return the first `size` bytes that `data` holds; fewer, or none, where it is damaged."""
+    def decompress_many(self, data: memoryview, places: NDArray[Any], sizes: NDArray[Any]) -> list[Any] | None:
+        """Decompress many parts in one call.
+
+        Parameters
+        ----------
+        places : integers, shape (n, 2), offset in `data` and length of each
+        sizes : integers, shape (n,), what each becomes: validated, and above 0
+
+        Returns
+        -------
+        n buffers; None where one of them is not as it should be, or the algorithm has no such call: they are
+        then decompressed one by one, which says what is wrong
+        """
+        if self.name != "zstd" or not len(places):
+            return None
         try:
-            return self._algorithm(data, size)
-        except Exception:  # noqa: BLE001 - zlib.error, ZstdError: each library has its own
-            return b""
+            found = _unzstd_many(data, places, sizes)
+        except Exception:  # noqa: BLE001 - ZstdError, ValueError, MemoryError
+            return None
+        return found if [len(part) for part in found] == sizes.tolist() else None
 
     def decompress(self, data: memoryview, size: int, offset: int) -> bytes:
         """Return the `size` bytes that `data` (at file offset `offset`) holds, or its first `size` ones."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace.formats.trace_dat.pages import Fault
+    from kvmtrace.formats.trace_dat.page_streams import Fault
 
 _STAT = re.compile(rb"^(CPU|overrun|commit overrun|dropped events):\s*(\d{1,18})", re.MULTILINE)
 

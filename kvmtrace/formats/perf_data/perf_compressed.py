@@ -12,7 +12,7 @@ import numpy as np
 from kvmtrace._native.perf_samples import count_perf_records
 from kvmtrace.formats.common.compression import MAX_RATIO
 from kvmtrace.formats.perf_data.perf_records import RECORD_COMPRESSED
-from kvmtrace.formats.trace_dat.pages import Fault
+from kvmtrace.formats.trace_dat.page_streams import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

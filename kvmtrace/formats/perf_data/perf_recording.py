@@ -37,7 +37,8 @@ from kvmtrace.formats.perf_data.perf_records import (
     sample_id_places,
     sample_layout,
 )
-from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, Fault, release_mapped
+from kvmtrace.formats.trace_dat.page_streams import Fault
+from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, release_mapped
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
 from kvmtrace.table.common_fields import gather_common, has_usual_common
 from kvmtrace.table.event_table import EventTable

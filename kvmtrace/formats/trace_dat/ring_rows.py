@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.formats.trace_dat.page_checks import rest_not_empty, undescribed, wrong_times
-from kvmtrace.formats.trace_dat.pages import Fault
+from kvmtrace.formats.trace_dat.page_streams import Fault
 from kvmtrace.formats.trace_dat.ring_buffer import (
     LOST_UNKNOWN,
     NARROW_WORDS,

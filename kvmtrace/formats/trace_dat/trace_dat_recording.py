@@ -11,7 +11,8 @@ import numpy as np
 from kvmtrace.formats.common.capture_of_file import capture_of, processes_of_meta
 from kvmtrace.formats.common.loss import LossCounter, lost_by_cpu_stats
 from kvmtrace.formats.trace_dat.clock import read_time_converter
-from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, PageSource, Span, Stream
+from kvmtrace.formats.trace_dat.page_streams import Span, Stream
+from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, PageSource
 from kvmtrace.formats.trace_dat.ring_rows import StreamDecoder, StreamRows, loaded_count
 from kvmtrace.formats.trace_dat.trace_dat_layout import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
 from kvmtrace.table.event_table import EventTable
@@ -93,8 +94,8 @@ class TraceDatRecording(Recording):
         return self._events
 
     def _read_windows(self, positions: list[_Position], low: int, high: int) -> tuple[NDArray[np.uint32], Rows]:
-        """Do what _read does: of a mapped file window by window, so that what is made on the way stays small."""
-        if not self._source.mapped:
+        """Do what _read does: window by window where all pages share a buffer, so that what is made stays small."""
+        if not self._source.shared:
             return self._read(positions, low, high)
         n_bytes = sum(
             int(s.pages[p.unit : _first_at(unit_ns, high)].sum()) * s.layout.page_size
