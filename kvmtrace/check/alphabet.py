@@ -29,9 +29,6 @@ EXIT = CLASS["VM-exit"]
 USERSPACE = CLASS["userspace exit"]
 INTERRUPT_CONTEXT = TRACE_FLAG_HARDIRQ | TRACE_FLAG_SOFTIRQ | TRACE_FLAG_NMI
 
-# a thread that traces one of these is a vCPU thread
-VCPU_KINDS = ("kvm_entry", "kvm_exit", "kvm_userspace_exit", "kvm_fpu", "vmx_vcpu_run", "svm_vcpu_run")
-
 
 def mask_of(*names: str) -> np.uint64:
     """Return the mask of these classes."""

@@ -9,21 +9,20 @@ import numpy as np
 from kvmtrace._native import automaton as compiled
 from kvmtrace._native.automaton import StepColumns
 from kvmtrace.check.alphabet import CLASS_NAMES, N_STEPS
-from kvmtrace.check.batch import TABLES
+from kvmtrace.check.observability import Capability
+from kvmtrace.check.registry import registry
+from kvmtrace.check.rule import SUSPICION
 from kvmtrace.check.state_machine import STATE_NAMES, UNKNOWN, model_edges
-from kvmtrace.check.verdict import Comparison, Coverage, TransitionCount
-from kvmtrace.isa.exit_reasons import ISA_NAMES
-from kvmtrace.model.rules import SUSPICION
-from kvmtrace.model.states import STATES
+from kvmtrace.check.verdict import Comparison, Coverage, NotChecked, PartNotSeen, TransitionCount
+from kvmtrace.isa.registry import BY_NUMBER, isa_name
+from kvmtrace.model.states import LIFECYCLE_PARTS, STATES, STEPS
 from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.check.batch import Batch
+    from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.findings import Findings
-    from kvmtrace.check.observability import Capability
-    from kvmtrace.check.state_machine import Automaton
 
 _SUB_BITS = 5  # a bucket is at most 1/32 wide: times are within 3 %
 _BUCKETS = 64 << _SUB_BITS
@@ -44,6 +43,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self.n_events = 0
+        self.n_kvm_events = 0
         self.explained = 0
         self.unknown = 0
         self.contradicting = 0
@@ -54,23 +54,23 @@ class Statistics:
         self._reasons: set[tuple[int, int]] = set()
         self._edges_in_model: set[tuple[str, str]] = set()
 
-    def add(self, batch: Batch, automaton: Automaton) -> None:
-        """Count a batch; a thread's first event is either the recording's first or counted already."""
-        steps, sequence = batch.steps, batch.sequence
-        self._edges_in_model |= model_edges(batch.capability.traits)
+    def add(self, excerpt: Excerpt) -> None:
+        """Count an excerpt; a thread's first event is either the recording's first or counted already."""
+        steps, sequence = excerpt.steps, excerpt.sequence
+        self._edges_in_model |= model_edges(excerpt.capability.traits)
         known = steps.state != UNKNOWN
         self.unknown += int(np.count_nonzero(~known & ~sequence.first))
         wrong = int(np.count_nonzero(steps.wrong))
         self.contradicting += wrong
         self.explained += int(np.count_nonzero(known)) - wrong
-        self._next_state = automaton.next_state
-        self._count_edges(batch)
-        pairs = distinct(batch.exits.isa.astype(np.int64) << 32 | batch.exits.code)
+        self._next_state = excerpt.automaton.next_state
+        self._count_edges(excerpt)
+        pairs = distinct(excerpt.exits.isa.astype(np.int64) << 32 | excerpt.exits.code)
         self._reasons |= {(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in pairs}
 
-    def _count_edges(self, batch: Batch) -> None:
-        steps = batch.steps
-        columns = StepColumns(steps.before, batch.step_classes, steps.wrong, batch.sequence.ts_ns[steps.position])
+    def _count_edges(self, excerpt: Excerpt) -> None:
+        steps = excerpt.steps
+        columns = StepColumns(steps.before, excerpt.step_classes, steps.wrong, excerpt.sequence.ts_ns[steps.position])
         compiled.count_edges(columns, UNKNOWN, _SUB_BITS, self._counts)
 
     def _edges(self) -> list[tuple[int, int, int]]:
@@ -97,19 +97,18 @@ class Statistics:
     def comparison(self, findings: Findings, capability: Capability | None) -> Comparison:
         """Return the outcome."""
         results = findings.results()
-        from kvmtrace.model.rules import RULES
-
-        suspicions = sum(r.violated for name, r in results.items() if RULES[name].severity == SUSPICION)
+        suspicions = sum(r.violated for name, r in results.items() if findings.rules[name].severity == SUSPICION)
         violations = sum(r.violated for r in results.values()) - suspicions
         listed = tuple(sorted(findings.violations, key=lambda v: v.event_index))
         hard = [v for v in listed if v.severity != SUSPICION]
         isas = {isa for isa, _ in self._reasons}
+        own = self.explained + self.unknown + self.contradicting
         environment = self.n_events - self.explained - self.unknown - self.contradicting
         return Comparison(
-            isa=ISA_NAMES.get(min(isas)) if isas else None,
+            isa=isa_name(min(isas)) if isas else None,
             rules=results,
             transitions=self._transitions(),
-            coverage=self._coverage(isas),
+            coverage=self._coverage(isas, capability or Capability()),
             violations=listed,
             n_violations=violations,
             n_suspicions=suspicions,
@@ -119,21 +118,51 @@ class Statistics:
             unknown_events=self.unknown,
             environment_events=environment,
             cannot_see=capability.cannot_see() if capability else (),
+            not_checked=not_checked(findings, capability or Capability()),
+            judged_share=(self.explained + self.contradicting) / own if own else None,
+            n_kvm_events=self.n_kvm_events,
+            rule_errors=(*registry().errors, *dict.fromkeys(findings.errors)),
         )
 
-    def _coverage(self, isas: set[int]) -> Coverage:
+    def _coverage(self, isas: set[int], capability: Capability) -> Coverage:
         edges = self._edges()
         states = {state for edge in edges for state in (edge[0], edge[2])}
         seen = {(STATE_NAMES[e[0]], CLASS_NAMES[e[1]]) for e in edges}
-        in_model = sum(len(TABLES[isa]) for isa in isas if isa in TABLES)
+        in_model = sum(len(BY_NUMBER[isa].rows) for isa in isas if isa in BY_NUMBER)
         return Coverage(
             states_seen=len(states),
             states_in_model=len(STATES) - 1,
             transitions_seen=len(seen & self._edges_in_model),
             transitions_in_model=len(self._edges_in_model),
-            exit_reasons_seen=sum(code in TABLES.get(isa, {}) for isa, code in self._reasons),
+            exit_reasons_seen=sum(isa in BY_NUMBER and code in BY_NUMBER[isa].exits for isa, code in self._reasons),
             exit_reasons_in_model=in_model,
+            not_seen=_not_seen(capability),
         )
+
+
+def _not_seen(capability: Capability) -> tuple[PartNotSeen, ...]:
+    """Return the parts of the lifecycle of which no event was seen."""
+    return tuple(
+        PartNotSeen(part, any(STEPS[step].kind in capability.recorded for step in steps))
+        for part, steps in LIFECYCLE_PARTS.items()
+        if not any(STEPS[step].kind in capability.seen for step in steps)
+    )
+
+
+def not_checked(findings: Findings, capability: Capability) -> tuple[NotChecked, ...]:
+    """Return the rules, and the parts of rules, that the recording did not allow to check."""
+    found = []
+    for rule in findings.rules.values():
+        mine = {key[1:]: places for key, places in findings.skipped.items() if key[0] == rule.id}
+        missing = capability.missing(rule.needs)
+        if not missing and rule.parts and not rule.row_parts_of:
+            of_parts = [capability.missing(part.needs) for part in rule.parts]
+            missing = tuple(dict.fromkeys(name for lacking in of_parts for name in lacking)) if all(of_parts) else ()
+        if missing:
+            found.append(NotChecked(rule.id, "", missing, sum(mine.values())))
+            continue
+        found += [NotChecked(rule.id, part, lacking, places) for (part, lacking), places in mine.items() if places]
+    return tuple(found)
 
 
 def _quantile(histogram: NDArray[np.int64], q: float) -> int | None:

@@ -1,36 +1,25 @@
-"""The comparison of a recording with the reference model, part by part, with bounded memory."""
+"""The comparison of a recording with the reference model, excerpt by excerpt, with bounded memory.
+
+The engine gates the rules: a part of a rule is run only where all that it needs was recorded. What could not be run is
+counted, place by place, and named at the end.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, USERSPACE
-from kvmtrace.check.batch import make_batch
-from kvmtrace.check.completion import check_completion
-from kvmtrace.check.consistency import check_consistency
 from kvmtrace.check.coverage import Statistics
-from kvmtrace.check.decoding import check_decoding
+from kvmtrace.check.excerpt import EXPECTATIONS, make_excerpt
 from kvmtrace.check.findings import Findings, merged
-from kvmtrace.check.follow_ups import check_follow_ups
-from kvmtrace.check.guest_mode import check_guest_mode
-from kvmtrace.check.heuristics import Halted, check_storms
-from kvmtrace.check.in_service import InService, check_in_service
-from kvmtrace.check.injection import check_injection
-from kvmtrace.check.leaving import check_errno, check_leaving
 from kvmtrace.check.losses import Gaps
 from kvmtrace.check.observability import Evidence, find_capability
-from kvmtrace.check.order import check_order
-from kvmtrace.check.payloads import check_payloads
-from kvmtrace.check.rip import check_rip
-from kvmtrace.check.rip_after_userspace import check_rip_after_userspace
-from kvmtrace.check.state_machine import compile_automaton
-from kvmtrace.check.steps import check_steps, check_stray_follow_ups, take_steps
+from kvmtrace.check.registry import all_rules, is_own
+from kvmtrace.check.rule import Found
+from kvmtrace.check.state_machine import compile_automaton, take_steps
 from kvmtrace.check.thread_events import build_sequence, vcpu_tids
-from kvmtrace.errors import MissingEventError
 from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.parking import materialise
@@ -40,53 +29,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace.check.batch import Batch
+    from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.observability import Capability
-    from kvmtrace.check.state_machine import Automaton
+    from kvmtrace.check.rule import RowPart, Rule
     from kvmtrace.check.thread_events import Sequence
     from kvmtrace.check.verdict import Comparison
     from kvmtrace.table.recording import Capture, Recording
 
-# in two halves, for two threads
-FIRST_CHECKS: tuple[Callable[[Batch], None], ...] = (
-    check_follow_ups,
-    check_payloads,
-)
-OTHER_CHECKS: tuple[Callable[[Batch], None], ...] = (
-    check_rip,
-    check_leaving,
-    check_errno,
-    check_guest_mode,
-    check_completion,
-    check_rip_after_userspace,
-    check_injection,
-    check_consistency,
-    check_decoding,
-    check_storms,
-    check_order,
-)
+FIRST_HALF = frozenset({"V1", "V2", "V4", "V5", "V13"})  # as long as the others: two threads share the work
 BEFORE_ALL = -(1 << 62)  # ns
 MAX_PARKED = 65_536  # events of a thread that wait for their continuation; more are given up as unknown
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Part of a recording, prepared for the rules.
-
-    Parameters
-    ----------
-    batch : what the rules look at
-    whole : its events and those that wait for the next part
-    automaton : Automaton that it was stepped through
-    index : int64, row of the table -> row of the recording
-    final : nothing follows
-    """
-
-    batch: Batch
-    whole: Sequence
-    automaton: Automaton
-    index: NDArray[np.int64]
-    final: bool
 
 
 class Checker:
@@ -103,6 +55,11 @@ class Checker:
     def __init__(self, capture: Capture, limit: int = 20) -> None:
         self.capture = capture
         self._findings = Findings(limit), Findings(limit)  # of each half of the rules
+        rules = all_rules().values()
+        self._rules = (
+            [GatedRule(rule) for rule in rules if rule.id in FIRST_HALF],
+            [GatedRule(rule) for rule in rules if rule.id not in FIRST_HALF],
+        )
         self.statistics = Statistics()
         self._evidence = Evidence(set())
         self._capability: Capability | None = None
@@ -110,9 +67,9 @@ class Checker:
         self._parked: EventTable | None = None
         self._parked_index = np.empty(0, np.int64)
         self._n_seen = 0
-        self._halted = Halted()
         self._gaps = Gaps()
-        self._in_service: dict[int, InService] = {}
+        self._vcpu_ids: dict[int, int] = {}
+        self._memory: dict[str, Any] = {}
 
     def know_ends(self, last_ns: dict[int, int]) -> None:
         """Take note of where each CPU's events end in a damaged recording (cpu -> ns)."""
@@ -132,8 +89,13 @@ class Checker:
         """
         return self._prepare, self._judge_first, self._judge_others
 
-    def _prepare(self, table: EventTable) -> Part:
-        """Sort a further table's events and step them through the model."""
+    def _prepare(self, table: EventTable) -> tuple[Excerpt, NDArray[np.int64]]:
+        """Sort a further table's events and step them through the model.
+
+        Returns
+        -------
+        (excerpt, index) : index of a row of its table -> row of the recording
+        """
         index = np.arange(self._n_seen, self._n_seen + len(table))
         self._n_seen += len(table)
         self.statistics.n_events += len(table)
@@ -144,71 +106,128 @@ class Checker:
             table = EventTable.concat([self._parked, table], shared=True)
             index = np.concatenate([self._parked_index, index])
         self._tids = vcpu_tids(table, self._tids)[:65_534]
-        return self._part(table, index, n_parked, final=False)
+        return self._excerpt(table, index, n_parked, final=False)
 
-    def _judge_first(self, part: Part) -> Part:
-        """Apply the first half of the rules to a part."""
-        batch, sequence, findings = part.batch, part.batch.sequence, self._findings[0]
-        findings.begin(sequence, part.index)
-        self.statistics.add(batch, part.automaton)
-        check_steps(sequence, batch.steps, part.automaton, findings)
-        check_stray_follow_ups(sequence, batch.steps, part.automaton, findings)
-        findings.vcpu_ids |= _vcpu_ids(batch)
-        run_rules(FIRST_CHECKS, batch)
+    def _judge_first(self, part: tuple[Excerpt, NDArray[np.int64]]) -> tuple[Excerpt, NDArray[np.int64]]:
+        """Apply the first half of the rules to an excerpt."""
+        excerpt, index = part
+        self.statistics.add(excerpt)
+        self._vcpu_ids |= last_vcpus(excerpt)
+        excerpt.vcpu_ids = dict(self._vcpu_ids)
+        self._judge(excerpt, index, 0)
         return part
 
-    def _judge_others(self, part: Part) -> None:
+    def _judge_others(self, part: tuple[Excerpt, NDArray[np.int64]]) -> None:
         """Apply the others."""
-        batch, findings = part.batch, self._findings[1]
-        batch.findings = findings
-        findings.begin(batch.sequence, part.index)
-        findings.vcpu_ids |= _vcpu_ids(batch)
-        run_rules(OTHER_CHECKS, batch)
-        with contextlib.suppress(MissingEventError):
-            check_in_service(batch, self._in_service)
-        with contextlib.suppress(MissingEventError):
-            self._halted.add(batch, part.whole)
-        if part.final:
-            self._halted.report(batch)
-        self._capability = batch.capability
+        excerpt, index = part
+        self._judge(excerpt, index, 1)
+        self._capability = excerpt.capability
+
+    def _judge(self, excerpt: Excerpt, index: NDArray[np.int64], half: int) -> None:
+        findings = self._findings[half]
+        findings.begin(excerpt.sequence, index)
+        findings.vcpu_ids = excerpt.vcpu_ids
+        for rule in self._rules[half]:
+            rule.apply(excerpt, findings)
 
     def finish(self) -> Comparison:
         """Check what was waiting and return the comparison."""
         if self._parked is not None and len(self._parked):
-            part = self._part(self._parked, self._parked_index, len(self._parked), final=True)
+            part = self._excerpt(self._parked, self._parked_index, len(self._parked), final=True)
             self._judge_others(self._judge_first(part))
         self._parked = None
+        self.statistics.n_kvm_events = self._evidence.n_kvm_events
         return self.statistics.comparison(merged(self._findings), self._capability)
 
-    def _part(self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool) -> Part:
+    def _excerpt(
+        self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool
+    ) -> tuple[Excerpt, NDArray[np.int64]]:
         capability = find_capability(self.capture, table, self._evidence)
         whole = build_sequence(table, self._tids, capability, self._gaps, n_parked)
         now, later = (slice(None), slice(0)) if final else _cut(whole)
         automaton = compile_automaton(capability)
         sequence = whole.at(now)
-        batch = make_batch(sequence, take_steps(sequence, automaton), capability, self._findings[0])
+        steps = take_steps(sequence, automaton)
+        excerpt = make_excerpt(sequence, steps, capability, automaton, whole, final=final)
+        excerpt.memory = self._memory
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)
         self._parked_index = index[rows]
         if len(rows):
             self._gaps.forget_before(int(self._parked.ts_ns.min()))
-        return Part(batch, whole, automaton, index, final)
+        return excerpt, index
 
 
-def _vcpu_ids(batch: Batch) -> dict[int, int]:
+class GatedRule:
+    """A rule, run part by part where what the part needs was recorded.
+
+    Parameters
+    ----------
+    rule : Rule
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._own = is_own(rule)
+        self._failed = False
+        self._row_parts: dict[int, tuple[RowPart, ...]] = {}
+        # for one capability: what each needs-list lacks
+        self._capability: Capability | None = None
+        self._missing: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def apply(self, excerpt: Excerpt, findings: Findings) -> None:
+        """Check the rule on an excerpt; a rule of another package that fails is left out from then on."""
+        if self._own:
+            self._apply(excerpt, findings)
+        elif not self._failed:
+            try:
+                self._apply(excerpt, findings)
+            except Exception as error:  # noqa: BLE001 (whatever another package's code raises)
+                self._failed = True
+                findings.errors.append(f"rule {self.rule.id} failed and was left out: {type(error).__name__}: {error}")
+
+    def _apply(self, excerpt: Excerpt, findings: Findings) -> None:
+        rule, found = self.rule, Found(findings, self.rule.id)
+        if self._capability is not excerpt.capability:
+            self._capability, self._missing = excerpt.capability, {}
+        missing = self._lacks(rule.needs, excerpt.capability)
+        if missing:
+            findings.skip(rule.id, "", missing, rule.count_places(excerpt), adds=True)
+            return
+        for part in rule.parts:
+            missing = self._lacks(part.needs, excerpt.capability)
+            if missing:
+                findings.skip(rule.id, part.about, missing, int(part.places(excerpt)), adds=part.adds)
+            else:
+                part.check(excerpt, found)
+        if rule.row_parts_of:
+            self._apply_to_rows(excerpt, findings, found)
+
+    def _apply_to_rows(self, excerpt: Excerpt, findings: Findings, found: Found) -> None:
+        for number, group in excerpt.groups.items():
+            if number not in self._row_parts:
+                row = EXPECTATIONS[number]
+                self._row_parts[number] = () if row is None else self.rule.row_parts(row)
+            for part in self._row_parts[number]:
+                missing = self._lacks(part.needs, excerpt.capability)
+                if missing:
+                    findings.skip(self.rule.id, part.about, missing, part.places(excerpt, group), adds=True)
+                else:
+                    part.check(excerpt, group, found)
+
+    def _lacks(self, needs: tuple[str, ...], capability: Capability) -> tuple[str, ...]:
+        if needs not in self._missing:
+            self._missing[needs] = capability.missing(needs)
+        return self._missing[needs]
+
+
+def last_vcpus(excerpt: Excerpt) -> dict[int, int]:
     """Return which vCPU each thread runs; of a thread that runs several, the last one."""
-    if not batch.has_field("kvm_exit", "vcpu_id"):
+    if not excerpt.has_field("kvm_exit", "vcpu_id"):
         return {}
-    ids = batch.exits.get("vcpu_id")
-    last = {int(thread): int(np.flatnonzero(batch.thread == thread)[-1]) for thread in distinct(batch.thread)}
-    return {int(batch.sequence.tids[thread]): int(ids[at]) for thread, at in last.items()}
-
-
-def run_rules(checks: tuple[Callable[[Batch], None], ...], batch: Batch) -> None:
-    """Apply rules to a batch; one whose fields were not recorded says nothing."""
-    for check in checks:
-        with contextlib.suppress(MissingEventError):
-            check(batch)
+    ids = excerpt.exits.get("vcpu_id")
+    last = {int(thread): int(np.flatnonzero(excerpt.thread == thread)[-1]) for thread in distinct(excerpt.thread)}
+    return {int(excerpt.sequence.tids[thread]): int(ids[at]) for thread, at in last.items()}
 
 
 def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_] | slice, NDArray[np.bool_] | slice]:

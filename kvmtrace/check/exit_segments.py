@@ -14,15 +14,16 @@ import numpy as np
 
 from kvmtrace._native import automaton
 from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT, USERSPACE
-from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, VMX_BUS_LOCK_DETECTED, VMX_FAILED_VMENTRY
+from kvmtrace.isa.registry import BY_NUMBER
+from kvmtrace.isa.words import INTR_INFO_VALID
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.check.thread_events import Sequence
+    from kvmtrace.isa.base import Isa
 
 NO_SEGMENT = -1
-VALID = 1 << 31  # of interruption information (VMX) and EXITINTINFO (SVM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +148,8 @@ class Exits:
     Parameters
     ----------
     seg : intp, number of the segment
-    isa : uint8, 1 VMX, 2 SVM
-    code : int64, basic exit reason (VMX) or exit code (SVM)
+    isa : uint8, number of the ISA
+    code : int64, exit_reason without its flags
     raw : int64, exit_reason as recorded
     """
 
@@ -206,23 +207,35 @@ class Exits:
 
     @cached_property
     def failed_entry(self) -> NDArray[np.bool_]:
-        """Say which exits are failed VM-entries (VMX bit 31, SVM invalid state)."""
-        vmx = (self.raw & VMX_FAILED_VMENTRY) != 0
-        found: NDArray[np.bool_] = np.where(self.isa == ISA_VMX, vmx, self.raw == 0xFFFFFFFF)
+        """Say which exits are failed VM-entries."""
+        found = np.zeros(len(self), bool)
+        for isa, mine in self.by_isa:
+            found |= mine & isa.entry_failed(self.raw)
         return found
 
     @cached_property
     def bus_lock(self) -> NDArray[np.bool_]:
-        """Say which VMX exits carry the bus-lock bit."""
-        found: NDArray[np.bool_] = (self.isa == ISA_VMX) & ((self.raw & VMX_BUS_LOCK_DETECTED) != 0)
+        """Say in which exits the guest took a bus lock."""
+        found = np.zeros(len(self), bool)
+        for isa, mine in self.by_isa:
+            found |= mine & isa.bus_locked(self.raw)
         return found
 
     @cached_property
     def vectoring(self) -> NDArray[np.uint64]:
-        """Return the information on the interrupted delivery: info2 (VMX), intr_info (SVM); 0 if not valid."""
-        info = np.where(self.isa == ISA_SVM, self.get("intr_info"), self.get("info2")) & np.uint64(0xFFFFFFFF)
-        told = ((info & np.uint64(VALID)) != 0) & ((self.isa == ISA_VMX) | (self.isa == ISA_SVM))
-        return np.where(told, info, np.uint64(0))
+        """Return the information on the interrupted delivery; 0 if not valid."""
+        found = np.zeros(len(self), np.uint64)
+        for isa, mine in self.by_isa:
+            if isa.vectoring_field:
+                info = self.get(isa.vectoring_field) & np.uint64(0xFFFFFFFF)
+                found = np.where(mine & ((info & np.uint64(INTR_INFO_VALID)) != 0), info, found)
+        return found
+
+    @cached_property
+    def by_isa(self) -> list[tuple[Isa, NDArray[np.bool_]]]:
+        """Return each ISA that exits are of, and which exits are."""
+        numbers = np.flatnonzero(np.bincount(self.isa)).tolist()
+        return [(BY_NUMBER[number], self.isa == number) for number in numbers if number in BY_NUMBER]
 
     @cached_property
     def resume_rip(self) -> NDArray[np.uint64]:
@@ -257,5 +270,8 @@ def find_exits(segments: Segments) -> Exits:
         isa = sequence.values("kvm_exit", "isa", start).astype(np.uint8)
     else:
         isa = np.zeros(len(seg), np.uint8)
-    code = np.where(isa == ISA_VMX, raw & 0xFFFF, raw)
+    code = raw
+    for number in np.flatnonzero(np.bincount(isa)).tolist():
+        if number in BY_NUMBER:
+            code = np.where(isa == number, BY_NUMBER[number].code(raw), code)
     return Exits(segments, seg, isa, raw, code)

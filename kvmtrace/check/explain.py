@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.errors import MissingEventError, UsageError
-from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
+from kvmtrace.isa.registry import BY_NUMBER, ISAS
+from kvmtrace.model.states import STAND_INS
 from kvmtrace.model.world_switch import STEPS_BY_ISA, UNSEEN
 from kvmtrace.table.event_table import TRACE_FLAG_HARDIRQ
 
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 
 MAX_EVENTS = 400  # a REP INS to MMIO leaves to userspace 120 times in one lifecycle
 MAX_BYTES = 16  # of a field's array shown
-# where a probe was not recorded, the recorded event that lies nearest to it
-STAND_INS = {
-    "vmx_vcpu_run": "kvm_entry",
-    "svm_vcpu_run": "kvm_entry",
-    "kvm_vcpu_ioctl": "sys_enter_ioctl",
-    "vmx_vcpu_run_return": "kvm_exit",
-    "svm_vcpu_run_return": "kvm_exit",
-}
 
 
 @dataclass(frozen=True)
@@ -174,18 +167,17 @@ def explain_exit(events: EventTable, number: int, *, tid: int | None = None, vcp
     story = [read_event(events, int(one)) for one in rows]
     exit_at = int(np.searchsorted(rows, row))
     fields = story[exit_at].fields
-    isa = int(fields.get("isa", ISA_VMX))
-    steps = STEPS_BY_ISA["svm" if isa == ISA_SVM else "vmx"]
+    isa = BY_NUMBER.get(int(fields.get("isa", 0)), ISAS[0])
     vcpu_id = fields.get("vcpu_id")
     return Story(
         number,
         len(exits),
         int(events.tid[row]),
         int(vcpu_id) if vcpu_id is not None else None,
-        "svm" if isa == ISA_SVM else "vmx",
-        describe_exit_reason(isa, int(fields["exit_reason"])),
+        isa.name,
+        isa.describe(int(fields["exit_reason"])),
         exit_at,
         tuple(story),
-        tuple(_place(step, story, exit_at) for step in steps),
+        tuple(_place(step, story, exit_at) for step in STEPS_BY_ISA[isa.name]),
         left_out,
     )

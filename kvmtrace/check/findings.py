@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.registry import all_rules
 from kvmtrace.check.verdict import ContextEvent, RuleResult, Violation
-from kvmtrace.model.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,22 +32,20 @@ class Findings:
 
     def __init__(self, limit: int = 20) -> None:
         self.limit = limit
-        self.checked: dict[str, int] = dict.fromkeys(RULES, 0)
-        self.violated: dict[str, int] = dict.fromkeys(RULES, 0)
-        self.unknown: dict[str, int] = dict.fromkeys(RULES, 0)
+        self.rules = all_rules()
+        self.checked: dict[str, int] = dict.fromkeys(self.rules, 0)
+        self.violated: dict[str, int] = dict.fromkeys(self.rules, 0)
+        self.unknown: dict[str, int] = dict.fromkeys(self.rules, 0)
         self.violations: list[Violation] = []
-        self.kept: dict[str, int] = dict.fromkeys(RULES, 0)
+        self.kept: dict[str, int] = dict.fromkeys(self.rules, 0)
+        # (rule, part, missing) -> places that could not be checked
+        self.skipped: dict[tuple[str, str, tuple[str, ...]], int] = {}
+        self.errors: list[str] = []  # of rules of other packages
         self.sequence: Sequence | None = None
         self.event_index: NDArray[np.int64] = np.empty(0, np.int64)
         self.vcpu_ids: dict[int, int] = {}
         self.part = 0  # of the recording, from 1
         self.part_of: list[int] = []  # for each of the violations
-        self._setters = False
-
-    def saw_setters(self, now: bool) -> bool:
-        """Remember over all parts whether the VMM sets registers by ioctl."""
-        self._setters |= now
-        return self._setters
 
     def begin(self, sequence: Sequence, event_index: NDArray[np.int64]) -> None:
         """Say what positions refer to from now on; event_index: row of the table -> of the recording."""
@@ -59,6 +57,13 @@ class Findings:
         """Count places where a rule was checked, or could not be."""
         self.checked[rule] += int(n_checked)
         self.unknown[rule] += int(n_unknown)
+
+    def skip(self, rule: str, part: str, missing: tuple[str, ...], places: int, *, adds: bool) -> None:
+        """Count places where a part of a rule was not checked because something is missing."""
+        key = rule, part, missing
+        self.skipped[key] = self.skipped.get(key, 0) + places
+        if adds:
+            self.unknown[rule] += places
 
     def violate(self, rule: str, positions: NDArray[np.intp] | list[int], describe: Describe) -> None:
         """Report violations at sequence positions; describe(i) gives (expected, observed) of the i-th."""
@@ -75,7 +80,7 @@ class Findings:
         event = self._event(position)
         return Violation(
             rule=rule,
-            severity=RULES[rule].severity,
+            severity=self.rules[rule].severity,
             ts_ns=event.ts_ns,
             tid=event.tid,
             vcpu_id=self.vcpu_ids.get(event.tid),
@@ -84,8 +89,8 @@ class Findings:
             event=event.event,
             expected=expected,
             observed=observed,
-            why=RULES[rule].sentence,
-            source=RULES[rule].source,
+            why=self.rules[rule].sentence,
+            source=self.rules[rule].source,
             context=self._context(position),
         )
 
@@ -109,7 +114,7 @@ class Findings:
                 self.violated[rule],
                 self.unknown[rule],
             )
-            for rule in RULES
+            for rule in self.rules
         }
 
 
@@ -121,6 +126,10 @@ def merged(several: tuple[Findings, ...]) -> Findings:
         for findings in several:
             for rule, count in getattr(findings, counts).items():
                 total[rule] += count
+    for findings in several:
+        whole.errors += findings.errors
+        for key, places in findings.skipped.items():
+            whole.skipped[key] = whole.skipped.get(key, 0) + places
     found = [
         (part, violation)
         for findings in several

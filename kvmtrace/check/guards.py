@@ -1,4 +1,7 @@
-"""Conditions on single steps (model.transitions.GUARDS), looked at one by one: they are rare."""
+"""Conditions on single steps (model.transitions.GUARDS), looked at one by one: they are rare.
+
+A guard that cannot be told from the recording holds.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT, USERSPACE
-from kvmtrace.isa.exit_reasons import ISA_VMX
+from kvmtrace.isa.registry import BY_NUMBER
+from kvmtrace.kvm.userspace_exits import KVM_EXIT_FAIL_ENTRY
+from kvmtrace.model.injection import INIT_DELIVERY_MODE
+from kvmtrace.model.thresholds import threshold
+from kvmtrace.model.transitions import GUARDS
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvmtrace.check.thread_events import Sequence
+    from kvmtrace.isa.base import Isa
 
-KVM_EXIT_FAIL_ENTRY = 9
-VMX_FAST_PATH = frozenset({32, 52})  # MSR_WRITE, PREEMPTION_TIMER (vmx_exit_handlers_fastpath)
-APIC_DM_INIT = 0x500  # kvm_apic_accept_irq traces mode << 8
-LOOK_AHEAD = 4096
+LOOK_AHEAD = threshold("look_ahead")
+LOOK_BACK = threshold("look_back")
 _RUNS = (CLASS["call KVM_RUN"], CLASS["KVM_RUN"])
 _CALLS = (*_RUNS, CLASS["call ioctl"], CLASS["vCPU ioctl"])
-INIT_SERVED_NS = 10_000_000
+INIT_SERVED_NS = threshold("init_served_within")
+
+
+REGISTERED: dict[str, Callable[[Sequence, int], bool]] = {}
+
+
+def _guard(name: str) -> Callable[[Callable[[Sequence, int], bool]], Callable[[Sequence, int], bool]]:
+    """Register the function that evaluates a guard of the transition table."""
+    assert name in GUARDS, name
+
+    def register(holds: Callable[[Sequence, int], bool]) -> Callable[[Sequence, int], bool]:
+        REGISTERED[name] = holds
+        return holds
+
+    return register
 
 
 def _value(sequence: Sequence, kind: str, field: str, position: int) -> int | None:
@@ -30,6 +50,14 @@ def _value(sequence: Sequence, kind: str, field: str, position: int) -> int | No
     return int(sequence.values(kind, field, np.array([position]))[0])
 
 
+def _isa(sequence: Sequence) -> Isa | None:
+    """Return the ISA of the recording's first VM-exit."""
+    if not sequence.table.has("kvm_exit", "isa") or not sequence.table.count("kvm_exit"):
+        return None
+    return BY_NUMBER.get(int(sequence.table.field("kvm_exit", "isa")[0]))
+
+
+@_guard("entry_failed")
 def _entry_failed(sequence: Sequence, position: int) -> bool:
     """Look for the thread's next userspace exit; a vCPU that enters the guest again has not failed."""
     stop = min(position + LOOK_AHEAD, len(sequence))
@@ -44,25 +72,28 @@ def _entry_failed(sequence: Sequence, position: int) -> bool:
     return reason is None or reason == KVM_EXIT_FAIL_ENTRY
 
 
+@_guard("early_error")
 def _early_error(sequence: Sequence, position: int) -> bool:
     errno = _value(sequence, "kvm_userspace_exit", "errno", position)
     return errno is None or errno < 0
 
 
+@_guard("init_reset")
 def _init_reset(sequence: Sequence, position: int) -> bool:
-    """MPX is Intel's, and the INIT was accepted shortly before."""
+    """INIT puts and loads the FPU on this ISA, and one was accepted shortly before."""
     table = sequence.table
-    isa = table.field("kvm_exit", "isa") if table.has("kvm_exit", "isa") else np.empty(0)
-    if len(isa) and isa[0] != ISA_VMX:
+    isa = _isa(sequence)
+    if isa is not None and not isa.resets_fpu:
         return False
     if not table.has("kvm_apic_accept_irq", "dm"):
         return True
     rows = table.rows("kvm_apic_accept_irq")
-    init = table.field("kvm_apic_accept_irq", "dm") == APIC_DM_INIT
+    init = table.field("kvm_apic_accept_irq", "dm") == INIT_DELIVERY_MODE
     age_ns = sequence.ts_ns[position] - table.ts_ns[rows[init]]
     return bool(np.any((age_ns >= 0) & (age_ns < INIT_SERVED_NS)))
 
 
+@_guard("other_ioctl")
 def _other_ioctl(sequence: Sequence, position: int) -> bool:
     """Look for the thread's last call."""
     begin = max(position - LOOK_AHEAD, 0)
@@ -71,23 +102,16 @@ def _other_ioctl(sequence: Sequence, position: int) -> bool:
     return not len(calls) or sequence.cls[begin + calls[-1]] not in _RUNS
 
 
+@_guard("fastpath_exit")
 def _fastpath_exit(sequence: Sequence, position: int) -> bool:
-    before = np.flatnonzero(sequence.cls[max(position - 64, 0) : position] == EXIT)
+    before = np.flatnonzero(sequence.cls[max(position - LOOK_BACK, 0) : position] == EXIT)
     if not len(before):
         return False
-    reason = _value(sequence, "kvm_exit", "exit_reason", max(position - 64, 0) + int(before[-1]))
-    return reason is None or reason in VMX_FAST_PATH
-
-
-_GUARDS: dict[str, Callable[[Sequence, int], bool]] = {
-    "entry_failed": _entry_failed,
-    "early_error": _early_error,
-    "init_reset": _init_reset,
-    "other_ioctl": _other_ioctl,
-    "fastpath_exit": _fastpath_exit,
-}
+    reason = _value(sequence, "kvm_exit", "exit_reason", max(position - LOOK_BACK, 0) + int(before[-1]))
+    isa = _isa(sequence)
+    return reason is None or isa is None or isa.code(reason) in isa.codes("fast_path")
 
 
 def guard_holds(name: str, sequence: Sequence, position: int) -> bool:
     """Say whether a guard of the transition table holds at a step of the sequence."""
-    return _GUARDS[name](sequence, position)
+    return REGISTERED[name](sequence, position)

@@ -15,14 +15,14 @@ import numpy as np
 
 from kvmtrace.check.alphabet import CLASS
 from kvmtrace.check.userspace_changes import setter_rows
+from kvmtrace.model.injection import AUTO_EOI, IRR_DELIVERY_MODES
 from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.check.batch import Batch
+    from kvmtrace.check.excerpt import Excerpt
 
-_FIXED = (0x000, 0x100)  # delivery modes that end in the IRR: fixed, lowest priority (mode << 8)
 _EOI, _VIRQ, _FORGET = 0, 1, 2
 
 
@@ -86,30 +86,46 @@ class InService:
         return wrong
 
 
-def check_in_service(batch: Batch, memory: dict[int, InService]) -> None:
-    """Check V11 and J6.
+@dataclass
+class Outcome:
+    """What stepping the in-service stack through an excerpt found.
 
     Parameters
     ----------
-    memory : thread id -> what is known, kept from part to part
+    n_ended, n_injected : EOIs and injections that were looked at
+    wrong_ends, wrong_injections : (position, vector, what is wrong)
     """
-    if not batch.recorded("kvm_eoi", "kvm_inj_virq") or not batch.has_field("kvm_inj_virq", "vector"):
-        return
-    events = _events(batch)
-    arrivals = _arrivals(batch)
+
+    n_ended: int = 0
+    n_injected: int = 0
+    wrong_ends: list[tuple[int, int, str]] = field(default_factory=list)
+    wrong_injections: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+def in_service(excerpt: Excerpt) -> Outcome:
+    """Return what the in-service stacks of an excerpt's vCPUs say of its EOIs and injections."""
+    return excerpt.once("in service", _follow_all)
+
+
+def _follow_all(excerpt: Excerpt) -> Outcome:
+    memory: dict[int, InService] = excerpt.remember("in service", dict)
+    outcome = Outcome()
+    events = _events(excerpt)
+    arrivals = _arrivals(excerpt)
     # Hyper-V's SynIC may end interrupts by itself (auto-EOI): then nothing is certain
-    synic = any(name.startswith("kvm_hv_synic") for name in batch.capability.seen)
+    synic = any(name.startswith(AUTO_EOI) for name in excerpt.capability.seen)
     for thread in distinct(events["thread"]):
-        tid = int(batch.sequence.tids[thread])
+        tid = int(excerpt.sequence.tids[thread])
         state = memory.setdefault(tid, InService())
         mine = {name: column[events["thread"] == thread] for name, column in events.items()}
-        lapic = arrivals.get(batch.findings.vcpu_ids.get(tid, -1))
-        _follow(batch, state, mine, None if synic else lapic)
+        lapic = arrivals.get(excerpt.vcpu_ids.get(tid, -1))
+        _follow(excerpt, state, mine, None if synic else lapic, outcome)
+    return outcome
 
 
-def _events(batch: Batch) -> dict[str, NDArray[np.int64]]:
+def _events(excerpt: Excerpt) -> dict[str, NDArray[np.int64]]:
     """Return EOIs, fresh hard injections and breaks in sequence order."""
-    sequence = batch.sequence
+    sequence = excerpt.sequence
     position = np.flatnonzero(
         (sequence.cls == CLASS["kvm_eoi"]) | (sequence.cls == CLASS["inject interrupt"]) | sequence.broken
     )
@@ -124,7 +140,7 @@ def _events(batch: Batch) -> dict[str, NDArray[np.int64]]:
     vector[virqs] = sequence.values("kvm_inj_virq", "vector", position[virqs]).astype(np.int64)
     fresh = np.ones(len(position), bool)
     for name in ("soft", "reinjected"):
-        if batch.has_field("kvm_inj_virq", name):
+        if excerpt.has_field("kvm_inj_virq", name):
             fresh[virqs] &= sequence.values("kvm_inj_virq", name, position[virqs]) == 0
     broken = sequence.broken[position]
     what = np.where(fresh, what, _FORGET)
@@ -138,37 +154,37 @@ def _events(batch: Batch) -> dict[str, NDArray[np.int64]]:
     }
 
 
-def _arrivals(batch: Batch) -> dict[int, tuple[NDArray[np.intp], NDArray[np.int64]]]:
+def _arrivals(excerpt: Excerpt) -> dict[int, tuple[NDArray[np.intp], NDArray[np.int64]]]:
     """Return vCPU id -> (table rows, vectors) of interrupts accepted by its LAPIC.
 
     Empty where two threads run vCPUs of the same id: two VMs, whose LAPICs the events do not tell apart.
     """
-    table = batch.sequence.table
-    ids = list(batch.findings.vcpu_ids.values())
-    if not table.has("kvm_apic_accept_irq", "vec"):
+    table = excerpt.sequence.table
+    ids = list(excerpt.vcpu_ids.values())
+    if not all(excerpt.has_field("kvm_apic_accept_irq", name) for name in ("vec", "apicid", "dm")):
         return {}
     rows = table.rows("kvm_apic_accept_irq")
     apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
     vector = table.field("kvm_apic_accept_irq", "vec").astype(np.int64)
-    fixed = among(table.field("kvm_apic_accept_irq", "dm"), _FIXED)
+    fixed = among(table.field("kvm_apic_accept_irq", "dm"), IRR_DELIVERY_MODES)
     return {
         one: (rows[fixed & (apic == one)], vector[fixed & (apic == one)]) for one in set(ids) if ids.count(one) == 1
     }
 
 
 def _follow(
-    batch: Batch,
+    excerpt: Excerpt,
     state: InService,
     events: dict[str, NDArray[np.int64]],
     lapic: tuple[NDArray[np.intp], NDArray[np.int64]] | None,
+    outcome: Outcome,
 ) -> None:
     """Step one thread's ISR; an arrival counts from its row on, so a tie only makes less certain."""
-    rows = batch.sequence.row[events["position"]]
+    rows = excerpt.sequence.row[events["position"]]
     lapic_rows, lapic_vectors = lapic if lapic is not None else (np.empty(0, np.intp), np.empty(0, np.int64))
     arrived = np.searchsorted(lapic_rows, rows)
-    setters = np.searchsorted(setter_rows(batch), rows)
+    setters = np.searchsorted(setter_rows(excerpt), rows)
     taken, told = 0, int(setters[0]) if len(setters) else 0
-    n_eoi = n_virq = 0
     for i, (what, vector) in enumerate(zip(events["what"].tolist(), events["vector"].tolist(), strict=True)):
         if setters[i] != told or events["broken"][i]:
             told = int(setters[i])
@@ -176,25 +192,13 @@ def _follow(
         if taken < arrived[i]:
             state.pending.update(lapic_vectors[taken : arrived[i]].tolist())
             taken = int(arrived[i])
-        wrong, rule = None, "V11"
+        wrong = None
         if what == _EOI:
-            n_eoi += 1
-            wrong = state.end(vector)
+            outcome.n_ended += 1
+            wrong, list_of = state.end(vector), outcome.wrong_ends
         elif what == _VIRQ:
-            n_virq += 1
-            rule, wrong = "J6", state.inject(vector, from_lapic=vector in state.pending)
+            outcome.n_injected += 1
+            wrong, list_of = state.inject(vector, from_lapic=vector in state.pending), outcome.wrong_injections
         if wrong:
-            _report(batch, rule, int(events["position"][i]), (wrong, vector))
+            list_of.append((int(events["position"][i]), vector, wrong))
             state.forget()
-    batch.findings.check("V11", n_eoi)
-    batch.findings.check("J6", n_virq)
-
-
-def _report(batch: Batch, rule: str, position: int, what: tuple[str, int]) -> None:
-    wrong, vector = what
-    if rule == "V11":
-        batch.findings.violate(rule, [position], lambda _: (wrong, f"kvm_eoi vector {vector}"))
-    else:
-        batch.findings.violate(
-            rule, [position], lambda _: ("a higher priority class than every vector in service", wrong)
-        )

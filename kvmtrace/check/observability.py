@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.isa.exit_reasons import ISA_VMX
-from kvmtrace.model.rules import RULES
+from kvmtrace.check.registry import all_rules
+from kvmtrace.isa.registry import BY_NUMBER, ISAS
+from kvmtrace.model.states import VCPU_EVENTS
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 
 if TYPE_CHECKING:
-    from kvmtrace.model.rules import Rule
-    from kvmtrace.table.event_table import EventTable
+    from collections.abc import Iterable
+
+    from kvmtrace.table.event_table import EventKind, EventTable
     from kvmtrace.table.recording import Capture
+
+
+IRQ_FLAGS = "irq_flags"  # the column, as a need of rules
+VECTORING = "kvm_exit.vectoring"  # as a need: the field in which the ISA tells an interrupted delivery
+_VECTORING_FIELDS = {isa.number: f"kvm_exit.{isa.vectoring_field}" for isa in ISAS if isa.vectoring_field}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Capability:
     exact_errno : errno of kvm_userspace_exit is the raw field, not derived from a tool's words
     seen : events that occurred so far
     filtered : the recorder dropped whole exits on purpose
+    isas : of the VM-exits so far
     """
 
     recorded: frozenset[str] = frozenset()
@@ -41,22 +49,48 @@ class Capability:
     exact_errno: bool = True
     filtered: bool = False
     seen: frozenset[str] = frozenset()
+    isas: frozenset[int] = frozenset()
 
-    def can_check(self, rule: Rule) -> bool:
-        """Say whether everything that the rule needs can be in the recording."""
-        return all(need in self.described and need.split(".")[0] in self.recorded for need in rule.needs)
+    def resolve(self, need: str) -> tuple[str, ...]:
+        """Return the events and fields, each of them needed, that a need stands for in this recording."""
+        if need != VECTORING:
+            return (need,)
+        return tuple(field for isa, field in _VECTORING_FIELDS.items() if isa in self.isas) or (
+            "|".join(_VECTORING_FIELDS.values()),
+        )
+
+    def meets(self, need: str) -> bool:
+        """Say whether what a rule needs can be in the recording.
+
+        Parameters
+        ----------
+        need : an event, "event.field", "irq_flags" or VECTORING; "a|b" is met by either
+        """
+        return all(any(self._has(one) for one in part.split("|")) for part in self.resolve(need))
+
+    def _has(self, need: str) -> bool:
+        if need == IRQ_FLAGS:
+            return self.irq_flags
+        kind, _, name = need.partition(".")
+        return kind in self.recorded and (not name or need in self.described)
+
+    def missing(self, needs: Iterable[str]) -> tuple[str, ...]:
+        """Return in words which of these needs the recording does not meet: the event, if all of it is missing."""
+        lacking = []
+        for need in (part for whole in needs for part in self.resolve(whole)):
+            if not self.meets(need):
+                kinds = list(dict.fromkeys(one.partition(".")[0] for one in need.split("|")))
+                whole = not any(kind in self.recorded or kind == IRQ_FLAGS for kind in kinds)
+                lacking.append(" or ".join(kinds if whole else need.split("|")))
+        return tuple(dict.fromkeys(lacking))
 
     def cannot_see(self) -> tuple[str, ...]:
-        """Say in words what this recording does not allow to check."""
-        lines = []
-        for rule in RULES.values():
-            missing = [
-                need for need in rule.needs if need not in self.described or need.split(".")[0] not in self.recorded
-            ]
-            if missing:
-                lines.append(f"{rule.id} {rule.title}: not checked, {' and '.join(missing)} not recorded")
-            elif rule.cannot_see:
-                lines.append(f"{rule.id} {rule.title}: cannot see {rule.cannot_see}")
+        """Say in words what this recording does not show even where its rules are checked."""
+        lines = [
+            f"{rule.id} {rule.title}: cannot see {rule.cannot_see}"
+            for rule in all_rules().values()
+            if rule.cannot_see and not self.missing(rule.needs)
+        ]
         if self.filtered:
             lines.append("the recorder left out VM-exits on purpose: nothing is concluded from one to the next")
         if self.exit_irqs_off is None and "kvm_exit" in self.recorded:
@@ -71,6 +105,8 @@ class Evidence:
     """What has been seen so far of a recording read in parts."""
 
     seen: set[str]
+    isas: set[int] = field(default_factory=set)
+    n_kvm_events: int = 0
     exit_irqs_off: bool | None = None
     irq_flags: bool | None = None
     entry_before_run: bool | None = None
@@ -79,7 +115,10 @@ class Evidence:
     def look_at(self, table: EventTable) -> None:
         """Take note of a further part."""
         counts = np.bincount(table.kind, minlength=len(table.kinds))
+        self.n_kvm_events += int(sum(n for kind, n in zip(table.kinds, counts, strict=True) if n and _of_kvm(kind)))
         self.seen |= {kind.name for kind, count in zip(table.kinds, counts, strict=True) if count}
+        if table.has("kvm_exit", "isa") and table.count("kvm_exit"):
+            self.isas |= set(np.flatnonzero(np.bincount(table.field("kvm_exit", "isa") & 0xFF)).tolist())
         if self.exit_irqs_off is None:
             self.exit_irqs_off = _exit_irqs_off(table)
         entries = table.rows("kvm_entry")
@@ -91,13 +130,20 @@ class Evidence:
             self.return_before_exit = _precedes(table, "svm_vcpu_run_return", ("kvm_exit",))
 
 
+def _of_kvm(kind: EventKind) -> bool:
+    """Say whether KVM itself traces these events, or a probe on one of its functions."""
+    return kind.system in ("kvm", "kvmmmu") or kind.name.startswith("kvm_") or kind.name in VCPU_EVENTS
+
+
 def _exit_irqs_off(table: EventTable) -> bool | None:
-    """Say whether kvm_exit is traced with interrupts off, as VMX always does; None if that is not known."""
+    """Say whether kvm_exit is traced with interrupts off, None if that is not known."""
     entries, exits = table.rows("kvm_entry"), table.rows("kvm_exit")
     if not len(exits):
         return None
-    if table.has("kvm_exit", "isa") and np.mean(table.field("kvm_exit", "isa") == ISA_VMX) > 0.5:
-        return True
+    if table.has("kvm_exit", "isa"):
+        isa = BY_NUMBER.get(int(np.bincount(table.field("kvm_exit", "isa") & 0xFF).argmax()))
+        if isa is not None and isa.exit_irqs_off:
+            return True
     off = float(np.mean((table.irq_flags[exits] & TRACE_FLAG_IRQS_OFF) != 0))
     if off > 0.5:
         return True
@@ -161,18 +207,28 @@ def _traits(table: EventTable, evidence: Evidence) -> frozenset[str]:
     return frozenset(traits)
 
 
+def _described(table: EventTable) -> frozenset[str]:
+    """Return the names of events and their fields; one whose events came without it is not a field."""
+    described: set[str] = set()
+    for index, kind in enumerate(table.kinds):
+        payload = table.payloads.get(index)
+        fields = kind.fields if payload is None else [name for name in kind.fields if name in payload.fields]
+        described.add(kind.name)
+        described.update(f"{kind.name}.{name}" for name in fields)
+    return frozenset(described)
+
+
 def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> Capability:
     """Return what the recording can show, as far as it has been read."""
-    described = {kind.name for kind in table.kinds}
-    described |= {f"{kind.name}.{name}" for kind in table.kinds for name in kind.fields}
     filters = [str(name) for name in capture.meta.get("filters") or ()]
     return Capability(
         recorded=_recorded(_enabled(capture, table), evidence.seen),
-        described=frozenset(described),
+        described=_described(table),
         traits=_traits(table, evidence),
         exit_irqs_off=evidence.exit_irqs_off,
         irq_flags=evidence.irq_flags is not False,
         exact_errno=not capture.format.startswith("ftrace-text"),
         seen=frozenset(evidence.seen),
+        isas=frozenset(evidence.isas),
         filtered=any(name in EXIT_FILTERS or name.startswith("kvm:") for name in filters),
     )

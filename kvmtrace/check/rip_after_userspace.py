@@ -1,4 +1,4 @@
-"""RIP continuity across userspace exits: V6 where the VMM's ioctls tell that it set nothing, else H5."""
+"""RIP continuity across userspace exits: V6's where the VMM was seen to set registers by ioctl, else H5's."""
 
 from __future__ import annotations
 
@@ -7,73 +7,114 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import USERSPACE
-from kvmtrace.check.batch import EXPECTATIONS
-from kvmtrace.check.follow_ups import exit_name
-from kvmtrace.check.predicates import userspace_fields
-from kvmtrace.check.rip import fits, overridden
+from kvmtrace.check.predicates import next_rip, port_access, userspace_fields
+from kvmtrace.check.rip_continuity import fits, overridden, portions_of
+from kvmtrace.check.rule import RowPart
 from kvmtrace.check.userspace_changes import may_have_changed, sets_registers
-from kvmtrace.kvm.userspace_exits import KVM_EXIT_HLT, KVM_EXIT_IO, KVM_EXIT_MMIO, describe_userspace_exit
+from kvmtrace.isa.base import RipClass
+from kvmtrace.kvm.userspace_exits import KVM_EXIT_IO, describe_userspace_exit
+from kvmtrace.model.predicates import CHECKS
+from kvmtrace.model.userspace import COMPLETED
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-    from kvmtrace.check.batch import Batch
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rip_continuity import Portion
+    from kvmtrace.check.rule import Found
+    from kvmtrace.isa.base import ExitRow
 
     Group = NDArray[np.intp]
 
-# reasons after which the guest goes on behind the instruction, once userspace has done its part
-_COMPLETED = (KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_HLT)
+NEEDS = (
+    "kvm_exit.exit_reason",
+    "kvm_exit.isa",
+    "kvm_exit.guest_rip",
+    "kvm_entry.rip",
+    "kvm_userspace_exit.reason",
+    "kvm_userspace_exit.errno",
+)
 
 
-def check_rip_after_userspace(batch: Batch) -> None:
-    """Check the RIP of the first kvm_entry behind a userspace exit."""
-    if not (batch.has_field("kvm_exit", "guest_rip") and batch.has_field("kvm_entry", "rip")):
+def parts_behind_userspace(row: ExitRow, *, by_ioctl: bool) -> Iterator[RowPart]:
+    """Yield what is to be checked of a row's exits that left to userspace and resumed.
+
+    Parameters
+    ----------
+    by_ioctl : where the VMM was seen to set registers by ioctl (V6), else where it was not (H5)
+    """
+    if row.rip is RipClass.NEVER:
         return
-    rule = "V6" if batch.findings.saw_setters(sets_registers(batch)) else "H5"
-    for number, whole in batch.groups.items():
-        row = EXPECTATIONS[number]
-        assert row is not None
-        group = _resumed(batch, whole)
-        if not len(group):
-            continue
-        new = batch.exits.later_rip[group]
-        good, told = fits(batch, group, row, new)
-        _, reason, errno = userspace_fields(batch, group)
-        completed = among(reason, _COMPLETED) & (errno >= 0)
-        told &= completed | (errno < 0)
-        if "io_next_rip" in row.checks and batch.has_field("kvm_exit", "info2"):
-            plain = completed & (reason == KVM_EXIT_IO) & ((batch.exits.get("info1")[group] & np.uint64(4)) == 0)
-            good &= ~plain | (new == batch.exits.get("info2")[group]) | overridden(batch, group, new)
-        batch.findings.check(rule, np.count_nonzero(told), np.count_nonzero(~told))
-        _report(batch, rule, group, np.flatnonzero(~good & told), (reason, errno))
+    told = NEEDS + (CHECKS["io_next_rip"].needs if "io_next_rip" in row.checks else ())
+    for portion in portions_of(row):
+
+        def check(excerpt: Excerpt, group: Group, found: Found, portion: Portion = portion) -> None:
+            if _setters_seen(excerpt) == by_ioctl:
+                _check(excerpt, _chosen(excerpt, group, portion), row, found)
+
+        def count(excerpt: Excerpt, group: Group, portion: Portion = portion) -> int:
+            return len(_chosen(excerpt, group, portion)) if _setters_seen(excerpt) == by_ioctl else 0
+
+        yield RowPart(f"behind userspace, {portion.about}", told + portion.needs, check, count)
 
 
-def _resumed(batch: Batch, whole: Group) -> Group:
-    """Return the exits of a group that left to userspace and resumed, their state untouched."""
-    entry = batch.segments.resume[batch.exits.seg[whole]]
-    group = whole[(batch.exits.next_kind[whole] == USERSPACE) & (entry >= 0)]
-    entry = batch.segments.resume[batch.exits.seg[group]]
-    changed = may_have_changed(batch, batch.exits.start[group], batch.segments.start[entry])
-    batch.findings.check("H5", 0, np.count_nonzero(changed))
+def _chosen(excerpt: Excerpt, whole: Group, portion: Portion) -> Group:
+    """Return the exits of a portion that left to userspace and resumed."""
+    group = whole[(excerpt.exits.next_kind[whole] == USERSPACE)]
+    group = group[excerpt.segments.resume[excerpt.exits.seg[group]] >= 0]
+    chosen: Group = group[portion.select(excerpt, group, excerpt.exits.later_rip[group])]
+    return chosen
+
+
+def _setters_seen(excerpt: Excerpt) -> bool:
+    """Say whether the VMM was seen to set registers by ioctl so far, hence not by KVM_CAP_SYNC_REGS."""
+    seen = excerpt.remember("register setters", set)
+    if excerpt.once("sets registers", sets_registers):
+        seen.add(True)
+    return bool(seen)
+
+
+def _check(excerpt: Excerpt, group: Group, row: ExitRow, found: Found) -> None:
+    """Check the RIP of the first kvm_entry behind a userspace exit."""
+    group = _untouched(excerpt, group, found)
+    if not len(group):
+        return
+    new = excerpt.exits.later_rip[group]
+    good = fits(excerpt, group, row, new)
+    _, reason, errno = userspace_fields(excerpt, group)
+    completed = among(reason, COMPLETED) & (errno >= 0)
+    told = completed | (errno < 0)
+    if "io_next_rip" in row.checks:
+        plain = completed & (reason == KVM_EXIT_IO) & ~port_access(excerpt, group).string
+        good &= ~plain | (new == next_rip(excerpt, group)) | overridden(excerpt, group, new)
+    found.check(np.count_nonzero(told), np.count_nonzero(~told))
+    at = np.flatnonzero(~good & told)
+    _report(excerpt, group[at], (reason[at], errno[at]), found)
+
+
+def _untouched(excerpt: Excerpt, group: Group, found: Found) -> Group:
+    """Return the exits whose state userspace did not set."""
+    entry = excerpt.segments.resume[excerpt.exits.seg[group]]
+    changed = may_have_changed(excerpt, excerpt.exits.start[group], excerpt.segments.start[entry])
+    found.check(0, np.count_nonzero(changed))
     untouched: Group = group[~changed]
     return untouched
 
 
-def _report(
-    batch: Batch, rule: str, group: Group, at: NDArray[np.intp], outcome: tuple[NDArray[np.int64], NDArray[np.int64]]
-) -> None:
-    bad = group[at]
+def _report(excerpt: Excerpt, bad: Group, outcome: tuple[NDArray[np.int64], NDArray[np.int64]], found: Found) -> None:
     reason, errno = outcome
 
     def describe(i: int) -> tuple[str, str]:
         number = int(bad[i])
-        rip, new = int(batch.exits.get("guest_rip")[number]), int(batch.exits.later_rip[number])
-        words = describe_userspace_exit(int(reason[at[i]]), int(errno[at[i]]))
+        rip, new = int(excerpt.exits.get("guest_rip")[number]), int(excerpt.exits.later_rip[number])
+        words = describe_userspace_exit(int(reason[i]), int(errno[i]))
         expected = (
-            f"after {exit_name(batch, number)} at rip {rip:#x} and {words}: behind the instruction, "
+            f"after {excerpt.exit_name(number)} at rip {rip:#x} and {words}: behind the instruction, "
             "as userspace set no registers"
         )
         return expected, f"rip {new:#x} ({new - rip:+d})"
 
-    batch.findings.violate(rule, batch.segments.start[batch.segments.resume[batch.exits.seg[bad]]], describe)
+    found.violate(excerpt.segments.start[excerpt.segments.resume[excerpt.exits.seg[bad]]], describe)

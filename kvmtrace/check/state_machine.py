@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace._native import automaton as compiled
 from kvmtrace.check.alphabet import CLASS, N_STEPS
+from kvmtrace.check.guards import guard_holds
 from kvmtrace.model.states import STATES, STEPS
 from kvmtrace.model.transitions import FOLLOW_UP_STATES, LATE_EXIT_STATES, TRANSITIONS
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.check.observability import Capability
+    from kvmtrace.check.thread_events import Sequence
     from kvmtrace.model.transitions import Transition
 
 STATE_NAMES: tuple[str, ...] = tuple(STATES)
@@ -128,3 +131,33 @@ def compile_automaton(capability: Capability) -> Automaton:
 def model_edges(traits: frozenset[str]) -> set[tuple[str, str]]:
     """Return the (state, step) edges of the model on a kernel with these traits."""
     return {(row.state, row.event) for row in rows_for(traits)}
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The steps of a sequence.
+
+    Parameters
+    ----------
+    position : intp, where in the sequence
+    before : uint8, state before the step (UNKNOWN after a break)
+    wrong : bool, no row of the table allows it
+    state : uint8, over the whole sequence: the state in which each event finds its thread
+    """
+
+    position: NDArray[np.intp]
+    before: NDArray[np.uint8]
+    wrong: NDArray[np.bool_]
+    state: NDArray[np.uint8]
+
+
+def take_steps(sequence: Sequence, automaton: Automaton) -> Steps:
+    """Look up every step of the sequence in the transition table."""
+    position, before, verdict, state = compiled.take_steps(
+        sequence.knowledge, automaton.next_state, automaton.verdict, UNKNOWN
+    )
+    wrong = verdict == ILLEGAL
+    for i in np.flatnonzero(verdict == GUARDED):
+        names = automaton.guards[int(before[i]), int(sequence.cls[position[i]])]
+        wrong[i] = not any(guard_holds(name, sequence, int(position[i])) for name in sorted(names))
+    return Steps(position, before, wrong, state)

@@ -11,8 +11,9 @@ import numpy as np
 from kvmtrace._native import thread_rows
 from kvmtrace._native.automaton import Knowledge
 from kvmtrace._native.thread_rows import TrackedColumns
-from kvmtrace.check.alphabet import VCPU_KINDS, classify
+from kvmtrace.check.alphabet import classify
 from kvmtrace.check.losses import breaks, doubtful_rows, lost_between
+from kvmtrace.model.states import VCPU_EVENTS
 from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def first_of(thread: NDArray[Any]) -> NDArray[np.bool_]:
 def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the threads, ascending, that are known or that traced an event only a vCPU thread can trace."""
     telling = np.zeros(max(len(table.kinds), 1), bool)
-    telling[[table.kind_index[kind] for kind in VCPU_KINDS if kind in table.kind_index]] = True
+    telling[[table.kind_index[kind] for kind in VCPU_EVENTS if kind in table.kind_index]] = True
     told = telling[table.kind]
     for tid in known[:FEW_THREADS].tolist():
         told &= table.tid != tid

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvmtrace.model.thresholds import threshold
+
 MODEL_NAME = "kvm-vcpu-lifecycle/1"
 
 
@@ -21,6 +23,39 @@ class RuleResult:
     held: int = 0
     violated: int = 0
     unknown: int = 0
+
+
+@dataclass(frozen=True)
+class NotChecked:
+    """A rule, or a part of one, that the recording does not allow to check.
+
+    Parameters
+    ----------
+    rule : str, its id
+    part : str, which part of the rule, in a few words; "" for all of it
+    missing : events and fields ("event.field") that were not recorded
+    places : how often it would have applied, as far as that can be told
+    """
+
+    rule: str
+    part: str
+    missing: tuple[str, ...]
+    places: int
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words: "V6 not checked: kvm_exit.exit_reason was not recorded"."""
+        part = f" ({self.part})" if self.part else ""
+        verb = "was" if len(self.missing) == 1 and " or " not in self.missing[0] else "were"
+        return f"{self.rule}{part} not checked: {', '.join(self.missing)} {verb} not recorded"
+
+
+@dataclass(frozen=True)
+class PartNotSeen:
+    """A part of the lifecycle (model.states.LIFECYCLE_PARTS) of which nothing was seen, recorded or not."""
+
+    part: str
+    recorded: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +80,7 @@ class Coverage:
     transitions_in_model: int = 0
     exit_reasons_seen: int = 0
     exit_reasons_in_model: int = 0
+    not_seen: tuple[PartNotSeen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +131,9 @@ class Comparison:
 
     `n_events` == explained + environment + unknown + contradicting events. Environment: events of other
     threads and of interrupt context, which the model does not step through. `violations` holds at most
-    `limit` per rule in recorded order; `n_violations` and `rules` count all.
+    `limit` per rule in recorded order; `n_violations` and `rules` count all. `judged_share`: of the vCPU threads' own
+    events, those that the model explained or contradicted; None without such events. `n_kvm_events`: events of KVM, of
+    any thread. `rule_errors`: a line for each rule of another package that could not be loaded or failed.
     """
 
     name: str = MODEL_NAME
@@ -112,6 +150,27 @@ class Comparison:
     environment_events: int = 0
     unknown_events: int = 0
     cannot_see: tuple[str, ...] = ()
+    not_checked: tuple[NotChecked, ...] = ()
+    judged_share: float | None = None
+    n_kvm_events: int = 0
+    rule_errors: tuple[str, ...] = ()
+
+    @property
+    def n_checks(self) -> int:
+        """How many checks were made, over all rules."""
+        return sum(result.checked for result in self.rules.values())
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a few words."""
+        if self.n_violations:
+            return f"{self.n_violations:,} violation{'' if self.n_violations == 1 else 's'}"
+        if not self.n_kvm_events:
+            return "no KVM event"
+        if not self.n_checks:
+            return "nothing checked"
+        whole = self.judged_share is not None and self.judged_share * 100 >= threshold("partly_judged")
+        return "conforms" if whole else "conforms as far as judged"
 
     @property
     def conforms(self) -> bool:

@@ -54,6 +54,7 @@ _NONE: frozenset[int] = frozenset()
 # a failed decode is an internal error
 _SKIP_MAY = frozenset({"kvm_emulate_insn"})
 _SKIP_USERSPACE = SKIP_USERSPACE | {KVM_EXIT_INTERNAL_ERROR}
+_PAGE_FAULT = ("page_fault_rip", "page_fault_error", "page_fault_address")
 _INVALID_OP = Must(("kvm_inj_exception",), (1, None), unless=("userspace", "interrupted"))
 
 
@@ -89,7 +90,7 @@ def _skip(
         userspace=userspace | _SKIP_USERSPACE,
         must=must,
         may=may | _SKIP_MAY,
-        checks=("emulated_length", "emulated_rip", *checks),
+        checks=("emulated_rip", *checks),
         note=note,
         rip_when=rip_when,
         source=f"{handler}; svm_skip_emulated_instruction",
@@ -193,7 +194,7 @@ def _cr(code: int, name: str) -> ExitRow:
         must=(Must(("kvm_cr",), (1, 1), unless=("emulated", "exception")),),
         may=EMULATOR_EVENTS,
         userspace=frozenset({KVM_EXIT_SET_TPR}) if code == 0x18 else _NONE,
-        checks=("cr_matches_exit_code",),
+        checks=("cr_matches_exit",),
     )
 
 
@@ -226,7 +227,7 @@ _EXCEPTIONS = (
              must=(Must(("kvm_emulate_insn",), (1, 1), unless=("exception",)),)),
     _emulate(0x4E, "PF excp", "pf_interception (svm/svm.c)", "Shadow paging (no NPT).",
              must=(Must(("kvm_page_fault",), (1, 1), unless=("exception",)),), may=frozenset({"kvm_page_fault"}),
-             checks=("page_fault_matches_exit",), kinds=("memory_fault", "virtual_fault")),
+             checks=_PAGE_FAULT, kinds=("memory_fault", "virtual_fault")),
     _same(0x52, "MC excp", "mc_interception (svm/svm.c)", "Served by svm_handle_mce with interrupts off."),
     _same(0x51, "AC excp", "ac_interception (svm/svm.c)", "Reflected to the guest."),
     _emulate(0x4D, "GP excp", "gp_interception (svm/svm.c)",
@@ -271,7 +272,7 @@ _INSTRUCTIONS = (
           must=(Must(("kvm_pio",), (1, 1), unless=("string", "pio_in_userspace")),
                 Must(("kvm_emulate_insn",), (1, 1), unless=("not_string", "exception"))),
           userspace=EMULATOR_USERSPACE, may=EMULATOR_EVENTS,
-          checks=("pio_matches_exitinfo", "io_next_rip"), kinds=("port_io",)),
+          checks=("pio_matches_exit", "io_next_rip"), kinds=("port_io",)),
     _skip(0x7C, "msr", "msr_interception (svm/svm.c), kvm_emulate_rdmsr, kvm_emulate_wrmsr (x86.c)", (2, 2),
           "6.1 traces a fast-path write to the x2APIC ICR before kvm_exit, whose RIP is then advanced.",
           must=(Must(("kvm_msr",), (1, 1), unless=("userspace", "fastpath")),), checks=("msr_direction",),
@@ -313,7 +314,7 @@ _MEMORY = (
              "The page is mapped and the instruction runs again, or MMIO is emulated.",
              must=(Must(("kvm_page_fault",), (1, 1)), *_MMIO), may=frozenset({"kvm_page_fault"}),
              userspace=frozenset({KVM_EXIT_MEMORY_FAULT}),
-             checks=("page_fault_matches_exit", "emulated_rip", "mmio_matches_page_fault"),
+             checks=(*_PAGE_FAULT, "emulated_rip", "mmio_matches_page_fault"),
              kinds=("second_level_fault", "memory_fault", "known_mmio")),
     ExitRow(0x401, "avic_incomplete_ipi", "avic_incomplete_ipi_interception (svm/avic.c)", RipClass.TRAP,
             source="avic_incomplete_ipi_interception", note="An IPI that AVIC could not deliver."),

@@ -105,3 +105,45 @@ FOLLOW_UPS: tuple[str, ...] = union(lambda isa: isa.follow_ups)
 
 # Consequences that may follow any exit, or come from the run loop: looked at by other rules, never forbidden.
 BYSTANDERS: tuple[str, ...] = union(lambda isa: isa.bystanders)
+
+# the parts of the lifecycle, for the account of what a recording did not show: steps, and follow-ups of VM-exits
+# fmt: off
+LIFECYCLE_PARTS: dict[str, tuple[str, ...]] = {
+    "system calls": ("call KVM_RUN", "call ioctl", "return to VMM"),
+    "KVM_RUN": ("KVM_RUN", "FPU load", "FPU unload", "userspace exit", "ioctl ends"),
+    "world switch": ("run VMX", "run SVM", "run VMX returns", "run SVM returns"),
+    "guest mode": ("VM-entry", "VM-exit"),
+    "event injection": ("inject interrupt", "inject exception"),
+    "halt and wake-up": ("halt poll", "wake-up"),
+}
+# fmt: on
+
+# fmt: off
+# of a nested guest: the exit tables describe only KVM's own guests
+NESTED_EVENTS: tuple[str, ...] = (
+    "kvm_nested_vmenter", "kvm_nested_vmrun", "kvm_nested_vmexit", "kvm_nested_vmexit_inject",
+    "kvm_nested_intr_vmexit", "kvm_nested_vmenter_failed",
+)
+# fmt: on
+
+# where a probe was not recorded, the recorded event that lies nearest to it
+STAND_INS: dict[str, str] = {
+    "vmx_vcpu_run": "kvm_entry",
+    "svm_vcpu_run": "kvm_entry",
+    "kvm_vcpu_ioctl": "sys_enter_ioctl",
+    "vmx_vcpu_run_return": "kvm_exit",
+    "svm_vcpu_run_return": "kvm_exit",
+}
+
+
+# a thread that traces one of these is a vCPU thread
+VCPU_EVENTS: tuple[str, ...] = (
+    "kvm_entry",
+    "kvm_exit",
+    "kvm_userspace_exit",
+    "kvm_fpu",
+    "vmx_vcpu_run",
+    "svm_vcpu_run",
+)
+# what shows that an exit got something done, although the guest continues at the same instruction (H3)
+PROGRESS_EVENTS: tuple[str, ...] = ("kvm_pio", "kvm_mmio", "inject interrupt", "inject exception")

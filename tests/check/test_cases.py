@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from kvmtrace.check.engine import check_recording
+from kvmtrace.check.registry import all_rules
 from kvmtrace.formats import open_recording
-from kvmtrace.model.rules import RULES
 
+RULES = all_rules()
 CASES = sorted((Path(__file__).parents[1] / "cases").glob("*.txt"))
 
 

@@ -15,7 +15,7 @@ from kvmtrace.isa.svm import SVM
 from kvmtrace.isa.svm_words import SVM_EXIT_ERR
 from kvmtrace.isa.vmx import VMX
 from kvmtrace.kvm.userspace_exits import USERSPACE_EXIT_REASONS
-from kvmtrace.model.rules import CHECKS, PREDICATES
+from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS
 
 ROWS = [pytest.param(row, id=f"{isa.name}-{row.code:#x}") for isa in ISAS for row in isa.rows]

@@ -16,7 +16,7 @@ from kvmtrace._native.automaton import StepColumns
 from kvmtrace._native.thread_rows import TrackedColumns
 from kvmtrace.check import coverage as statistics
 from kvmtrace.check import exit_segments as segments
-from kvmtrace.check import steps
+from kvmtrace.check import state_machine as steps
 from kvmtrace.check.alphabet import N_CLASSES, N_STEPS
 from kvmtrace.check.state_machine import ILLEGAL, LEGAL, STATE_NAMES, Automaton
 from kvmtrace.check.thread_events import Sequence, first_of

@@ -9,15 +9,16 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.check.registry import all_rules
 from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
 from kvmtrace.isa.shared import ANY_EXIT_CAUSES
 from kvmtrace.isa.svm import SVM_EXITS
 from kvmtrace.isa.vmx import VMX_EXITS
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.model.rules import CHECKS, PREDICATES, RULES
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
 from kvmtrace.model.transitions import GUARDS, TRAITS, TRANSITIONS
 from kvmtrace.model.world_switch import BRACKETS, PHASES, STEPS_BY_ISA, UNSEEN, steps_as_dicts
+from kvmtrace.render.model.deciding_rows import condition_lines, deciding_rows, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,9 +75,7 @@ def model_as_dict(isas: Iterable[str] = ("vmx", "svm")) -> dict[str, Any]:
         "transitions": [row._asdict() for row in TRANSITIONS],
         "guards": GUARDS,
         "traits": TRAITS,
-        "rules": {name: asdict(rule) for name, rule in RULES.items()},
-        "predicates": PREDICATES,
-        "checks": CHECKS,
+        **deciding_rows(),
         "any_exit_userspace": {
             describe_userspace_exit_reason(reason): cause for reason, cause in ANY_EXIT_CAUSES.items()
         },
@@ -132,12 +131,31 @@ def exit_lines(isa: str, row: ExitExpectation) -> Iterable[str]:
 
 
 def _rule_lines() -> Iterable[str]:
-    for rule in RULES.values():
+    for rule in all_rules().values():
         yield f"  {rule.id:4} {rule.title} ({rule.severity})"
         yield _wrap(rule.sentence, "       ")
         yield _wrap(f"[{rule.source}]", "       ")
+        yield _wrap(f"needs: {', '.join(rule.needs).replace('|', ' or ')}", "       ")
+        for part in rule.parts:
+            if part.needs:
+                yield _wrap(f"{part.about} needs: {', '.join(part.needs).replace('|', ' or ')}", "         ")
         if rule.cannot_see:
             yield _wrap(f"cannot see: {rule.cannot_see}", "       ")
+
+
+def _deciding_lines() -> Iterable[str]:
+    """Yield the smaller tables, one section each."""
+    rows = deciding_rows()
+    yield from _section("Conditions on a VM-exit, and comparisons of its payload")
+    yield from (_wrap(line, "  ") for line in condition_lines())
+    for key, title in (
+        ("thresholds", "Numbers that decide"),
+        ("ordering", "Order"),
+        ("injection", "Injection"),
+        ("userspace", "Userspace between two KVM_RUNs"),
+    ):
+        yield from _section(title)
+        yield from (_wrap(line, "  ") for line in lines_of(rows[key]))
 
 
 def _switch_lines(isa: str) -> Iterable[str]:
@@ -175,7 +193,7 @@ def render_text(isas: Iterable[str] = ("vmx", "svm")) -> str:
     lines += [
         _wrap(f"{describe_userspace_exit_reason(reason)}: {cause}", "  ") for reason, cause in ANY_EXIT_CAUSES.items()
     ]
-    lines += [*_section("Rules"), *_rule_lines()]
+    lines += [*_section("Rules"), *_rule_lines(), *_deciding_lines()]
     for isa in isas:
         lines += [*_section(f"The world switch on {isa.upper()}"), _wrap("; ".join(PHASES), "  "), *_switch_lines(isa)]
     lines += [*_section("What no recording shows of it"), *(f"  {words}" for words in UNSEEN)]

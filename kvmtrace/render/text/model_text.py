@@ -153,9 +153,9 @@ def _rules(model: Any, style: Style) -> list[str]:
 
 def meaning_of(rule: str) -> str:
     """Return a rule's sentence, "" if the model has none for it."""
-    from kvmtrace.model.rules import RULES
+    from kvmtrace.check.registry import all_rules
 
-    known = RULES.get(rule)
+    known = all_rules().get(rule)
     return known.title if known else ""
 
 

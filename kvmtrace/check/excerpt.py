@@ -1,0 +1,231 @@
+"""An excerpt of a recording, ready for the rules: sequence, segments, exits grouped by their table row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from kvmtrace.check.alphabet import mask_of
+from kvmtrace.check.exit_segments import Exits, Segments, cut_segments, find_exits
+from kvmtrace.isa.base import EXIT_KINDS
+from kvmtrace.isa.registry import BY_NUMBER, ISAS, describe_exit_reason
+from kvmtrace.model.states import FOLLOW_UPS, NESTED_EVENTS, STEPS
+from kvmtrace.table.distinct import among
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.observability import Capability
+    from kvmtrace.check.state_machine import Automaton, Steps
+    from kvmtrace.check.thread_events import Sequence
+    from kvmtrace.isa.base import ExitRow, Isa
+
+T = TypeVar("T")
+
+_LOOKUP = 2048  # codes below it are looked up directly
+# row numbers: 0 unknown reason, then all rows of each ISA
+_ROWS = [(isa, row) for isa in ISAS for row in isa.exits.values()]
+EXPECTATIONS: tuple[ExitRow | None, ...] = (None, *(row for _, row in _ROWS))
+ISA_OF_ROW: tuple[Isa | None, ...] = (None, *(isa for isa, _ in _ROWS))
+assert len(EXPECTATIONS) < 1 << 16
+# tracepoint -> the class of its events where that is a step's: kvm_inj_virq is "inject interrupt"
+_STEP_OF_KIND = {step.kind: name for name, step in STEPS.items() if not step.condition[0]}
+
+
+def _row_numbers() -> NDArray[np.uint16]:
+    """Return isa x code -> row number; the last column is for codes that do not fit."""
+    numbers = np.zeros((256, _LOOKUP + 1), np.uint16)
+    for number, (isa, row) in enumerate(_ROWS, 1):
+        numbers[isa.number, min(_LOOKUP, row.code)] = number
+    return numbers
+
+
+_ROW_NUMBERS = _row_numbers()
+# codes that do not fit: only the one of a failed entry has a row
+_BIG_CODES = frozenset(row.code for _, row in _ROWS if row.code >= _LOOKUP)
+# kind of exits -> whether each row is one
+_KINDS = {kind: np.array([row is not None and kind in row.kinds for row in EXPECTATIONS]) for kind in EXIT_KINDS}
+
+
+@dataclass(eq=False)
+class Excerpt:
+    """What the rules look at: the events of all vCPU threads up to where each of them is cut.
+
+    Parameters
+    ----------
+    sequence : the tracked events, thread by thread
+    steps : those that change a thread's state, looked up in `automaton`
+    whole : the same with the unfinished ends of the threads, which the next excerpt begins with
+    row_number : uint16 per exit, index into EXPECTATIONS; 0 unknown reason
+    vcpu_ids : thread id -> vCPU that it ran last, as far as the recording has been read
+    memory : what rules remember from excerpt to excerpt, see `remember`
+    final : no excerpt follows
+    """
+
+    sequence: Sequence
+    steps: Steps
+    segments: Segments
+    exits: Exits
+    row_number: NDArray[np.uint16]
+    capability: Capability
+    automaton: Automaton
+    whole: Sequence
+    final: bool = False
+    vcpu_ids: dict[int, int] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def recorded(self, *kinds: str) -> bool:
+        """Say whether all these events were recorded."""
+        return self.capability.recorded.issuperset(kinds)
+
+    def has_field(self, kind: str, field: str) -> bool:
+        """Say whether the events of a kind carry a field."""
+        return self.capability.meets(f"{kind}.{field}")
+
+    def values_or(self, kind: str, field: str, positions: NDArray[np.intp], fill: int) -> NDArray[Any]:
+        """Return a field of the events at these positions, which are all of kind `kind`; `fill` if not recorded."""
+        if not self.has_field(kind, field):
+            return np.full(len(positions), fill, np.int64)
+        return self.sequence.values(kind, field, positions)
+
+    def remember(self, name: str, make: Callable[[], T]) -> T:
+        """Return what was made at the first request of this name in the whole recording."""
+        if name not in self.memory:
+            self.memory[name] = make()
+        found: T = self.memory[name]
+        return found
+
+    def exit_name(self, number: int | np.intp) -> str:
+        """Return the name of an exit's reason."""
+        return describe_exit_reason(int(self.exits.isa[number]), int(self.exits.raw[number]))
+
+    @cached_property
+    def groups(self) -> dict[int, NDArray[np.intp]]:
+        """Return row number -> its exits, ascending; unknown reasons and nested exits are left out."""
+        usable = np.flatnonzero(~self.nested & (self.row_number > 0))
+        numbers = self.row_number[usable]
+        order = usable[np.argsort(numbers, kind="stable")]
+        counts = np.bincount(numbers, minlength=len(EXPECTATIONS))
+        bounds = np.append(0, np.cumsum(counts))
+        return {int(n): order[bounds[n] : bounds[n + 1]] for n in np.flatnonzero(counts)}
+
+    @cached_property
+    def nested(self) -> NDArray[np.bool_]:
+        """Say which exits concern a nested guest, or may: the tables describe only KVM's own guests."""
+        told = self.exits.has(*NESTED_EVENTS) | self.exits.failed_entry
+        enters = self.of_kind("nested_entry")
+        enters &= ~self.exits.has("inject exception")
+        if not enters.any() or self.recorded("kvm_nested_vmexit"):
+            return told
+        first = {int(t): int(np.flatnonzero(enters & (self.thread == t))[0]) for t in np.unique(self.thread[enters])}
+        number = np.arange(len(self.exits))
+        for thread, begin in first.items():
+            told |= (self.thread == thread) & (number >= begin)
+        return told
+
+    @cached_property
+    def tells_vectoring(self) -> NDArray[np.bool_]:
+        """Say of which exits the recording has the field that tells an interrupted delivery."""
+        told = [isa for isa in ISAS if self.has_field("kvm_exit", isa.vectoring_field)]
+        return among(self.exits.isa, [isa.number for isa in told])
+
+    def of_kind(self, kind: str) -> NDArray[np.bool_]:
+        """Say which exits are of a kind (isa.base.EXIT_KINDS)."""
+        found: NDArray[np.bool_] = _KINDS[kind][self.row_number]
+        return found
+
+    def of_isa(self, chosen: Callable[[Isa], Any]) -> NDArray[np.bool_]:
+        """Say which exits are of an ISA that is chosen, by one of its traits perhaps."""
+        return among(self.exits.isa, [isa.number for isa in ISAS if chosen(isa)])
+
+    def isa_of(self, group: NDArray[np.intp]) -> Isa:
+        """Return the ISA of a group of exits, which are all of one."""
+        return BY_NUMBER[int(self.exits.isa[group[0]])]
+
+    @cached_property
+    def thread(self) -> NDArray[np.uint16]:
+        """Return the thread number of each exit."""
+        return self.sequence.thread[self.exits.start]
+
+    @cached_property
+    def step_classes(self) -> NDArray[np.uint8]:
+        """Return the class of each step."""
+        return self.sequence.cls[self.steps.position]
+
+    def first_in_exit(self, name: str, group: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return the position of the first event of a class in each exit's segment, or -1."""
+        return self._first(name)[self.exits.seg[group]]
+
+    def segment_counts(self, name: str) -> NDArray[np.intp]:
+        """Return how many events of a class each segment holds (cached)."""
+        if name not in self._counts:
+            self._counts[name] = self.segments.counts(name)
+        return self._counts[name]
+
+    def once(self, name: str, make: Callable[[Excerpt], T]) -> T:
+        """Return make(self), made at the first request of this name."""
+        if name not in self._made:
+            self._made[name] = make(self)
+        found: T = self._made[name]
+        return found
+
+    @cached_property
+    def _made(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def _counts(self) -> dict[str, NDArray[np.intp]]:
+        return {}
+
+    def _first(self, name: str) -> NDArray[np.intp]:
+        if name not in self._firsts:
+            self._firsts[name] = self.segments.first_in(name)
+        return self._firsts[name]
+
+    @cached_property
+    def _firsts(self) -> dict[str, NDArray[np.intp]]:
+        return {}
+
+
+def make_excerpt(
+    sequence: Sequence,
+    steps: Steps,
+    capability: Capability,
+    automaton: Automaton,
+    whole: Sequence | None = None,
+    *,
+    final: bool = False,
+) -> Excerpt:
+    """Cut a sequence and look up the table row of each exit."""
+    segments = cut_segments(sequence)
+    exits = find_exits(segments)
+    fits = (exits.code >= 0) & (exits.code < _LOOKUP)
+    row_number = _ROW_NUMBERS[exits.isa, np.where(fits, exits.code, _LOOKUP)]
+    row_number[~fits & ~among(exits.code, _BIG_CODES)] = 0
+    return Excerpt(sequence, steps, segments, exits, row_number, capability, automaton, whole or sequence, final=final)
+
+
+def owed_events(row: ExitRow) -> frozenset[str]:
+    """Return the events that a table row owes, in any of its duties."""
+    return frozenset(name for must in row.must for name in must.events)
+
+
+def is_port_access(row: ExitRow) -> bool:
+    """Say whether the exit is an IN or OUT instruction: it owes a kvm_pio."""
+    return "kvm_pio" in owed_events(row)
+
+
+def allowed_mask(row: ExitRow) -> np.uint64:
+    """Return the classes of follow-ups that a table row owes or allows."""
+    names = owed_events(row) | row.may
+    return mask_of(*(name for name in FOLLOW_UPS if name in names))
+
+
+def class_of_kind(kind: str) -> str:
+    """Return the class name of a tracepoint: its own, or that of the step it is."""
+    return _STEP_OF_KIND.get(kind, kind)

@@ -1,0 +1,126 @@
+"""How each vCPU thread was last seen, and which interrupts wait for it: for lost wake-ups (H1, H4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import CLASS, EXIT, N_STEPS
+from kvmtrace.check.findings import constant
+from kvmtrace.isa.registry import BY_NUMBER
+from kvmtrace.model.injection import IRR_DELIVERY_MODES
+from kvmtrace.model.thresholds import threshold
+from kvmtrace.table.distinct import among
+
+if TYPE_CHECKING:
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+    from kvmtrace.check.thread_events import Sequence
+
+ASLEEP_NS = threshold("wakes_within")
+# what H1 and H4 look at
+NEEDS = (
+    "kvm_exit.exit_reason",
+    "kvm_exit.isa",
+    "kvm_exit.vcpu_id",
+    "sched_switch",
+    "kvm_apic_accept_irq.vec",
+    "kvm_apic_accept_irq.apicid",
+    "kvm_apic_accept_irq.dm",
+    "kvm_inj_virq",
+)
+
+
+@dataclass
+class Halted:
+    """How each vCPU thread was last seen, and when interrupts arrived for it: for H1 and H4.
+
+    Parameters
+    ----------
+    since : tid -> time of the HLT exit, for threads that sleep in the kernel
+    arrived : vcpu_id -> (time, vector) of the first interrupt accepted since the last injection
+    """
+
+    since: dict[int, int] = field(default_factory=dict)
+    arrived: dict[int, tuple[int, int]] = field(default_factory=dict)
+    end_ns: int = 0
+
+    def add(self, excerpt: Excerpt) -> bool:
+        """Take note of an excerpt, the unfinished ends of its threads included."""
+        whole = excerpt.whole
+        if len(whole.table):
+            self.end_ns = max(self.end_ns, int(whole.table.ts_ns.max()))
+        self._note_arrivals(excerpt)
+        for start in np.flatnonzero(whole.first):
+            self._note_thread(whole, int(start))
+        return True
+
+    def _note_arrivals(self, excerpt: Excerpt) -> None:
+        table = excerpt.sequence.table
+        rows = table.rows("kvm_apic_accept_irq")
+        apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
+        vector = table.field("kvm_apic_accept_irq", "vec")
+        fixed = among(table.field("kvm_apic_accept_irq", "dm"), IRR_DELIVERY_MODES)
+        injected = np.sort(table.rows("kvm_inj_virq"))
+        ids = list(excerpt.vcpu_ids.values())
+        for tid, vcpu in excerpt.vcpu_ids.items():
+            if ids.count(vcpu) > 1:
+                continue
+            mine = injected[table.tid[injected] == tid]
+            last = int(mine[-1]) if len(mine) else -1
+            if last >= 0:
+                self.arrived.pop(vcpu, None)
+            later = np.flatnonzero(fixed & (apic == vcpu) & (rows > last))
+            if len(later) and vcpu not in self.arrived:
+                self.arrived[vcpu] = int(table.ts_ns[rows[later[0]]]), int(vector[later[0]])
+
+    def _note_thread(self, whole: Sequence, start: int) -> None:
+        stop = int(np.searchsorted(whole.thread, whole.thread[start], "right"))
+        tid = int(whole.tids[whole.thread[start]])
+        steps = np.flatnonzero((whole.cls[start:stop] <= N_STEPS) & (whole.cls[start:stop] > 0))
+        self.since.pop(tid, None)
+        if not len(steps):
+            return
+        position = start + int(steps[-1])
+        if whole.cls[position] != EXIT or CLASS["sched_switch"] not in whole.cls[position:stop]:
+            return
+        at = np.array([position])
+        isa = BY_NUMBER.get(int(whole.values("kvm_exit", "isa", at)[0]))
+        reason = int(whole.values("kvm_exit", "exit_reason", at)[0])
+        if isa is not None and isa.code(reason) in isa.codes("halt"):
+            self.since[tid] = int(whole.ts_ns[position])
+
+    def report(self, excerpt: Excerpt, found: Found, *, before_halt: bool) -> None:
+        """Report vCPUs that sleep on although an interrupt was accepted long before the end.
+
+        Parameters
+        ----------
+        before_halt : those whose interrupt was accepted before they halted, else behind
+        """
+        for tid, since in self.since.items():
+            arrival = self.arrived.get(excerpt.vcpu_ids.get(tid, -1))
+            if arrival is not None and (arrival[0] < since) != before_halt:
+                continue
+            found.check(arrival is not None or not before_halt)
+            if arrival is None or self.end_ns - max(arrival[0], since) < ASLEEP_NS:
+                continue
+            number = int(np.searchsorted(excerpt.sequence.tids, tid))
+            mine = np.flatnonzero((excerpt.sequence.thread == number) & (excerpt.sequence.cls == EXIT))
+            if len(mine):
+                late = (self.end_ns - arrival[0]) / 1e9
+                found.violate(
+                    [int(mine[-1])],
+                    constant(
+                        f"a wake-up: vector {arrival[1]:#x} was accepted",
+                        f"still halted {late:.1f} s later, at the end of the recording",
+                    ),
+                )
+
+
+def halted(excerpt: Excerpt) -> Halted:
+    """Return what is known of the vCPU threads of a recording up to the end of this excerpt."""
+    memory = excerpt.remember("halted", Halted)
+    excerpt.once("halted", memory.add)
+    return memory

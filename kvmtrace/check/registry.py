@@ -1,0 +1,88 @@
+"""All rules: one module each in check/rules, and those that other packages register as `kvmtrace.rules`.
+
+A package names its rules in its metadata; each entry point is a Rule:
+
+    [project.entry-points."kvmtrace.rules"]
+    mine = "my_package.rules:RULE"
+
+A rule that cannot be loaded is left out and named in one line; it never ends a check.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, NamedTuple
+
+import kvmtrace.check.rules as package
+from kvmtrace.check.rule import SUSPICION, VIOLATION, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GROUP = "kvmtrace.rules"
+_SERIES = "VJH"  # contract, event injection, heuristics
+
+
+class Registry(NamedTuple):
+    """The rules by id, in their order, and a line for each that could not be loaded."""
+
+    rules: dict[str, Rule]
+    errors: tuple[str, ...]
+
+
+def _own() -> Iterator[Rule]:
+    for module in pkgutil.iter_modules(package.__path__):
+        yield importlib.import_module(f"{package.__name__}.{module.name}").RULE
+
+
+def _order(rule: Rule) -> tuple[int, int]:
+    series, number = re.fullmatch(rf"([{_SERIES}])(\d+)", rule.id).groups()  # type: ignore[union-attr]
+    return _SERIES.index(series), int(number)
+
+
+def _foreign(known: dict[str, Rule], errors: list[str]) -> Iterator[Rule]:
+    """Yield the rules of other packages; what is wrong with them is added to `errors`."""
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        where = f"rule {point.name} ({point.value})"
+        try:
+            rule = point.load()
+        except Exception as error:  # noqa: BLE001 (whatever another package's import raises)
+            errors.append(f"{where} was not loaded: {type(error).__name__}: {error}")
+            continue
+        if not isinstance(rule, Rule):
+            errors.append(f"{where} was not loaded: it is a {type(rule).__name__}, no kvmtrace.check.rule.Rule")
+        elif rule.id in known:
+            errors.append(f"{where} was not loaded: there is a rule {rule.id} already")
+        elif rule.severity not in (VIOLATION, SUSPICION):
+            errors.append(f"{where} was not loaded: its severity is {rule.severity!r}")
+        else:
+            yield rule
+
+
+@lru_cache(maxsize=1)
+def registry() -> Registry:
+    """Return all rules: ours in order, then others' by the name of their entry point."""
+    rules = {rule.id: rule for rule in sorted(_own(), key=_order)}
+    errors: list[str] = []
+    for rule in _foreign(rules, errors):
+        rules[rule.id] = rule
+    return Registry(rules, tuple(errors))
+
+
+def is_own(rule: Rule) -> bool:
+    """Say whether a rule is one of ours."""
+    return re.fullmatch(rf"[{_SERIES}]\d+", rule.id) is not None and rule in _own_rules()
+
+
+@lru_cache(maxsize=1)
+def _own_rules() -> frozenset[Rule]:
+    return frozenset(_own())
+
+
+def all_rules() -> dict[str, Rule]:
+    """Return id -> rule."""
+    return registry().rules

@@ -1,0 +1,66 @@
+"""H3: the same exit at the same instruction, again and again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import ENTRY
+from kvmtrace.check.rule import SUSPICION, Rule
+from kvmtrace.check.runs_of_exits import report_runs
+from kvmtrace.model.states import PROGRESS_EVENTS
+from kvmtrace.model.thresholds import threshold
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+
+RULE = Rule(
+    "H3",
+    "no progress",
+    SUSPICION,
+    (
+        "kvm_exit.exit_reason",
+        "kvm_exit.isa",
+        "kvm_exit.guest_rip",
+        "kvm_exit.info1",
+        "kvm_exit.info2",
+        "kvm_entry.rip",
+        "kvm_page_fault.fault_address",  # REP instructions fault page after page at one RIP
+    ),
+    "The same exit at the same instruction is not repeated without end.",
+    "each handler resumes, advances or leaves to userspace",
+)
+
+
+@RULE.part()
+def _stuck(excerpt: Excerpt, found: Found) -> None:
+    if len(excerpt.exits):
+        report_runs(excerpt, found, _repeats(excerpt), threshold("no_progress"))
+
+
+def _repeats(excerpt: Excerpt) -> NDArray[np.bool_]:
+    """Say which exits equal the one before, which resumed at the same RIP without doing anything."""
+    exits = excerpt.exits
+    same = np.zeros(len(exits), bool)
+    rip = exits.get("guest_rip")
+    stays = (exits.next_kind == ENTRY) & (exits.resume_rip == rip)
+    if not stays.any():
+        return same
+    stays &= ~exits.has(*PROGRESS_EVENTS)
+    same[1:] = stays[:-1]
+    for column in (exits.raw, rip, exits.get("info1"), exits.get("info2"), _fault_addresses(excerpt)):
+        same[1:] &= column[1:] == column[:-1]
+    return same & ~excerpt.of_kind("asynchronous") & ~excerpt.nested
+
+
+def _fault_addresses(excerpt: Excerpt) -> NDArray[np.uint64]:
+    """Return the faulting address of each exit, else 0."""
+    address = np.zeros(len(excerpt.exits), np.uint64)
+    position = excerpt.first_in_exit("kvm_page_fault", np.arange(len(excerpt.exits)))
+    there = position >= 0
+    address[there] = excerpt.sequence.values("kvm_page_fault", "fault_address", position[there])
+    return address

@@ -1,0 +1,97 @@
+"""V1: what brackets a KVM_RUN: system call, probe, FPU, the result, the returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import CLASS, N_CLASSES
+from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.check.wrong_steps import check_steps, joined
+from kvmtrace.model.ordering import CALL_STEPS, NEVER_NEXT, NEVER_NEXT_IF_PAIRED
+from kvmtrace.table.distinct import among, distinct
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+
+RULE = Rule(
+    "V1",
+    "KVM_RUN bracket",
+    VIOLATION,
+    ("kvm_userspace_exit|kvm_fpu.load|kvm_vcpu_ioctl.cmd|sys_enter_ioctl.cmd",),
+    "Each KVM_RUN loads the guest FPU once, unloads it once, and ends with one kvm_userspace_exit; the ioctl and the "
+    "functions around it nest: ioctl, kvm_fpu load, entries and exits, kvm_fpu unload, kvm_userspace_exit, return.",
+    "kvm_arch_vcpu_ioctl_run (x86.c), kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
+    "a KVM_RUN that fails before vcpu_load, which leaves no KVM event",
+    places="userspace exit",
+)
+_NUMBER = np.full(N_CLASSES, -1, np.int8)
+_NUMBER[[CLASS[name] for name in CALL_STEPS]] = np.arange(len(CALL_STEPS))
+
+
+def _legal(*tables: Mapping[str, frozenset[str]]) -> NDArray[np.bool_]:
+    """Return which of CALL_STEPS may follow which: rows before, columns after."""
+    legal = np.ones((len(CALL_STEPS), len(CALL_STEPS)), bool)
+    for table in tables:
+        for before, never in table.items():
+            legal[CALL_STEPS.index(before), [CALL_STEPS.index(after) for after in sorted(never)]] = False
+    return legal
+
+
+_LEGAL, _LEGAL_IF_PAIRED = _legal(NEVER_NEXT), _legal(NEVER_NEXT, NEVER_NEXT_IF_PAIRED)
+
+
+@RULE.part("steps")
+def _steps(excerpt: Excerpt, found: Found) -> None:
+    check_steps(excerpt, found, of_guest_mode=False)
+
+
+@RULE.part("the steps of a call", needs=("sys_enter_ioctl.cmd", "sys_exit_ioctl"), adds=False)
+def _calls(excerpt: Excerpt, found: Found) -> None:
+    """Check that system call, probe, kvm_userspace_exit, probe and return come in turn, KVM_RUN named alike.
+
+    A probe may miss a hit (kretprobes have a limit), so its absence proves nothing; system calls are all recorded,
+    unless a filter by file descriptor dropped the calls but not the returns.
+    """
+    sequence = excerpt.sequence
+    kind = _NUMBER[excerpt.step_classes]
+    position, kind = excerpt.steps.position[kind >= 0], kind[kind >= 0]
+    if excerpt.capability.filtered:
+        found.check(0, len(position))
+        return
+    before, after = kind[:-1], kind[1:]
+    told = _both_ways(excerpt)[sequence.thread[position[1:]]] & joined(excerpt, position)
+    legal = _LEGAL_IF_PAIRED if _paired(excerpt) else _LEGAL
+    wrong = np.flatnonzero(told & ~legal[before, after]) + 1
+    found.check(np.count_nonzero(told), np.count_nonzero(~told))
+    found.violate(
+        position[wrong],
+        lambda i: (
+            f"after {CALL_STEPS[before[wrong[i] - 1]]}: the next step of the call",
+            CALL_STEPS[after[wrong[i] - 1]],
+        ),
+    )
+
+
+def _both_ways(excerpt: Excerpt) -> NDArray[np.bool_]:
+    """Say of which threads calls and returns were recorded; a recorder may trace those of its target only."""
+    sequence = excerpt.sequence
+    n_threads = len(sequence.tids)
+    calls = among(sequence.cls, (CLASS["call KVM_RUN"], CLASS["call ioctl"]))
+    n_calls = np.bincount(sequence.thread[calls], minlength=n_threads)
+    n_returns = np.bincount(sequence.thread[sequence.cls == CLASS["return to VMM"]], minlength=n_threads)
+    found: NDArray[np.bool_] = (n_calls > 0) & (n_returns > 0) & (np.abs(n_calls - n_returns) <= 2)
+    return found
+
+
+def _paired(excerpt: Excerpt) -> bool:
+    """Say whether calls and returns were recorded alike: a filter by file descriptor can drop calls only."""
+    positions = excerpt.segments.positions
+    calls = len(positions("call KVM_RUN")) + len(positions("call ioctl"))
+    return abs(calls - len(positions("return to VMM"))) <= 2 + len(distinct(excerpt.sequence.thread))

@@ -1,0 +1,95 @@
+"""V3: in guest mode the thread is neither scheduled nor moved; interrupts are off around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import ENTRY, EXIT
+from kvmtrace.check.findings import constant
+from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+
+RULE = Rule(
+    "V3",
+    "no scheduling in guest mode",
+    VIOLATION,
+    ("kvm_entry", "kvm_exit"),
+    "From kvm_entry to kvm_exit interrupts are off: the vCPU thread neither sleeps nor changes its CPU. Kernels that "
+    "trace kvm_exit with interrupts on (SVM before 6.5) guarantee this only up to the VM-exit.",
+    "vcpu_enter_guest (x86.c): local_irq_disable before run, local_irq_enable after handle_exit_irqoff",
+    "what happens between VM-exit and kvm_exit where the kernel traces kvm_exit with interrupts on",
+    places="VM-entry",
+)
+
+
+def _inside(excerpt: Excerpt, found: Found) -> NDArray[np.intp]:
+    """Return the stays in guest mode of which the kernel traces both ends with interrupts off."""
+    segments = excerpt.segments
+    inside = np.flatnonzero((segments.kind == ENTRY) & (segments.next_kind == EXIT))
+    if excerpt.capability.exit_irqs_off is not True:
+        found.check(0, len(inside))
+        return inside[:0]
+    return inside
+
+
+@RULE.part("the CPU in guest mode")
+def _one_cpu(excerpt: Excerpt, found: Found) -> None:
+    inside, segments, cpu = _inside(excerpt, found), excerpt.segments, excerpt.sequence.cpu
+    start, stop = segments.start[inside], segments.stop[inside]
+    at = np.flatnonzero((cpu[start] != cpu[stop]) & ~segments.has("sched_switch")[inside]) if len(inside) else inside
+    found.check(len(inside))
+    found.violate(
+        stop[at],
+        lambda i: (
+            f"kvm_exit on CPU {cpu[start[at[i]]]}, without scheduling since kvm_entry",
+            f"kvm_exit on CPU {cpu[stop[at[i]]]}",
+        ),
+    )
+
+
+@RULE.part("scheduling in guest mode", needs=("sched_switch",), adds=False)
+def _unscheduled(excerpt: Excerpt, found: Found) -> None:
+    if excerpt.capability.exit_irqs_off is not True:
+        return
+    segments = excerpt.segments
+    inside = np.flatnonzero((segments.kind == ENTRY) & (segments.next_kind == EXIT) & segments.has("sched_switch"))
+    found.violate(
+        segments.first_in("sched_switch")[inside],
+        lambda i: (
+            f"kvm_exit on CPU {excerpt.sequence.cpu[segments.start[inside[i]]]}, without scheduling since kvm_entry",
+            "sched_switch in guest mode",
+        ),
+    )
+
+
+@RULE.part("interrupts off at kvm_entry", needs=("irq_flags",))
+def _off_at_entry(excerpt: Excerpt, found: Found) -> None:
+    _check_flags(excerpt, found, "kvm_entry", ENTRY)
+
+
+@RULE.part("interrupts off at kvm_exit", needs=("irq_flags",), places="VM-exit")
+def _off_at_exit(excerpt: Excerpt, found: Found) -> None:
+    if excerpt.capability.exit_irqs_off is True:  # as the kernel traces it
+        _check_flags(excerpt, found, "kvm_exit", EXIT)
+
+
+def _check_flags(excerpt: Excerpt, found: Found, name: str, cls: int) -> None:
+    sequence = excerpt.sequence
+    position = np.flatnonzero((sequence.cls == cls) & ~sequence.repeated)
+    flags = sequence.table.irq_flags[sequence.row[position]]
+    off = (flags & TRACE_FLAG_IRQS_OFF) != 0
+    if not len(position):
+        return
+    if (flags & TRACE_FLAG_IRQS_NOSUPPORT).any() or np.mean(off) < 0.5:  # text traces may lack the column
+        found.check(0, len(position))
+        return
+    found.check(len(position))
+    found.violate(position[~off], constant(f"{name} with interrupts off", "interrupts on"))

@@ -1,0 +1,211 @@
+"""V5: a follow-up says the same as the exit that caused it, and events that belong together agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT
+from kvmtrace.check.findings import constant
+from kvmtrace.check.payload_comparisons import REGISTERED
+from kvmtrace.check.rule import VIOLATION, RowPart, Rule
+from kvmtrace.check.vcpu_identity import vcpu_ids
+from kvmtrace.isa.words import INTR_TYPE_EXT_INTR, decode_intr_info
+from kvmtrace.kvm.apic import X2APIC_MSR_BASE
+from kvmtrace.kvm.vectors import EXCEPTIONS_WITH_ERROR_CODE, GP_VECTOR
+from kvmtrace.model.predicates import CHECKS
+from kvmtrace.table.distinct import among
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+    from kvmtrace.isa.base import ExitRow
+
+RULE = Rule(
+    "V5",
+    "payloads agree",
+    VIOLATION,
+    ("kvm_exit.exit_reason", "kvm_exit.isa"),
+    "A follow-up event carries the same port, size, direction, RIP, address, error code, MSR direction or control "
+    "register as the exit that caused it.",
+    "handle_io, handle_cr, handle_ept_violation (vmx/vmx.c); io_interception, npf_interception (svm/svm.c)",
+    "values that only the guest's registers hold, such as the data written",
+)
+_U = np.uint64
+X2APIC_EOI = 0x80B  # write-only: any access that raises no #GP is an EOI
+
+
+@RULE.each_row
+def _of_row(row: ExitRow) -> Iterator[RowPart]:
+    for name in row.checks:
+        if CHECKS[name].rule == RULE.id:
+            yield RowPart(CHECKS[name].sentence, CHECKS[name].needs, REGISTERED[name])
+
+
+def _check_vcpu(excerpt: Excerpt, found: Found, kind: str, name: str) -> None:
+    """Check that follow-ups name the vCPU that left the guest last."""
+    sequence, segments = excerpt.sequence, excerpt.segments
+    told = (segments.kind == ENTRY) | (segments.kind == EXIT)
+    last = np.maximum.accumulate(np.where(told, np.arange(len(segments)), -1))
+    positions = segments.positions(kind)
+    owner = last[segments.of[positions]]
+    known = (owner >= 0) & (sequence.thread[segments.start[owner]] == sequence.thread[positions])
+    positions, owner = positions[known], owner[known]
+    named = sequence.values(kind, name, positions).astype(np.int64)
+    expected = vcpu_ids(excerpt)[owner]
+    at = np.flatnonzero(named != expected)
+    found.check(len(positions))
+    found.violate(
+        positions[at],
+        lambda i: (
+            f"{kind}.{name} {int(expected[at[i]])}, the vCPU that this thread runs",
+            f"{int(named[at[i]])}",
+        ),
+    )
+
+
+def _register_vcpu_check(kind: str, name: str) -> None:
+    needs = (f"{kind}.{name}", "kvm_entry.vcpu_id", "kvm_exit.vcpu_id")
+
+    @RULE.part(f"the vCPU of {kind}", needs=needs, places=kind)
+    def _vcpu(excerpt: Excerpt, found: Found) -> None:
+        _check_vcpu(excerpt, found, kind, name)
+
+
+_register_vcpu_check("kvm_page_fault", "vcpu_id")
+_register_vcpu_check("kvm_eoi", "apicid")
+_register_vcpu_check("kvm_pv_eoi", "apicid")
+_register_vcpu_check("kvm_smm_transition", "vcpu_id")
+
+
+@RULE.part("one ISA", adds=False)
+def _one_isa(excerpt: Excerpt, found: Found) -> None:
+    """Check that all exits are of one ISA."""
+    isa = excerpt.exits.isa
+    if not len(isa) or not excerpt.capability.exact_errno:  # tools may drop what they cannot name
+        return
+    common = int(np.bincount(isa).argmax())
+    bad = np.flatnonzero(isa != common)
+    found.violate(excerpt.exits.start[bad], lambda i: (f"isa {common}", f"isa {int(isa[bad[i]])}"))
+
+
+@RULE.part(
+    "#GP of an MSR access",
+    needs=("kvm_msr.exception", "kvm_inj_exception.exception", "kvm_exit.guest_rip", "kvm_entry.rip"),
+    places="kvm_msr",
+)
+def _gp(excerpt: Excerpt, found: Found) -> None:
+    """Check that where kvm_msr says (#GP), #GP is injected and nothing skipped; else neither."""
+    exits = excerpt.exits
+    group = np.flatnonzero((exits.next_kind == ENTRY) & ~excerpt.nested & ~exits.has("kvm_smm_transition"))
+    first = excerpt.first_in_exit("kvm_msr", group)
+    injected = excerpt.first_in_exit("inject exception", group)
+    group, first, injected = group[first >= 0], first[first >= 0], injected[first >= 0]
+    refused = excerpt.sequence.values("kvm_msr", "exception", first) != 0
+    vector = np.full(len(group), -1, np.int64)
+    there = injected >= 0
+    vector[there] = excerpt.sequence.values("kvm_inj_exception", "exception", injected[there])
+    stayed = exits.resume_rip[group] == exits.get("guest_rip")[group]
+    at = np.flatnonzero(np.where(refused, (vector != GP_VECTOR) | ~stayed, (vector == GP_VECTOR) & stayed))
+    found.check(len(group))
+    found.violate(
+        first[at],
+        lambda i: (
+            "kvm_msr (#GP) if and only if #GP is injected at the same rip",
+            f"exception {int(refused[at[i]])}, injected {int(vector[at[i]])}",
+        ),
+    )
+
+
+@RULE.part("the cause of the VM-exit", needs=("kvm_exit.intr_info",))
+def _intr_info(excerpt: Excerpt, found: Found) -> None:
+    """Check that exits by exceptions and by interrupts of the host carry information of their own type."""
+    exits = excerpt.exits
+    external = excerpt.of_kind("external_interrupt")
+    caused = (external | excerpt.of_kind("exception")) & excerpt.of_isa(lambda isa: isa.exit_intr_info)
+    group = np.flatnonzero(caused & ~exits.failed_entry & ~excerpt.nested)
+    info = decode_intr_info(exits.get("intr_info")[group])
+    bad = group[~info.valid | ((info.type == INTR_TYPE_EXT_INTR) != external[group])]
+    found.check(len(group))
+    found.violate(
+        exits.start[bad],
+        lambda i: (
+            f"intr_info valid, of the type of {excerpt.exit_name(bad[i])}",
+            f"{int(exits.get('intr_info')[bad[i]]):#x}",
+        ),
+    )
+
+
+@RULE.part(
+    "error codes of exceptions",
+    needs=("kvm_inj_exception.has_error", "kvm_inj_exception.exception"),
+    places="inject exception",
+)
+def _error_codes(excerpt: Excerpt, found: Found) -> None:
+    """Check that only exceptions that have an error code are injected with one."""
+    positions = excerpt.segments.positions("inject exception")
+    vector = excerpt.sequence.values("kvm_inj_exception", "exception", positions).astype(np.int64)
+    has_error = excerpt.sequence.values("kvm_inj_exception", "has_error", positions) != 0
+    at = np.flatnonzero(has_error & ~among(vector, EXCEPTIONS_WITH_ERROR_CODE))
+    found.check(len(positions))
+    found.violate(positions[at], lambda i: (f"no error code: exception {int(vector[at[i]])} has none", "has_error 1"))
+
+
+@RULE.part("single port accesses", needs=("kvm_pio.count", "kvm_emulate_insn"), places="kvm_pio", adds=False)
+def _single_pio(excerpt: Excerpt, found: Found) -> None:
+    """Check that a port access has count 1 where no string instruction was decoded."""
+    exits, segments = excerpt.exits, excerpt.segments
+    positions = segments.positions("kvm_pio")
+    owner = segments.of[positions]
+    string = segments.chain_mask[owner] & _U(1 << CLASS["kvm_emulate_insn"]) != 0
+    plain = ~string & (np.searchsorted(exits.start, positions) > 0) & segments.chain_known[owner]
+    count = excerpt.sequence.values("kvm_pio", "count", positions)
+    at = np.flatnonzero(plain & (count != 1))
+    found.violate(
+        positions[at], lambda i: ("kvm_pio.count 1: no string instruction was decoded", f"{int(count[at[i]])}")
+    )
+
+
+def _apic_msrs(excerpt: Excerpt) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of accesses to x2APIC registers that raised no #GP, and the numbers of the MSRs."""
+    segments, sequence = excerpt.segments, excerpt.sequence
+    positions = segments.positions("kvm_msr")
+    ecx = sequence.values("kvm_msr", "ecx", positions).astype(np.int64)
+    owner = segments.of[positions]
+    own = among(ecx >> 8, (X2APIC_MSR_BASE >> 8,)) & (sequence.values("kvm_msr", "exception", positions) == 0)
+    own &= (segments.kind[owner] == EXIT) & np.isin(owner, excerpt.exits.seg[~excerpt.nested])
+    return positions[own], ecx[own]
+
+
+@RULE.part("x2APIC registers", needs=("kvm_msr.ecx", "kvm_msr.exception", "kvm_apic.reg"), places="kvm_msr", adds=False)
+def _x2apic(excerpt: Excerpt, found: Found) -> None:
+    """Check that an x2APIC register is traced once, by its offset, whenever its MSR is accessed without #GP."""
+    segments = excerpt.segments
+    positions, ecx = _apic_msrs(excerpt)
+    owner = segments.of[positions]
+    counts = excerpt.segment_counts("kvm_apic")[owner]
+    first = segments.first_in("kvm_apic")[owner]
+    offset = np.full(len(positions), -1, np.int64)
+    offset[first >= 0] = excerpt.sequence.values("kvm_apic", "reg", first[first >= 0])
+    bad = np.flatnonzero((counts != 1) | (offset != (ecx - X2APIC_MSR_BASE) << 4))
+    found.check(len(positions))
+    found.violate(
+        positions[bad],
+        lambda i: (
+            f"one kvm_apic of register {int(ecx[bad[i]]) - X2APIC_MSR_BASE << 4:#x}",
+            f"{counts[bad[i]]}, the first of register {offset[bad[i]]:#x}",
+        ),
+    )
+
+
+@RULE.part(
+    "EOI by MSR", needs=("kvm_msr.ecx", "kvm_msr.exception", "kvm_eoi", "kvm_apic"), places="kvm_msr", adds=False
+)
+def _x2apic_eoi(excerpt: Excerpt, found: Found) -> None:
+    """Check that a write to the EOI register ends an interrupt."""
+    positions, ecx = _apic_msrs(excerpt)
+    ends = (ecx == X2APIC_EOI) & (excerpt.segment_counts("kvm_eoi")[excerpt.segments.of[positions]] == 0)
+    found.violate(positions[ends], constant("kvm_eoi for a write to the EOI register", "none"))

@@ -1,0 +1,120 @@
+"""V6: where the guest goes on after an exit that KVM handled, by the exit's RIP class."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import ENTRY
+from kvmtrace.check.predicates import next_rip, port_access
+from kvmtrace.check.rip_after_userspace import parts_behind_userspace
+from kvmtrace.check.rip_continuity import (
+    describe_continuation,
+    fits,
+    plain_resumes,
+    portions_of,
+)
+from kvmtrace.check.rule import VIOLATION, RowPart, Rule
+from kvmtrace.isa.base import RipClass
+from kvmtrace.model.predicates import CHECKS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rip_continuity import Portion
+    from kvmtrace.check.rule import Found
+    from kvmtrace.isa.base import ExitRow
+
+    Group = NDArray[np.intp]
+
+RULE = Rule(
+    "V6",
+    "RIP continuity",
+    VIOLATION,
+    (
+        "kvm_exit.exit_reason",
+        "kvm_exit.isa",
+        "kvm_exit.guest_rip",
+        "kvm_entry.rip",
+        "kvm_userspace_exit|kvm_fpu.load",  # else the VMM may have run between
+    ),
+    "The guest continues where the exit's class says: at the same instruction, behind it, or as the emulator left it.",
+    "kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c); skip_emulated_instruction (vmx/vmx.c)",
+    "a skip that is off by a few bytes, where the instruction's length is not traced (VMX)",
+)
+
+
+@RULE.each_row
+def _of_row(row: ExitRow) -> Iterator[RowPart]:
+    if row.rip is RipClass.NEVER:
+        return  # V7 reports that it resumed at all
+    for portion in portions_of(row):
+        yield RowPart(
+            portion.about,
+            portion.needs,
+            partial(_check, row=row, portion=portion),
+            lambda excerpt, group, portion=portion: len(_chosen(excerpt, group, portion)),  # type: ignore[misc]
+        )
+    yield RowPart("", (), _count_unknown)
+    yield from parts_behind_userspace(row, by_ioctl=True)
+    if "io_next_rip" in row.checks:
+        yield RowPart("the next RIP of port accesses", CHECKS["io_next_rip"].needs, _check_next_rip)
+
+
+def _resumed(excerpt: Excerpt, group: Group) -> Group:
+    """Return the exits that resumed in the kernel; between them and the entry, the VMM did not run."""
+    exits = excerpt.exits
+    resumed: Group = group[(exits.next_kind[group] == ENTRY) & ~exits.has("FPU unload")[group]]
+    return resumed
+
+
+def _chosen(excerpt: Excerpt, group: Group, portion: Portion) -> Group:
+    """Return the exits of a portion that resumed in the kernel."""
+    group = _resumed(excerpt, group)
+    chosen: Group = group[portion.select(excerpt, group, excerpt.exits.resume_rip[group])]
+    return chosen
+
+
+def _count_unknown(excerpt: Excerpt, group: Group, found: Found) -> None:
+    found.check(0, len(group) - len(_resumed(excerpt, group)))
+
+
+def _check(excerpt: Excerpt, whole: Group, found: Found, *, row: ExitRow, portion: Portion) -> None:
+    group = _chosen(excerpt, whole, portion)
+    found.check(len(group))
+    if len(group):
+        good = fits(excerpt, group, row, excerpt.exits.resume_rip[group])
+        _report(excerpt, row, group[~good], found)
+
+
+def _report(excerpt: Excerpt, row: ExitRow, bad: Group, found: Found) -> None:
+    """Report resumes at the wrong RIP, at the kvm_entry."""
+
+    def describe(i: int) -> tuple[str, str]:
+        rip, new = int(excerpt.exits.get("guest_rip")[bad[i]]), int(excerpt.exits.resume_rip[bad[i]])
+        where = describe_continuation(excerpt, row, bad[i : i + 1])
+        return f"after {excerpt.exit_name(bad[i])} at rip {rip:#x}: {where}", f"rip {new:#x} ({new - rip:+d})"
+
+    found.violate(excerpt.segments.start[excerpt.segments.resume[excerpt.exits.seg[bad]]], describe)
+
+
+def _check_next_rip(excerpt: Excerpt, group: Group, found: Found) -> None:
+    """Check that a port access goes on at the RIP that the exit told, if it moves at all."""
+    group = plain_resumes(excerpt, _resumed(excerpt, group))
+    moved = excerpt.exits.resume_rip[group] != excerpt.exits.get("guest_rip")[group]
+    group = group[moved & ~port_access(excerpt, group).string]
+    expected, rip = next_rip(excerpt, group), excerpt.exits.resume_rip[group]
+    at = np.flatnonzero(expected != rip)
+    found.check(len(group))
+    found.violate(
+        excerpt.segments.start[excerpt.exits.seg[group[at]] + 1],
+        lambda i: (
+            f"rip {int(expected[at[i]]):#x}, which {excerpt.exit_name(group[at[i]])} told as the next",
+            f"rip {int(rip[at[i]]):#x}",
+        ),
+    )

@@ -1,0 +1,155 @@
+"""V7: the userspace exit is one that this VM-exit, or a request between, can cause."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import ENTRY, USERSPACE
+from kvmtrace.check.excerpt import is_port_access
+from kvmtrace.check.predicates import holds, needs_of, userspace_fields
+from kvmtrace.check.rule import VIOLATION, RowPart, Rule
+from kvmtrace.isa.base import RipClass
+from kvmtrace.kvm.apic import APIC_TASKPRI
+from kvmtrace.kvm.userspace_exits import (
+    KVM_EXIT_FAIL_ENTRY,
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_INTR,
+    KVM_EXIT_MMIO,
+    KVM_EXIT_TPR_ACCESS,
+    describe_userspace_exit,
+)
+from kvmtrace.model.userspace import CONTINUED, CONTINUED_EVENTS
+from kvmtrace.table.distinct import among
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+    from kvmtrace.isa.base import ExitRow
+
+    Group = NDArray[np.intp]
+
+RULE = Rule(
+    "V7",
+    "allowed userspace exit",
+    VIOLATION,
+    ("kvm_exit.exit_reason", "kvm_exit.isa", "kvm_userspace_exit.reason", "kvm_userspace_exit.errno"),
+    "The userspace exit reason is one that this VM-exit, or a request between, can cause.",
+    "kvm_arch_vcpu_ioctl_run, vcpu_enter_guest (x86.c) and the exit's handler",
+    "whether the reason is right where errno is negative: it is that of an earlier exit then",
+    places="userspace exit",
+)
+_U = np.uint64
+
+
+def _bits(numbers: Iterable[int]) -> np.uint64:
+    return _U(sum(1 << number for number in numbers))
+
+
+@RULE.each_row
+def _of_row(row: ExitRow) -> Iterator[RowPart]:
+    needs = needs_of(("string",)) if is_port_access(row) else ()
+    yield RowPart("the reason", needs, partial(_check_reason, row=row), _count_leaving)
+    if row.rip is RipClass.NEVER:
+        yield RowPart("that it leaves", (), partial(_check_never_resumes, row=row))
+
+
+def _count_leaving(excerpt: Excerpt, group: Group) -> int:
+    return int(np.count_nonzero(excerpt.exits.next_kind[group] == USERSPACE))
+
+
+def _check_reason(excerpt: Excerpt, whole: Group, found: Found, *, row: ExitRow) -> None:
+    leaves, reason, errno = userspace_fields(excerpt, whole)
+    group, reason, errno = whole[leaves], reason[leaves], errno[leaves]
+    isa = excerpt.isa_of(whole)
+    allowed = np.full(len(group), _bits(isa.any_exit_causes.keys() - {KVM_EXIT_INTR}) | _bits(row.userspace))
+    if is_port_access(row):  # only string I/O touches memory
+        allowed &= np.where(holds("string", excerpt, group), ~_U(0), ~_U(1 << KVM_EXIT_MMIO))
+    allowed |= np.where(excerpt.exits.bus_lock[group], _bits(isa.bus_lock_userspace), _U(0))
+    if not excerpt.recorded("kvm_entry"):  # the entry that failed was not seen
+        allowed |= _U(1 << KVM_EXIT_FAIL_ENTRY)
+    vectoring = (excerpt.exits.vectoring[group] != 0) | ~excerpt.tells_vectoring[group]
+    allowed |= np.where(vectoring, _U(1 << KVM_EXIT_INTERNAL_ERROR), _U(0))
+    fits = (allowed >> np.clip(reason, 0, 63).astype(np.uint64)) & _U(1) == 1
+    fits |= reason > 63
+    fits |= (reason == KVM_EXIT_INTR) & (not excerpt.capability.exact_errno)
+    fits |= errno < 0  # the reason is stale then
+    at = np.flatnonzero(~fits)
+    found.check(len(group))
+    _report(excerpt, row, group[at], (reason[at], errno[at]), found)
+
+
+def _report(
+    excerpt: Excerpt,
+    row: ExitRow,
+    bad: Group,
+    outcome: tuple[NDArray[np.int64], NDArray[np.int64]],
+    found: Found,
+) -> None:
+    reason, errno = outcome
+    causes = excerpt.isa_of(bad).any_exit_causes if len(bad) else {}
+    names = ", ".join(describe_userspace_exit(n, 0) for n in sorted(row.userspace | causes.keys()))
+    found.violate(
+        excerpt.segments.start[excerpt.exits.seg[bad] + 1],
+        lambda i: (
+            f"after {excerpt.exit_name(bad[i])}: an in-kernel resume, -EINTR, or {names}",
+            describe_userspace_exit(int(reason[i]), int(errno[i])),
+        ),
+    )
+
+
+def _check_never_resumes(excerpt: Excerpt, group: Group, found: Found, *, row: ExitRow) -> None:
+    """Check that an exit which KVM cannot handle is not followed by a VM-entry."""
+    following = excerpt.exits.next_kind[group]
+    bad = group[following == ENTRY]
+    found.check(np.count_nonzero((following != 0) & (following != USERSPACE)))
+    names = ", ".join(describe_userspace_exit(n, 0) for n in sorted(row.userspace))
+    found.violate(
+        excerpt.segments.start[excerpt.exits.seg[bad] + 1],
+        lambda i: (f"{excerpt.exit_name(bad[i])} leaves to userspace: {names}", "VM-entry"),
+    )
+
+
+@RULE.part("KVM_EXIT_TPR_ACCESS", needs=("kvm_apic.reg",), adds=False)
+def _tpr_access(excerpt: Excerpt, found: Found) -> None:
+    """Check that an exit that reports an access to the LAPIC's TPR had one."""
+    group = np.flatnonzero(~excerpt.nested & (excerpt.row_number > 0))
+    leaves, reason, errno = userspace_fields(excerpt, group)
+    group = group[leaves & (reason == KVM_EXIT_TPR_ACCESS) & (errno >= 0)]
+    positions = excerpt.segments.positions("kvm_apic")
+    tpr = excerpt.sequence.values("kvm_apic", "reg", positions) == APIC_TASKPRI
+    marked = np.zeros(len(excerpt.segments), bool)
+    marked[excerpt.segments.of[positions[tpr]]] = True
+    bad = group[~marked[excerpt.exits.seg[group]]]
+    found.violate(
+        excerpt.segments.start[excerpt.exits.seg[bad] + 1],
+        lambda i: (
+            f"an access to the TPR (kvm_apic, register 0x80) after {excerpt.exit_name(bad[i])}",
+            describe_userspace_exit(KVM_EXIT_TPR_ACCESS, 0),
+        ),
+    )
+
+
+@RULE.part("a second userspace exit without a VM-exit", needs=("kvm_exit",))
+def _without_exit(excerpt: Excerpt, found: Found) -> None:
+    """Check second userspace exits without a VM-exit between: only I/O that goes on gives IO or MMIO."""
+    segments = excerpt.segments
+    pair = np.flatnonzero((segments.kind == USERSPACE) & (segments.next_kind == USERSPACE))
+    reasons = excerpt.sequence.values("kvm_userspace_exit", "reason", segments.start[pair]).astype(np.int64)
+    following = segments.start[pair + 1]
+    later = excerpt.sequence.values("kvm_userspace_exit", "reason", following).astype(np.int64)
+    errno = excerpt.sequence.values("kvm_userspace_exit", "errno", following).astype(np.int64)
+    bad = (errno == 0) & among(later, CONTINUED) & ~among(reasons, CONTINUED)
+    bad &= ~segments.has(*CONTINUED_EVENTS)[pair]
+    at = np.flatnonzero(bad)
+    found.check(len(pair))
+    found.violate(
+        following[at],
+        lambda i: ("no further I/O without a VM-exit: none was pending", describe_userspace_exit(int(later[at[i]]), 0)),
+    )

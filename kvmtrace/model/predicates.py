@@ -1,0 +1,87 @@
+"""Conditions on a VM-exit, and comparisons of its payload: the words that the exit tables use.
+
+A predicate lifts a duty (`Must.unless`) or changes where the guest continues (`rip_when`); it looks at the exit's
+segment: the events from kvm_exit to the next kvm_entry, kvm_exit or kvm_userspace_exit of the thread. A comparison
+holds a follow-up's payload against the exit's own words. What each of them reads stands beside it, so that the engine
+knows which duties a recording allows to judge. The functions are registered in `check` under the same names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Predicate:
+    """A condition on a VM-exit: when it holds, and the events and fields that it reads."""
+
+    sentence: str
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of payloads that an exit row asks for (`checks`).
+
+    Parameters
+    ----------
+    rule : id of the rule that a difference breaks
+    sentence : what is compared
+    needs : the events and fields that it reads
+    """
+
+    rule: str
+    sentence: str
+    needs: tuple[str, ...]
+
+
+# fmt: off
+PREDICATES: dict[str, Predicate] = {
+    "exception": Predicate("a kvm_inj_exception lies in the segment (where that was not recorded: RIP stays)",
+                           ("kvm_inj_exception|kvm_exit.guest_rip", "kvm_inj_exception|kvm_entry.rip")),
+    "userspace": Predicate("the segment ends in a userspace exit with errno 0", ("kvm_userspace_exit.errno",)),
+    "interrupted": Predicate("the segment ends in a userspace exit with errno < 0", ("kvm_userspace_exit.errno",)),
+    "retry": Predicate("the vCPU resumes at the RIP of the exit", ("kvm_exit.guest_rip", "kvm_entry.rip")),
+    "first_dr": Predicate("a debug-register exit resumes at the same RIP: the intercept was dropped",
+                          ("kvm_exit.guest_rip", "kvm_entry.rip")),
+    "fastpath": Predicate("kvm_msr stands before a kvm_exit that is traced late: the fast path wrote the MSR",
+                          ("kvm_msr",)),
+    "emulated": Predicate("the segment has a kvm_emulate_insn", ("kvm_emulate_insn",)),
+    "string": Predicate("info1 says string I/O", ("kvm_exit.info1",)),
+    "not_string": Predicate("info1 says a single port access", ("kvm_exit.info1",)),
+    "pio_in_userspace": Predicate("IN that leaves to userspace as KVM_EXIT_IO: its kvm_pio follows on completion",
+                                  ("kvm_exit.info1", "kvm_userspace_exit.reason")),
+    "userspace_pio": Predicate("the segment ends in KVM_EXIT_IO: the emulator waits for a port before it touches "
+                               "memory", ("kvm_userspace_exit.reason",)),
+    "icebp": Predicate("an exception exit whose intr_info is a privileged software exception (ICEBP): KVM skips it",
+                       ("kvm_exit.intr_info",)),
+    "not_pf": Predicate("an exception exit whose intr_info is not a page fault (vector 14)", ("kvm_exit.intr_info",)),
+    "not_ud": Predicate("an exception exit whose intr_info is not #UD (vector 6)", ("kvm_exit.intr_info",)),
+    "no_mmio": Predicate("page fault whose error code lacks the reserved bit: not a known MMIO page",
+                         ("kvm_exit.info1",)),
+    "fast_mmio": Predicate("the segment has a kvm_fast_mmio", ("kvm_fast_mmio",)),
+}
+
+CHECKS: dict[str, Comparison] = {
+    "pio_matches_exit": Comparison(
+        "V5", "kvm_pio's port, size and direction equal the exit's",
+        ("kvm_exit.info1", "kvm_pio.port", "kvm_pio.size", "kvm_pio.rw")),
+    "page_fault_rip": Comparison(
+        "V5", "kvm_page_fault's RIP is the exit's", ("kvm_exit.guest_rip", "kvm_page_fault.guest_rip")),
+    "page_fault_error": Comparison(
+        "V5", "kvm_page_fault's error_code is info1", ("kvm_exit.info1", "kvm_page_fault.error_code")),
+    "page_fault_address": Comparison(
+        "V5", "kvm_page_fault's address is info2", ("kvm_exit.info2", "kvm_page_fault.fault_address")),
+    "msr_direction": Comparison("V5", "kvm_msr's direction equals the exit's", ("kvm_exit.info1", "kvm_msr.write")),
+    "cr_matches_exit": Comparison(
+        "V5", "kvm_cr's register and direction equal the exit's", ("kvm_exit.info1", "kvm_cr.cr", "kvm_cr.rw")),
+    "emulated_rip": Comparison(
+        "V5", "kvm_emulate_insn's RIP is the exit's", ("kvm_exit.guest_rip", "kvm_emulate_insn.rip")),
+    "mmio_matches_page_fault": Comparison(
+        "V5", "the first kvm_mmio lies on the page of kvm_page_fault's address",
+        ("kvm_mmio.gpa", "kvm_mmio.len", "kvm_page_fault.fault_address", "kvm_emulate_insn.insn")),
+    "io_next_rip": Comparison(
+        "V6", "a port access that is no string instruction resumes at the RIP that the exit tells",
+        ("kvm_exit.info1", "kvm_exit.info2")),
+}
+# fmt: on

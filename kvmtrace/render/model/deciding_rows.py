@@ -1,0 +1,114 @@
+"""The model's smaller tables, everything that decides beside states, transitions and exit rows, as data and as text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace.check.registry import all_rules
+from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
+from kvmtrace.model import injection, ordering, states, transitions, userspace
+from kvmtrace.model.predicates import CHECKS, PREDICATES
+from kvmtrace.model.thresholds import THRESHOLDS
+
+if TYPE_CHECKING:
+    from kvmtrace.check.rule import Rule
+
+
+def rule_as_dict(rule: Rule) -> dict[str, Any]:
+    """Return a rule as a JSON-ready dictionary, without its functions."""
+    return {
+        "id": rule.id,
+        "title": rule.title,
+        "severity": rule.severity,
+        "needs": list(rule.needs),
+        "sentence": rule.sentence,
+        "source": rule.source,
+        "cannot_see": rule.cannot_see,
+        "parts": [{"about": part.about, "needs": list(part.needs)} for part in rule.parts],
+        "of_exit_rows": bool(rule.row_parts_of),
+    }
+
+
+def deciding_rows() -> dict[str, Any]:
+    """Return these tables as one JSON-ready object."""
+    return {
+        "rules": {name: rule_as_dict(rule) for name, rule in all_rules().items()},
+        "predicates": {name: asdict(predicate) for name, predicate in PREDICATES.items()},
+        "checks": {name: asdict(check) for name, check in CHECKS.items()},
+        "thresholds": {name: row._asdict() for name, row in THRESHOLDS.items()},
+        "ordering": {
+            "within_an_exit": [order._asdict() for order in ordering.ORDER],
+            "call_steps": list(ordering.CALL_STEPS),
+            "never_next": {step: sorted(never) for step, never in ordering.NEVER_NEXT.items()},
+            "never_next_if_paired": {step: sorted(never) for step, never in ordering.NEVER_NEXT_IF_PAIRED.items()},
+            "new_call": list(ordering.STEPS_OF_A_NEW_CALL),
+            "preparation": list(ordering.PREPARATION),
+            "run_steps": list(ordering.RUN_STEPS),
+            "return_steps": list(ordering.RETURN_STEPS),
+            "fast_path_events": sorted(ordering.FAST_PATH_EVENTS),
+            "not_on_fast_path": sorted(ordering.NOT_ON_FAST_PATH),
+            "fast_path_msrs": {f"{msr:#x}": name for msr, name in ordering.FAST_PATH_MSRS.items()},
+            "exclusive": [list(pair) for pair in ordering.EXCLUSIVE],
+            "follow_up_states": sorted(transitions.FOLLOW_UP_STATES),
+            "late_exit_states": sorted(transitions.LATE_EXIT_STATES),
+            "guest_events": sorted(transitions.GUEST_EVENTS),
+            "nested_events": list(states.NESTED_EVENTS),
+            "vcpu_events": list(states.VCPU_EVENTS),
+            "progress_events": list(states.PROGRESS_EVENTS),
+            "stand_ins": states.STAND_INS,
+            "lifecycle_parts": {part: list(steps) for part, steps in states.LIFECYCLE_PARTS.items()},
+        },
+        "injection": {
+            "injected_by": {kind: list(types) for kind, types in injection.INJECTED_BY.items()},
+            "legal_losses": injection.LEGAL_LOSSES,
+            "soft_vectors": list(injection.SOFT_VECTORS),
+            "reset_rips": {f"{rip:#x}": why for rip, why in injection.RESET_RIPS.items()},
+            "smi_rip": injection.SMI_RIP,
+            "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},
+            "auto_eoi": injection.AUTO_EOI,
+            "init_delivery_mode": injection.INIT_DELIVERY_MODE,
+        },
+        "userspace": {
+            "state_setters": list(userspace.STATE_SETTERS),
+            "register_setters": list(userspace.REGISTER_SETTERS),
+            "setter_traces": list(userspace.SETTER_TRACES),
+            "completed": [describe_userspace_exit_reason(reason) for reason in userspace.COMPLETED],
+            "continued": [describe_userspace_exit_reason(reason) for reason in userspace.CONTINUED],
+            "continued_events": list(userspace.CONTINUED_EVENTS),
+            "executed_events": list(userspace.EXECUTED_EVENTS),
+        },
+    }
+
+
+def condition_lines() -> list[str]:
+    """Return a line for each predicate and comparison of the exit rows."""
+    conditions = [f"{name}: {row.sentence} [{', '.join(row.needs)}]" for name, row in PREDICATES.items()]
+    return conditions + [
+        f"{name} ({row.rule}): {row.sentence} [{', '.join(row.needs)}]" for name, row in CHECKS.items()
+    ]
+
+
+def lines_of(value: Any, name: str = "") -> list[str]:
+    """Return nested tables as "name: words" lines, one a row."""
+    if isinstance(value, dict) and "value" in value:
+        return [f"{name}: {value['value']:,} {value['unit']}: {value['sentence']}"]
+    if isinstance(value, dict):
+        return [
+            line
+            for key, inner in value.items()
+            for line in lines_of(inner, f"{name}, {key}".removeprefix(", ").replace("_", " "))
+        ]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [f"{name}: {' '.join(str(word) for word in _order_words(row))}" for row in value]
+    words = ", ".join(" or ".join(one) if isinstance(one, list) else str(one) for one in _as_list(value))
+    return [f"{name}: {words or 'none'}"]
+
+
+def _order_words(row: dict[str, Any]) -> tuple[str, ...]:
+    which = "the last" if row["last"] else "the first"
+    return which, row["earlier"], "before the first", row["later"], f"[{row['source']}]"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
