@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from kvmtrace.ab.collect_run import run_of
 from kvmtrace.ab.recordings import compare_runs
-from kvmtrace.ab.run_samples import run_of
-from kvmtrace.ab.samples import userspace_intervals
 from kvmtrace.formats import open_recording
 from kvmtrace.isa.exit_reasons import describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
@@ -21,12 +20,14 @@ from kvmtrace.report.build import build_report
 from kvmtrace.report.json_document import to_json
 from kvmtrace.spans.slices import PART_NAMES, collect_segments
 from kvmtrace.spans.time_parts import Part
-from kvmtrace.spans.vm_exits import vm_exit_intervals
+from kvmtrace.spans.userspace import collect_userspace_exits
+from kvmtrace.spans.vm_exits import collect_vm_exits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kvmtrace.ab.recordings import RecordingComparison, RunSamples
+    from kvmtrace.ab.recordings import RecordingComparison
+    from kvmtrace.ab.run import RunSamples
     from kvmtrace.check.verdict import Comparison
     from kvmtrace.report.document import Report
     from kvmtrace.spans.slices import Segments
@@ -92,7 +93,7 @@ class LoadedRecording:
             return pd.DataFrame(
                 {"ts_ns": pd.Series(dtype="int64"), "name": pd.Categorical([]), "dur_ns": pd.Series(dtype="Int64")}
             )
-        exits = vm_exit_intervals(self.table)
+        exits = collect_vm_exits(self.recording.iter_events())
         codes = exits["isa"].astype(np.int64) << 32 | exits["exit_reason"].astype(np.int64)
         values, inverse = np.unique(codes, return_inverse=True)
         names = [describe_exit_reason(int(value) >> 32, int(value) & 0xFFFFFFFF) for value in values]
@@ -129,7 +130,7 @@ class LoadedRecording:
     @cached_property
     def userspace_exits(self) -> pd.DataFrame:
         """One row a return of KVM_RUN: ts_ns, name, reason, errno, tid, cpu, dur_ns (to the next KVM_RUN), row."""
-        found = userspace_intervals(self.table)
+        found = collect_userspace_exits(self.recording.iter_events())
         pairs = list(zip(found["reason"].tolist(), found["errno"].tolist(), strict=True))
         distinct = list(dict.fromkeys(pairs))
         number = {pair: i for i, pair in enumerate(distinct)}

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "bring_up": {"model", "table", "spans"},
     "stats": {"table", "spans"},
     "report": {"ab", "bring_up", "check", "model", "predict", "spans", "stats", "table"},
-    "ab": {"check", "formats", "report", "spans", "table"},
+    "ab": {"check", "formats", "model", "report", "spans", "table"},
     "render": {
         "ab",
         "bring_up",

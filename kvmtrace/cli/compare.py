@@ -11,14 +11,15 @@ import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.output import write_text
-from kvmtrace.errors import UsageError
+from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
-    from kvmtrace.ab.recordings import RecordingComparison, RunSamples
+    from kvmtrace.ab.recordings import RecordingComparison
+    from kvmtrace.ab.run import RunSamples
 
 
 def _load(path: str) -> RunSamples:
-    from kvmtrace.ab.run_samples import load_run
+    from kvmtrace.ab.collect_run import load_run
 
     return load_run(path)
 
@@ -61,13 +62,18 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
 )
 @click.option("--all", "everything", is_flag=True, help="List the insignificant tests too.")
 @click.option("--anonymize", is_flag=True, help="Drop the files' names; a comparison names nothing else of the host.")
-@click.option("--fail-on-regression", is_flag=True, help="Exit code 1 if something became slower or more frequent.")
+@click.option(
+    "--fail-on-regression",
+    is_flag=True,
+    help="Exit code 1 if something became slower or more frequent, 4 if the sides cannot be compared.",
+)
 def command(
     *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float | None,
     everything: bool, fail_on_regression: bool, anonymize: bool,
 ) -> None:  # fmt: skip
     """Compare recordings per exit reason and phase, with significance.
 
+    What was recorded differently (events, filters, guests, architectures, losses) is not compared, and said first.
     With one run per side, blocks within the runs are compared; with three or more, the runs themselves.
     """
     from kvmtrace.ab.recordings import compare_runs
@@ -85,5 +91,7 @@ def command(
         write_text(Path(output), text)
     else:
         click.echo(text, nl=False)
+    if fail_on_regression and not result.comparable:
+        raise CapabilityError(f"a regression cannot be told: {result.obstacles[0].why}", "record both sides alike")
     if fail_on_regression and result.regressed:
         sys.exit(1)

@@ -11,17 +11,16 @@ from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.selection import Selection
 from kvmtrace.report.timeline import build_timeline
-from kvmtrace.spans.intervals import find_intervals
-from kvmtrace.spans.lane_builder import LaneBuilder
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.slices import SegmentCollector
-from kvmtrace.spans.time_parts import Clock, ReasonSplit, Recorded, halt_polls, sweep
+from kvmtrace.spans.span_builder import SpanBuilder
+from kvmtrace.spans.time_parts import ReasonSplit
 from kvmtrace.stats.detail import DetailAccumulator
 from kvmtrace.stats.exits import ExitAccumulator
 from kvmtrace.stats.perf_kvm_stat import PerfAccumulator
 from kvmtrace.stats.rate import RateAccumulator
 from kvmtrace.stats.userspace import UserspaceAccumulator
-from kvmtrace.stats.vcpus import Identities, VcpuAccumulator, unattributable_halts, with_ids
+from kvmtrace.stats.vcpus import Identities, VcpuAccumulator, with_ids
 from kvmtrace.table.pipeline import run_stages
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.over_time import Timeline
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.spans.slices import Segments
+    from kvmtrace.spans.span_builder import Spans
     from kvmtrace.stats.rows import Detail
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Recording
@@ -51,6 +51,7 @@ class ReportOptions:
     symbol : guest address -> its symbol, None if there is none
     timeline : reduce the recording to what renderers draw over time
     progress : called with the number of events read so far
+    tables, spans : called with each table and each piece of spans, for others who want them of the same pass
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -59,6 +60,8 @@ class ReportOptions:
     symbol: Callable[[int], str | None] = lambda _: None
     timeline: bool = False
     progress: Callable[[int], None] = lambda _: None
+    tables: tuple[Callable[[EventTable], None], ...] = ()
+    spans: tuple[Callable[[Spans], None], ...] = ()
 
 
 def build_report(recording: Recording, options: ReportOptions | None = None) -> Report:
@@ -79,6 +82,8 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
         if not options.perf_only:
             beginning.feed(table)
         builder.feed(table, selection.of(table))
+        for take in options.tables:
+            take(table)
         options.progress(builder.n_events)
 
     model = [checker.stages] if checker else []
@@ -142,7 +147,7 @@ class ReportBuilder:
 
     def __init__(self, options: ReportOptions) -> None:
         self._options = options
-        self._lanes = LaneBuilder(perf_only=options.perf_only)
+        self._spans = SpanBuilder(perf_only=options.perf_only)
         self._perf = PerfAccumulator()
         self._exits = ExitAccumulator()
         self._userspace = UserspaceAccumulator()
@@ -151,9 +156,7 @@ class ReportBuilder:
         self._detail = DetailAccumulator()
         self._rate = RateAccumulator()
         self._identities = Identities()
-        self._clock = Clock()
         self._segments = SegmentCollector()
-        self._recorded = Recorded()
         self._described: set[str] = set()
         self._span: tuple[int, int] | None = None
         self.n_events = 0
@@ -161,12 +164,12 @@ class ReportBuilder:
     def feed(self, table: EventTable, selected: EventTable) -> None:
         """Take in the next table, and of it what was selected (the table itself for everything)."""
         self.look_at(table, selected)
-        lanes = self._lanes.feed(selected)
+        lanes = self._spans.feed_lanes(selected)
         if not self._options.perf_only:
             self._described |= set(selected.kind_index)
-            self._detail.feed_table(selected, self._lanes.keys)
+            self._detail.feed_table(selected, self._spans.keys)
             self._rate.feed(selected)
-            self._identities.feed(selected, self._lanes.threads.tids)
+            self._identities.feed(selected, self._spans.tids)
         self._feed_lanes(lanes)
 
     def look_at(self, table: EventTable, selected: EventTable | None = None) -> None:
@@ -183,24 +186,22 @@ class ReportBuilder:
         self._perf.feed(lanes)
         if self._options.perf_only:
             return
-        self._recorded = Recorded(self._lanes.scheduling, "kvm_vcpu_wakeup" in self._described)
-        intervals = find_intervals(lanes)
-        self._exits.feed(lanes, intervals)
+        spans = self._spans.spans(lanes)
+        assert spans is not None
+        self._exits.feed(lanes, spans.pairs)
         self._userspace.feed(lanes)
-        dur_ns = self._clock.durations(lanes)
-        swept = sweep(lanes, dur_ns)
         if self._options.timeline:
-            self._segments.feed(lanes, dur_ns, swept.part)
-        unattributable_halts(lanes, intervals, swept, self._lanes.keys.reasons, self._recorded)
-        moves = halt_polls(lanes, swept, self._recorded)
-        self._split.feed(lanes, intervals, swept, moves)
-        self._vcpus.feed(lanes, swept, moves)
-        self._detail.feed(lanes, intervals)
+            self._segments.feed(lanes, spans.swept.dur_ns, spans.swept.part)
+        self._split.feed(lanes, spans.pairs, spans.swept, spans.moves)
+        self._vcpus.feed(lanes, spans.swept, spans.moves)
+        self._detail.feed(lanes, spans.pairs)
+        for take in self._options.spans:
+            take(spans)
 
     def finish(self, recording: Recording, model: Comparison | None) -> Report:
         """Return the report; `recording` has been read to its end."""
-        self._feed_lanes(self._lanes.finish())
-        keys = self._lanes.keys
+        self._feed_lanes(self._spans.finish_lanes())
+        keys = self._spans.keys
         perf_tables = self._perf.finish(keys)
         capture = self._capture_info(recording)
         if self._options.perf_only:
@@ -213,7 +214,7 @@ class ReportBuilder:
             exits=self._exits.finish(keys.reasons, self._split, userspace=knows_userspace),
             perf_compatible=perf_tables,
             userspace_exits=self._userspace.finish(keys.userspace),
-            vcpus=self._vcpus.finish(self._lanes.threads.tids, self._identities, self._can_tell()),
+            vcpus=self._vcpus.finish(self._spans.tids, self._identities, self._can_tell()),
             detail=self._finished_detail(),
             rate=self._rate.finish(),
             model=model,
@@ -221,16 +222,16 @@ class ReportBuilder:
 
     def segments(self) -> Segments:
         """Return what every vCPU did over time, after finish(); only with ReportOptions.timeline."""
-        return self._segments.finish(self._lanes)
+        return self._segments.finish(self._spans.keys, self._spans.tids)
 
     def _finished_detail(self) -> Detail:
-        return self._detail.finish(self._lanes.keys, self._options.symbol)
+        return self._detail.finish(self._spans.keys, self._options.symbol)
 
     def _can_tell(self) -> dict[str, bool]:
         """Return which parts of a budget this capture shows."""
-        recorded = self._recorded
+        recorded = self._spans.recorded
         return {
-            "guest_ns": len(self._lanes.keys.reasons) > 0,
+            "guest_ns": len(self._spans.keys.reasons) > 0,
             "entry_exit_ns": bool(self._described & {"vmx_vcpu_run_return", "svm_vcpu_run_return"}),
             "userspace_ns": bool(self._described & {"kvm_userspace_exit", "sys_exit_ioctl"}),
             "blocked_ns": recorded.scheduling or recorded.wakeups,
@@ -262,7 +263,7 @@ class ReportBuilder:
 
     def _isa(self, recording: Recording) -> str | None:
         """Return the ISA that the VM-exits name, or else the recorder."""
-        seen = {ISA_NAMES.get(split_pair(key)[0]) for key in self._lanes.keys.reasons.keys()}  # noqa: SIM118
+        seen = {ISA_NAMES.get(split_pair(key)[0]) for key in self._spans.keys.reasons.keys()}  # noqa: SIM118
         seen.discard(None)
         if len(seen) == 1:
             return seen.pop()

@@ -1,108 +1,167 @@
-"""When and where events were lost, and which stretches of a vCPU thread may therefore hide some.
+"""When and where events were lost, and what a loss may hide: the one account of it for report, check and compare.
 
-A stretch is the time between two consecutive lane rows of one thread. As long as a thread stays on a CPU its
-events lie in that CPU's buffer, so only a loss of that CPU can hide any. Where the thread was off a CPU, or
-changed it, or where scheduling was not recorded, it may have been anywhere: a loss of any CPU counts.
+Two consecutive events of a thread enclose a stretch of time. As long as the thread stays on a CPU, its events lie in
+that CPU's buffer in order, so only a loss that was recorded between the two can hide any. Where it was switched out,
+changed the CPU, or where scheduling was not recorded, it may have run on any other CPU meanwhile: a loss of that CPU
+counts if its time touches the stretch's.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.spans.lanes import Step
+from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import LOST_EVENTS
+from kvmtrace.table.kinds import UNKNOWN_EVENT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.spans.lanes import Lanes
     from kvmtrace.table.event_table import EventTable
 
+    Times = NDArray[np.int64]
 
-_TAIL = 4096
+DOUBTFUL = 8  # events
+_FAR = np.iinfo(np.int64).max
+_NEVER = _FAR - 1  # unlike a gap at the end of a table, no later event closes it
+_TAIL = 4096  # rows that mostly hold an event of every CPU
 
 
-class LossGaps:
-    """The gaps of a recording, fed table by table."""
+class Gaps:
+    """When which CPU lost events: from its last event before the loss to its first one behind it.
+
+    Fed with consecutive tables; a gap at the end of one is closed by the next.
+    """
 
     def __init__(self) -> None:
-        self._by_cpu: dict[int, int] = {}
-        self._last_ts: dict[int, int] = {}
-        self._begin: NDArray[np.int64] = np.empty(0, np.int64)  # disjoint, ascending
-        self._end: NDArray[np.int64] = np.empty(0, np.int64)
+        self._starts: dict[int, list[int]] = {}
+        self._ends: dict[int, list[int]] = {}
+        self._lost: dict[int, int] = {}  # how often a CPU has lost events so far
+        self._last_ns: dict[int, int] = {}
 
     def __bool__(self) -> bool:
-        return len(self._begin) > 0
+        return any(self._starts.values())
 
     def feed(self, table: EventTable) -> NDArray[np.int32]:
-        """Take in a table; return how often each row's CPU had lost events before the row, shape (n,)."""
+        """Take in a further table, in its recorded order.
+
+        Returns
+        -------
+        ndarray[int32], shape (n,): how often each row's CPU had lost events before the row
+        """
         counts = np.zeros(len(table), np.int32)
         lost = table.rows(LOST_EVENTS)
-        if not len(lost) and not self._by_cpu:
-            self._remember(table)
-            return counts
-        gaps = []
-        for cpu in set(table.cpu[lost].tolist()) | set(self._by_cpu):
+        for cpu in sorted(set(table.cpu[lost].tolist()) | self._lost.keys()):
             own = np.flatnonzero(table.cpu == cpu)
-            is_lost = np.zeros(len(own), bool)
-            is_lost[np.searchsorted(own, lost[table.cpu[lost] == cpu])] = True
-            counts[own] = self._by_cpu.get(cpu, 0) + np.cumsum(is_lost)
-            self._by_cpu[cpu] = self._by_cpu.get(cpu, 0) + int(is_lost.sum())
-            gaps += self._gaps_of(table.ts_ns[own], np.flatnonzero(is_lost), cpu)
-        self._merge(gaps)
+            is_lost = table.kind[own] == table.kind_index.get(LOST_EVENTS, -1)
+            counts[own] = self._lost.get(cpu, 0) + np.cumsum(is_lost)
+            self._lost[cpu] = self._lost.get(cpu, 0) + int(is_lost.sum())
+            self._add(cpu, table.ts_ns[own[~is_lost]], distinct(np.cumsum(~is_lost)[is_lost]))
         self._remember(table)
         return counts
 
-    def _gaps_of(self, ts_ns: NDArray[np.int64], lost: NDArray[np.intp], cpu: int) -> list[tuple[int, int]]:
-        """Return (begin, end) of one CPU's gaps: from its event before a loss to the one after."""
-        first = np.iinfo(np.int64).min
-        before = np.where(lost > 0, ts_ns[lost - 1], self._last_ts.get(cpu, first))
-        return list(zip(before.tolist(), ts_ns[lost].tolist(), strict=True))
+    def _add(self, cpu: int, ts_ns: Times, behind: NDArray[np.intp]) -> None:
+        """Add one CPU's gaps.
+
+        Parameters
+        ----------
+        ts_ns : of the CPU's events
+        behind : how many of them stand before each gap
+        """
+        starts, ends = self._starts.setdefault(cpu, []), self._ends.setdefault(cpu, [])
+        if len(ts_ns) and ends and ends[-1] == _FAR:
+            ends[:] = [min(end, int(ts_ns[0])) for end in ends]
+        for position in behind.tolist():
+            before = int(ts_ns[position - 1]) if position else self._last_ns.get(cpu, -_FAR)
+            after = int(ts_ns[position]) if position < len(ts_ns) else _FAR
+            starts.append(min(before, after))  # time stamps around damage may be garbage
+            ends.append(max(before, after))
 
     def _remember(self, table: EventTable) -> None:
         """Keep the time of each CPU's latest event; mostly the last rows hold one of every CPU."""
         if not len(table):
             return
         n_cpus = int(table.cpu.max()) + 1
+        is_lost = table.kind == table.kind_index.get(LOST_EVENTS, -1)
         for start in (max(len(table) - _TAIL, 0), 0):
+            rows = start + np.flatnonzero(~is_lost[start:])
             latest = np.full(n_cpus + 1, -1, np.intp)  # one more for CPU -1
-            latest[table.cpu[start:]] = np.arange(start, len(table))  # the last assignment stays
+            latest[table.cpu[rows]] = rows  # the last assignment stays
             if start == 0 or (latest[:n_cpus] >= 0).all():
                 break
-        for cpu in np.flatnonzero(latest[:n_cpus] >= 0):
-            self._last_ts[int(cpu)] = int(table.ts_ns[latest[cpu]])
+        for cpu in np.flatnonzero(latest >= 0).tolist():
+            self._last_ns[cpu if cpu < n_cpus else -1] = int(table.ts_ns[latest[cpu]])
 
-    def _merge(self, gaps: list[tuple[int, int]]) -> None:
-        """Add gaps and keep all of them disjoint and sorted."""
-        known = list(zip(self._begin.tolist(), self._end.tolist(), strict=True))
-        merged: list[list[int]] = []
-        for begin, end in sorted(known + gaps):
-            if merged and begin <= merged[-1][1]:
-                merged[-1][1] = max(merged[-1][1], end)
-            else:
-                merged.append([begin, end])
-        bounds = np.array(merged, np.int64).reshape(-1, 2)
-        self._begin, self._end = bounds[:, 0], bounds[:, 1]
+    def end_at(self, last_ns: dict[int, int]) -> None:
+        """Take a CPU's events as lost from its last one on: the recording is damaged or cut off."""
+        for cpu, ts_ns in last_ns.items():
+            self._starts.setdefault(cpu, []).append(ts_ns)
+            self._ends.setdefault(cpu, []).append(_NEVER)
 
-    def suspect(self, lanes: Lanes, *, scheduling: bool) -> NDArray[np.bool_]:
-        """Say of each row whether the stretch from it to its thread's next row may hide lost events.
+    def forget_before(self, ts_ns: int) -> None:
+        """Drop gaps that ended before a time: no event that is still waiting is as old."""
+        for cpu, ends in self._ends.items():
+            keep = [i for i, end in enumerate(ends) if end >= ts_ns]
+            self._starts[cpu] = [self._starts[cpu][i] for i in keep]
+            self._ends[cpu] = [ends[i] for i in keep]
+
+    def hide(
+        self, ts_ns: Times, cpu: NDArray[np.int16], loss: NDArray[np.int32], wandered: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Say of each stretch between consecutive rows whether events of the thread may have been lost in it.
 
         Parameters
         ----------
-        scheduling : bool, sched_switch was recorded
+        ts_ns, cpu, loss : of n rows; `loss` is what feed() returned of them
+        wandered : bool, shape (n-1,), the thread may have run on other CPUs between two rows: it was switched out
+            there, or scheduling was not recorded
+
+        Returns
+        -------
+        ndarray[bool], shape (n-1,); what it says of rows of different threads means nothing
         """
-        found = np.zeros(len(lanes), bool)
-        if not self or len(lanes) < 2:
-            return found
-        same_cpu = lanes.cpu[:-1] == lanes.cpu[1:]
-        on_cpu = same_cpu & (lanes.step[:-1] != Step.BLOCK) & (lanes.step[:-1] != Step.PREEMPT)
-        if not scheduling:
-            on_cpu[:] = False
-        lost_here = same_cpu & (lanes.loss[:-1] != lanes.loss[1:])
-        after = np.searchsorted(self._end, lanes.ts_ns[:-1], side="right")
-        begin = np.append(self._begin, np.iinfo(np.int64).max)[after]
-        lost_anywhere = ~on_cpu & (begin < lanes.ts_ns[1:])
-        found[:-1] = (lost_here | lost_anywhere) & lanes.same_thread()
-        return found
+        same = cpu[:-1] == cpu[1:]
+        hidden: NDArray[np.bool_] = same & (loss[:-1] != loss[1:])
+        if not self:
+            return hidden
+        rows = np.flatnonzero(~same | wandered)
+        since, until = np.minimum(ts_ns[:-1], ts_ns[1:])[rows], np.maximum(ts_ns[:-1], ts_ns[1:])[rows]
+        some = _touched([*chain(*self._starts.values())], [*chain(*self._ends.values())], since, until)
+        rows, since, until = rows[some], since[some], until[some]
+        for lost_cpu, starts in self._starts.items():
+            # what a CPU lost while the thread stayed on it is known by the order of the rows
+            elsewhere = ~(same[rows] & (cpu[:-1][rows] == lost_cpu))
+            hidden[rows] |= elsewhere & _touched(starts, self._ends[lost_cpu], since, until)
+        return hidden
+
+
+def _touched(starts: list[int], ends: list[int], since: Times, until: Times) -> NDArray[np.bool_]:
+    """Say which intervals [since, until] overlap one of these gaps."""
+    began = np.searchsorted(np.sort(np.array(starts, np.int64)), until, "right")
+    over = np.searchsorted(np.sort(np.array(ends, np.int64)), since, "left")
+    touched: NDArray[np.bool_] = began > over
+    return touched
+
+
+def doubtful_rows(table: EventTable) -> NDArray[np.intp]:
+    """Return the last rows before losses of unknown size.
+
+    Damage may begin within an event, and what follows in its page may look like events for a while.
+    """
+    lost = table.rows(LOST_EVENTS)
+    if not len(lost) or not table.has(LOST_EVENTS, "count"):
+        return np.empty(0, np.intp)
+    unknown = lost[table.field(LOST_EVENTS, "count") < 0]
+    nameless = table.kind == table.kind_index.get(UNKNOWN_EVENT, -1)
+    doubtful: list[int] = []
+    for cpu in distinct(table.cpu[unknown]):
+        on_cpu = np.flatnonzero(table.cpu == cpu)
+        for behind in np.searchsorted(on_cpu, unknown[table.cpu[unknown] == cpu]).tolist():
+            first = behind
+            while first and nameless[on_cpu[first - 1]]:
+                first -= 1
+            doubtful += on_cpu[max(first - DOUBTFUL, 0) : behind].tolist()
+    return np.array(sorted(set(doubtful)), np.intp)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.kvm.ioctls import KVM_RUN
-from kvmtrace.spans.gaps import LossGaps
+from kvmtrace.spans.gaps import Gaps
 from kvmtrace.spans.lane_keys import KEYED, LaneKeys, u64
 from kvmtrace.spans.lanes import MARKS, REASON_BITS, Lanes, Step
 
@@ -42,6 +42,7 @@ _SIMPLE_STEPS = {
     "kvm_hypercall": Step.HYPERCALL,
     "kvm_page_fault": Step.PAGE_FAULT,
 }
+_ROW_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}
 PERF_EVENTS = frozenset({"kvm_entry", "kvm_exit", "kvm_mmio", "kvm_pio", "kvm_msr"})
 
 
@@ -85,15 +86,18 @@ class LaneBuilder:
     Parameters
     ----------
     perf_only : bool, take only what `perf kvm stat` looks at
+    rows : bool, lanes know their rows in the recording; what is of interest only there is a step, too
     """
 
-    def __init__(self, *, perf_only: bool = False) -> None:
+    def __init__(self, *, perf_only: bool = False, rows: bool = False) -> None:
         self.keys = LaneKeys()
         self.threads = Threads()
-        self.gaps = LossGaps()
+        self.gaps = Gaps()
         self.scheduling = False
         self._perf_only = perf_only
-        self._held = Lanes.empty()
+        self._rows = rows
+        self._n_seen = 0
+        self._held = Lanes.empty(rows=rows)
 
     def feed(self, table: EventTable) -> Lanes:
         """Return the lanes that this table completes."""
@@ -105,7 +109,17 @@ class LaneBuilder:
         other = threads < 0
         if other.any():
             rows, threads = rows[~other], threads[~other]
-        return self._emit(self._lanes(table, step, loss, rows, threads), new)
+        fresh = self._lanes(table, step, loss, rows, threads)
+        self._n_seen += len(table)
+        piece = self._emit(fresh, new)
+        if self.gaps and len(self._held):
+            self.gaps.forget_before(int(self._held.ts_ns.min()))
+        return piece
+
+    @property
+    def held(self) -> Lanes:
+        """The rows that wait for a later table."""
+        return self._held
 
     def _threads_of(
         self, table: EventTable, steps: NDArray[np.uint8], rows: NDArray[np.intp]
@@ -120,7 +134,7 @@ class LaneBuilder:
 
     def finish(self) -> Lanes:
         """Return what was held back."""
-        held, self._held = self._held, Lanes.empty()
+        held, self._held = self._held, Lanes.empty(rows=self._rows)
         return self._checked(held)
 
     def _steps(self, table: EventTable) -> NDArray[np.uint8]:
@@ -128,6 +142,9 @@ class LaneBuilder:
         of_kind = np.zeros(len(table.kinds) + 1, np.uint8)
         for name, step in _SIMPLE_STEPS.items():
             if name in table.kind_index and (name in PERF_EVENTS or not self._perf_only):
+                of_kind[table.kind_index[name]] = step
+        for name, step in _ROW_STEPS.items() if self._rows else ():
+            if name in table.kind_index:
                 of_kind[table.kind_index[name]] = step
         steps: NDArray[np.uint8] = of_kind[table.kind]
         if table.has("kvm_mmio", "type"):
@@ -164,7 +181,8 @@ class LaneBuilder:
         arg = self._args(table)
         if len(rows) == len(table) and (self._perf_only or not table.count("sched_switch")):
             flags = np.zeros(len(rows), bool)  # every event is a step: nothing is to be picked out
-            return Lanes(threads.astype(np.uint16), steps, table.ts_ns, arg, table.cpu, loss, flags, flags)
+            row = np.arange(self._n_seen, self._n_seen + len(table)) if self._rows else None
+            return Lanes(threads.astype(np.uint16), steps, table.ts_ns, arg, table.cpu, loss, flags, flags, row)
         step, arg = steps[rows], arg[rows]
         if table.has("sched_switch", "next_pid") and not self._perf_only:
             switched_in = self.threads.numbers(table.field("sched_switch", "next_pid").astype(np.int32))
@@ -176,7 +194,9 @@ class LaneBuilder:
             step = np.concatenate([step, np.full(len(resumed), Step.RESUME, np.uint8)])[order]
             arg = np.concatenate([arg, np.zeros(len(resumed), np.int64)])[order]
         flags = np.zeros(len(rows), bool)
-        return Lanes(threads.astype(np.uint16), step, table.ts_ns[rows], arg, table.cpu[rows], loss[rows], flags, flags)
+        row = rows + self._n_seen if self._rows else None
+        thread = threads.astype(np.uint16)
+        return Lanes(thread, step, table.ts_ns[rows], arg, table.cpu[rows], loss[rows], flags, flags, row)
 
     def _args(self, table: EventTable) -> NDArray[np.int64]:
         """Return the argument of each step (see Step), 0 where it has none; shape (n,)."""
@@ -221,7 +241,12 @@ class LaneBuilder:
         return self._checked(piece)
 
     def _checked(self, piece: Lanes) -> Lanes:
-        return replace(piece, suspect=self.gaps.suspect(piece, scheduling=self.scheduling))
+        """Return the piece with its column `suspect`."""
+        if len(piece) < 2 or not self.gaps:
+            return replace(piece, suspect=np.zeros(len(piece), bool))
+        away = (piece.step[:-1] == Step.BLOCK) | (piece.step[:-1] == Step.PREEMPT)
+        hidden = self.gaps.hide(piece.ts_ns, piece.cpu, piece.loss, away if self.scheduling else np.ones_like(away))
+        return replace(piece, suspect=np.append(hidden & piece.same_thread(), False))
 
 
 def _by_thread(thread: NDArray[np.uint16]) -> NDArray[np.intp] | None:

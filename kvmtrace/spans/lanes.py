@@ -52,6 +52,8 @@ class Step(enum.IntEnum):
     CR = 17  # kvm_cr; arg: number of (cr, write)
     HYPERCALL = 18  # kvm_hypercall; arg: number of nr
     PAGE_FAULT = 19  # kvm_page_fault; arg: number of the page
+    INJECT = 20  # kvm_inj_virq, kvm_inj_exception; only where rows were asked for
+    EMULATE = 21  # kvm_emulate_insn; likewise
 
 
 # steps that only vCPU threads make: a thread's lane begins at its first one
@@ -72,6 +74,7 @@ class Lanes:
     loss : (n,) int32, how often the row's CPU had lost events before it
     opening : (n,) bool, the row ended the piece before and was counted there
     suspect : (n,) bool, events of the thread may have been lost between this row and its next
+    row : (n,) int64, the event's row in the recording, where it was asked for (LaneBuilder)
     """
 
     thread: NDArray[np.uint16]
@@ -82,23 +85,26 @@ class Lanes:
     loss: NDArray[np.int32]
     opening: NDArray[np.bool_]
     suspect: NDArray[np.bool_]
+    row: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.step)
 
     def take(self, rows: NDArray[Any] | slice) -> Lanes:
         """Return these rows."""
-        return Lanes(*(getattr(self, field.name)[rows] for field in fields(self)))
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+        return Lanes(**taken)
 
     @staticmethod
     def concat(parts: list[Lanes]) -> Lanes:
         """Return the rows of all parts, one part after the other."""
-        names = [field.name for field in fields(Lanes)]
+        names = [field.name for field in fields(Lanes) if getattr(parts[0], field.name) is not None]
         return Lanes(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     @staticmethod
-    def empty() -> Lanes:
-        """Return no rows."""
+    def empty(*, rows: bool = False) -> Lanes:
+        """Return no rows; with `rows`, with an empty column `row`."""
         return Lanes(
             thread=np.empty(0, np.uint16),
             step=np.empty(0, np.uint8),
@@ -108,6 +114,7 @@ class Lanes:
             loss=np.empty(0, np.int32),
             opening=np.empty(0, bool),
             suspect=np.empty(0, bool),
+            row=np.empty(0, np.int64) if rows else None,
         )
 
     def reasons(self, rows: NDArray[Any]) -> NDArray[np.int64]:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.isa.exit_reasons import describe_exit_reason
-from kvmtrace.spans.lane_builder import LaneBuilder
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import REASON_BITS, Step
-from kvmtrace.spans.time_parts import Clock, Part, sweep
+from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
+from kvmtrace.spans.time_parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from kvmtrace.spans.lane_keys import LaneKeys
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Recording
@@ -92,22 +93,21 @@ class SegmentCollector:
         self._pieces: list[tuple[NDArray[Any], ...]] = []
 
     def feed(self, lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> None:
-        """Take in a piece, with what Clock.durations() and sweep() say of it."""
+        """Take in a piece, with how long each stretch is and what it is (Sweep)."""
         if len(lanes):
             self._pieces.append(_of_lanes(lanes, dur_ns, part))
 
-    def finish(self, builder: LaneBuilder) -> Segments:
-        """Return all segments; `builder` made the lanes."""
-        keys, rips = builder.keys.reasons.keys(), builder.keys.rips.keys()
-        names = tuple(describe_exit_reason(*split_pair(key)) for key in keys)
+    def finish(self, keys: LaneKeys, tids: Iterable[int]) -> Segments:
+        """Return all segments; `keys` and `tids` are those of the lanes."""
+        names = tuple(describe_exit_reason(*split_pair(key)) for key in keys.reasons.keys())  # noqa: SIM118
         columns = [
             np.concatenate([piece[i] for piece in self._pieces]) if self._pieces else np.empty(0, dtype)
             for i, dtype in enumerate(_DTYPES)
         ]
         order = np.argsort(columns[0], kind="stable")  # pieces are in time order: so is each thread
         thread, ts_ns, dur_ns, part, reason, cpu, number = (column[order] for column in columns)
-        rip_of = np.array([*rips, 0], np.uint64)  # -1: the zero at the end
-        return Segments(tuple(builder.threads.tids), names, thread, ts_ns, dur_ns, part, reason, cpu, rip_of[number])
+        rip_of = np.array([*keys.rips.keys(), 0], np.uint64)  # -1: the zero at the end
+        return Segments(tuple(tids), names, thread, ts_ns, dur_ns, part, reason, cpu, rip_of[number])
 
 
 def collect_segments(tables: Iterable[EventTable]) -> Segments:
@@ -117,17 +117,10 @@ def collect_segments(tables: Iterable[EventTable]) -> Segments:
     ----------
     tables : consecutive event tables
     """
-    builder, clock, collector = LaneBuilder(), Clock(), SegmentCollector()
-
-    def take(lanes: Lanes) -> None:
-        if len(lanes):
-            dur_ns = clock.durations(lanes)
-            collector.feed(lanes, dur_ns, sweep(lanes, dur_ns).part)
-
-    for table in tables:
-        take(builder.feed(table))
-    take(builder.finish())
-    return collector.finish(builder)
+    builder, collector = SpanBuilder(), SegmentCollector()
+    for spans in iter_spans(tables, builder):
+        collector.feed(spans.lanes, spans.swept.dur_ns, spans.swept.part)
+    return collector.finish(builder.keys, builder.tids)
 
 
 def label_threads(recording: Recording, tids: Iterable[int]) -> dict[int, str]:

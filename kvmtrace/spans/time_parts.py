@@ -32,8 +32,8 @@ from kvmtrace.spans.lanes import Step
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.spans.intervals import Intervals
     from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.spans.pairs import Pairs
 
 
 class Part(enum.IntEnum):
@@ -221,19 +221,19 @@ class PartSums:
 
 
 class ReasonSplit:
-    """Where the time of each exit reason went, over its sound exit→entry intervals."""
+    """Where the time of each exit reason went, over its sound exit→entry pairs."""
 
     def __init__(self) -> None:
         self._sums = PartSums()
 
-    def feed(self, lanes: Lanes, intervals: Intervals, swept: Sweep, moves: Moves) -> None:
+    def feed(self, lanes: Lanes, pairs: Pairs, swept: Sweep, moves: Moves) -> None:
         """Take in the next piece."""
-        if len(intervals.edges) < 2:
+        if len(pairs.edges) < 2:
             return
-        handled = intervals.handling & intervals.sound
+        handled = pairs.handling & pairs.sound
         group = np.full(len(lanes) + 1, -1, np.int32)  # of each lane row; the last stands for "none"
-        group[intervals.edges[:-1][handled]] = intervals.reasons[:-1][handled]
-        groups = group[intervals.owner]
+        group[pairs.edges[:-1][handled]] = pairs.reasons[:-1][handled]
+        groups = group[pairs.owner]
         rows = np.flatnonzero(groups >= 0)
         self._sums.add(groups[rows], swept.part[rows], swept.dur_ns[rows])
         mine = groups[moves.rows] >= 0

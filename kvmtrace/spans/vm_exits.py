@@ -1,4 +1,4 @@
-"""VM-exit intervals: each kvm_exit with the kvm_entry that ended it."""
+"""VM-exits as rows: each kvm_exit with the kvm_entry that ended it, what it was about and where its time went."""
 
 from __future__ import annotations
 
@@ -6,210 +6,256 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.errors import MissingEventError
-from kvmtrace.table.event_table import LOST_EVENTS
+from kvmtrace.spans.keys import grown
+from kvmtrace.spans.lane_keys import u64
+from kvmtrace.spans.lanes import Step
+from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
+from kvmtrace.spans.time_parts import N_PARTS, Part
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
+    from kvmtrace.spans.span_builder import Spans
     from kvmtrace.table.event_table import EventTable
 
-EXIT_DTYPE = np.dtype(
-    [
-        ("ts_ns", np.int64),  # of kvm_exit
-        ("entry_ts_ns", np.int64),  # of the kvm_entry that followed; -1: none
-        ("dur_ns", np.int64),  # entry_ts_ns - ts_ns; -1: unpaired, or the clock stepped back
-        ("guest_before_ns", np.int64),  # from the kvm_entry before to kvm_exit; -1: unknown
-        ("tid", np.int32),
-        ("vcpu_id", np.int32),  # -1: not recorded
-        ("cpu", np.int16),  # of kvm_exit
-        ("entry_cpu", np.int16),  # of kvm_entry; -1: none
-        ("isa", np.uint8),  # 1 VMX, 2 SVM; 0: not recorded
-        ("exit_reason", np.uint32),  # raw: VMX keeps its flags, SVM's exit code
-        ("guest_rip", np.uint64),  # at the exit
-        ("entry_rip", np.uint64),  # at the entry; 0: none
-        ("info1", np.uint64),
-        ("info2", np.uint64),
-        ("intr_info", np.uint32),
-        ("error_code", np.uint32),
-        ("to_userspace", np.bool_),  # a kvm_userspace_exit of the thread lies between
-        ("lost", np.bool_),  # events were lost on its CPUs between: the pair may be a wrong one
-        ("row", np.int64),  # of kvm_exit in the event table
-        ("entry_row", np.int64),  # of kvm_entry; -1: none
-    ]
-)
-_EXIT_FIELDS = ("isa", "exit_reason", "guest_rip", "info1", "info2", "intr_info", "error_code")
-MAX_PID = 1 << 22  # PID_MAX_LIMIT of the kernel, include/linux/threads.h
+# fmt: off
+EXIT_DTYPE = np.dtype([
+    ("ts_ns", np.int64),  # of kvm_exit
+    ("entry_ts_ns", np.int64),  # of the kvm_entry that followed; -1: none
+    ("dur_ns", np.int64),  # entry_ts_ns - ts_ns; -1: unpaired, or the clock stepped back
+    ("guest_before_ns", np.int64),  # from the kvm_entry before to kvm_exit; -1: unknown
+    ("kernel_ns", np.int64),  # of dur_ns: in the kernel, entry and exit path included; -1: dur_ns is unknown or lost
+    ("userspace_ns", np.int64),  # of dur_ns: in the VMM
+    ("waiting_ns", np.int64),  # of dur_ns: blocked or halt-polling
+    ("preempted_ns", np.int64),  # of dur_ns: switched out though runnable
+    ("unknown_ns", np.int64),  # of dur_ns: not attributable
+    ("tid", np.int32),
+    ("vcpu_id", np.int64),  # -1: not recorded
+    ("number", np.int64),  # of the thread's VM-exits, from 1: what `report --explain` takes
+    ("cpu", np.int16),  # of kvm_exit
+    ("entry_cpu", np.int16),  # of kvm_entry; -1: none
+    ("isa", np.uint8),  # Isa.number; 0: not recorded
+    ("exit_reason", np.uint32),  # raw, flags included
+    ("guest_rip", np.uint64),  # at the exit
+    ("entry_rip", np.uint64),  # at the entry; 0: none
+    ("info1", np.uint64),
+    ("info2", np.uint64),
+    ("intr_info", np.uint32),
+    ("error_code", np.uint32),
+    # of the first such event before the next VM-entry; -1, or has_* false: there was none
+    ("port", np.int64),  # kvm_pio
+    ("msr", np.int64),  # kvm_msr
+    ("cr", np.int64),  # kvm_cr
+    ("vector", np.int64),  # kvm_inj_virq, kvm_inj_exception
+    ("write", np.int8),  # the access to a port, MMIO, MSR or CR writes; -1: none of them
+    ("size", np.int64),  # bytes of the port's or MMIO access
+    ("data", np.uint64),  # value of the access; has_data
+    ("gpa", np.uint64),  # kvm_mmio, else kvm_page_fault; has_gpa
+    ("has_data", np.bool_),
+    ("has_gpa", np.bool_),
+    ("userspace_reason", np.int64),  # of the first kvm_userspace_exit, KVM_EXIT_*
+    ("errno", np.int64),  # of the same; 0 without one
+    ("to_userspace", np.bool_),  # a kvm_userspace_exit of the thread lies between
+    ("lost", np.bool_),  # events may have been lost between: the pair may be a wrong one
+    ("row", np.int64),  # of kvm_exit in the recording
+    ("entry_row", np.int64),  # of kvm_entry; -1: none
+])
+_ABSENT: tuple[str, ...] = (
+    "entry_ts_ns", "dur_ns", "guest_before_ns", "kernel_ns", "userspace_ns", "waiting_ns", "preempted_ns",
+    "unknown_ns", "vcpu_id", "entry_cpu", "port", "msr", "cr", "vector", "write", "size", "userspace_reason",
+    "entry_row",
+)  # are -1 until something is known
+_RECORDED = ("isa", "exit_reason", "guest_rip", "info1", "info2", "intr_info", "error_code")
+# what an event says of the VM-exit that it belongs to: column -> its field
+_ABOUT: dict[Step, tuple[str, dict[str, tuple[str, ...]]]] = {
+    Step.PIO: ("kvm_pio", {"port": ("port",), "write": ("rw",), "size": ("size",), "data": ("val",)}),
+    Step.MMIO_READ: ("kvm_mmio", {"gpa": ("gpa",), "size": ("len",), "data": ("val",)}),
+    Step.MMIO_WRITE: ("kvm_mmio", {"gpa": ("gpa",), "size": ("len",), "data": ("val",)}),
+    Step.MSR: ("kvm_msr", {"msr": ("ecx",), "write": ("write",), "data": ("data",)}),
+    Step.CR: ("kvm_cr", {"cr": ("cr",), "write": ("rw",), "data": ("val",)}),
+    Step.PAGE_FAULT: ("kvm_page_fault", {"gpa": ("fault_address", "address")}),
+    Step.USERSPACE_EXIT: ("kvm_userspace_exit", {"userspace_reason": ("reason",), "errno": ("errno",)}),
+}
+# fmt: on
+_PARTS = {
+    "kernel_ns": (Part.HANDLER, Part.ENTRY_EXIT, Part.GUEST),
+    "userspace_ns": (Part.USERSPACE,),
+    "waiting_ns": (Part.BLOCKED, Part.HALT_POLL),
+    "preempted_ns": (Part.PREEMPTED,),
+    "unknown_ns": (Part.UNKNOWN,),
+}
 
 
-def group_codes(values: NDArray[Any]) -> NDArray[Any]:
-    """Return small codes for thread ids such that a stable sort of them is a radix sort."""
-    if len(values) and values.min() >= 0 and values.max() <= MAX_PID:
-        present = np.zeros(int(values.max()) + 1, bool)
-        present[values] = True
-        codes: NDArray[Any] = (np.cumsum(present) - 1)[values]
-    else:
-        codes = np.unique(values, return_inverse=True)[1].reshape(-1)
-    return codes.astype(np.uint16) if len(codes) and codes.max() <= 0xFFFF else codes
+class VmExitRows:
+    """Makes the rows of consecutive pieces of spans, which must know their rows (SpanBuilder)."""
+
+    def __init__(self) -> None:
+        self._numbers = np.zeros(16, np.int64)  # per thread: VM-exits so far
+        self._vcpu_ids = np.full(16, -1, np.int64)  # per thread: of its latest kvm_entry
+
+    def feed(self, spans: Spans) -> NDArray[Any]:
+        """Return the VM-exits of a piece, by row.
+
+        Returns
+        -------
+        ndarray[EXIT_DTYPE]; of one thread consecutive, of several threads pieces may overlap in time
+        """
+        lanes, pairs = spans.lanes, spans.pairs
+        exits = np.flatnonzero(pairs.is_exit & ~spans.told_later[pairs.edges])  # positions among the edges
+        out = np.zeros(len(exits), EXIT_DTYPE)
+        for name in _ABSENT:
+            out[name] = -1
+        at = pairs.edges[exits]  # lane rows
+        assert lanes.row is not None
+        out["row"], out["ts_ns"], out["cpu"] = lanes.row[at], lanes.ts_ns[at], lanes.cpu[at]
+        out["tid"] = np.array(spans.tids, np.int32)[lanes.thread[at]]
+        self._fill_recorded(spans, out, at)
+        _fill_pairs(spans, out, exits)
+        self._fill_vcpu(spans, out, exits)
+        self._fill_numbers(lanes.thread[at], out)
+        number = np.full(len(lanes) + 1, -1, np.int64)  # of each lane row: its exit in `out`; the last: none
+        number[at] = np.arange(len(exits))
+        owner = number[pairs.owner]
+        _fill_parts(spans, out, owner)
+        _fill_accesses(spans, out, owner)
+        return out[np.argsort(out["row"], kind="stable")]
+
+    @staticmethod
+    def _fill_recorded(spans: Spans, out: NDArray[Any], at: NDArray[np.intp]) -> None:
+        """Fill in what kvm_exit itself says."""
+        table = spans.table
+        assert table is not None
+        own = table.position_in_kind[spans.table_rows(at)]
+        for name in _RECORDED:
+            if table.has("kvm_exit", name):
+                out[name] = table.field("kvm_exit", name)[own]
+        if table.has("kvm_exit", "vcpu_id"):
+            out["vcpu_id"] = table.field("kvm_exit", "vcpu_id")[own]
+
+    def _fill_vcpu(self, spans: Spans, out: NDArray[Any], exits: NDArray[np.intp]) -> None:
+        """Fill in vcpu_id where kvm_exit lacks it: of the entry before, or else of the one behind."""
+        table, pairs = spans.table, spans.pairs
+        assert table is not None
+        if table.has("kvm_exit", "vcpu_id") or not table.has("kvm_entry", "vcpu_id"):
+            return
+        ids = np.full(len(pairs.edges), -1, np.int64)
+        entries = np.flatnonzero(~pairs.is_exit)
+        own = table.position_in_kind[spans.table_rows(pairs.edges[entries])]
+        ids[entries] = table.field("kvm_entry", "vcpu_id")[own]
+        behind = np.append(pairs.handling, False)[exits]
+        out["vcpu_id"][behind] = ids[exits[behind] + 1]
+        before = np.append(False, pairs.guest)[exits]
+        out["vcpu_id"][before] = ids[exits[before] - 1]
+
+    def _fill_numbers(self, thread: NDArray[np.uint16], out: NDArray[Any]) -> None:
+        """Fill in which VM-exit of its thread each is."""
+        if not len(thread):
+            return
+        counts = np.bincount(thread)
+        self._numbers = grown(self._numbers, len(counts))
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]])  # lanes are sorted by thread
+        out["number"] = np.arange(len(thread)) - first[thread] + self._numbers[thread] + 1
+        self._numbers[: len(counts)] += counts
 
 
-class _Pairs:
-    """The entries and exits of all threads, sorted by thread and then by row.
-
-    Attributes
-    ----------
-    row, tid : of each; shape (n,)
-    is_exit : bool; exit_at : positions of the exits
-    paired : bool per exit, the thread's next of them is an entry
-    """
-
-    def __init__(self, events: EventTable) -> None:
-        exits, entries = events.rows("kvm_exit"), events.rows("kvm_entry")
-        rows = np.concatenate((exits, entries))
-        by_row = np.argsort(rows, kind="stable")
-        rows = rows[by_row]
-        tid = events.tid[rows]
-        order = np.argsort(group_codes(tid), kind="stable")
-        self.row: NDArray[np.intp] = rows[order]
-        self.tid: NDArray[np.int32] = tid[order]
-        self.is_exit: NDArray[np.bool_] = by_row[order] < len(exits)
-        self.position: NDArray[np.intp] = by_row[order]  # within its kind, entries behind the exits
-        self.exit_at = np.flatnonzero(self.is_exit)
-        self.n_exits = len(exits)
-
-    def neighbour(self, step: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Return, per exit, where the event `step` places on is, and whether it is of the same thread."""
-        at = self.exit_at + step
-        inside = (at >= 0) & (at < len(self.row))
-        at = np.clip(at, 0, max(len(self.row) - 1, 0))
-        return at, inside & (self.tid[at] == self.tid[self.exit_at])
+def _fill_pairs(spans: Spans, out: NDArray[Any], exits: NDArray[np.intp]) -> None:
+    """Fill in what the entries before and behind tell."""
+    lanes, pairs, table = spans.lanes, spans.pairs, spans.table
+    assert table is not None
+    assert lanes.row is not None
+    thread = lanes.thread[pairs.edges]
+    handled = np.append(pairs.handling, False)[exits]
+    entry = pairs.edges[exits[handled] + 1]
+    out["entry_row"][handled], out["entry_cpu"][handled] = lanes.row[entry], lanes.cpu[entry]
+    out["entry_ts_ns"][handled] = lanes.ts_ns[entry]
+    out["dur_ns"][handled] = np.maximum(pairs.dur_ns[exits[handled]], -1)
+    if table.has("kvm_entry", "rip"):
+        own = table.position_in_kind[spans.table_rows(entry)]
+        out["entry_rip"][handled] = table.field("kvm_entry", "rip")[own]
+    n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])
+    # an exit's span ends with the thread's next entry or exit, or with the thread
+    stops = np.append(lanes.starts()[1:], len(lanes))[np.searchsorted(lanes.starts(), pairs.edges, "right") - 1]
+    inner = thread[:-1] == thread[1:]
+    stops[:-1][inner] = pairs.edges[1:][inner]
+    out["lost"] = n_suspect[stops[exits]] != n_suspect[pairs.edges[exits]]
+    guest = np.append(False, pairs.guest & pairs.sound)[exits]
+    out["guest_before_ns"][guest] = pairs.dur_ns[exits[guest] - 1]
 
 
-def _between(ascending: NDArray[np.intp], first: NDArray[np.intp], last: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Say for each first..last whether a value lies strictly between."""
-    return np.less(np.searchsorted(ascending, first, "right"), np.searchsorted(ascending, last, "left"))
+def _fill_parts(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) -> None:
+    """Fill in where the time of the sound pairs went."""
+    sound = (out["dur_ns"] >= 0) & ~out["lost"]
+    mine = np.flatnonzero(owner >= 0)
+    mine = mine[sound[owner[mine]]]
+    cells = owner[mine] * N_PARTS + spans.swept.part[mine]
+    sums = np.bincount(cells, spans.swept.dur_ns[mine], minlength=len(out) * N_PARTS).astype(np.int64)
+    moves = spans.moves
+    moved = owner[moves.rows] >= 0
+    moved[moved] = sound[owner[moves.rows[moved]]]
+    groups = owner[moves.rows[moved]] * N_PARTS
+    np.add.at(sums, groups + moves.target[moved], moves.ns[moved])
+    np.subtract.at(sums, groups + Part.HANDLER, moves.ns[moved])
+    parts = sums.reshape(-1, N_PARTS)
+    for name, of in _PARTS.items():
+        out[name][sound] = parts[sound][:, list(of)].sum(axis=1)
 
 
-def _has_event(
-    events: EventTable, name: str, tid: NDArray[np.int32], first: NDArray[np.intp], last: NDArray[np.intp]
-) -> NDArray[np.bool_]:
-    """Say for each interval whether event `name` of its thread lies strictly between its rows."""
-    rows = events.rows(name)
-    if not len(rows):
-        return np.zeros(len(first), bool)
-    # one sorted sequence of all threads: the thread decides first, then the row
-    width = np.int64(len(events) + 1)
-    keys = np.sort(events.tid[rows].astype(np.int64) * width + rows)
-    base = tid.astype(np.int64) * width
-    return _between(keys, base + first, base + last)
+def _fill_accesses(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) -> None:
+    """Fill in what the events behind each exit say of it; the first of a kind counts."""
+    table, step = spans.table, spans.lanes.step
+    assert table is not None
+    for which, (event, columns) in _ABOUT.items():
+        rows = np.flatnonzero((step == which) & (owner >= 0))
+        rows = rows[np.append(True, owner[rows][1:] != owner[rows][:-1])] if len(rows) else rows
+        if which == Step.PAGE_FAULT:  # the access itself tells more
+            rows = rows[~out["has_gpa"][owner[rows]]]
+        if not len(rows):
+            continue
+        exits, own = owner[rows], table.position_in_kind[spans.table_rows(rows)]
+        for column, names in columns.items():
+            name = next((name for name in names if table.has(event, name)), None)
+            if name is not None:
+                out[column][exits] = table.field(event, name)[own]
+                if column in ("gpa", "data"):
+                    out[f"has_{column}"][exits] = True
+        if event == "kvm_mmio":
+            out["write"][exits] = which == Step.MMIO_WRITE
+        if which == Step.USERSPACE_EXIT:
+            out["to_userspace"][exits] = True
+    _fill_vectors(spans, out, owner)
 
 
-def _lost_between(events: EventTable, out: NDArray[Any], last: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Say which intervals overlap a gap of the CPU of their exit or of their entry.
-
-    A gap lies between the row of lost events and the CPU's row before it.
-    """
-    lost = events.rows(LOST_EVENTS)
-    result = np.zeros(len(out), bool)
-    for cpu in np.unique(events.cpu[lost]).tolist():
-        ends = lost[events.cpu[lost] == cpu]
-        own = np.flatnonzero(events.cpu == cpu)
-        before = np.searchsorted(own, ends) - 1
-        begins = np.where(before >= 0, own[np.maximum(before, 0)], -1)
-        mine = np.flatnonzero((out["cpu"] == cpu) | (out["entry_cpu"] == cpu) | (out["entry_cpu"] < 0))
-        # the first gap that ends after the exit begins before the end of the interval
-        gap = np.searchsorted(ends, out["row"][mine], "right")
-        some = gap < len(ends)
-        result[mine[some]] |= begins[gap[some]] < last[mine[some]]
-    return result
+def _fill_vectors(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) -> None:
+    """Fill in the first vector that was injected before the next VM-entry."""
+    table = spans.table
+    assert table is not None
+    rows = np.flatnonzero((spans.lanes.step == Step.INJECT) & (owner >= 0))
+    rows = rows[np.append(True, owner[rows][1:] != owner[rows][:-1])] if len(rows) else rows
+    at = spans.table_rows(rows)
+    for event, names in (("kvm_inj_virq", ("vector", "irq")), ("kvm_inj_exception", ("exception",))):
+        name = next((name for name in names if table.has(event, name)), None)
+        if name is not None:
+            own = table.kind[at] == table.kind_index[event]
+            values = u64(table, event, name).astype(np.int64)
+            out["vector"][owner[rows[own]]] = values[table.position_in_kind[at[own]]] & 0xFF
 
 
-def vm_exit_intervals(events: EventTable) -> NDArray[Any]:
-    """Pair each VM-exit with the next VM-entry of the same thread.
+def collect_vm_exits(tables: Iterable[EventTable]) -> NDArray[Any]:
+    """Return every VM-exit of a recording, in recorded order.
 
     An exit that another exit follows is unpaired, as is a thread's last one.
 
     Parameters
     ----------
-    events : EventTable, n rows in recorded order
+    tables : consecutive event tables
 
     Returns
     -------
-    ndarray[EXIT_DTYPE], shape (n_exits,), in recorded order; fields that were not recorded are 0 (vcpu_id -1)
-
-    Raises
-    ------
-    MissingEventError
-        kvm_entry or kvm_exit was not recorded.
-
-    Source: arch/x86/kvm/trace.h, TRACE_EVENT(kvm_entry), TRACE_EVENT(kvm_exit)
+    ndarray[EXIT_DTYPE], shape (n_exits,); fields that were not recorded are 0, or -1 where the dtype says so
     """
-    missing = [name for name in ("kvm_exit", "kvm_entry") if not events.has(name)]
-    if missing:
-        raise MissingEventError(f"the recording has no {' and no '.join(missing)}")
-    pairs = _Pairs(events)
-    exits = events.rows("kvm_exit")
-    out = np.zeros(len(exits), EXIT_DTYPE)
-    out["row"] = exits
-    for name in ("ts_ns", "tid", "cpu"):
-        out[name] = getattr(events, name)[exits]
-    for name in _EXIT_FIELDS:
-        if events.has("kvm_exit", name):
-            out[name] = events.field("kvm_exit", name)
-    last = _fill_entries(events, pairs, out)
-    _fill_vcpu(events, pairs, out)
-    out["lost"] = _lost_between(events, out, last)
-    out["to_userspace"] = _has_event(events, "kvm_userspace_exit", out["tid"], exits, last)
-    _fill_guest_time(events, pairs, out)
-    return out
-
-
-def _fill_entries(events: EventTable, pairs: _Pairs, out: NDArray[Any]) -> NDArray[np.intp]:
-    """Fill what the following entry tells; return per exit the row that ends its interval."""
-    for name in ("entry_ts_ns", "dur_ns", "entry_cpu", "entry_row"):
-        out[name] = -1
-    after, same = pairs.neighbour(1)
-    exit_number = pairs.position[pairs.exit_at]
-    last = np.full(len(out), len(events), np.intp)
-    last[exit_number[same]] = pairs.row[after[same]]
-    paired = same & ~pairs.is_exit[after] if len(after) else same
-    number, entry = exit_number[paired], after[paired]
-    row = pairs.row[entry]
-    out["entry_row"][number], out["entry_cpu"][number] = row, events.cpu[row]
-    out["entry_ts_ns"][number] = events.ts_ns[row]
-    out["dur_ns"][number] = np.maximum(events.ts_ns[row] - out["ts_ns"][number], -1)
-    if events.has("kvm_entry", "rip"):
-        out["entry_rip"][number] = events.field("kvm_entry", "rip")[pairs.position[entry] - pairs.n_exits]
-    return last
-
-
-def _fill_vcpu(events: EventTable, pairs: _Pairs, out: NDArray[Any]) -> None:
-    """Fill vcpu_id: from the exit itself, or from the entry beside it where old kernels lack it there."""
-    out["vcpu_id"] = -1
-    if events.has("kvm_exit", "vcpu_id"):
-        out["vcpu_id"] = events.field("kvm_exit", "vcpu_id").astype(np.int32)
-    elif events.has("kvm_entry", "vcpu_id"):
-        ids = events.field("kvm_entry", "vcpu_id").astype(np.int32)
-        for step in (1, -1):
-            at, same = pairs.neighbour(step)
-            good = same & ~pairs.is_exit[at] if len(at) else same
-            number = pairs.position[pairs.exit_at[good]]
-            out["vcpu_id"][number] = ids[pairs.position[at[good]] - pairs.n_exits]
-
-
-def _fill_guest_time(events: EventTable, pairs: _Pairs, out: NDArray[Any]) -> None:
-    """Fill guest_before_ns where the thread's event before the exit is an entry and nothing was lost since."""
-    out["guest_before_ns"] = -1
-    before, same = pairs.neighbour(-1)
-    good = same & ~pairs.is_exit[before] if len(before) else same
-    number, entry_row = pairs.position[pairs.exit_at[good]], pairs.row[before[good]]
-    exit_row = pairs.row[pairs.exit_at[good]]
-    lost = events.rows(LOST_EVENTS)
-    hidden = np.zeros(len(number), bool)
-    for cpu in np.unique(events.cpu[lost]).tolist():
-        own = lost[events.cpu[lost] == cpu]
-        there = (events.cpu[exit_row] == cpu) | (events.cpu[entry_row] == cpu)
-        hidden |= there & _between(own, entry_row, exit_row)
-    dur = events.ts_ns[exit_row] - events.ts_ns[entry_row]
-    good_time = ~hidden & (dur >= 0)
-    out["guest_before_ns"][number[good_time]] = dur[good_time]
+    made = VmExitRows()
+    parts = [made.feed(spans) for spans in iter_spans(tables, SpanBuilder(rows=True))]
+    found = np.concatenate([np.empty(0, EXIT_DTYPE), *parts])
+    return found if (np.diff(found["row"]) > 0).all() else found[np.argsort(found["row"], kind="stable")]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace.spans.intervals import Intervals
     from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.spans.pairs import Pairs
     from kvmtrace.table.event_table import EventTable
 
 DETAIL_ROWS = 256
@@ -81,17 +81,17 @@ class DetailAccumulator:
         self._injections = InjectionAccumulator()
         self._instructions = InstructionAccumulator()
 
-    def feed(self, lanes: Lanes, intervals: Intervals) -> None:
+    def feed(self, lanes: Lanes, pairs: Pairs) -> None:
         """Take in the next piece of lanes."""
-        edges = intervals.edges
-        exits = edges[intervals.is_exit]
+        edges = pairs.edges
+        exits = edges[pairs.is_exit]
         self._cpus.add(lanes.cpu[exits] + 1)
         sites = self._sites.encode(lanes.arg[exits])
         self._site_count.add(sites)
         is_handled = np.zeros(len(edges), bool)
-        is_handled[:-1] = intervals.handling & intervals.sound
-        handled, handled_ns = edges[is_handled], intervals.dur_ns[is_handled[:-1]]
-        self._site_ns.add(sites[is_handled[intervals.is_exit]], handled_ns)
+        is_handled[:-1] = pairs.handling & pairs.sound
+        handled, handled_ns = edges[is_handled], pairs.dur_ns[is_handled[:-1]]
+        self._site_ns.add(sites[is_handled[pairs.is_exit]], handled_ns)
         present = np.bincount(lanes.step, minlength=len(Step)) > 0
         if not any(present[step] for steps in FAMILIES.values() for step in steps):
             return
@@ -100,7 +100,7 @@ class DetailAccumulator:
         for name, steps in FAMILIES.items():
             if any(present[step] for step in steps):
                 rows = np.flatnonzero((lanes.step >= steps[0]) & (lanes.step <= steps[-1]))
-                edge = intervals.owner[rows]
+                edge = pairs.owner[rows]
                 owner = np.where((edge >= 0) & (dur_ns[edge] >= 0), edge, np.int32(-1))
                 self._families[name].feed(lanes, rows, owner, dur_ns)
 

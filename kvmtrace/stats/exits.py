@@ -14,9 +14,9 @@ from kvmtrace.stats.durations import Samples, Summary
 from kvmtrace.stats.rows import ExitRow
 
 if TYPE_CHECKING:
-    from kvmtrace.spans.intervals import Intervals
     from kvmtrace.spans.keys import KeyIndex
     from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.spans.pairs import Pairs
     from kvmtrace.spans.time_parts import ReasonSplit
 
 
@@ -30,23 +30,23 @@ class ExitAccumulator:
         self.samples = Samples()
         self.discarded = 0
 
-    def feed(self, lanes: Lanes, intervals: Intervals) -> None:
-        """Take in the next piece and its intervals."""
-        reasons, sound = intervals.reasons, intervals.sound
-        self.count.add(reasons[intervals.is_exit])
-        handled = intervals.handling & sound
-        self.discarded += int((intervals.handling & ~sound).sum())
-        self.samples.add(reasons[:-1][handled], intervals.dur_ns[handled])
-        guest = intervals.guest & sound
-        self.guest_before_ns.add(reasons[1:][guest], intervals.dur_ns[guest])
-        self._feed_userspace(lanes, intervals)
+    def feed(self, lanes: Lanes, pairs: Pairs) -> None:
+        """Take in the next piece and its pairs."""
+        reasons, sound = pairs.reasons, pairs.sound
+        self.count.add(reasons[pairs.is_exit])
+        handled = pairs.handling & sound
+        self.discarded += int((pairs.handling & ~sound).sum())
+        self.samples.add(reasons[:-1][handled], pairs.dur_ns[handled])
+        guest = pairs.guest & sound
+        self.guest_before_ns.add(reasons[1:][guest], pairs.dur_ns[guest])
+        self._feed_userspace(lanes, pairs)
 
-    def _feed_userspace(self, lanes: Lanes, intervals: Intervals) -> None:
+    def _feed_userspace(self, lanes: Lanes, pairs: Pairs) -> None:
         """Count the exits with a userspace exit before the thread's next entry or exit."""
         left = lanes.step == Step.USERSPACE_EXIT
         if not left.any():
             return
-        owner = intervals.owner[left & ~lanes.opening]
+        owner = pairs.owner[left & ~lanes.opening]
         owner = owner[owner >= 0]
         owner = owner[lanes.step[owner] == Step.EXIT]
         # an exit may leave several times before the next entry: it counts once

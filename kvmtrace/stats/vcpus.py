@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX
 from kvmtrace.spans.keys import Counter
-from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
-from kvmtrace.spans.time_parts import Part, PartSums
+from kvmtrace.spans.time_parts import PartSums
 from kvmtrace.stats.rows import Budget, VcpuRow
 from kvmtrace.table.distinct import distinct
 
@@ -20,15 +18,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace.spans.intervals import Intervals
-    from kvmtrace.spans.keys import KeyIndex
     from kvmtrace.spans.lanes import Lanes
-    from kvmtrace.spans.time_parts import Moves, Recorded, Sweep
+    from kvmtrace.spans.time_parts import Moves, Sweep
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Recording
 
 MAX_CPUS = 8192  # NR_CPUS of any distribution
-_HLT = {(ISA_VMX, 12), (ISA_SVM, 0x78)}
 
 
 class VcpuAccumulator:
@@ -172,21 +167,3 @@ def _text(value: object) -> str:
         return value
     raw = value if isinstance(value, bytes) else np.asarray(value).tobytes()
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
-
-
-def unattributable_halts(
-    lanes: Lanes, intervals: Intervals, swept: Sweep, reasons: KeyIndex, recorded: Recorded
-) -> None:
-    """Call HLT exits' kernel time unknown where neither scheduling nor wake-ups were recorded.
-
-    Without them nobody can tell whether the vCPU slept, polled, or worked.
-    """
-    if recorded.scheduling or recorded.wakeups:
-        return
-    halts = np.array([*(split_pair(key) in _HLT for key in reasons.keys()), False])  # noqa: SIM118
-    if not halts.any():
-        return
-    edge = intervals.owner
-    in_exit = (edge >= 0) & (lanes.step[edge] == Step.EXIT)
-    in_halt = in_exit & halts[np.where(in_exit, lanes.reasons(edge), -1)]
-    swept.part[in_halt & (swept.part == Part.HANDLER)] = Part.UNKNOWN

@@ -51,6 +51,18 @@ def test_compare_json_and_exit_code_on_regression() -> None:
     assert {row["name"] for row in document["counts"]} >= {"cpuid", "npf"}
 
 
+def test_recordings_made_differently_are_not_compared() -> None:
+    pair = [FIXTURES / f"vmx-{kernel}-linux-1vcpu.dat" for kernel in ("6.1", "6.12")]
+    done = kvmtrace("compare", *pair, "--fail-on-regression")
+    assert done.returncode == 4
+    assert done.stdout.startswith("not comparable: the sides recorded different events")
+    assert "significant" not in done.stdout
+    assert "vanish" not in done.stdout
+    blocked = next(line for line in done.stdout.splitlines() if line.split()[:1] == ["blocked"])
+    assert blocked.split()[-1] == "-"
+    assert done.stderr.count("\n") == 1
+
+
 def test_compare_html_is_one_file(tmp_path: Path) -> None:
     out = tmp_path / "compare.html"
     assert kvmtrace("compare", OLD, NEW, "--format", "html", "-o", out).returncode == 0

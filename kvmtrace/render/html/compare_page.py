@@ -10,8 +10,14 @@ from kvmtrace import __version__
 from kvmtrace.render.html.charts import part_class
 from kvmtrace.render.html.html_tables import Cell, HtmlTable
 from kvmtrace.render.html.page import PARTS, html_environment
-from kvmtrace.render.terminal import count, escape
-from kvmtrace.render.text.compare_text import describe_key, describe_percent, describe_quantity, headline
+from kvmtrace.render.terminal import count, duration, escape
+from kvmtrace.render.text.compare_text import (
+    before_and_after,
+    describe_key,
+    describe_percent,
+    describe_quantity,
+    headline,
+)
 
 if TYPE_CHECKING:
     from kvmtrace.ab.recordings import Change, RecordingComparison
@@ -58,14 +64,29 @@ def _tables(result: RecordingComparison) -> list[HtmlTable]:
         columns,
         tuple(_change_cells(change) for change in ordered),
     )
-    counts = HtmlTable(
-        "counts",
-        "VM-exits and userspace exits",
-        "",
-        (("exit", False), ("base", True), ("new", True)),
+    measured = HtmlTable(
+        "measured",
+        "Before and after",
+        "Side by side, tested or not; the change is told where it is significant, ~ says that it is not."
+        if result.comparable
+        else "Side by side, not compared.",
+        (
+            ("exit", False),
+            *((f"{what} {side}", True) for what in ("count", "p50", "p99") for side in ("base", "new")),
+            ("change of p50", True),
+        ),
         tuple(
-            (Cell(describe_key(key)), Cell(count(base), base), Cell(count(new), new))
-            for key, (base, new) in sorted(result.counts.items(), key=lambda item: -sum(item[1]))
+            (
+                Cell(name),
+                *(Cell(count(getattr(side, "count", None)), getattr(side, "count", None) or 0) for side in sides),
+                *(
+                    Cell(duration(getattr(side, of, None)), getattr(side, of, None) or 0)
+                    for of in ("p50_ns", "p99_ns")
+                    for side in sides
+                ),
+                Cell(change or "-"),
+            )
+            for name, sides, change in before_and_after(result)
         ),
     )
     edges = [(*edge, n, "appears") for edge, n in result.transitions_appeared.items()]
@@ -77,7 +98,14 @@ def _tables(result: RecordingComparison) -> list[HtmlTable]:
         (("from", False), ("event", False), ("to", False), ("count", True), ("in the new side it", False)),
         tuple((Cell(a), Cell(b), Cell(c), Cell(count(n), n), Cell(word)) for a, b, c, n, word in edges),
     )
-    return [table for table in (changes, counts, transitions) if table.rows]
+    return [table for table in (changes, measured, transitions) if table.rows]
+
+
+def _verdict(result: RecordingComparison) -> str:
+    """Return the class of the colour that the result has."""
+    if result.regressed:
+        return "bad"
+    return "warn" if result.significant or not result.comparable else "good"
 
 
 def _bars(result: RecordingComparison) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
@@ -85,9 +113,9 @@ def _bars(result: RecordingComparison) -> list[tuple[str, str, list[tuple[str, s
     bars = []
     for side, index in (("base", 0), ("new", 1)):
         shares = [
-            (name, result.budget_share[field][index])
+            (name, share)
             for field, name in PARTS.items()
-            if field in result.budget_share and result.budget_share[field][index] > 0
+            if (share := result.budget_share.get(field, (None, None))[index])
         ]
         words = ", ".join(f"{name} {share:.1%}" for name, share in shares)
         bars.append(
@@ -110,9 +138,15 @@ def render_comparison_html(result: RecordingComparison) -> str:
         "headline": headline(result),
         "base": [escape(name) for name in result.base_runs],
         "new": [escape(name) for name in result.new_runs],
-        "unit": result.unit,
-        "notes": result.notes,
-        "verdict": "bad" if result.regressed else "warn" if result.significant else "good",
+        "unit": result.unit if result.changes else "",
+        "notes": [*(obstacle.describe() for obstacle in result.obstacles), *result.notes],
+        "verdict": "warn"
+        if not result.comparable
+        else "bad"
+        if result.regressed
+        else "warn"
+        if result.significant
+        else "good",
         "violations": result.violations,
         "tables": _tables(result),
         "bars": _bars(result),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.isa.exit_reasons import describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
+from kvmtrace.render.terminal import ABSENT, Column, Style, count, duration, escape, table
 
 if TYPE_CHECKING:
-    from kvmtrace.ab.recordings import Change, Key, RecordingComparison
+    from kvmtrace.ab.recordings import Change, Measured, RecordingComparison
+    from kvmtrace.ab.run import Key
 
 SCHEMA = "kvmtrace.compare/1"
 
@@ -37,17 +39,55 @@ def describe_percent(ratio: float) -> str:
 
 
 def headline(result: RecordingComparison) -> str:
-    """Say in one line what changed."""
+    """Say in one line what changed, or that it cannot be told."""
     changes = result.significant
     if not changes:
+        if not result.comparable:
+            return f"not comparable: {result.obstacles[0].why}"
         tested = len({change.key for change in result.changes})
         return f"no significant change ({len(result.changes)} tests on {tested} kinds of exit)"
     worst = max(changes, key=lambda c: abs(math.log(c.ratio)) if 0 < c.ratio < math.inf else math.inf)
     regressions = sum(change.regression for change in changes)
     return (
-        f"{len(changes)} significant changes, {regressions} of them regressions; the largest: "
+        f"{len(changes)} significant {'change' if len(changes) == 1 else 'changes'}, {regressions} of them "
+        f"{'a regression' if regressions == 1 else 'regressions'}; the largest: "
         f"{describe_key(worst.key)} {worst.metric} {describe_percent(worst.ratio)}"
     )
+
+
+def before_and_after(result: RecordingComparison) -> list[tuple[str, tuple[Measured | None, Measured | None], str]]:
+    """Return (name, both sides, change of the median) of each key, those with the most time first.
+
+    The change is "" where it was not tested, "~" where the test found none.
+    """
+    medians = {change.key: change for change in result.changes if change.metric == "p50"}
+    rows = []
+    for key, sides in result.measured.items():
+        change = medians.get(key)
+        word = "" if change is None else describe_percent(change.ratio) if change.significant else "~"
+        spent = max((side.count * (side.p50_ns or 0) for side in sides if side is not None), default=0)
+        rows.append((spent, describe_key(key), sides, word))
+    return [row[1:] for row in sorted(rows, key=lambda row: (-row[0], row[1]))]
+
+
+def _before_and_after_lines(result: RecordingComparison) -> list[str]:
+    rows = before_and_after(result)
+    if not rows:
+        return []
+
+    def cells(side: int, of: str) -> list[str]:
+        values = [getattr(sides[side], of, None) for _, sides, _ in rows]
+        return [count(value) if of == "count" else duration(value) for value in values]
+
+    columns = [
+        Column("exit", [name for name, _, _ in rows], left=True, flexible=True),
+        *(Column(f"count {which}", cells(side, "count")) for side, which in enumerate(("base", "new"))),
+        *(Column(f"p50 {which}", cells(side, "p50_ns")) for side, which in enumerate(("base", "new"))),
+        Column("change", [word or ABSENT for _, _, word in rows]),
+        *(Column(f"p99 {which}", cells(side, "p99_ns")) for side, which in enumerate(("base", "new"))),
+    ]
+    note = "" if result.comparable else ": side by side, not compared"
+    return [f"Before and after{note}", *table(columns, Style())]
 
 
 def _change_rows(changes: tuple[Change, ...]) -> list[str]:
@@ -67,24 +107,25 @@ def _change_rows(changes: tuple[Change, ...]) -> list[str]:
 
 def render_comparison_text(result: RecordingComparison, *, everything: bool = False) -> str:
     """Render a comparison within 100 columns; with `everything`, the insignificant tests too."""
-    lines = [
-        headline(result),
-        "",
-        f"base: {', '.join(result.base_runs)}",
-        f"new:  {', '.join(result.new_runs)}",
-        f"unit of comparison: {result.unit}; Welch's t on log values, Holm-corrected",
-        "",
+    lines = [headline(result), ""]
+    for obstacle in result.obstacles:
+        lines += textwrap.wrap(obstacle.describe(), 98, subsequent_indent="  ")
+    lines += [
+        *([""] if result.obstacles else []),
+        f"base: {', '.join(map(escape, result.base_runs))}",
+        f"new:  {', '.join(map(escape, result.new_runs))}",
     ]
+    if result.changes:
+        lines.append(f"unit of comparison: {result.unit}; Welch's t on log values, Holm-corrected")
+    lines.append("")
     shown = result.changes if everything else result.significant
     if shown:
         lines += ["All tests" if everything else "Significant changes", *_change_rows(shown), ""]
-    lines += ["Counts", f"  {'exit':<38} {'base':>14} {'new':>14}"]
-    ordered = sorted(result.counts.items(), key=lambda item: -sum(item[1]))
-    lines += [f"  {describe_key(key)[:38]:<38} {base:>14,} {new:>14,}" for key, (base, new) in ordered]
+    lines += _before_and_after_lines(result)
     if result.budget_share:
         lines += ["", "Time budget of all vCPUs (share of wall time)", f"  {'part':<38} {'base':>14} {'new':>14}"]
         lines += [
-            f"  {part.removesuffix('_ns'):<38} {base:>13.1%} {new:>14.1%}"
+            f"  {part.removesuffix('_ns'):<38} {describe_share(base):>14} {describe_share(new):>14}"
             for part, (base, new) in result.budget_share.items()
             if base or new
         ]
@@ -92,6 +133,11 @@ def render_comparison_text(result: RecordingComparison, *, everything: bool = Fa
     for note in result.notes:
         lines += textwrap.wrap(f"note: {note}", 98, subsequent_indent="      ")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def describe_share(share: float | None) -> str:
+    """Return a share in percent, "-" where it is not known."""
+    return ABSENT if share is None else f"{share:.1%}"
 
 
 def _model_lines(result: RecordingComparison) -> list[str]:
@@ -123,14 +169,23 @@ def comparison_document(result: RecordingComparison) -> dict[str, Any]:
             "name": describe_key(key),
         }
 
+    def dump_side(side: Measured | None) -> dict[str, Any] | None:
+        return None if side is None else dict(vars(side))
+
     return {
         "schema": SCHEMA,
         "base": list(result.base_runs),
         "new": list(result.new_runs),
         "unit": result.unit,
+        "comparable": result.comparable,
+        "not_compared": [{"what": sorted(obstacle.quantities), "why": obstacle.why} for obstacle in result.obstacles],
         "significant": bool(result.significant),
         "regressed": result.regressed,
         "counts": [{**name(key), "base": base, "new": new} for key, (base, new) in result.counts.items()],
+        "measured": [
+            {**name(key), "base": dump_side(base), "new": dump_side(new)}
+            for key, (base, new) in result.measured.items()
+        ],
         "changes": [
             {
                 **name(c.key),

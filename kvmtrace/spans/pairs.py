@@ -1,4 +1,4 @@
-"""VM-exit and guest intervals of a piece of lanes."""
+"""The pairing of VM-exits and VM-entries: the one that all statistics, comparisons and exports rest on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Intervals:
+class Pairs:
     """Consecutive VM-entries and VM-exits of the same thread, as pairs of lane rows.
 
     Attributes
@@ -41,8 +41,11 @@ class Intervals:
     sound: NDArray[np.bool_]
 
 
-def find_intervals(lanes: Lanes) -> Intervals:
-    """Pair the entries and exits of each thread; an exit that another exit follows has no interval."""
+def find_pairs(lanes: Lanes) -> Pairs:
+    """Pair the entries and exits of each thread; an exit that another exit follows has no pair.
+
+    Source: arch/x86/kvm/trace.h, TRACE_EVENT(kvm_entry), TRACE_EVENT(kvm_exit)
+    """
     is_edge = lanes.step <= Step.EXIT  # Step.ENTRY or Step.EXIT
     edges = np.flatnonzero(is_edge)
     is_exit = lanes.step[edges] == Step.EXIT
@@ -54,4 +57,4 @@ def find_intervals(lanes: Lanes) -> Intervals:
         n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])[edges]
         sound &= np.diff(n_suspect) == 0
     handling, guest = same & is_exit[:-1] & ~is_exit[1:], same & ~is_exit[:-1] & is_exit[1:]
-    return Intervals(edges, lanes.last(is_edge), is_exit, lanes.reasons(edges), handling, guest, dur_ns, sound)
+    return Pairs(edges, lanes.last(is_edge), is_exit, lanes.reasons(edges), handling, guest, dur_ns, sound)
