@@ -141,7 +141,7 @@ def test_latest_wanted_rows(rows):
     wanted = np.array([want for want, _ in rows], bool)
     thread = np.sort(np.array([number for _, number in rows], np.uint16))
     n = len(rows)
-    columns = {field.name: np.zeros(n, getattr(Lanes.empty(), field.name).dtype) for field in fields(Lanes)}
+    columns = {field.name: np.zeros(n, getattr(Lanes.empty(rows=True), field.name).dtype) for field in fields(Lanes)}
     compiled, plain = both(lambda: Lanes(**columns | {"thread": thread}).last(wanted))
     assert compiled.dtype == plain.dtype == np.int32
     expected = [max((j for j in range(i + 1) if wanted[j] and thread[j] == thread[i]), default=-1) for i in range(n)]
