@@ -1,0 +1,96 @@
+"""KVM's own selftests (tools/testing/selftests/kvm), built from Debian's linux-source package into the lab's cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmtrace.lab.cache import cached, digest
+
+# what `make headers` and the selftests need of the kernel's tree
+_PARTS = ("Makefile", "Kbuild", "Kconfig", "scripts/*", "include/*", "arch/x86/*", "tools/*", "usr/*")
+_FOLDER = "tools/testing/selftests/kvm"
+# counts changes of what an item of the cache holds
+_LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class Selftests:
+    """The selftests of one kernel series.
+
+    Parameters
+    ----------
+    folder : Path, the programs, under their own names without "x86_64/"
+    version : str, of the source package
+    built, not_built : names of the programs that the Makefile lists
+    """
+
+    folder: Path
+    version: str
+    built: tuple[str, ...]
+    not_built: tuple[str, ...]
+
+
+def _run(command: list[str], folder: Path, log: Path | None = None, *, check: bool = True) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if log is not None:
+        log.write_text(done.stdout + done.stderr)
+    assert not check or done.returncode == 0, f"{' '.join(command)}: {(done.stderr or done.stdout)[-2000:]}"
+    return done.stdout
+
+
+def _newest_version(series: str) -> str:
+    """Return the version of the series' source package that apt would take."""
+    out = _run(["apt-cache", "show", "--no-all-versions", f"linux-source-{series}"], Path.cwd())
+    return next(line.split(": ")[1] for line in out.splitlines() if line.startswith("Version: "))
+
+
+def _unpack(series: str, version: str, work: Path) -> Path:
+    """Return the unpacked part of the source tree."""
+    name = f"linux-source-{series}"
+    _run(["apt-get", "download", "-q", f"{name}={version}"], work)
+    package = next(work.glob("*.deb"))
+    members = " ".join(f"'{name}/{part}'" for part in _PARTS)
+    pipeline = (
+        f"dpkg-deb --fsys-tarfile {package.name} | tar -xf - --to-stdout ./usr/src/{name}.tar.xz"
+        f" | xz -dc | tar -xf - --wildcards {members}"
+    )
+    _run(["bash", "-o", "pipefail", "-c", pipeline], work)
+    package.unlink()
+    return work / name
+
+
+def _listed(makefile: str) -> list[str]:
+    """Return the x86 programs that a Makefile lists, "x86_64/smm_test"."""
+    return re.findall(r"^TEST_GEN_PROGS_x86_64 \+= (\S+)$", makefile, re.MULTILINE)
+
+
+def _build(series: str, version: str, work: Path) -> None:
+    source = _unpack(series, version, work)
+    tests = source / _FOLDER
+    nice = ["nice", "-n", "10", "make", "-s", "ARCH=x86_64"]
+    _run([*nice, "headers"], source)
+    # a stable kernel's source may hold a test that does not compile: keep going, and say which
+    jobs = f"-j{len(os.sched_getaffinity(0))}"
+    _run([*nice, jobs, "-k"], tests, work / "build.log", check=False)
+    (work / "programs").mkdir()
+    listed = _listed((tests / "Makefile").read_text())
+    for name in listed:
+        if (tests / name).is_file():
+            shutil.copy(tests / name, work / "programs" / Path(name).name)
+    (work / "listed").write_text("".join(f"{Path(name).name}\n" for name in listed))
+    shutil.rmtree(source)
+
+
+def build_selftests(series: str) -> Selftests:
+    """Return the selftests of a kernel series ("6.1", "6.12"), built if they are not cached (half a minute)."""
+    version = _newest_version(series)
+    name = f"selftests-{series}-{digest([series, version, str(_LAYOUT)])}"
+    item = cached(name, lambda work: _build(series, version, work))
+    listed = (item / "listed").read_text().split()
+    built = tuple(test for test in listed if (item / "programs" / test).exists())
+    return Selftests(item / "programs", version, built, tuple(sorted({*listed} - {*built})))
