@@ -18,10 +18,10 @@ HOST_OPTIONS = (
     click.option("--isa", type=click.Choice(["vmx", "svm"]), required=True, help="Which virtualization extension."),
     click.option(
         "--kernel",
-        type=click.Choice(["6.1", "6.12"]),
+        type=click.Choice(["6.1", "6.12", "7"]),
         default="6.1",
         show_default=True,
-        help="Debian kernel of the host.",
+        help="Debian kernel of the host (7: from Debian 13's backports).",
     ),
     click.option(
         "--timeout",

@@ -29,7 +29,7 @@ class Job:
     ----------
     isa : "vmx" or "svm"
     command : program and arguments, run as root in a copy of `cwd`
-    kernel : series, "6.1" or "6.12"
+    kernel : series, "6.1", "6.12" or "7"
     cwd : directory whose content the command sees; its changes never reach the real one
     out : directory that is given the files which the command made or changed below `cwd`, or None
     timeout_s : limit for the command itself; the boot has its own

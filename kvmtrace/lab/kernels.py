@@ -10,16 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.lab.backports import apt_options
 from kvmtrace.lab.cache import cache_dir, cached, locked
 from kvmtrace.lab.repack import repack_kernel
 from kvmtrace.lab.tools import run_tool
 
-# kernel series -> names of its packages in Debian's archive (the newest is taken)
-SERIES: dict[str, re.Pattern[str]] = {
-    "6.1": re.compile(r"linux-image-(6\.1\.0-\d+-amd64)"),
-    "6.12": re.compile(r"linux-image-(6\.12\.\d+\+deb\d+-amd64)"),
-}
 
+@dataclass(frozen=True)
+class Series:
+    """Where the kernels of a series come from.
+
+    Parameters
+    ----------
+    image : of the names of its images; the group is the release; the newest is taken
+    suite : Debian suite, "" for those of this machine
+    parts : packages that hold the kernel, its modules and headers; {0} is the release, {1} that without "-amd64"
+    """
+
+    image: re.Pattern[str]
+    suite: str = ""
+    # the headers are there so that bcc can compile
+    parts: tuple[str, ...] = ("linux-image-{0}", "linux-headers-{0}", "linux-headers-{1}-common")
+
+
+SERIES: dict[str, Series] = {
+    "6.1": Series(re.compile(r"linux-image-(6\.1\.0-\d+-amd64)")),
+    "6.12": Series(re.compile(r"linux-image-(6\.12\.\d+\+deb\d+-amd64)")),
+    "7": Series(
+        re.compile(r"linux-image-(7\.\d+\.\d+\+deb13-amd64)"),
+        "trixie-backports",
+        ("linux-base-{0}", "linux-binary-{0}", "linux-modules-{0}", "linux-headers-{0}", "linux-headers-{1}-common"),
+    ),
+}
 
 FETCH_REMEDY = "run apt-get update, or check the network"
 # counts changes of what an unpacked kernel holds
@@ -116,7 +138,7 @@ def get_kernel(series: str) -> Kernel:
     if series not in SERIES:
         raise UsageError(f"no kernel {series}; there are {', '.join(SERIES)}")
     release = _chosen_release(series)
-    root = cached(f"kernel-{release}-{LAYOUT}", lambda work: _unpack(release, work))
+    root = cached(f"kernel-{release}-{LAYOUT}", lambda work: _unpack(series, release, work))
     return Kernel(series, release, root)
 
 
@@ -128,27 +150,42 @@ def _chosen_release(series: str) -> str:
         return note.read_text().strip()
 
 
+def _apt_options(series: str) -> list[str]:
+    suite = SERIES[series].suite
+    return apt_options(suite) if suite else []
+
+
 def _newest_release(series: str) -> str:
-    names = run_tool(["apt-cache", "pkgnames", "linux-image-6."]).split()
-    releases = [found.group(1) for found in map(SERIES[series].fullmatch, names) if found]
+    names = run_tool(["apt-cache", *_apt_options(series), "pkgnames", "linux-image-"]).split()
+    releases = [found.group(1) for found in map(SERIES[series].image.fullmatch, names) if found]
     if not releases:
         raise CapabilityError(f"apt knows no Debian kernel {series}", "run apt-get update (Debian 12)")
     return max(releases, key=lambda release: [int(part) for part in re.findall(r"\d+", release)])
 
 
-def _packages(release: str) -> list[str]:
+def _packages(series: str, release: str) -> list[str]:
     """Name the packages of a kernel: image and modules; headers (two packages) so that bcc can compile."""
-    headers = f"linux-headers-{release}"
-    common = headers.removesuffix("-amd64") + "-common"
-    return [f"linux-image-{release}", headers, common]
+    return [part.format(release, release.removesuffix("-amd64")) for part in SERIES[series].parts]
 
 
-def _unpack(release: str, root: Path) -> None:
+def _unpack(series: str, release: str, root: Path) -> None:
+    options = _apt_options(series)
     with tempfile.TemporaryDirectory(prefix="kvmtrace-debs-") as folder:
-        run_tool(["apt-get", "download", "-q", *_packages(release)], cwd=folder, remedy=FETCH_REMEDY)
+        download = ["apt-get", *options, "download", "-q", *_packages(series, release)]
+        run_tool(download, cwd=folder, remedy=FETCH_REMEDY)
         for package in sorted(Path(folder).glob("*.deb")):
             run_tool(["dpkg-deb", "-x", str(package), str(root)])
     shutil.rmtree(root / "usr" / "share", ignore_errors=True)
+    _merge_usr(root)
     run_tool(["depmod", "-b", str(root), release])
-    compressed = root / "boot" / f"vmlinuz-{release}"
+    images = (root / "boot" / f"vmlinuz-{release}", root / "lib" / "modules" / release / "vmlinuz")
+    compressed = next(image for image in images if image.exists())
     (root / "boot" / "bzImage").write_bytes(repack_kernel(compressed.read_bytes()))
+
+
+def _merge_usr(root: Path) -> None:
+    """Bring modules that a package holds in usr/lib (Debian 13's do) to where the lab looks for them."""
+    (root / "boot").mkdir(exist_ok=True)
+    if (root / "usr" / "lib" / "modules").is_dir():
+        shutil.copytree(root / "usr" / "lib" / "modules", root / "lib" / "modules", symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(root / "usr" / "lib" / "modules")
