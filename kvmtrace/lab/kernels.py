@@ -150,13 +150,14 @@ def _chosen_release(series: str) -> str:
         return note.read_text().strip()
 
 
-def _apt_options(series: str) -> list[str]:
+def apt_options_of(series: str) -> list[str]:
+    """Return the options with which apt knows the packages of a series."""
     suite = SERIES[series].suite
     return apt_options(suite) if suite else []
 
 
 def _newest_release(series: str) -> str:
-    names = run_tool(["apt-cache", *_apt_options(series), "pkgnames", "linux-image-"]).split()
+    names = run_tool(["apt-cache", *apt_options_of(series), "pkgnames", "linux-image-"]).split()
     releases = [found.group(1) for found in map(SERIES[series].image.fullmatch, names) if found]
     if not releases:
         raise CapabilityError(f"apt knows no Debian kernel {series}", "run apt-get update (Debian 12)")
@@ -169,7 +170,7 @@ def _packages(series: str, release: str) -> list[str]:
 
 
 def _unpack(series: str, release: str, root: Path) -> None:
-    options = _apt_options(series)
+    options = apt_options_of(series)
     with tempfile.TemporaryDirectory(prefix="kvmtrace-debs-") as folder:
         download = ["apt-get", *options, "download", "-q", *_packages(series, release)]
         run_tool(download, cwd=folder, remedy=FETCH_REMEDY)

@@ -10,9 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmtrace.lab.cache import cached, digest
+from kvmtrace.lab.kernels import apt_options_of, get_kernel
 
-# what `make headers` and the selftests need of the kernel's tree
-_PARTS = ("Makefile", "Kbuild", "Kconfig", "scripts/*", "include/*", "arch/x86/*", "tools/*", "usr/*")
+# what `make headers` and the selftests need of the kernel's tree; the drivers' registers are 7.x's
+_PARTS = (
+    "Makefile",
+    "Kbuild",
+    "Kconfig",
+    "scripts/*",
+    "include/*",
+    "arch/x86/*",
+    "tools/*",
+    "usr/*",
+    "lib/*",
+    "drivers/dma/*",
+    "drivers/net/ethernet/intel/*",
+)
 _FOLDER = "tools/testing/selftests/kvm"
 # counts changes of what an item of the cache holds
 _LAYOUT = 1
@@ -43,16 +56,22 @@ def _run(command: list[str], folder: Path, log: Path | None = None, *, check: bo
     return done.stdout
 
 
+def _package(series: str) -> str:
+    """Name the source package of the lab's kernel: "linux-source-6.1"."""
+    return "linux-source-" + ".".join(get_kernel(series).release.split(".")[:2])
+
+
 def _newest_version(series: str) -> str:
-    """Return the version of the series' source package that apt would take."""
-    out = _run(["apt-cache", "show", "--no-all-versions", f"linux-source-{series}"], Path.cwd())
-    return next(line.split(": ")[1] for line in out.splitlines() if line.startswith("Version: "))
+    """Return the version of the source package that apt would take."""
+    command = ["apt-cache", *apt_options_of(series), "show", "--no-all-versions", _package(series)]
+    lines = _run(command, Path.cwd()).splitlines()
+    return next(line.split(": ")[1] for line in lines if line.startswith("Version: "))
 
 
 def _unpack(series: str, version: str, work: Path) -> Path:
     """Return the unpacked part of the source tree."""
-    name = f"linux-source-{series}"
-    _run(["apt-get", "download", "-q", f"{name}={version}"], work)
+    name = _package(series)
+    _run(["apt-get", *apt_options_of(series), "download", "-q", f"{name}={version}"], work)
     package = next(work.glob("*.deb"))
     members = " ".join(f"'{name}/{part}'" for part in _PARTS)
     pipeline = (
@@ -65,8 +84,9 @@ def _unpack(series: str, version: str, work: Path) -> Path:
 
 
 def _listed(makefile: str) -> list[str]:
-    """Return the x86 programs that a Makefile lists, "x86_64/smm_test"."""
-    return re.findall(r"^TEST_GEN_PROGS_x86_64 \+= (\S+)$", makefile, re.MULTILINE)
+    """Return the x86 programs that a Makefile lists, "x86_64/smm_test" (7.x: "x86/smm_test")."""
+    names = re.findall(r"^TEST_GEN_PROGS_(?:COMMON|x86|x86_64) \+= (\S+)$", makefile, re.MULTILINE)
+    return [name for name in names if not name.startswith("$")]
 
 
 def _build(series: str, version: str, work: Path) -> None:
@@ -78,7 +98,7 @@ def _build(series: str, version: str, work: Path) -> None:
     jobs = f"-j{len(os.sched_getaffinity(0))}"
     _run([*nice, jobs, "-k"], tests, work / "build.log", check=False)
     (work / "programs").mkdir()
-    listed = _listed((tests / "Makefile").read_text())
+    listed = _listed("".join(path.read_text() for path in sorted(tests.glob("Makefile*"))))
     for name in listed:
         if (tests / name).is_file():
             shutil.copy(tests / name, work / "programs" / Path(name).name)
@@ -87,7 +107,7 @@ def _build(series: str, version: str, work: Path) -> None:
 
 
 def build_selftests(series: str) -> Selftests:
-    """Return the selftests of a kernel series ("6.1", "6.12"), built if they are not cached (half a minute)."""
+    """Return the selftests of a kernel series of the lab, built if they are not cached (some minutes)."""
     version = _newest_version(series)
     name = f"selftests-{series}-{digest([series, version, str(_LAYOUT)])}"
     item = cached(name, lambda work: _build(series, version, work))

@@ -19,19 +19,17 @@ if __name__ == "__main__":
 
 from kvmtrace.lab import Job, LabFailedError, run_lab
 from selftests.build import build_selftests
-from selftests.plan import plan_for
+from selftests.plan import split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from selftests.plan import Planned
 
 # programs of the kernel's own test suites say so: tools/testing/selftests/kselftest.h
 PASSED, SKIPPED = 0, 4
 LIMIT_S = 60  # a test's own; `timeout` reports 124
 TIMED_OUT = (124, 137)
 MAX_SIZE = "24M"
-BATCH = 12  # tests per boot: files come back at its end only
+BATCH = 16  # tests per boot: files come back at its end only
 _LOOP = f"""
 one() {{
     name=$1; shift
@@ -68,8 +66,8 @@ class Outcome:
         return known.get(self.status, f"failed ({self.status})")
 
 
-def _script(folder: str, tests: Sequence[Planned]) -> str:
-    lines = [f"one {test.name} {shlex.join([f'{folder}/{test.name}', *test.arguments])}" for test in tests]
+def _script(folder: str, tests: Sequence[str]) -> str:
+    lines = [f"one {test} {shlex.quote(f'{folder}/{test}')}" for test in tests]
     return _LOOP + "\n".join(lines) + "\ntrue\n"
 
 
@@ -81,7 +79,7 @@ def _outcome(name: str, out: Path) -> Outcome:
                    recording if recording.exists() else None)  # fmt: skip
 
 
-def run_batch(isa: str, kernel: str, tests: Sequence[Planned], out: Path, *, timeout_s: float = 900) -> list[Outcome]:
+def run_batch(isa: str, kernel: str, tests: Sequence[str], out: Path, *, timeout_s: float = 900) -> list[Outcome]:
     """Run tests in one boot of a lab host; NAME.dat and NAME.log come into `out`.
 
     A test that takes the host with it takes its batch's results along: each is then "lost".
@@ -90,20 +88,21 @@ def run_batch(isa: str, kernel: str, tests: Sequence[Planned], out: Path, *, tim
     with tempfile.TemporaryDirectory(prefix="selftests-") as work:
         if isa == "vmx":  # the SVM host shares this machine's files, the VMX host gets a copy of its directory
             for test in tests:
-                shutil.copy(programs / test.name, work)
+                shutil.copy(programs / test, work)
         folder = "." if isa == "vmx" else str(programs)
         command = ("sh", "-c", _script(folder, tests))
         job = Job(isa, command, kernel, cwd=Path(work), out=out, timeout_s=timeout_s, memory_mib=3072)
         try:
             run_lab(job)
         except LabFailedError as problem:
-            return [Outcome(test.name, None, str(problem).splitlines()[0], None) for test in tests]
-    return [_outcome(test.name, out) for test in tests]
+            return [Outcome(test, None, str(problem).splitlines()[0], None) for test in tests]
+    return [_outcome(test, out) for test in tests]
 
 
 def run_selftests(isa: str, kernel: str, out: Path, names: Sequence[str] = ()) -> list[Outcome]:
     """Run all tests of the plan (or those named), in batches."""
-    tests = [test for test in plan_for(isa, kernel) if not names or test.name in names]
+    tests, _ = split(isa, build_selftests(kernel).built)
+    tests = [test for test in tests if not names or test in names]
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for start in range(0, len(tests), BATCH):
@@ -115,7 +114,7 @@ def main() -> None:
     """Run and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--isa", choices=("svm", "vmx"), default="svm")
-    parser.add_argument("--kernel", choices=("6.1", "6.12"), default="6.1")
+    parser.add_argument("--kernel", choices=("6.1", "6.12", "7"), default="6.1")
     parser.add_argument("-o", dest="out", type=Path, required=True)
     parser.add_argument("tests", nargs="*")
     options = parser.parse_args()
