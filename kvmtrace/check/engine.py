@@ -20,6 +20,7 @@ from kvmtrace.check.registry import all_rules, is_own
 from kvmtrace.check.rule import Found
 from kvmtrace.check.state_machine import compile_automaton, take_steps
 from kvmtrace.check.thread_events import build_sequence, vcpu_tids
+from kvmtrace.check.vcpu_lanes import VcpuLanes
 from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.parking import materialise
@@ -70,6 +71,7 @@ class Checker:
         self._gaps = Gaps()
         self._vcpu_ids: dict[int, int] = {}
         self._memory: dict[str, Any] = {}
+        self._lanes = VcpuLanes()
 
     def know_ends(self, last_ns: dict[int, int]) -> None:
         """Take note of where each CPU's events end in a damaged recording (cpu -> ns)."""
@@ -143,13 +145,14 @@ class Checker:
         self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool
     ) -> tuple[Excerpt, NDArray[np.int64]]:
         capability = find_capability(self.capture, table, self._evidence)
-        whole = build_sequence(table, self._tids, capability, self._gaps, n_parked)
+        whole = self._lanes.split(build_sequence(table, self._tids, capability, self._gaps, n_parked))
         now, later = (slice(None), slice(0)) if final else _cut(whole)
         automaton = compile_automaton(capability)
         sequence = whole.at(now)
         steps = take_steps(sequence, automaton)
         excerpt = make_excerpt(sequence, steps, capability, automaton, whole, final=final)
         excerpt.memory = self._memory
+        self._lanes.park(whole, later)
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)
         self._parked_index = index[rows]
@@ -222,12 +225,12 @@ class GatedRule:
 
 
 def last_vcpus(excerpt: Excerpt) -> dict[int, int]:
-    """Return which vCPU each thread runs; of a thread that runs several, the last one."""
+    """Return which vCPU each thread runs (key_of a thread -> number), as its last VM-exit told."""
     if not excerpt.has_field("kvm_exit", "vcpu_id"):
         return {}
     ids = excerpt.exits.get("vcpu_id")
     last = {int(thread): int(np.flatnonzero(excerpt.thread == thread)[-1]) for thread in distinct(excerpt.thread)}
-    return {int(excerpt.sequence.tids[thread]): int(ids[at]) for thread, at in last.items()}
+    return {excerpt.sequence.key_of(thread): int(ids[at]) for thread, at in last.items()}
 
 
 def _cut(sequence: Sequence) -> tuple[NDArray[np.bool_] | slice, NDArray[np.bool_] | slice]:

@@ -62,7 +62,7 @@ class Excerpt:
     steps : those that change a thread's state, looked up in `automaton`
     whole : the same with the unfinished ends of the threads, which the next excerpt begins with
     row_number : uint16 per exit, index into EXPECTATIONS; 0 unknown reason
-    vcpu_ids : thread id -> vCPU that it ran last, as far as the recording has been read
+    vcpu_ids : sequence.key_of a thread -> vCPU that it ran last, as far as the recording has been read
     memory : what rules remember from excerpt to excerpt, see `remember`
     final : no excerpt follows
     """

@@ -83,7 +83,7 @@ class Findings:
             severity=self.rules[rule].severity,
             ts_ns=event.ts_ns,
             tid=event.tid,
-            vcpu_id=self.vcpu_ids.get(event.tid),
+            vcpu_id=self.vcpu_ids.get(self.sequence.key_of(int(self.sequence.thread[position]))),
             cpu=event.cpu,
             event_index=event.event_index,
             event=event.event,

@@ -39,7 +39,7 @@ class Halted:
 
     Parameters
     ----------
-    since : tid -> time of the HLT exit, for threads that sleep in the kernel
+    since : sequence.key_of a thread -> time of the HLT exit, for threads that sleep in the kernel
     arrived : vcpu_id -> (time, vector) of the first interrupt accepted since the last injection
     """
 
@@ -63,13 +63,15 @@ class Halted:
         apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
         vector = table.field("kvm_apic_accept_irq", "vec")
         fixed = among(table.field("kvm_apic_accept_irq", "dm"), IRR_DELIVERY_MODES)
-        injected = np.sort(table.rows("kvm_inj_virq"))
+        whole = excerpt.whole
+        injected = np.flatnonzero(whole.cls == CLASS["inject interrupt"])
+        numbers = {whole.key_of(number): number for number in range(len(whole.tids))}
         ids = list(excerpt.vcpu_ids.values())
-        for tid, vcpu in excerpt.vcpu_ids.items():
+        for key, vcpu in excerpt.vcpu_ids.items():
             if ids.count(vcpu) > 1:
                 continue
-            mine = injected[table.tid[injected] == tid]
-            last = int(mine[-1]) if len(mine) else -1
+            mine = injected[whole.thread[injected] == numbers.get(key, -1)]
+            last = int(whole.row[mine[-1]]) if len(mine) else -1
             if last >= 0:
                 self.arrived.pop(vcpu, None)
             later = np.flatnonzero(fixed & (apic == vcpu) & (rows > last))
@@ -78,9 +80,9 @@ class Halted:
 
     def _note_thread(self, whole: Sequence, start: int) -> None:
         stop = int(np.searchsorted(whole.thread, whole.thread[start], "right"))
-        tid = int(whole.tids[whole.thread[start]])
+        key = whole.key_of(int(whole.thread[start]))
         steps = np.flatnonzero((whole.cls[start:stop] <= N_STEPS) & (whole.cls[start:stop] > 0))
-        self.since.pop(tid, None)
+        self.since.pop(key, None)
         if not len(steps):
             return
         position = start + int(steps[-1])
@@ -90,7 +92,7 @@ class Halted:
         isa = BY_NUMBER.get(int(whole.values("kvm_exit", "isa", at)[0]))
         reason = int(whole.values("kvm_exit", "exit_reason", at)[0])
         if isa is not None and isa.code(reason) in isa.codes("halt"):
-            self.since[tid] = int(whole.ts_ns[position])
+            self.since[key] = int(whole.ts_ns[position])
 
     def report(self, excerpt: Excerpt, found: Found, *, before_halt: bool) -> None:
         """Report vCPUs that sleep on although an interrupt was accepted long before the end.
@@ -99,15 +101,15 @@ class Halted:
         ----------
         before_halt : those whose interrupt was accepted before they halted, else behind
         """
-        for tid, since in self.since.items():
-            arrival = self.arrived.get(excerpt.vcpu_ids.get(tid, -1))
+        numbers = {excerpt.sequence.key_of(number): number for number in range(len(excerpt.sequence.tids))}
+        for key, since in self.since.items():
+            arrival = self.arrived.get(excerpt.vcpu_ids.get(key, -1))
             if arrival is not None and (arrival[0] < since) != before_halt:
                 continue
             found.check(arrival is not None or not before_halt)
             if arrival is None or self.end_ns - max(arrival[0], since) < ASLEEP_NS:
                 continue
-            number = int(np.searchsorted(excerpt.sequence.tids, tid))
-            mine = np.flatnonzero((excerpt.sequence.thread == number) & (excerpt.sequence.cls == EXIT))
+            mine = np.flatnonzero((excerpt.sequence.thread == numbers.get(key, -1)) & (excerpt.sequence.cls == EXIT))
             if len(mine):
                 late = (self.end_ns - arrival[0]) / 1e9
                 found.violate(

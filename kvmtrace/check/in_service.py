@@ -115,10 +115,10 @@ def _follow_all(excerpt: Excerpt) -> Outcome:
     # Hyper-V's SynIC may end interrupts by itself (auto-EOI): then nothing is certain
     synic = any(name.startswith(AUTO_EOI) for name in excerpt.capability.seen)
     for thread in distinct(events["thread"]):
-        tid = int(excerpt.sequence.tids[thread])
-        state = memory.setdefault(tid, InService())
+        key = excerpt.sequence.key_of(int(thread))
+        state = memory.setdefault(key, InService())
         mine = {name: column[events["thread"] == thread] for name, column in events.items()}
-        lapic = arrivals.get(excerpt.vcpu_ids.get(tid, -1))
+        lapic = arrivals.get(excerpt.vcpu_ids.get(key, -1))
         _follow(excerpt, state, mine, None if synic else lapic, outcome)
     return outcome
 

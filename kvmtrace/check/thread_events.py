@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Sequence:
     broken : bool, knowledge breaks off before this event
     n_tracked : vCPU-thread events of the table, tracked by the model or not
     n_parked : the table's first rows that waited for this table; each thread's first event among them was seen before
+    keys : int64, what names each thread for all of the recording; None: its id. A thread that runs several vCPUs
+        counts as several threads (vcpu_lanes.py), with the same id.
     """
 
     table: EventTable
@@ -55,6 +57,7 @@ class Sequence:
     cpu: NDArray[np.int16]
     n_tracked: int
     n_parked: int = 0
+    keys: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -93,7 +96,18 @@ class Sequence:
             name: getattr(self, name)[positions] for name in ("row", "cls", "thread", "first", "broken", "ts_ns", "cpu")
         }
         part["first"] = first_of(part["thread"])
-        return Sequence(self.table, tids=self.tids, n_tracked=self.n_tracked, n_parked=self.n_parked, **part)
+        return replace(self, **part)
+
+    def key_of(self, thread: int) -> int:
+        """Return what names a thread for all of the recording."""
+        return int((self.tids if self.keys is None else self.keys)[thread])
+
+    def in_lanes(self, order: NDArray[np.intp], lane: NDArray[np.int64]) -> Sequence:
+        """Return the sequence in another order, each event in another thread, all but `broken` reordered."""
+        part = {name: getattr(self, name)[order] for name in ("row", "cls", "ts_ns", "cpu")}
+        thread = lane.astype(np.uint16)
+        first = first_of(thread)
+        return replace(self, thread=thread, first=first, broken=self.broken & ~first, **part)
 
 
 def first_of(thread: NDArray[Any]) -> NDArray[np.bool_]:
