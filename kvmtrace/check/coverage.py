@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from kvmtrace.check.alphabet import CLASS_NAMES, N_STEPS
 from kvmtrace.check.observability import Capability
 from kvmtrace.check.registry import registry
 from kvmtrace.check.rule import SUSPICION
+from kvmtrace.check.side_rows import is_explained, own_side_events
 from kvmtrace.check.state_machine import STATE_NAMES, UNKNOWN, model_edges
 from kvmtrace.check.verdict import Comparison, Coverage, NotChecked, PartNotSeen, TransitionCount
 from kvmtrace.isa.registry import BY_NUMBER, isa_name
@@ -47,7 +49,7 @@ class Statistics:
         self.explained = 0
         self.unknown = 0
         self.contradicting = 0
-        self.n_vcpu_events = 0
+        self.unexplained: Counter[str] = Counter()
         # steps by state before, class and bucket of the time since the step before
         self._counts = np.zeros((len(STATE_NAMES), N_STEPS + 1, _BUCKETS), np.int64)
         self._next_state = np.zeros(N_STEPS + 1, np.uint8)
@@ -63,10 +65,19 @@ class Statistics:
         wrong = int(np.count_nonzero(steps.wrong))
         self.contradicting += wrong
         self.explained += int(np.count_nonzero(known)) - wrong
+        self._count_side_events(excerpt)
         self._next_state = excerpt.automaton.next_state
         self._count_edges(excerpt)
         pairs = distinct(excerpt.exits.isa.astype(np.int64) << 32 | excerpt.exits.code)
         self._reasons |= {(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in pairs}
+
+    def _count_side_events(self, excerpt: Excerpt) -> None:
+        """Count the vCPU threads' own events that are no letters of the model's alphabet."""
+        for kind, count in own_side_events(excerpt).items():
+            if is_explained(kind):
+                self.explained += count
+            else:
+                self.unexplained[kind] += count
 
     def _count_edges(self, excerpt: Excerpt) -> None:
         steps = excerpt.steps
@@ -102,8 +113,8 @@ class Statistics:
         listed = tuple(sorted(findings.violations, key=lambda v: v.event_index))
         hard = [v for v in listed if v.severity != SUSPICION]
         isas = {isa for isa, _ in self._reasons}
-        own = self.explained + self.unknown + self.contradicting
-        environment = self.n_events - self.explained - self.unknown - self.contradicting
+        own = self.explained + self.unknown + self.contradicting + self.unexplained.total()
+        environment = self.n_events - own
         return Comparison(
             isa=isa_name(min(isas)) if isas else None,
             rules=results,
@@ -117,6 +128,7 @@ class Statistics:
             explained_events=self.explained,
             unknown_events=self.unknown,
             environment_events=environment,
+            unexplained=dict(sorted(self.unexplained.items(), key=lambda item: (-item[1], item[0]))),
             cannot_see=capability.cannot_see() if capability else (),
             not_checked=not_checked(findings, capability or Capability()),
             judged_share=(self.explained + self.contradicting) / own if own else None,

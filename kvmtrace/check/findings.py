@@ -70,33 +70,60 @@ class Findings:
         self.violated[rule] += len(positions)
         room = self.limit - self.kept[rule]
         for i, position in enumerate(positions[: max(room, 0)]):
-            expected, observed = describe(i)
-            self.violations.append(self._violation(rule, int(position), expected, observed))
+            self.violations.append(self._violation(rule, int(position), describe(i)))
             self.part_of.append(self.part)
             self.kept[rule] += 1
 
-    def _violation(self, rule: str, position: int, expected: str, observed: str) -> Violation:
+    def violate_rows(self, rule: str, rows: NDArray[np.intp], describe: Describe) -> None:
+        """Report violations at rows of the sequence's table, which the sequence need not hold."""
+        self.violated[rule] += len(rows)
+        for i, row in enumerate(rows[: max(self.limit - self.kept[rule], 0)].tolist()):
+            assert self.sequence is not None
+            mine = np.flatnonzero(self.sequence.table.tid == self.sequence.table.tid[row])
+            at = int(np.searchsorted(mine, row))
+            around = mine[max(at - BEFORE, 0) : at + AFTER + 1].tolist()
+            event = self._event_of_row(row)
+            context = tuple(map(self._event_of_row, around))
+            vcpu_id = self.vcpu_ids.get(event.tid)
+            self.violations.append(self._described(rule, event, vcpu_id, context, describe(i)))
+            self.part_of.append(self.part)
+            self.kept[rule] += 1
+
+    def _violation(self, rule: str, position: int, words: tuple[str, str]) -> Violation:
         assert self.sequence is not None
-        event = self._event(position)
+        vcpu_id = self.vcpu_ids.get(self.sequence.key_of(int(self.sequence.thread[position])))
+        return self._described(rule, self._event(position), vcpu_id, self._context(position), words)
+
+    def _described(
+        self,
+        rule: str,
+        event: ContextEvent,
+        vcpu_id: int | None,
+        context: tuple[ContextEvent, ...],
+        words: tuple[str, str],
+    ) -> Violation:
         return Violation(
             rule=rule,
             severity=self.rules[rule].severity,
             ts_ns=event.ts_ns,
             tid=event.tid,
-            vcpu_id=self.vcpu_ids.get(self.sequence.key_of(int(self.sequence.thread[position]))),
+            vcpu_id=vcpu_id,
             cpu=event.cpu,
             event_index=event.event_index,
             event=event.event,
-            expected=expected,
-            observed=observed,
+            expected=words[0],
+            observed=words[1],
             why=self.rules[rule].sentence,
             source=self.rules[rule].source,
-            context=self._context(position),
+            context=context,
         )
 
     def _event(self, position: int) -> ContextEvent:
         assert self.sequence is not None
-        row = int(self.sequence.row[position])
+        return self._event_of_row(int(self.sequence.row[position]))
+
+    def _event_of_row(self, row: int) -> ContextEvent:
+        assert self.sequence is not None
         return context_event(self.sequence.table, row, int(self.event_index[row]))
 
     def _context(self, position: int) -> tuple[ContextEvent, ...]:

@@ -48,6 +48,10 @@ class Found:
         """Report violations at sequence positions; describe(i) gives (expected, observed) of the i-th."""
         self._findings.violate(self._rule, positions, describe)
 
+    def violate_rows(self, rows: NDArray[np.intp], describe: Describe) -> None:
+        """Report violations at rows of the excerpt's table, of events that the model's alphabet has no class for."""
+        self._findings.violate_rows(self._rule, rows, describe)
+
 
 @dataclass(frozen=True)
 class Part:

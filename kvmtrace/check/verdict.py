@@ -129,8 +129,9 @@ class Violation:
 class Comparison:
     """The outcome of stepping the model through a recording.
 
-    `n_events` == explained + environment + unknown + contradicting events. Environment: events of other
-    threads and of interrupt context, which the model does not step through. `violations` holds at most
+    `n_events` == explained + environment + unknown + unexplained + contradicting events. Environment: events of other
+    threads and of interrupt context, which the model does not step through. `unexplained`: the vCPU threads' own events
+    that no table of the model has, event -> count, most first. `violations` holds at most
     `limit` per rule in recorded order; `n_violations` and `rules` count all. `judged_share`: of the vCPU threads' own
     events, those that the model explained or contradicted; None without such events. `n_kvm_events`: events of KVM, of
     any thread. `rule_errors`: a line for each rule of another package that could not be loaded or failed.
@@ -149,6 +150,7 @@ class Comparison:
     explained_events: int = 0
     environment_events: int = 0
     unknown_events: int = 0
+    unexplained: dict[str, int] = field(default_factory=dict)
     cannot_see: tuple[str, ...] = ()
     not_checked: tuple[NotChecked, ...] = ()
     judged_share: float | None = None

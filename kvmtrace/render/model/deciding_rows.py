@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.check.registry import all_rules
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.model import injection, ordering, states, transitions, userspace
+from kvmtrace.model import injection, ordering, side_events, states, transitions, userspace
 from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.thresholds import THRESHOLDS
 
@@ -59,6 +59,12 @@ def deciding_rows() -> dict[str, Any]:
             "stand_ins": states.STAND_INS,
             "lifecycle_parts": {part: list(steps) for part, steps in states.LIFECYCLE_PARTS.items()},
         },
+        "side_events": {
+            "places": dict(side_events.PLACES),
+            "rows": {kind: row._asdict() for kind, row in side_events.SIDE_EVENTS.items()},
+            "icr_busy": side_events.ICR_BUSY,
+            "vmm_prefix": side_events.VMM_PREFIX,
+        },
         "injection": {
             "injected_by": {kind: list(types) for kind, types in injection.INJECTED_BY.items()},
             "legal_losses": injection.LEGAL_LOSSES,
@@ -93,6 +99,9 @@ def lines_of(value: Any, name: str = "") -> list[str]:
     """Return nested tables as "name: words" lines, one a row."""
     if isinstance(value, dict) and "value" in value:
         return [f"{name}: {value['value']:,} {value['unit']}: {value['sentence']}"]
+    if isinstance(value, dict) and "place" in value:
+        cause = f", behind {' or '.join(value['after'])}" if value["after"] else ""
+        return [f"{name}: {value['place']}{cause}: {value['sentence']} [{value['source']}]"]
     if isinstance(value, dict):
         return [
             line

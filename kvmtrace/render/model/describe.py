@@ -151,6 +151,7 @@ def _deciding_lines() -> Iterable[str]:
     for key, title in (
         ("thresholds", "Numbers that decide"),
         ("ordering", "Order"),
+        ("side_events", "Events beside the life of a vCPU"),
         ("injection", "Injection"),
         ("userspace", "Userspace between two KVM_RUNs"),
     ):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.model.thresholds import threshold
 from kvmtrace.render.terminal import WIDTH, Column, Style, count, escape, plural, table
 
 if TYPE_CHECKING:
+    from kvmtrace.check.verdict import Comparison
     from kvmtrace.report.document import Report
 
 CONTEXT_EVENTS = 12
@@ -41,7 +43,8 @@ def verdict_line(report: Report, style: Style) -> list[str]:
     checked = sum(rule.checked for rule in model.rules.values())
     counts = (
         f"; {count(model.n_events)} events: {count(model.explained_events)} explained, "
-        f"{count(model.unknown_events)} unknown, {count(model.environment_events)} of other threads; "
+        f"{count(model.unknown_events)} unknown, {_unexplained(model)}"
+        f"{count(model.environment_events)} of other threads; "
         f"{count(checked)} checks"
     )
     suspicions = f", {plural(model.n_suspicions, 'suspicion')}" if model.n_suspicions else ""
@@ -55,6 +58,19 @@ def verdict_line(report: Report, style: Style) -> list[str]:
     )
     paint = style.bad if model.n_violations else style.good
     return [lines[0].replace(verdict, paint(verdict), 1), *lines[1:]]
+
+
+MOST_NAMED = 4  # events
+
+
+def _unexplained(model: Comparison) -> str:
+    """Name the events that no table of the model has, where they are more than a few."""
+    total = sum(model.unexplained.values())
+    own = total + model.explained_events + model.unknown_events
+    if total * 100 <= own * threshold("unexplained_shown"):
+        return ""
+    named = [f"{escape(event)} {count(number)}" for event, number in list(model.unexplained.items())[:MOST_NAMED]]
+    return f"{count(total)} unexplained ({', '.join(named)}{', ...' if len(model.unexplained) > MOST_NAMED else ''}), "
 
 
 def model_sections(report: Report, style: Style, limit: int) -> list[str]:

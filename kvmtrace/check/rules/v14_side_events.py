@@ -1,0 +1,113 @@
+"""V14: events beside the life of a vCPU stand where the model knows them, and carry what caused them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.findings import constant
+from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.check.side_rows import last_steps, neighbours, side_rows
+from kvmtrace.kvm.apic import APIC_ICR
+from kvmtrace.model.side_events import ICR_BUSY, SIDE_EVENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+
+_IN_THE_RUN_LOOP = tuple(row.kind for row in SIDE_EVENTS.values() if row.place == "run loop")
+_CAUSED = tuple(row for row in SIDE_EVENTS.values() if row.after)
+_ICR_BITS = np.uint64(0xFFFFFFFF & ~ICR_BUSY)
+
+
+def _count(*kinds: str) -> Callable[[Excerpt], int]:
+    """Return a function that counts the side events of these kinds."""
+    return lambda excerpt: sum(len(side_rows(excerpt, kind)) for kind in kinds)
+
+
+RULE = Rule(
+    "V14",
+    "side events in place",
+    VIOLATION,
+    ("kvm_entry|kvm_exit",),
+    "Interrupt lines, IPIs, clocks and the emulator's page look-ups are traced where KVM does them, behind what "
+    "caused them, and an IPI is what the guest wrote.",
+    "kvm_set_irq (virt/kvm/irqchip.c), kvm_apic_send_ipi (lapic.c), vcpu_enter_guest (x86.c)",
+    "what is traced by threads that run no vCPU",
+    places=_count(*SIDE_EVENTS),
+)
+
+
+@RULE.part("the run loop", places=_count(*_IN_THE_RUN_LOOP), adds=False)
+def _places(excerpt: Excerpt, found: Found) -> None:
+    """Check that what only the run loop does stands in it."""
+    for kind in _IN_THE_RUN_LOOP:
+        rows = side_rows(excerpt, kind)
+        steps = last_steps(excerpt, rows)
+        known = steps >= 0
+        state = excerpt.automaton.next_state[excerpt.whole.cls[steps[known]]]
+        bad = rows[known][~excerpt.automaton.follow_ups[state]]
+        found.check(np.count_nonzero(known), np.count_nonzero(~known))
+        found.violate_rows(bad, constant(f"{kind} in the run loop, outside guest mode", "elsewhere"))
+
+
+@RULE.part("causes", places=_count(*(row.kind for row in _CAUSED)), adds=False)
+def _causes(excerpt: Excerpt, found: Found) -> None:
+    """Check that an event that has a cause stands behind it, nothing of KVM_RUN between."""
+    for row in _CAUSED:
+        if not excerpt.recorded(*row.after):
+            continue
+        rows = side_rows(excerpt, row.kind)
+        steps = last_steps(excerpt, rows)
+        # what an earlier table held of a thread's side events is not known any more
+        known = (steps >= 0) & (excerpt.whole.row[np.maximum(steps, 0)] >= excerpt.whole.n_parked)
+        rows, steps = rows[known], steps[known]
+        caused = np.zeros(len(rows), bool)
+        for cause in row.after:
+            causes = side_rows(excerpt, cause)
+            before, _ = neighbours(excerpt, rows, causes)
+            caused |= (before >= 0) & (last_steps(excerpt, causes[before]) == steps) if len(causes) else False
+        found.check(len(rows), np.count_nonzero(~known))
+        found.violate_rows(rows[~caused], constant(f"{' or '.join(row.after)} before {row.kind}", "none"))
+
+
+@RULE.part(
+    "IPIs",
+    needs=("kvm_apic.reg", "kvm_apic.val", "kvm_apic.rw", "kvm_apic_ipi.icr_low"),
+    places=_count("kvm_apic_ipi"),
+    adds=False,
+)
+def _ipis(excerpt: Excerpt, found: Found) -> None:
+    """Check that an IPI is what the guest wrote to its ICR, just before (xAPIC) or just behind (x2APIC)."""
+    rows, writes = side_rows(excerpt, "kvm_apic_ipi"), side_rows(excerpt, "kvm_apic", parked=True)
+    writes = writes[(_field(excerpt, "kvm_apic", "reg", writes) == APIC_ICR)]
+    writes = writes[_field(excerpt, "kvm_apic", "rw", writes) == 1]
+    if not len(rows) or not len(writes):
+        return
+    sent = _field(excerpt, "kvm_apic_ipi", "icr_low", rows) & _ICR_BITS
+    written = _field(excerpt, "kvm_apic", "val", writes) & _ICR_BITS
+    steps, steps_of_writes = last_steps(excerpt, rows), last_steps(excerpt, writes)
+    judged, right = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    for nearest in neighbours(excerpt, rows, writes):
+        near = (nearest >= 0) & (steps >= 0) & (steps_of_writes[nearest] == steps)
+        judged |= near
+        right |= near & (written[nearest] == sent)
+    before, behind = neighbours(excerpt, rows, writes)
+    nearest = np.where(before >= 0, before, behind)
+    at = np.flatnonzero(judged & ~right)
+    found.check(np.count_nonzero(judged), np.count_nonzero(~judged))
+    found.violate_rows(
+        rows[at],
+        lambda i: (f"an IPI with ICR {int(written[nearest[at[i]]]):#x}, as written", f"{int(sent[at[i]]):#x}"),
+    )
+
+
+def _field(excerpt: Excerpt, kind: str, field: str, rows: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """Return a field of rows of a kind."""
+    table = excerpt.whole.table
+    return table.field(kind, field).take(table.position_in_kind[rows]).astype(np.uint64)
