@@ -3,9 +3,6 @@
 Nearly every VMM gives each vCPU a thread of its own. Others run several vCPUs in one thread, in turn, or hand a vCPU
 from thread to thread. A *lane* is one vCPU as one thread runs it: the KVM_RUNs of the vCPU, each with what the thread
 did behind it until the next one. Where a vCPU comes from another thread, knowledge breaks off.
-
-The vCPU is told by the file that kvm_vcpu_ioctl got, else by the argument of vmx_vcpu_run or svm_vcpu_run, else by the
-descriptor that the system call named, else by vcpu_id, which two VMs may share.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS
+from kvmtrace.model.vcpus import RUN_BEGINS, RUN_ENDS, VCPU_IDENTITY
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
@@ -24,21 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.check.thread_events import Sequence
+    from kvmtrace.model.vcpus import Identity
 
     Positions = NDArray[np.intp]
     Lanes = NDArray[np.int64]
 
-# what tells the vCPU, best first: class of event, its kind, field
-EVIDENCE: tuple[tuple[str, str, str], ...] = (
-    ("KVM_RUN", "kvm_vcpu_ioctl", "filp"),
-    ("run VMX", "vmx_vcpu_run", "vcpu"),
-    ("run SVM", "svm_vcpu_run", "vcpu"),
-    ("call KVM_RUN", "sys_enter_ioctl", "fd"),
-    ("VM-entry", "kvm_entry", "vcpu_id"),
-)
-# a KVM_RUN begins with the first of these behind the last of those
-_BEGIN = tuple(CLASS[name] for name in ("call KVM_RUN", "KVM_RUN", "FPU load"))
-_END = tuple(CLASS[name] for name in ("userspace exit", "ioctl ends", "return to VMM"))
+_BEGIN = tuple(CLASS[step] for step in RUN_BEGINS)
+_END = tuple(CLASS[step] for step in RUN_ENDS)
 MAX_LANES = 65_534  # what Sequence.thread can number; vCPUs beyond share the last lane of their thread
 _UNRESOLVED = -1
 
@@ -50,7 +40,7 @@ class VcpuLanes:
     """
 
     def __init__(self) -> None:
-        self._source: tuple[str, str, str] | None = None
+        self._source: Identity | None = None
         self._lane_of: dict[tuple[int, int], int] = {}  # (tid, vCPU) -> lane
         self._tid_of: list[int] = []  # of each lane
         self._first_lane: dict[int, int] = {}  # tid -> its first lane
@@ -101,15 +91,14 @@ class VcpuLanes:
 
     def _evidence(self, sequence: Sequence) -> tuple[Positions, NDArray[Any]]:
         """Return (positions, what they tell of the vCPU) of the events that tell it, those that waited left out."""
-        sources = EVIDENCE if self._source is None else (self._source,)
-        for name, kind, field in sources:
-            if not sequence.table.has(kind, field):
+        for source in VCPU_IDENTITY if self._source is None else (self._source,):
+            if not sequence.table.has(source.kind, source.field):
                 continue
-            positions = np.flatnonzero(sequence.cls == CLASS[name])
+            positions = np.flatnonzero(sequence.cls == CLASS[source.step])
             positions = positions[sequence.row[positions] >= sequence.n_parked]
             if len(positions):
-                self._source = name, kind, field
-                return positions, sequence.values(kind, field, positions).astype(np.int64)
+                self._source = source
+                return positions, sequence.values(source.kind, source.field, positions).astype(np.int64)
         return np.empty(0, np.intp), np.empty(0, np.int64)
 
     def _follow(self, sequence: Sequence, positions: Positions, keys: NDArray[Any]) -> tuple[Lanes, list[int]]:

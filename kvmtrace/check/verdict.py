@@ -158,6 +158,13 @@ class Comparison:
     rule_errors: tuple[str, ...] = ()
 
     @property
+    def many_unexplained(self) -> bool:
+        """Whether more than a few of the vCPU threads' own events are in no table of the model."""
+        total = sum(self.unexplained.values())
+        own = total + self.explained_events + self.unknown_events
+        return total * 100 > own * threshold("unexplained_shown")
+
+    @property
     def n_checks(self) -> int:
         """How many checks were made, over all rules."""
         return sum(result.checked for result in self.rules.values())

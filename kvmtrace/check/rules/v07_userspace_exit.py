@@ -72,7 +72,7 @@ def _check_reason(excerpt: Excerpt, whole: Group, found: Found, *, row: ExitRow)
     if is_port_access(row):  # only string I/O touches memory
         allowed &= np.where(holds("string", excerpt, group), ~_U(0), ~_U(1 << KVM_EXIT_MMIO))
     allowed |= np.where(excerpt.exits.bus_lock[group], _bits(isa.bus_lock_userspace), _U(0))
-    if not excerpt.recorded("kvm_entry"):  # the entry that failed was not seen
+    if not excerpt.recorded("kvm_entry") or excerpt.capability.filtered:  # the entry that failed was not seen
         allowed |= _U(1 << KVM_EXIT_FAIL_ENTRY)
     vectoring = (excerpt.exits.vectoring[group] != 0) | ~excerpt.tells_vectoring[group]
     allowed |= np.where(vectoring, _U(1 << KVM_EXIT_INTERNAL_ERROR), _U(0))

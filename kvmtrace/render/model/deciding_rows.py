@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.check.registry import all_rules
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.model import injection, ordering, side_events, states, transitions, userspace
+from kvmtrace.model import injection, ordering, side_events, states, transitions, userspace, vcpus
 from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.thresholds import THRESHOLDS
 
@@ -65,6 +65,11 @@ def deciding_rows() -> dict[str, Any]:
             "icr_busy": side_events.ICR_BUSY,
             "vmm_prefix": side_events.VMM_PREFIX,
         },
+        "vcpus": {
+            "identity": {f"{row.kind}.{row.field}": f"{row.sentence} ({row.step})" for row in vcpus.VCPU_IDENTITY},
+            "run_begins": list(vcpus.RUN_BEGINS),
+            "run_ends": list(vcpus.RUN_ENDS),
+        },
         "injection": {
             "injected_by": {kind: list(types) for kind, types in injection.INJECTED_BY.items()},
             "legal_losses": injection.LEGAL_LOSSES,
@@ -101,7 +106,7 @@ def lines_of(value: Any, name: str = "") -> list[str]:
         return [f"{name}: {value['value']:,} {value['unit']}: {value['sentence']}"]
     if isinstance(value, dict) and "place" in value:
         cause = f", behind {' or '.join(value['after'])}" if value["after"] else ""
-        return [f"{name}: {value['place']}{cause}: {value['sentence']} [{value['source']}]"]
+        return [f"{value['kind']}: {value['place']}{cause}: {value['sentence']} [{value['source']}]"]
     if isinstance(value, dict):
         return [
             line

@@ -152,6 +152,7 @@ def _deciding_lines() -> Iterable[str]:
         ("thresholds", "Numbers that decide"),
         ("ordering", "Order"),
         ("side_events", "Events beside the life of a vCPU"),
+        ("vcpus", "Which vCPU it is"),
         ("injection", "Injection"),
         ("userspace", "Userspace between two KVM_RUNs"),
     ):

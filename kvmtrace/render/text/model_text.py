@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.model.thresholds import threshold
 from kvmtrace.render.terminal import WIDTH, Column, Style, count, escape, plural, table
 
 if TYPE_CHECKING:
@@ -65,12 +64,11 @@ MOST_NAMED = 4  # events
 
 def _unexplained(model: Comparison) -> str:
     """Name the events that no table of the model has, where they are more than a few."""
-    total = sum(model.unexplained.values())
-    own = total + model.explained_events + model.unknown_events
-    if total * 100 <= own * threshold("unexplained_shown"):
+    if not model.many_unexplained:
         return ""
     named = [f"{escape(event)} {count(number)}" for event, number in list(model.unexplained.items())[:MOST_NAMED]]
-    return f"{count(total)} unexplained ({', '.join(named)}{', ...' if len(model.unexplained) > MOST_NAMED else ''}), "
+    total = count(sum(model.unexplained.values()))
+    return f"{total} unexplained ({', '.join(named)}{', ...' if len(model.unexplained) > MOST_NAMED else ''}), "
 
 
 def model_sections(report: Report, style: Style, limit: int) -> list[str]:
