@@ -22,6 +22,7 @@ _C_TYPES = {
         (np.uint32, "uint32_t"),
         (np.int64, "int64_t"),
         (np.uint64, "uint64_t"),
+        (np.float64, "double"),
     )
 }
 

@@ -26,7 +26,7 @@ SOURCES = Path(__file__).parent
 HEADER = SOURCES / "loops.h"
 LIBRARY = "_loops.abi3.so"  # Python's stable interface: one build for all versions from 3.11 on
 FLAGS = ("-O3", "-s")
-ALWAYS = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-fPIC", "-shared")
+ALWAYS = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC", "-shared")
 
 
 class CannotCompileError(Exception):

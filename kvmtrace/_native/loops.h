@@ -134,6 +134,42 @@ typedef struct {
 int64_t number_keys(const uint64_t *keys, int64_t n, uint64_t seed, const KeyTable *table, int64_t *n_known,
 		    int32_t *number);
 
+/* duration_sums.c: durations by group */
+
+/* Of n_groups groups; count, total, squares and max_ns begin with 0, min_ns with the largest number. */
+typedef struct {
+	int64_t *count;
+	double *total, *mean, *squares; /* squares: about the mean */
+	int64_t *min_ns, *max_ns;
+} DurationSums;
+
+/* Sum n durations, none negative, by group. */
+void sum_durations(const int64_t *group, const int64_t *dur_ns, int64_t n, int64_t n_groups, const DurationSums *sums);
+
+/* perf_tables.c: the samples of `perf kvm stat` */
+
+/* What the steps of lanes are called. */
+typedef struct {
+	uint8_t entry, exit, pio, msr, mmio_read, mmio_write;
+	int64_t reason_mask; /* of an exit's argument: the key */
+} PerfSteps;
+
+/* What is kept of each thread: whether it had a VM-entry; when its latest VM-exit was, 0 where an MMIO event followed. */
+typedef struct {
+	uint8_t *entered;
+	int64_t *exit_ns;
+} PerfThreads;
+
+/* Samples: count[table], key and duration from `table * capacity` on; tables vmexit, ioport, msr, mmio. */
+typedef struct {
+	int64_t capacity;
+	int64_t *count, *key, *dur_ns;
+} PerfTables;
+
+/* Take the samples of a piece of lanes: n rows, those of a thread one behind the other; capacity is at least n. */
+void take_perf_samples(const uint16_t *thread, const uint8_t *step, const int64_t *ts, const int64_t *arg, int64_t n,
+		       const PerfSteps *steps, const PerfThreads *threads, const PerfTables *tables);
+
 /* automaton.c: the model's states over sequences of events */
 
 /* Step the transition table through a sequence: the state in which each event finds its thread, and for each step

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace._native.duration_sums import NO_MINIMUM, sum_durations
 from kvmtrace.spans.keys import grown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REL_STDERR_DIGITS = 6  # what summing in another order leaves alone
-_NO_MINIMUM = np.iinfo(np.int64).max
 
 
 class Moments:
@@ -25,7 +25,7 @@ class Moments:
     def __init__(self) -> None:
         self.count: NDArray[np.int64] = np.zeros(16, np.int64)
         self.total_ns: NDArray[np.int64] = np.zeros(16, np.int64)
-        self.min_ns: NDArray[np.int64] = np.full(16, _NO_MINIMUM, np.int64)
+        self.min_ns: NDArray[np.int64] = np.full(16, NO_MINIMUM, np.int64)
         self.max_ns: NDArray[np.int64] = np.zeros(16, np.int64)
         self._mean: NDArray[np.float64] = np.zeros(16)
         self._m2: NDArray[np.float64] = np.zeros(16)
@@ -33,7 +33,7 @@ class Moments:
     def _grow(self, size: int) -> None:
         self.count = grown(self.count, size)
         self.total_ns = grown(self.total_ns, size)
-        self.min_ns = grown(self.min_ns, size, _NO_MINIMUM)
+        self.min_ns = grown(self.min_ns, size, NO_MINIMUM)
         self.max_ns = grown(self.max_ns, size)
         self._mean = grown(self._mean, size)
         self._m2 = grown(self._m2, size)
@@ -43,18 +43,16 @@ class Moments:
         if not len(groups):
             return
         self._grow(int(groups.max()) + 1)
-        np.minimum.at(self.min_ns, groups, dur_ns)
-        np.maximum.at(self.max_ns, groups, dur_ns)
-        count = np.bincount(groups, minlength=len(self.count))
-        total = np.bincount(groups, dur_ns, minlength=len(self.count))  # float64: exact below 2**53
-        mean = total / np.maximum(count, 1)
-        m2 = np.bincount(groups, np.square(dur_ns - mean[groups]), minlength=len(self.count))
+        found = sum_durations(groups, dur_ns, len(self.count))
+        count, mean = found.count, found.mean
+        np.minimum(self.min_ns, found.min_ns, out=self.min_ns)
+        np.maximum(self.max_ns, found.max_ns, out=self.max_ns)
         merged = np.maximum(self.count + count, 1)
         delta = mean - self._mean
-        self._m2 += m2 + np.where(count > 0, np.square(delta) * self.count * count / merged, 0)
+        self._m2 += found.squares + np.where(count > 0, np.square(delta) * self.count * count / merged, 0)
         self._mean += delta * count / merged
         self.count += count
-        self.total_ns += np.clip(total, 0, 1 << 61).astype(np.int64)  # more only by garbage time stamps
+        self.total_ns += np.clip(found.total, 0, 1 << 61).astype(np.int64)  # more only by garbage time stamps
 
     def rel_stderr(self, group: int) -> float:
         """Return the relative standard error of the mean in percent; 0 for fewer than two durations."""
