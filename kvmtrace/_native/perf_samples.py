@@ -13,7 +13,11 @@ from kvmtrace._native.arrays import filled, given
 from kvmtrace._native.ring_records import RecordColumns, changed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+
+    Room = Callable[[int], tuple[RecordColumns, NDArray[np.int16]]]
 
 MAX_TABLE = 1 << 20  # of identifiers that lie close together, as the kernel counts them up
 MAX_NUMBER = 0xFFFF  # of a layout in that table
@@ -75,6 +79,11 @@ class PerfWindow:
     sound: bool
 
 
+def fresh(start_dtype: np.dtype[Any], *, common: bool = True) -> Room:
+    """Return what makes new columns for samples."""
+    return lambda n: (RecordColumns.empty(n, start_dtype, common=common), np.empty(n, np.int16))
+
+
 def count_perf_records(words: NDArray[np.uint64], first: int, last: int, end: int) -> tuple[int, int, int, bool]:
     """Count the records of a perf.data that begin in words first..last and end at `end` at the latest.
 
@@ -133,7 +142,7 @@ def read_perf_records(
     bounds: tuple[int, int, int],
     samples: PerfSamples,
     kind_of_id: NDArray[np.uint16] | None,
-    start_dtype: np.dtype[Any],
+    room: Room,
 ) -> PerfWindow:
     """Read the records of a perf.data that begin in a part of it.
 
@@ -142,12 +151,12 @@ def read_perf_records(
     words : the file as little-endian u64
     bounds : word indices: where the part begins and ends, and where all records end
     kind_of_id : uint16, shape (65536,), for samples with ftrace's usual common fields; None leaves them out
-    start_dtype : uint32 or int64, of the word index (u32) of each sample's raw data
+    room : gives columns for so many samples: word index (u32) of each one's raw data, ..., and CPUs
     """
     first, last, end = bounds
     n_samples, n_others, stop, sound = count_perf_records(words, first, last, end)
-    out = RecordColumns.empty(n_samples, start_dtype, common=kind_of_id is not None)
-    cpu, others = np.empty(n_samples, np.int16), np.empty(n_others, np.int64)
+    out, cpu = room(n_samples)
+    others = np.empty(n_others, np.int64)
     n = fill_perf_records(words, (first, stop), samples, kind_of_id=kind_of_id, out=out, cpu=cpu, others=others)
     columns = RecordColumns(
         out.start[:n], out.ts[:n], out.kind[:n], out.irq_flags[:n], out.preempt_count[:n], out.tid[:n]

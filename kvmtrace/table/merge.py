@@ -93,14 +93,27 @@ class RowsBuilder:
         """Say whether anything was added."""
         return self._rows is not None
 
+    def __len__(self) -> int:
+        return self._n
+
     def add(self, rows: Rows) -> None:
         """Put rows behind those that are there."""
-        end = self._n + len(rows)
-        if self._rows is None or end > len(self._rows):
-            self._grow(max(end, self._capacity), rows)
+        room = self.room(len(rows), rows)
         for f in fields(Rows):
-            getattr(self._rows, f.name)[self._n : end] = getattr(rows, f.name)
-        self._n = end
+            getattr(room, f.name)[:] = getattr(rows, f.name)
+        self.take_in(len(rows))
+
+    def room(self, n: int, like: Rows) -> Rows:
+        """Return n rows behind those that are there, to be filled in; `like`: of these types."""
+        end = self._n + n
+        if self._rows is None or end > len(self._rows):
+            self._grow(max(end, self._capacity), like)
+        assert self._rows is not None
+        return self._rows.slice(self._n, end)
+
+    def take_in(self, n: int) -> None:
+        """Count n rows, which were filled in, to those that are there."""
+        self._n += n
 
     def _grow(self, size: int, like: Rows) -> None:
         old, self._rows = self._rows, Rows(*(np.empty(size, getattr(like, f.name).dtype) for f in fields(Rows)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writers.perf_data import LOST, SAMPLE, finished_round, record, sample
 
-from kvmtrace._native.perf_samples import PerfSamples, read_perf_records
+from kvmtrace._native.perf_samples import PerfSamples, fresh, read_perf_records
 
 SAMPLES = PerfSamples(np.array([[1, -1, 2, -1]]), np.empty(0, np.uint64), np.empty(0, np.int32))
 
@@ -31,7 +31,7 @@ def single_walk(words: np.ndarray, last: int) -> tuple[list[int], int, int, bool
 def check(data: bytes, last: int | None = None):
     words = np.frombuffer(data, "<u8", len(data) // 8)
     last = last or len(words)
-    got = read_perf_records(words, (0, last, len(words)), SAMPLES, None, np.dtype(np.uint32))
+    got = read_perf_records(words, (0, last, len(words)), SAMPLES, None, fresh(np.dtype(np.uint32)))
     assert (got.others.tolist(), len(got.cpu), got.stop, got.sound) == single_walk(words, last)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 
 from kvmtrace._native.perf_samples import PerfWindow
@@ -121,7 +123,7 @@ def walk_perf_records(words, first, last, end):
     return np.array(found, np.int64), at, True
 
 
-def read_perf_records(words, bounds, samples, kind_of_id, start_dtype):
+def read_perf_records(words, bounds, samples, kind_of_id, room):
     """See kvmtrace._native.perf_samples.read_perf_records."""
     at, stop, sound = walk_perf_records(words, *bounds)
     heads = words[at]
@@ -139,6 +141,10 @@ def read_perf_records(words, bounds, samples, kind_of_id, start_dtype):
     at, raw, time, cpu = at[inside], raw[inside], time[inside], cpu[inside]
     numbers = words.take(at + np.maximum(cpu, 0), mode="clip").astype(np.uint32)
     cpus = np.where((cpu >= 0) & (numbers <= MAX_CPU), numbers, -1).astype(np.int16)
-    start = (raw * 2 + 1).astype(start_dtype)
+    out, cpu_out = room(len(at))
+    start = (raw * 2 + 1).astype(out.start.dtype)
     columns = common_columns(words.view(np.uint32), start, words.take(at + time, mode="clip"), kind_of_id)
-    return PerfWindow(columns, cpus, others, stop, sound)
+    for field in fields(RecordColumns):
+        getattr(out, field.name)[: len(getattr(columns, field.name))] = getattr(columns, field.name)
+    cpu_out[:] = cpus
+    return PerfWindow(out, cpu_out, others, stop, sound)

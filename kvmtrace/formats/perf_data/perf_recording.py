@@ -13,6 +13,7 @@ import numpy as np
 
 from kvmtrace._native import perf_samples
 from kvmtrace._native.perf_samples import PerfSamples
+from kvmtrace._native.ring_records import RecordColumns
 from kvmtrace.formats.common.capture_of_file import capture_of
 from kvmtrace.formats.common.cursor import Cursor
 from kvmtrace.formats.common.loss import LossCounter
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace._native.perf_samples import PerfWindow
 
 MAX_RECORD = 1 << 16
 SAMPLE_BYTES = 100  # typical
@@ -178,20 +178,18 @@ class PerfDataRecording(Recording):
         self.loss = self._loss.loss()
 
     def _read_part(self, at: int, stop: int) -> tuple[Rows, list[int], int, bool]:
-        """Return the rows of records that begin in words at..stop, where rounds end, and where and how reading ended.
+        """Return the rows of records that begin in words at..stop, how many stand before each end of a round ...
 
         It goes window by window, so that a window's words are still in the cache when they are gathered.
         """
         builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES)
         builder.add(no_rows(self._start_dtype))
         rounds: list[int] = []
-        while at < stop:
-            rows, others, at, sound = self._read_window(at, min(at + WINDOW_WORDS, stop))
-            builder.add(rows)
-            rounds += others[self._words[others].astype(np.uint32) == RECORD_FINISHED_ROUND].tolist()
-            if not sound:
-                return builder.finish(), rounds, at, False
-        return builder.finish(), rounds, at, True
+        sound = True
+        while at < stop and sound:
+            ended, at, sound = self._read_window(builder, at, min(at + WINDOW_WORDS, stop))
+            rounds += ended
+        return builder.finish(), rounds, at, sound
 
     @cached_property
     def _samples(self) -> PerfSamples:
@@ -204,31 +202,49 @@ class PerfDataRecording(Recording):
         ids, last = np.unique(ids[::-1], return_index=True)  # an identifier of several events is damage
         return PerfSamples(layouts, ids, of[::-1][last])
 
-    def _read_window(self, at: int, stop: int) -> tuple[Rows, NDArray[np.int64], int, bool]:
-        """Return the rows of the records that begin in words at..stop, all but samples, and where and how it ended."""
-        kinds = self._kinds.kind_of_id if has_usual_common(self._kinds.common) else None
-        found = perf_samples.read_perf_records(
-            self._words, (at, stop, self._last), self._samples, kinds, self._start_dtype
-        )
-        rows = self._sample_rows(found)
-        others = found.others
-        more = self._other_rows(others) if len(others) else no_rows(self._start_dtype)
-        return self._in_file_order(rows, more, others) if len(more) else rows, others, found.stop, found.sound
+    def _read_window(self, builder: RowsBuilder, at: int, stop: int) -> tuple[list[int], int, bool]:
+        """Take in the records that begin in words at..stop; return rounds, where it ended and whether soundly."""
+        usual = has_usual_common(self._kinds.common)
+        room: list[Rows] = []
 
-    def _in_file_order(self, samples: Rows, lost: Rows, others: NDArray[np.int64]) -> Rows:
-        """Put the rows of lost events among the samples, where their records stand."""
+        def take_room(n: int) -> tuple[RecordColumns, NDArray[np.int16]]:
+            rows = builder.room(n, no_rows(self._start_dtype))
+            room.append(rows)
+            ts, flags, preempt = rows.ts_ns.view(np.uint64), rows.irq_flags, rows.preempt_count
+            return RecordColumns(rows.start, ts, rows.kind, flags, preempt, rows.tid), rows.cpu
+
+        kinds = self._kinds.kind_of_id if usual else None
+        found = perf_samples.read_perf_records(self._words, (at, stop, self._last), self._samples, kinds, take_room)
+        n, others, before = len(found.cpu), found.others, len(builder)
+        rows = room[0].slice(0, n)
+        if not usual:
+            kind_id, flags, preempt, tid = gather_common(self._words.view(np.uint32), rows.start, self._kinds.common)
+            rows.kind[:], rows.irq_flags[:] = self._kinds.kind_of_id[kind_id], flags
+            rows.preempt_count[:], rows.tid[:] = preempt, tid
         types = self._words[others].astype(np.uint32)
-        at = others[(types == RECORD_LOST) | (types == RECORD_LOST_SAMPLES)]
+        ends = others[types == RECORD_FINISHED_ROUND]
+        rounds = before + np.searchsorted(rows.start, ends * 2)
+        lost = others[(types == RECORD_LOST) | (types == RECORD_LOST_SAMPLES)]
+        self._read_threads(others[(types == RECORD_COMM) | (types == RECORD_FORK)])
+        if len(lost):
+            builder.add(self._in_file_order(rows, self._lost_rows(lost), lost))
+            rounds += np.searchsorted(lost, ends)
+        else:
+            builder.take_in(n)
+        return rounds.tolist(), found.stop, found.sound
+
+    @staticmethod
+    def _in_file_order(samples: Rows, lost: Rows, at: NDArray[np.int64]) -> Rows:
+        """Put the rows of lost events among the samples: their records stand at words `at`."""
         before = np.searchsorted(samples.start, at * 2)  # a sample's data lies behind its record's head
         order = np.argsort(np.concatenate([np.arange(len(samples)) * 2, before * 2 - 1]), kind="stable")
-        return concat_rows([samples, lost]).take(order)
+        return concat_rows([samples.slice(0, len(samples)), lost]).take(order)
 
     def _flush_limit(self, rounds: list[int], rows: Rows, flush: int, previous: int) -> tuple[int, int]:
         """Return up to which time all events were read, and the newest time of finished rounds."""
         if not rounds or not len(rows):
             return flush, previous
-        where = rows.start.astype(np.int64) // 2  # u64 words
-        newest = [int(rows.ts_ns[where < r].max(initial=previous)) for r in rounds[-2:]]
+        newest = [int(rows.ts_ns[:n].max(initial=previous)) for n in rounds[-2:]]
         if len(newest) == 1:
             newest.insert(0, previous)
         return max(newest[0], flush), newest[1]
@@ -278,21 +294,6 @@ class PerfDataRecording(Recording):
         head = int(self._words[word]) if word < len(self._words) else 0
         found = f"size {head >> 48} of type {head & 0xFFFFFFFF}"
         self._loss.add_faults([Fault(word * 8, -1, "a record with a size that fits", found)], truncated=True)
-
-    def _other_rows(self, at: NDArray[np.int64]) -> Rows:
-        """Return the rows of lost events among records that are no samples, and remember threads."""
-        types = self._words[at].astype(np.uint32)
-        self._read_threads(at[(types == RECORD_COMM) | (types == RECORD_FORK)])
-        lost = at[(types == RECORD_LOST) | (types == RECORD_LOST_SAMPLES)]
-        return self._lost_rows(lost) if len(lost) else no_rows(self._start_dtype)
-
-    def _sample_rows(self, found: PerfWindow) -> Rows:
-        of = found.records
-        kind, flags, preempt, tid = of.kind, of.irq_flags, of.preempt_count, of.tid
-        if not has_usual_common(self._kinds.common):
-            kind_id, flags, preempt, tid = gather_common(self._words.view(np.uint32), of.start, self._kinds.common)
-            kind = self._kinds.kind_of_id[kind_id]
-        return Rows(of.ts.view(np.int64), found.cpu, tid, kind, flags, preempt, of.start)
 
     def _lost_rows(self, at: NDArray[np.int64]) -> Rows:
         """Return rows of lost events; a LOST record counts them behind an id, LOST_SAMPLES at once."""
