@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _HOME = {"load": "api", "LoadedRecording": "api", "load_ipython_extension": "magic"}
 
 
+def __dir__() -> list[str]:
+    """Name what is public, as it is imported only on use."""
+    hidden = {"Any", "TYPE_CHECKING", "annotations"}
+    return sorted({*globals(), *__all__} - hidden)
+
+
 def __getattr__(name: str) -> Any:
     """Import pandas and the analysis only for those who use them: recording must start fast."""
     if name not in _HOME:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +11,24 @@ import numpy as np
 import pandas as pd
 
 from kvmtrace.ab.collect_run import run_of
-from kvmtrace.ab.recordings import compare_runs
+from kvmtrace.ab.recordings import Change, Measured, compare_runs
+from kvmtrace.check.verdict import RuleResult, TransitionCount, Violation
+from kvmtrace.event_frame import EventFrame
 from kvmtrace.formats import open_recording
-from kvmtrace.isa.exit_reasons import describe_exit_reason
-from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.render.text.compare_text import comparison_document, render_comparison_text
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
 from kvmtrace.report.json_document import to_json
+from kvmtrace.spans.row_columns import userspace_columns, vm_exit_columns
 from kvmtrace.spans.slices import PART_NAMES, collect_segments
 from kvmtrace.spans.time_parts import Part
 from kvmtrace.spans.userspace import collect_userspace_exits
 from kvmtrace.spans.vm_exits import collect_vm_exits
+from kvmtrace.stats.rows import Budget, VcpuRow
+from kvmtrace.stats.vcpus import Identities
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from kvmtrace.ab.recordings import RecordingComparison
@@ -31,11 +36,12 @@ if TYPE_CHECKING:
     from kvmtrace.check.verdict import Comparison
     from kvmtrace.report.document import Report
     from kvmtrace.spans.slices import Segments
+    from kvmtrace.table.columns import RowColumn
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Recording
 
-ISA_NAMES = {0: "unknown", 1: "vmx", 2: "svm"}
-_NULLABLE = {"dur_ns", "guest_before_ns", "vcpu_id", "entry_ts_ns"}  # -1 means: none
+PIECE_EVENTS = 1 << 18
+_MEASURED = [f.name for f in fields(Measured)]
 
 
 def load(path: str | Path) -> LoadedRecording:
@@ -49,11 +55,18 @@ def load(path: str | Path) -> LoadedRecording:
     return LoadedRecording(open_recording(path))
 
 
-def _categories(codes: np.ndarray[Any, Any], names: list[str]) -> pd.Categorical:
-    """Return a categorical of the distinct names; several codes may have one name."""
-    distinct = list(dict.fromkeys(names))
-    number = np.array([distinct.index(name) for name in names] or [0], np.int32)
-    return pd.Categorical.from_codes(number[codes] if len(codes) else codes.astype(np.int32), distinct)
+def _frame(columns: Mapping[str, RowColumn]) -> pd.DataFrame:
+    """Return columns as a frame: categories for texts, nullable integers where some rows have no value."""
+    return pd.DataFrame({name: _values(column) for name, column in columns.items()}, copy=False)
+
+
+def _values(column: RowColumn) -> Any:
+    values, absent = column.values, column.absent
+    if column.texts is not None:
+        return pd.Categorical.from_codes(values if absent is None else np.where(absent, -1, values), column.texts)
+    if absent is None:
+        return values
+    return pd.arrays.IntegerArray(values, absent)  # type: ignore[attr-defined,unused-ignore]
 
 
 class LoadedRecording:
@@ -69,7 +82,8 @@ class LoadedRecording:
 
     def __repr__(self) -> str:
         capture = self.recording.capture
-        return f"<kvmtrace recording {capture.path}: {len(self.table):,} events, {len(self.vm_exits):,} VM-exits>"
+        n_exits = self.table.count("kvm_exit")
+        return f"<kvmtrace recording {capture.path}: {len(self.table):,} events, {n_exits:,} VM-exits>"
 
     @cached_property
     def table(self) -> EventTable:
@@ -77,77 +91,44 @@ class LoadedRecording:
         return self.recording.events()
 
     @cached_property
-    def events(self) -> pd.DataFrame:
-        """All events: ts_ns, cpu, tid, event, irq_flags, preempt_count, and `event.field` columns (nullable)."""
-        return self.table.to_pandas()
+    def events(self) -> EventFrame:
+        """All events: ts_ns, cpu, tid, event, irq_flags, preempt_count, and `event.field` columns (nullable integers).
+
+        Columns are made when they are asked for: `rec.events[["ts_ns", "event"]]`; see EventFrame.
+        """
+        return EventFrame(self.table)
 
     @cached_property
     def vm_exits(self) -> pd.DataFrame:
-        """One row a VM-exit.
+        """One row a VM-exit, in recorded order; what is not known is <NA>, integers stay integers.
 
-        Columns: ts_ns, name (as the kernel prints it), dur_ns (to the next VM-entry), guest_before_ns, tid,
-        vcpu_id, cpu, isa, exit_reason, guest_rip, entry_rip, info1, info2, intr_info, error_code,
-        to_userspace, lost (events may have been lost within), row (in `events`). Missing is <NA>.
+        Columns
+        -------
+        ts_ns, name (as the kernel prints it), dur_ns (to the next VM-entry), guest_before_ns, tid, pid, vm (name of
+        the process), vcpu_id, number (of the thread's VM-exits: what `kvmtrace report --explain` takes), cpu, isa,
+        exit_reason, guest_rip, entry_rip, info1, info2, intr_info, error_code
+
+        of the first such event before the next VM-entry: port, gpa (MMIO, else the fault's), msr, cr, access ("read",
+        "write"), size (bytes), data, vector (injected), userspace_reason, userspace_exit (its name), errno
+
+        parts of dur_ns, which add up to it: kernel_ns, userspace_ns (the VMM), waiting_ns (blocked or halt-polling),
+        preempted_ns, unknown_ns
+
+        to_userspace, lost (events may have been lost within), entry_ts_ns, entry_cpu, row and entry_row (in `events`)
         """
-        if not (self.table.has("kvm_exit", "exit_reason") and self.table.has("kvm_entry")):
-            return pd.DataFrame(
-                {"ts_ns": pd.Series(dtype="int64"), "name": pd.Categorical([]), "dur_ns": pd.Series(dtype="Int64")}
-            )
-        exits = collect_vm_exits(self.recording.iter_events())
-        codes = exits["isa"].astype(np.int64) << 32 | exits["exit_reason"].astype(np.int64)
-        values, inverse = np.unique(codes, return_inverse=True)
-        names = [describe_exit_reason(int(value) >> 32, int(value) & 0xFFFFFFFF) for value in values]
-        columns: dict[str, Any] = {"ts_ns": exits["ts_ns"], "name": _categories(inverse.reshape(-1), names)}
-        for field in (
-            "dur_ns",
-            "guest_before_ns",
-            "tid",
-            "vcpu_id",
-            "cpu",
-            "isa",
-            "exit_reason",
-            "guest_rip",
-            "entry_rip",
-            "info1",
-            "info2",
-            "intr_info",
-            "error_code",
-            "to_userspace",
-            "lost",
-            "row",
-        ):
-            columns[field] = self._column(field, exits[field])
-        return pd.DataFrame(columns)
-
-    @staticmethod
-    def _column(field: str, values: np.ndarray[Any, Any]) -> Any:
-        if field == "isa":
-            return pd.Categorical.from_codes(values.astype(np.int32), list(ISA_NAMES.values()))
-        if field in _NULLABLE:
-            return pd.arrays.IntegerArray(values.astype(np.int64), values < 0)  # type: ignore[attr-defined,unused-ignore]
-        return np.ascontiguousarray(values)
+        rows = collect_vm_exits(self.recording.iter_events(PIECE_EVENTS))
+        frame = _frame(vm_exit_columns(rows))
+        identities = Identities()
+        identities.add_recorded(self.recording)
+        pids = frame["tid"].map(identities.pids).astype("Int64")
+        frame.insert(frame.columns.get_loc("vcpu_id"), "pid", pids)
+        frame.insert(frame.columns.get_loc("vcpu_id"), "vm", pids.map(self.recording.comms).astype("category"))
+        return frame
 
     @cached_property
     def userspace_exits(self) -> pd.DataFrame:
-        """One row a return of KVM_RUN: ts_ns, name, reason, errno, tid, cpu, dur_ns (to the next KVM_RUN), row."""
-        found = collect_userspace_exits(self.recording.iter_events())
-        pairs = list(zip(found["reason"].tolist(), found["errno"].tolist(), strict=True))
-        distinct = list(dict.fromkeys(pairs))
-        number = {pair: i for i, pair in enumerate(distinct)}
-        codes = np.array([number[pair] for pair in pairs], np.int64)
-        names = [describe_userspace_exit(*pair) for pair in distinct]
-        return pd.DataFrame(
-            {
-                "ts_ns": found["ts_ns"],
-                "name": _categories(codes, names),
-                "reason": found["reason"],
-                "errno": found["errno"],
-                "tid": found["tid"],
-                "cpu": found["cpu"],
-                "dur_ns": self._column("dur_ns", found["dur_ns"]),
-                "row": found["row"],
-            }
-        )
+        """One row a return of KVM_RUN: ts_ns, name, reason, errno, tid, cpu, dur_ns (to the next one), lost, row."""
+        return _frame(userspace_columns(collect_userspace_exits(self.recording.iter_events(PIECE_EVENTS))))
 
     @cached_property
     def vcpus(self) -> pd.DataFrame:
@@ -156,28 +137,28 @@ class LoadedRecording:
         for vcpu in self.report().document.vcpus:
             row = {name: value for name, value in vars(vcpu).items() if name not in {"budget", "cpus"}}
             rows.append({**row, **vars(vcpu.budget)})
-        frame = pd.DataFrame(rows)
-        for name in frame.columns:
-            if name != "comm":
-                frame[name] = frame[name].astype("Int64")
-        return frame
+        names = [f.name for f in fields(VcpuRow) if f.name not in {"budget", "cpus"}]
+        frame = pd.DataFrame(rows, columns=[*names, *(f.name for f in fields(Budget))])
+        return frame.astype({name: "Int64" for name in frame.columns if name != "comm"})
 
     @cached_property
     def segments(self) -> Segments:
         """What each vCPU thread was doing over time, as columns; see kvmtrace.spans.slices."""
-        return collect_segments(self.recording.iter_events())
+        return collect_segments(self.recording.iter_events(PIECE_EVENTS))
 
     @cached_property
     def timeline(self) -> pd.DataFrame:
         """The segments as a frame: ts_ns, dur_ns, tid, doing, exit (being handled), cpu, guest_rip."""
         made = self.segments
+        distinct = list(dict.fromkeys(["", *made.reasons]))  # several numbers may have one name
+        number = np.array([distinct.index(name) for name in ["", *made.reasons]], np.int32)
         return pd.DataFrame(
             {
                 "ts_ns": made.ts_ns,
                 "dur_ns": made.dur_ns,
                 "tid": np.array(made.tids or (0,))[made.thread],
                 "doing": pd.Categorical.from_codes(made.part.astype(np.int32), [PART_NAMES[part] for part in Part]),
-                "exit": _categories(made.reason + 1, ["", *made.reasons]),
+                "exit": pd.Categorical.from_codes(number[made.reason + 1], distinct),
                 "cpu": made.cpu,
                 "guest_rip": made.guest_rip,
             }
@@ -203,8 +184,9 @@ class LoadedRecording:
 
     def compare(self, other: LoadedRecording, *, min_effect: float | None = None) -> ComparisonView:
         """Compare with another recording (`self` is the base)."""
-        return ComparisonView(compare_runs([self._run()], [other._run()], min_effect=min_effect))
+        return ComparisonView(compare_runs([self._run], [other._run], min_effect=min_effect))
 
+    @cached_property
     def _run(self) -> RunSamples:
         return run_of(self.recording, self._report)
 
@@ -213,7 +195,12 @@ class LoadedRecording:
 
 
 def _pre(text: str) -> str:
-    return f'<pre style="font-size:12px;line-height:1.35">{html.escape(text)}</pre>'
+    return f'<pre style="font-family:monospace;font-size:12px;line-height:1.35">{html.escape(text)}</pre>'
+
+
+def _records(items: Sequence[Any], kind: type) -> pd.DataFrame:
+    """Return dataclass instances as a frame, which has its columns without any, too."""
+    return pd.DataFrame([vars(item) for item in items], columns=[f.name for f in fields(kind)])
 
 
 class ReportView:
@@ -247,19 +234,18 @@ class Replay:
     @property
     def violations(self) -> pd.DataFrame:
         """One row a violation or suspicion, without the context events."""
-        return pd.DataFrame([vars(violation) for violation in self.comparison.violations]).drop(
-            columns="context", errors="ignore"
-        )
+        return _records(self.comparison.violations, Violation).drop(columns="context")
 
     @property
     def rules(self) -> pd.DataFrame:
         """One row a rule: checked, held, violated, unknown."""
-        return pd.DataFrame({rule: vars(result) for rule, result in self.comparison.rules.items()}).T
+        frame = _records(tuple(self.comparison.rules.values()), RuleResult)
+        return frame.set_axis(pd.Index(self.comparison.rules, dtype=object))
 
     @property
     def transitions(self) -> pd.DataFrame:
         """One row a transition taken: from_state, event, to_state, count, p50_ns, p99_ns."""
-        return pd.DataFrame([vars(transition) for transition in self.comparison.transitions])
+        return _records(self.comparison.transitions, TransitionCount)
 
     def diagram(self) -> Any:
         """Return the lifecycle diagram with this recording's counts, as an IPython SVG."""
@@ -292,7 +278,19 @@ class ComparisonView:
     @property
     def changes(self) -> pd.DataFrame:
         """One row a test."""
-        return pd.DataFrame(comparison_document(self.result)["changes"])
+        own = [f.name for f in fields(Change) if f.name != "key"]
+        names = ["kind", "isa", "reason", "path", "name", *own, "regression"]
+        return pd.DataFrame(comparison_document(self.result)["changes"], columns=names)
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """One row a kind of exit: both sides next to each other, tested or not."""
+        columns = {f"{side}_{name}": (side, name) for name in _MEASURED for side in ("base", "new")}
+        rows = [
+            {"name": row["name"], **{column: (row[side] or {}).get(name) for column, (side, name) in columns.items()}}
+            for row in comparison_document(self.result)["measured"]
+        ]
+        return pd.DataFrame(rows, columns=["name", *columns])
 
     def __repr__(self) -> str:
         return render_comparison_text(self.result)

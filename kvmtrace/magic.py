@@ -13,10 +13,10 @@ from kvmtrace.api import LoadedRecording, load
 from kvmtrace.errors import CapabilityError
 
 
-def record_cell(line: str, cell: str) -> LoadedRecording:
+def record_cell(line: str, cell: str | None = None) -> LoadedRecording:
     """Record a cell's command; the line holds options of `kvmtrace record`.
 
-    `%%kvmtrace --guest lifecycle` with an empty cell records a bundled guest.
+    `%kvmtrace --guest lifecycle`, or `%%kvmtrace` with an empty cell, records a bundled guest.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def record_cell(line: str, cell: str) -> LoadedRecording:
     else:
         path = Path(tempfile.mkdtemp(prefix="kvmtrace-")) / "cell.dat"
         options += ["-o", str(path)]
-    command = ["--", "/bin/sh", "-c", cell] if cell.strip() else []
+    command = ["--", "/bin/sh", "-c", cell] if cell and cell.strip() else []
     done = subprocess.run(
         [sys.executable, "-m", "kvmtrace", "record", *options, *command], capture_output=True, text=True, check=False
     )
@@ -44,6 +44,14 @@ def record_cell(line: str, cell: str) -> LoadedRecording:
     return load(path)
 
 
+def _without_cell(lines: list[str]) -> list[str]:
+    """Turn `%%kvmtrace OPTIONS` without anything below it into the line magic: IPython refuses an empty cell."""
+    if lines and lines[0].startswith("%%kvmtrace") and not "".join(lines[1:]).strip():
+        return [lines[0][1:]]
+    return lines
+
+
 def load_ipython_extension(ipython: Any) -> None:
-    """Register the cell magic."""
-    ipython.register_magic_function(record_cell, magic_kind="cell", magic_name="kvmtrace")
+    """Register the magic, of a cell and of a line."""
+    ipython.register_magic_function(record_cell, magic_kind="line_cell", magic_name="kvmtrace")
+    ipython.input_transformers_cleanup.append(_without_cell)

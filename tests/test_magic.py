@@ -19,6 +19,7 @@ class Shell:
 
     def __init__(self) -> None:
         self.magics: dict[str, object] = {}
+        self.input_transformers_cleanup: list[object] = []
 
     def register_magic_function(self, function: object, magic_kind: str, magic_name: str) -> None:
         self.magics[f"{magic_kind} {magic_name}"] = function
@@ -27,7 +28,7 @@ class Shell:
 def test_the_extension_registers_the_cell_magic() -> None:
     shell = Shell()
     load_ipython_extension(shell)
-    assert shell.magics == {"cell kvmtrace": record_cell}
+    assert shell.magics == {"line_cell kvmtrace": record_cell}
     assert kvmtrace.load_ipython_extension is load_ipython_extension
 
 
@@ -49,3 +50,14 @@ def test_a_cell_is_a_shell_command(tmp_path: Path) -> None:
 def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="no guest"):
         record_cell(f"--backend ftrace --guest nonsense -o {tmp_path / 'x.dat'}", "")
+
+
+@pytest.mark.parametrize("cell", ["%%kvmtrace", "%%kvmtrace\n", "%kvmtrace"])
+def test_ipython_takes_an_empty_cell(cell: str) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    load_ipython_extension(shell)
+    done = shell.run_cell(cell.replace("kvmtrace", "kvmtrace --guest nonsense"))
+    assert isinstance(done.error_in_exec, CapabilityError), "the recorder, not IPython, has the last word"
+    assert "no guest" in str(done.error_in_exec)

@@ -10,6 +10,7 @@ import click
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.output import write_file
+from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,44 +18,45 @@ if TYPE_CHECKING:
 
     from kvmtrace.table.recording import Recording
 
-SUFFIXES = (".parquet", ".arrow", ".csv", ".perfetto.json", ".pftrace")
+    Write = Callable[[Recording, IO[bytes], Callable[[int], None]], None]
+
+TABLES = ("events", "vm_exits", "userspace_exits")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".csv")
+SUFFIXES = (*TABLE_SUFFIXES, ".perfetto.json", ".pftrace")
 
 
-def _write_perfetto(recording: Recording, out: IO[bytes], *, as_json: bool) -> None:
-    import io
-
-    from kvmtrace.check.engine import check_recording
-    from kvmtrace.render.perfetto import write_pftrace, write_trace_json
-    from kvmtrace.spans.slices import collect_segments, label_threads
-
-    segments = collect_segments(recording.iter_events())
-    labels = label_threads(recording, segments.tids)
-    violations = check_recording(recording).violations
-    if not as_json:
-        write_pftrace(out, segments, labels=labels, violations=violations, clock=recording.capture.clock)
-        return
-    text = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
-    write_trace_json(text, segments, labels=labels, violations=violations)
-    text.detach()
-
-
-def _writer(name: str) -> Callable[[Recording, IO[bytes]], None]:
-    """Return the writer of a file's suffix."""
-    from functools import partial
-
+def _suffix(name: str) -> str:
+    """Return which of SUFFIXES a file has."""
     lower = name.lower()
-    if lower.endswith(".perfetto.json"):
-        return partial(_write_perfetto, as_json=True)
-    if lower.endswith(".pftrace"):
-        return partial(_write_perfetto, as_json=False)
+    found = next((suffix for suffix in SUFFIXES if lower.endswith(suffix)), None)
+    if found is None:
+        raise UsageError(f"{name}: the suffix must be one of {', '.join(SUFFIXES)}")
+    return found
+
+
+def _writer(suffix: str, table: str) -> Write:
+    """Return what writes a table as a file of this suffix."""
+    if suffix not in TABLE_SUFFIXES:
+        from kvmtrace.render.perfetto.trace_file import write_trace
+
+        return lambda recording, out, progress: write_trace(
+            recording, out, as_json=suffix == ".perfetto.json", progress=progress
+        )
+    if table != "events":
+        from kvmtrace.formats.arrow.row_tables import write_rows
+        from kvmtrace.spans.row_streams import ROW_TABLES
+
+        return lambda recording, out, progress: write_rows(
+            ROW_TABLES[table](recording, progress), out, suffix.removeprefix(".")
+        )
     from kvmtrace.formats.arrow import arrow_writing as arrow
 
-    writers: dict[str, Callable[[Recording, IO[bytes]], None]] = {
+    writers: dict[str, Write] = {
         ".parquet": arrow.write_parquet,
         ".arrow": arrow.write_arrow,
         ".csv": arrow.write_csv,
     }
-    return writers[Path(lower).suffix]
+    return writers[suffix]
 
 
 @click.command("export", epilog="Example: kvmtrace export run.dat -o run.parquet")
@@ -66,20 +68,37 @@ def _writer(name: str) -> Callable[[Recording, IO[bytes]], None]:
     metavar="OUT",
     help="Where to; the suffix decides the format: " + ", ".join(SUFFIXES) + ".",
 )
-def command(*, file: str, output: str) -> None:
+@click.option(
+    "--table",
+    type=click.Choice(TABLES),
+    default="events",
+    show_default=True,
+    help="A row for every event, every VM-exit (paired, decoded), or every return to the VMM.",
+)
+@click.option("--anonymize", is_flag=True, help="Drop host, thread and file names and guest addresses, consistently.")
+def command(*, file: str, output: str, table: str, anonymize: bool) -> None:
     """Write a recording in another tool's format.
 
     .parquet and .arrow hold every event with its fields (read them with pandas, DuckDB, Polars); .csv the
-    same as text; .pftrace and .perfetto.json are timelines for the Perfetto viewer, a track per vCPU.
-    They name threads and guest addresses: to share findings, use `kvmtrace report --anonymize`.
+    same as text (a cell that a spreadsheet would take for a formula begins with an apostrophe); .pftrace and
+    .perfetto.json are timelines for the Perfetto viewer, a track per vCPU.
     """
-    if not output.lower().endswith(SUFFIXES):
-        raise UsageError(f"{output}: the suffix must be one of {', '.join(SUFFIXES)}")
+    suffix = _suffix(output)
+    if table != "events" and suffix not in TABLE_SUFFIXES:
+        raise UsageError(f"--table {table} is for {', '.join(TABLE_SUFFIXES)}; {suffix} is a timeline")
     from kvmtrace.formats import open_recording
 
     prepare_memory()
     finish_interrupted([file])
     recording = open_recording(file, any_architecture=True)
-    write = _writer(output)
-    write_file(Path(output), lambda out: write(recording, out))
+    if anonymize:
+        from kvmtrace.report.anonymized_recording import AnonymizedRecording
+
+        recording = AnonymizedRecording(recording)
+    progress = Progress(file)
+    try:
+        write = _writer(suffix, table)
+        write_file(Path(output), lambda out: write(recording, out, progress))
+    finally:
+        progress.done()
     click.echo(f"{output}: {Path(output).stat().st_size:,} bytes")

@@ -23,7 +23,7 @@ T = TypeVar("T")
 PAGE_MASK = 0xFFF
 FIRST_HIDDEN = 0x10000  # below lie the vectors and stubs of every real-mode guest
 FIRST_PAGE = 0x10_0000  # of the stand-ins: from 4 GiB on
-_ADDRESS_FIELDS = frozenset(
+ADDRESS_FIELDS = frozenset(
     {
         "rip",
         "guest_rip",
@@ -51,11 +51,11 @@ _ADDRESS_FIELDS = frozenset(
         "rdx",
     }
 )
-_COMM_FIELDS = frozenset({"comm", "prev_comm", "next_comm", "child_comm", "parent_comm", "newcomm", "oldcomm"})
+COMM_FIELDS = frozenset({"comm", "prev_comm", "next_comm", "child_comm", "parent_comm", "newcomm", "oldcomm"})
 _LONG_HEX = re.compile(r"0x[0-9a-fA-F]{5,16}\b")
-_HEXDUMP = re.compile(r"\b[0-9a-f]{2}( [0-9a-f]{2})+( \.\.\.)?")
+HEXDUMP = re.compile(r"\b[0-9a-f]{2}( [0-9a-f]{2})+( \.\.\.)?")
 # of a capture's metadata: what says nothing of the host, its users and its guests
-_KEPT_META = frozenset(
+KEPT_META = frozenset(
     {
         "schema",
         "kvmtrace",
@@ -112,7 +112,7 @@ def anonymized(report: Report) -> Report:
         rips=tuple(replace(row, rip=names.address(row.rip), symbol=None) for row in report.detail.rips),
     )
     damage = tuple(
-        replace(place, found=names.text(_HEXDUMP.sub("(left out)", place.found))) for place in report.loss.damage
+        replace(place, found=names.text(HEXDUMP.sub("(left out)", place.found))) for place in report.loss.damage
     )
     return replace(
         report,
@@ -149,7 +149,7 @@ def anonymized_story(story: Story) -> Story:
 def anonymized_summary(data: bytes) -> bytes:
     """Return a sound summary file (JSON) without names."""
     names, value = StandIns(), json.loads(data)
-    value["meta"] = {key: item for key, item in value["meta"].items() if key in _KEPT_META}
+    value["meta"] = {key: item for key, item in value["meta"].items() if key in KEPT_META}
     for row in value["vcpus"]:
         row["comm"] = names.name(row["comm"])
     return json.dumps(value, separators=(",", ":")).encode()
@@ -192,10 +192,10 @@ def _violation(violation: Violation, names: StandIns) -> Violation:
 
 
 def _field(name: str, value: Any, names: StandIns) -> Any:
-    if name in _COMM_FIELDS and isinstance(value, str):
+    if name in COMM_FIELDS and isinstance(value, str):
         return names.name(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        is_address = name in _ADDRESS_FIELDS or (value >= 1 << 32 and not name.endswith("_ns"))
+        is_address = name in ADDRESS_FIELDS or (value >= 1 << 32 and not name.endswith("_ns"))
         return names.address(value) if is_address else value
     return names.text(value) if isinstance(value, str) else value
 

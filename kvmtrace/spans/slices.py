@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from kvmtrace.spans.lane_keys import LaneKeys
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.table.event_table import EventTable
-    from kvmtrace.table.recording import Recording
 
 PART_NAMES = {
     Part.GUEST: "guest",
@@ -69,8 +68,26 @@ class Segments:
 _DTYPES = (np.uint16, np.int64, np.int64, np.uint8, np.int32, np.int16, np.int64)
 
 
-def _of_lanes(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
-    """Return the columns of a piece, stretches of the same doing joined."""
+@dataclass(frozen=True)
+class JoinedSlices:
+    """Stretches of a piece of lanes in which a thread did the same.
+
+    Attributes
+    ----------
+    first : (n,) lane row at which each begins
+    dur_ns : (n,) int64
+    part : (n,) uint8, Part
+    reason : (n,) int32, number of the reason of the VM-exit that was being handled; -1 for none
+    """
+
+    first: NDArray[np.intp]
+    dur_ns: NDArray[np.int64]
+    part: NDArray[np.uint8]
+    reason: NDArray[np.int32]
+
+
+def joined_slices(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> JoinedSlices:
+    """Join consecutive stretches of the same doing; a VM-exit and a VM-entry always begin a new one."""
     edge = lanes.last((lanes.step == Step.EXIT) | (lanes.step == Step.ENTRY))
     handled = (edge >= 0) & (lanes.step[edge] == Step.EXIT)
     reason = np.where(handled, lanes.reasons(edge), -1).astype(np.int32)
@@ -82,8 +99,15 @@ def _of_lanes(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) 
     total = np.add.reduceat(dur_ns, first)
     keep = total > 0
     first = first[keep]
+    return JoinedSlices(first, total[keep], part[first], reason[first])
+
+
+def _of_lanes(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
+    """Return the columns of Segments of a piece."""
+    made = joined_slices(lanes, dur_ns, part)
+    first = made.first
     rip = np.where(lanes.step[first] == Step.EXIT, lanes.arg[first] >> REASON_BITS, -1)
-    return lanes.thread[first], lanes.ts_ns[first], total[keep], part[first], reason[first], lanes.cpu[first], rip
+    return lanes.thread[first], lanes.ts_ns[first], made.dur_ns, made.part, made.reason, lanes.cpu[first], rip
 
 
 class SegmentCollector:
@@ -121,15 +145,3 @@ def collect_segments(tables: Iterable[EventTable]) -> Segments:
     for spans in iter_spans(tables, builder):
         collector.feed(spans.lanes, spans.swept.dur_ns, spans.swept.part)
     return collector.finish(builder.keys, builder.tids)
-
-
-def label_threads(recording: Recording, tids: Iterable[int]) -> dict[int, str]:
-    """Name the track of each vCPU thread: "vCPU 0 (CPU 0/KVM, thread 4711)"."""
-    vcpu_ids: dict[int, int] = {}
-    for table in recording.iter_events():
-        for event in ("kvm_entry", "kvm_exit"):
-            if table.has(event, "vcpu_id") and table.count(event):
-                tid, first = np.unique(table.tid[table.rows(event)], return_index=True)
-                ids = table.field(event, "vcpu_id")[first]
-                vcpu_ids = {**dict(zip(tid.tolist(), ids.tolist(), strict=True)), **vcpu_ids}
-    return {tid: f"vCPU {vcpu_ids.get(tid, '?')} ({recording.comms.get(tid, 'unknown')}, thread {tid})" for tid in tids}

@@ -39,7 +39,7 @@ EXIT_DTYPE = np.dtype([
     ("isa", np.uint8),  # Isa.number; 0: not recorded
     ("exit_reason", np.uint32),  # raw, flags included
     ("guest_rip", np.uint64),  # at the exit
-    ("entry_rip", np.uint64),  # at the entry; 0: none
+    ("entry_rip", np.uint64),  # at the entry; has_entry_rip
     ("info1", np.uint64),
     ("info2", np.uint64),
     ("intr_info", np.uint32),
@@ -53,6 +53,8 @@ EXIT_DTYPE = np.dtype([
     ("size", np.int64),  # bytes of the port's or MMIO access
     ("data", np.uint64),  # value of the access; has_data
     ("gpa", np.uint64),  # kvm_mmio, else kvm_page_fault; has_gpa
+    ("told", np.uint8),  # bit i: kvm_exit tells RECORDED_FIELDS[i]; of others the value means nothing
+    ("has_entry_rip", np.bool_),
     ("has_data", np.bool_),
     ("has_gpa", np.bool_),
     ("userspace_reason", np.int64),  # of the first kvm_userspace_exit, KVM_EXIT_*
@@ -67,7 +69,7 @@ _ABSENT: tuple[str, ...] = (
     "unknown_ns", "vcpu_id", "entry_cpu", "port", "msr", "cr", "vector", "write", "size", "userspace_reason",
     "entry_row",
 )  # are -1 until something is known
-_RECORDED = ("isa", "exit_reason", "guest_rip", "info1", "info2", "intr_info", "error_code")
+RECORDED_FIELDS = ("isa", "exit_reason", "guest_rip", "info1", "info2", "intr_info", "error_code")
 # what an event says of the VM-exit that it belongs to: column -> its field
 _ABOUT: dict[Step, tuple[str, dict[str, tuple[str, ...]]]] = {
     Step.PIO: ("kvm_pio", {"port": ("port",), "write": ("rw",), "size": ("size",), "data": ("val",)}),
@@ -86,6 +88,14 @@ _PARTS = {
     "preempted_ns": (Part.PREEMPTED,),
     "unknown_ns": (Part.UNKNOWN,),
 }
+
+
+def told_fields(rows: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    """Say which rows tell a column that kvm_exit has as a field; other columns say so themselves: True."""
+    if name not in RECORDED_FIELDS:
+        return np.ones(len(rows), bool)
+    told: NDArray[np.bool_] = rows["told"] >> np.uint8(RECORDED_FIELDS.index(name)) & np.uint8(1) != 0
+    return told
 
 
 class VmExitRows:
@@ -128,11 +138,15 @@ class VmExitRows:
         table = spans.table
         assert table is not None
         own = table.position_in_kind[spans.table_rows(at)]
-        for name in _RECORDED:
+        for i, name in enumerate(RECORDED_FIELDS):
             if table.has("kvm_exit", name):
                 out[name] = table.field("kvm_exit", name)[own]
+                told = table.told("kvm_exit", name)
+                out["told"] |= np.uint8(1 << i) if told is None else told[own].astype(np.uint8) << np.uint8(i)
         if table.has("kvm_exit", "vcpu_id"):
-            out["vcpu_id"] = table.field("kvm_exit", "vcpu_id")[own]
+            told = table.told("kvm_exit", "vcpu_id")
+            ids = table.field("kvm_exit", "vcpu_id")[own].astype(np.int64)
+            out["vcpu_id"] = ids if told is None else np.where(told[own], ids, -1)
 
     def _fill_vcpu(self, spans: Spans, out: NDArray[Any], exits: NDArray[np.intp]) -> None:
         """Fill in vcpu_id where kvm_exit lacks it: of the entry before, or else of the one behind."""
@@ -174,6 +188,8 @@ def _fill_pairs(spans: Spans, out: NDArray[Any], exits: NDArray[np.intp]) -> Non
     if table.has("kvm_entry", "rip"):
         own = table.position_in_kind[spans.table_rows(entry)]
         out["entry_rip"][handled] = table.field("kvm_entry", "rip")[own]
+        told = table.told("kvm_entry", "rip")
+        out["has_entry_rip"][handled] = True if told is None else told[own]
     n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])
     # an exit's span ends with the thread's next entry or exit, or with the thread
     stops = np.append(lanes.starts()[1:], len(lanes))[np.searchsorted(lanes.starts(), pairs.edges, "right") - 1]
@@ -217,9 +233,11 @@ def _fill_accesses(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) ->
         for column, names in columns.items():
             name = next((name for name in names if table.has(event, name)), None)
             if name is not None:
-                out[column][exits] = table.field(event, name)[own]
+                told = table.told(event, name)
+                known = slice(None) if told is None else told[own]
+                out[column][exits[known]] = table.field(event, name)[own[known]]
                 if column in ("gpa", "data"):
-                    out[f"has_{column}"][exits] = True
+                    out[f"has_{column}"][exits[known]] = True
         if event == "kvm_mmio":
             out["write"][exits] = which == Step.MMIO_WRITE
         if which == Step.USERSPACE_EXIT:

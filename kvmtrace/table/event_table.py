@@ -33,7 +33,6 @@ from kvmtrace.table.payload import ConcatPayload, Payload
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 LOST_EVENTS = "lost_events"
@@ -256,38 +255,6 @@ class EventTable:
             else:
                 payloads[index] = ConcatPayload([(t.payloads[index], None) for t in parts])
         return EventTable(columns, kinds, payloads)
-
-    def to_pandas(self, *, fields: bool = True) -> pd.DataFrame:
-        """Return a DataFrame with the common columns, `event` as categorical.
-
-        With `fields`, every integer field follows as a nullable column named `event.field`.
-        """
-        import pandas as pd
-
-        names = [kind.name for kind in self.kinds]
-        frame = pd.DataFrame(
-            {
-                "ts_ns": self.ts_ns,
-                "cpu": self.cpu,
-                "tid": self.tid,
-                "event": pd.Categorical.from_codes(self.kind.astype(np.int32), names),
-                "irq_flags": self.irq_flags,
-                "preempt_count": self.preempt_count,
-            }
-        )
-        if not fields:
-            return frame
-        columns = {}
-        for kind in self.kinds:
-            rows = self.rows(kind.name)
-            for name, dtype in kind.fields.items():
-                if len(rows) and dtype.kind in "iub" and not dtype.shape:
-                    absent = np.ones(len(self), bool)
-                    absent[rows] = False
-                    values = self.spread(kind.name, name)
-                    masked = pd.arrays.BooleanArray if dtype.kind == "b" else pd.arrays.IntegerArray
-                    columns[f"{kind.name}.{name}"] = masked(values, absent)
-        return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
 
 
 class _CachedPayload:

@@ -27,5 +27,8 @@ def materialise(table: EventTable, rows: NDArray[np.intp]) -> EventTable:
         if len(chosen):
             own = np.searchsorted(table.rows(table.kinds[index].name), chosen)
             fields = {name: payload.column(name, own) for name in payload.fields}
-            payloads[index] = ColumnPayload(fields)
+            masks = {name: payload.told(name) for name in payload.fields}
+            payloads[index] = ColumnPayload(
+                fields, {name: mask[own] for name, mask in masks.items() if mask is not None}
+            )
     return EventTable(columns, table.kinds, payloads)

@@ -10,6 +10,7 @@ from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import FormatError, MissingEventError
+from kvmtrace.event_frame import EventFrame
 from kvmtrace.formats import open_recording
 from kvmtrace.table.event_table import COMMON_DTYPES, EventTable
 
@@ -253,12 +254,12 @@ def test_a_recording_without_events(save):
     recording = open_recording(save(TraceDatWriter([b"", b""]).v6()))
     assert len(recording.events()) == 0
     assert list(recording.iter_events()) == []
-    assert recording.events().to_pandas().empty
+    assert EventFrame(recording.events()).to_pandas().empty
 
 
 def test_to_pandas_has_nullable_fields(save):
     events = open_recording(save(TraceDatWriter([page(1, [record(entry(rip=9)), record(vm_exit(), 1)])]).v6())).events()
-    frame = events.to_pandas()
+    frame = EventFrame(events).to_pandas()
     assert frame["event"].tolist() == ["kvm_entry", "kvm_exit"]
     assert frame["kvm_entry.rip"][0] == 9
     assert frame["kvm_entry.rip"].isna().tolist() == [False, True]

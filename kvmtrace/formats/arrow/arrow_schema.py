@@ -13,7 +13,8 @@ One row per event, in recorded order in Arrow files. Columns:
 | preempt_count | uint8               |                                                                 |
 | EVENT.FIELD   | the field's         | null in rows of other events; one for each event that occurred  |
 
-Strings are strings, arrays (instruction bytes) are fixed-size binary. The schema's metadata holds, under the key
+Strings are strings, arrays (instruction bytes) are fixed-size binary. pandas reads integers as integers, nullable
+ones as Int64, UInt64 and so on. The schema's metadata holds, under the key
 `kvmtrace`, one JSON object: `schema` ("kvmtrace.events/1"), `capture`, `loss`, `comms`, `processes`, `kinds`
 (`name`, `system`, `fields` with NumPy's dtype strings) and `window_rows`.
 
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kvmtrace.formats.arrow.pandas_types import with_pandas_types
 from kvmtrace.table.credible import is_credible
 from kvmtrace.table.event_table import COMMON_DTYPES, EventKind
 
@@ -56,7 +58,7 @@ def arrow_type(dtype: np.dtype[Any]) -> pa.DataType:
     """Return the Arrow type that holds values of a field."""
     if dtype.kind == "S":
         return pa.string()
-    if dtype.kind == "O":
+    if dtype.kind == "O" or not dtype.itemsize:  # old kernels declare "char buf;" of size 0
         return pa.binary()
     if dtype.shape or dtype.kind == "V":
         return pa.binary(max(dtype.itemsize, 1))
@@ -100,7 +102,8 @@ def schema_of(recording: Recording, occurring: Collection[int], *, with_row: boo
     for index in sorted(occurring):
         kind = recording.kinds[index]
         fields += [pa.field(f"{kind.name}.{n}", arrow_type(d)) for n, d in _stored_fields(recording, kind).items()]
-    return pa.schema(fields, {METADATA_KEY: json.dumps(_describe(recording, occurring)).encode()})
+    described = json.dumps(_describe(recording, occurring)).encode()
+    return with_pandas_types(pa.schema(fields, {METADATA_KEY: described}))
 
 
 def _stored_fields(recording: Recording, kind: EventKind) -> dict[str, np.dtype[Any]]:
@@ -163,6 +166,8 @@ def _values_array(values: NDArray[Any]) -> pa.Array:
             return pa.array([v.decode("utf-8", "replace") for v in values.tolist()], pa.string())
     if values.dtype.kind == "O":
         return pa.array(values.tolist(), pa.binary())
+    if not values.dtype.itemsize or (values.ndim > 1 and not values.size):
+        return pa.array([b""] * len(values), pa.binary())
     if values.ndim > 1 or values.dtype.kind == "V":
         flat = np.ascontiguousarray(values)
         size = flat.nbytes // max(len(flat), 1)

@@ -29,6 +29,8 @@ def field_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np
     ValueError, pyarrow.ArrowException
         The column does not hold such values, or not as many.
     """
+    if not dtype.itemsize and dtype.shape:
+        return np.zeros((len(column) if rows is None else len(rows), *dtype.shape), dtype.base)
     if not pa.types.is_fixed_size_binary(column.type) and dtype.kind in "SO":
         return _object_values(column, dtype, rows)
     values = number_values(column)

@@ -9,11 +9,12 @@ import pyarrow as pa
 
 from kvmtrace.formats.arrow.arrow_groups import RowGroup, describe_group, pack_groups
 from kvmtrace.formats.arrow.arrow_schema import WINDOW_ROWS, schema_of, table_arrays
+from kvmtrace.formats.arrow.csv_cells import csv_table, csv_types
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.pipeline import run_stages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -30,14 +31,18 @@ class _Windows:
     Parameters
     ----------
     recording : Recording
+    progress : called with the number of events that were handed out so far
     rows : int
     first : rows of the first one, at most `rows`; 0 means as many
     """
 
-    def __init__(self, recording: Recording, rows: int = WINDOW_ROWS, first: int = 0) -> None:
+    def __init__(
+        self, recording: Recording, progress: Callable[[int], None], rows: int = WINDOW_ROWS, first: int = 0
+    ) -> None:
         self._recording = recording
         self._rows = rows
         self._first = first or rows
+        self._progress = progress
         self._held: EventTable | None = None
         counts = np.zeros(len(recording.kinds), np.int64)
         for i, table in enumerate(recording.iter_events(rows)):
@@ -56,6 +61,7 @@ class _Windows:
                 yield first, (whole.slice(0, wanted) if len(whole) > wanted else whole)
                 kept = [whole.slice(wanted, len(whole))] if len(whole) > wanted else []
                 first, wanted = first + wanted, self._rows
+                self._progress(first)
         if sum(map(len, kept)):
             yield first, (EventTable.concat(kept) if len(kept) > 1 else kept[0])
 
@@ -99,17 +105,18 @@ def _groups(windows: _Windows, schema: pa.Schema) -> Iterator[tuple[RowGroup, pa
             yield describe_group(part, number), table_arrays(part, schema, first + rows)
 
 
-def write_parquet(recording: Recording, out: IO[bytes]) -> None:
+def write_parquet(recording: Recording, out: IO[bytes], progress: Callable[[int], None] = lambda _: None) -> None:
     """Write a recording as Parquet, window by window.
 
     Parameters
     ----------
     recording : Recording
     out : binary file
+    progress : called with the number of events written so far
     """
     import pyarrow.parquet as pq
 
-    windows = _Windows(recording, first=WINDOW_ROWS // 4)  # whoever reads it soon has something to work on
+    windows = _Windows(recording, progress, first=WINDOW_ROWS // 4)  # whoever reads it soon has something to work on
     schema = schema_of(recording, windows.occurring, with_row=True)
     ascending = {"row", "ts_ns"}  # small steps: deltas are smaller than compressed values, and sooner decoded
     with pq.ParquetWriter(
@@ -132,51 +139,35 @@ def write_parquet(recording: Recording, out: IO[bytes]) -> None:
         out.write(pack_groups(written))
 
 
-def write_arrow(recording: Recording, out: IO[bytes]) -> None:
+def write_arrow(recording: Recording, out: IO[bytes], progress: Callable[[int], None] = lambda _: None) -> None:
     """Write a recording as an Arrow file (Feather), one record batch for each window, lz4-compressed.
 
     Parameters
     ----------
     recording : Recording
     out : binary file
+    progress : called with the number of events written so far
     """
-    windows = _Windows(recording)
+    windows = _Windows(recording, progress)
     schema = schema_of(recording, windows.occurring, with_row=False)
     with pa.ipc.new_file(out, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         for _, table in windows:
             writer.write_table(table_arrays(table, schema, np.arange(len(table))), max_chunksize=len(table))
 
 
-def write_csv(recording: Recording, out: IO[bytes]) -> None:
-    """Write a recording as CSV, the columns of the Arrow file; bytes as hexadecimal.
+def write_csv(recording: Recording, out: IO[bytes], progress: Callable[[int], None] = lambda _: None) -> None:
+    """Write a recording as CSV, the columns of the Arrow file; see csv_cells.py.
 
     Parameters
     ----------
     recording : Recording
     out : binary file
+    progress : called with the number of events written so far
     """
     from pyarrow import csv
 
-    windows = _Windows(recording, 1 << 17)
+    windows = _Windows(recording, progress, 1 << 17)
     schema = schema_of(recording, windows.occurring, with_row=False).remove_metadata()
-    text = pa.schema([pa.field(f.name, _csv_type(f.type)) for f in schema])
-    with csv.CSVWriter(out, text) as writer:
+    with csv.CSVWriter(out, csv_types(schema)) as writer:
         for _, table in windows:
-            arrays = table_arrays(table, schema, np.arange(len(table)))
-            writer.write_table(pa.table([_csv_column(c) for c in arrays.columns], schema=text))
-
-
-def _csv_type(kind: pa.DataType) -> pa.DataType:
-    return pa.string() if _is_bytes(kind) or pa.types.is_dictionary(kind) else kind
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind))
-
-
-def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(column.type):
-        return column.cast(pa.string())
-    if not _is_bytes(column.type):
-        return column
-    return pa.chunked_array([[None if v is None else v.hex() for v in column.to_pylist()]], pa.string())
+            writer.write_table(csv_table(table_arrays(table, schema, np.arange(len(table)))))

@@ -1,0 +1,91 @@
+"""The rows of VM-exits and userspace exits as columns for frames and files: named, absent where nothing is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace.isa.registry import BY_NUMBER, describe_exit_reason
+from kvmtrace.kvm.userspace_exits import describe_userspace_exit
+from kvmtrace.spans.vm_exits import RECORDED_FIELDS, told_fields
+from kvmtrace.table.columns import RowColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+ACCESS = ("read", "write")
+# columns in this order; "?": absent where negative; else the column that says that it is there
+# fmt: off
+_VM_EXIT_COLUMNS: dict[str, str] = {
+    "ts_ns": "", "name": "", "dur_ns": "?", "guest_before_ns": "?", "tid": "", "vcpu_id": "?", "number": "", "cpu": "",
+    "isa": "", "exit_reason": "", "guest_rip": "", "entry_rip": "has_entry_rip", "info1": "", "info2": "",
+    "intr_info": "", "error_code": "", "port": "?", "gpa": "has_gpa", "msr": "?", "cr": "?", "access": "", "size": "?",
+    "data": "has_data", "vector": "?", "userspace_reason": "?", "userspace_exit": "", "errno": "", "kernel_ns": "?",
+    "userspace_ns": "?", "waiting_ns": "?", "preempted_ns": "?", "unknown_ns": "?", "to_userspace": "", "lost": "",
+    "entry_ts_ns": "?", "entry_cpu": "?", "row": "", "entry_row": "?",
+}
+_USERSPACE_COLUMNS: dict[str, str] = {
+    "ts_ns": "", "name": "", "reason": "", "errno": "", "tid": "", "cpu": "", "dur_ns": "?", "lost": "", "row": "",
+}
+# fmt: on
+
+
+def _described(codes: NDArray[np.int64], describe: Callable[[int], str], absent: Any = None) -> RowColumn:
+    """Return a column of texts, each made once; several codes may have one text."""
+    values, inverse = np.unique(codes, return_inverse=True)
+    texts: dict[str, int] = {}
+    numbers = [texts.setdefault(describe(int(value)), len(texts)) for value in values.tolist()]
+    return RowColumn(np.array(numbers, np.int32)[inverse.reshape(-1)], absent, tuple(texts))
+
+
+def _signed(low: int) -> int:
+    return (low & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
+
+
+def _column(rows: NDArray[Any], name: str, rule: str) -> RowColumn:
+    values = np.ascontiguousarray(rows[name])
+    if not rule:
+        return RowColumn(values)
+    absent = values < 0 if rule == "?" else ~rows[rule]
+    return RowColumn(np.where(absent, 0, values).astype(values.dtype), absent)
+
+
+def vm_exit_columns(rows: NDArray[Any]) -> dict[str, RowColumn]:
+    """Return the columns of VM-exits.
+
+    Parameters
+    ----------
+    rows : ndarray[EXIT_DTYPE]
+    """
+    code = rows["isa"].astype(np.int64) << 32 | rows["exit_reason"].astype(np.int64)
+    left = rows["userspace_reason"] << 32 | (rows["errno"] & 0xFFFFFFFF)
+    isas = {number: isa.name for number, isa in BY_NUMBER.items()}
+    made = {
+        "name": _described(code, lambda value: describe_exit_reason(value >> 32, value & 0xFFFFFFFF)),
+        "isa": _described(rows["isa"].astype(np.int64), lambda number: isas.get(number, "unknown")),
+        "access": RowColumn(np.maximum(rows["write"], 0).astype(np.int32), rows["write"] < 0, ACCESS),
+        "userspace_exit": _described(
+            left, lambda value: describe_userspace_exit(value >> 32, _signed(value)), ~rows["to_userspace"]
+        ),
+    }
+    for name in RECORDED_FIELDS:
+        if name != "isa":  # it has a name of its own where it is not known
+            made[name] = RowColumn(np.ascontiguousarray(rows[name]), ~told_fields(rows, name))
+    return {name: made.get(name) or _column(rows, name, rule) for name, rule in _VM_EXIT_COLUMNS.items()}
+
+
+def userspace_columns(rows: NDArray[Any]) -> dict[str, RowColumn]:
+    """Return the columns of userspace exits.
+
+    Parameters
+    ----------
+    rows : ndarray[USERSPACE_DTYPE]
+    """
+    code = rows["reason"] << 32 | (rows["errno"] & 0xFFFFFFFF)
+    name = _described(code, lambda value: describe_userspace_exit(value >> 32, _signed(value)))
+    return {
+        column: name if column == "name" else _column(rows, column, rule) for column, rule in _USERSPACE_COLUMNS.items()
+    }
