@@ -58,6 +58,6 @@ class CapabilityError(KvmtraceError):
 
 
 class LostEventsError(KvmtraceError):
-    """Events were lost and the user asked for --strict."""
+    """Events were lost, or nothing of KVM was recorded, and the user asked for --strict."""
 
     exit_code = 5

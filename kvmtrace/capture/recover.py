@@ -96,7 +96,8 @@ def _take_over(run: Run) -> None:
     except DiskFullError:
         meta["notes"].append("the disk is full")
         finish_full(reader)
-    complete(run, reader, threads, meta, in_flight)
+    complete(run, reader, meta, in_flight)
+    run.seal(threads, meta, measure=False)
 
 
 def _count_in_flight(reader: Any) -> dict[int, int | None]:
@@ -216,6 +217,8 @@ def _remove_orphans() -> list[str]:
             said.append(f"removed the trace instance {path.name} of a dead recorder")
     for group in Probes.groups(tracefs):
         owner = group.removeprefix(GROUP_PREFIX).replace("_", "-")
+        if (tracefs / "instances" / f"{INSTANCE_PREFIX}{owner}").exists():
+            continue  # its recorder lives, perhaps in a container: there its process id is another one
         if owner not in registered and not _alive(owner.partition("-")[0]):
             Probes(tracefs, group).remove()
             said.append(f"removed the probes {group} of a dead recorder")

@@ -101,6 +101,12 @@ class RecordResult:
         return lost
 
     @property
+    def kvm_seen(self) -> bool | None:
+        """Whether an event of KVM was recorded; None: nobody looked through so much."""
+        seen = self.meta.get("kvm_seen")
+        return seen if isinstance(seen, bool) else None
+
+    @property
     def ended_by(self) -> str:
         """What ended it: "target", "time", "interrupt" (Ctrl-C, SIGTERM), "disk full"."""
         return str(self.meta["ended_by"])

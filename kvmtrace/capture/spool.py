@@ -26,6 +26,7 @@ from kvmtrace.capture.recorders import Registration
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
@@ -172,6 +173,12 @@ class Spool:
         """Return the content of a file of the spool."""
         with os.fdopen(self.open_old(name, os.O_RDONLY), "rb") as file:
             return file.read()
+
+    def pages(self, name: str) -> Iterator[bytes]:
+        """Yield the whole pages of a file of the spool."""
+        with os.fdopen(self.open_old(name, os.O_RDONLY), "rb") as file:
+            while len(page := file.read(PAGE_SIZE)) == PAGE_SIZE:
+                yield page
 
     def segments(self) -> dict[int, list[str]]:
         """Return the segment files of each CPU, in order."""

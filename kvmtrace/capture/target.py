@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kvmtrace.capture.pid_namespace import require_initial
 from kvmtrace.errors import CapabilityError, KvmtraceError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Target:
     ------
     UsageError
         No such process, command or guest.
+    CapabilityError
+        Processes cannot be told by their ids here.
     """
 
     def __init__(self, spec: TargetSpec) -> None:
@@ -64,6 +67,8 @@ class Target:
         self._exec_error: int | None = None
         self._json: int | None = None
         self._started = spec.kind in ("guest", "command")
+        if spec.kind != "all":
+            require_initial("recording a target", "-a, the whole machine,")
         if spec.kind == "guest":
             self._start_guest()
         elif spec.kind == "command":

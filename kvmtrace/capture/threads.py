@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from kvmtrace.capture import pid_namespace
+
 LOOK_EVERY_S = 0.5
 
 
@@ -21,6 +23,7 @@ class Threads:
         self.pid = pid
         self.known: dict[int, tuple[int, str]] = {}
         self._next = 0.0
+        self._ids_are_ours = pid_namespace.is_initial()  # else /proc's ids are not those of the events
         before = _pairs(_read(tracefs / "saved_cmdlines")) if tracefs else []
         self._before = {tid for tid, _ in before} if tracefs else None
         self._others: set[int] = set()  # not the target's, but switched to and from
@@ -28,7 +31,7 @@ class Threads:
     def look(self, *, force: bool = False) -> None:
         """Note the threads that exist now; does nothing if that was done a moment ago, unless forced."""
         now = time.monotonic()
-        if now < self._next and not force:
+        if not self._ids_are_ours or (now < self._next and not force):
             return
         self._next = now + LOOK_EVERY_S
         pids = [str(self.pid)] if self.pid is not None else _names(Path("/proc"))
@@ -48,7 +51,7 @@ class Threads:
             began = self._before is not None and tid not in self._before
             if began or pid == self.pid:
                 self.known[tid] = pid, comm
-            elif Path("/proc", str(tid)).exists():
+            elif not self._ids_are_ours or Path("/proc", str(tid)).exists():
                 self.known[tid] = pid, comm
                 self._others.add(tid)
 

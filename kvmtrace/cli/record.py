@@ -95,7 +95,7 @@ more than SIZE (plus the header) is on the disk.
     metavar="TIME",
     help="Only VM-exits with at least so long until the next VM-entry: 50us (bpf).",
 )
-@click.option("--strict", is_flag=True, help="Exit code 5 if any event was lost.")
+@click.option("--strict", is_flag=True, help="Exit code 5 if any event was lost, or no KVM event was recorded.")
 @click.option("--clock", metavar="NAME", help="Trace clock (ftrace); default mono, ordered across CPUs.")
 @click.option("--buffer-size", type=Size(), help="Kernel buffer per CPU; default 16M, less if memory is short.")
 @click.option(
@@ -117,9 +117,17 @@ def command(**options: Any) -> None:
     result = run(settings)
     for line in describe(result):
         say(line)
-    if options["strict"] and result.lost != 0:
+    if options["strict"]:
+        require_complete(result)
+
+
+def require_complete(result: RecordResult) -> None:
+    """Raise LostEventsError if events were lost or nothing of KVM was recorded."""
+    if result.lost != 0:
         lost = "some" if result.lost is None else f"{result.lost:,}"
         raise LostEventsError(f"{result.path}: {lost} events were lost; try a larger --buffer-size")
+    if result.kvm_seen is False:
+        raise LostEventsError(f"{result.path}: no KVM event was recorded; the note above says why")
 
 
 def settings_of(options: dict[str, Any]) -> RecordSettings:

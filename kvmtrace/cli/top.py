@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmtrace.capture import pid_namespace
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -210,6 +211,7 @@ class Sampler:
 
     def __init__(self, programs: SummaryPrograms) -> None:
         self.programs = programs
+        self._ids_are_ours = pid_namespace.is_initial()
         self.at_ns = time.monotonic_ns()
         self.rows: list[dict[str, Any]] = programs.snapshot(self.at_ns)
 
@@ -218,10 +220,14 @@ class Sampler:
         from kvmtrace.capture.bpf.rates import rates_between
 
         now = time.monotonic_ns()
-        rows = [row for row in self.programs.snapshot(now) if os.path.exists(f"/proc/{row['pid']}/task/{row['tid']}")]  # noqa: PTH110
+        rows = [row for row in self.programs.snapshot(now) if self._lives(row)]
         screen.seconds = (now - self.at_ns) / 1e9
         screen.rates = rates_between(self.rows, rows, max(screen.seconds, 1e-9))
         self.at_ns, self.rows = now, rows
+
+    def _lives(self, row: dict[str, Any]) -> bool:
+        """Say whether the thread is still there; in a container, whose ids are others, nobody knows."""
+        return not self._ids_are_ours or os.path.exists(f"/proc/{row['pid']}/task/{row['tid']}")  # noqa: PTH110
 
 
 def show_plain(sampler: Sampler, screen: Screen, interval_s: float, count: int | None) -> None:
@@ -278,6 +284,8 @@ def command(pid: int | None, interval: float, count: int | None, sort: str) -> N
     from kvmtrace.capture.bpf.detach import closing_elsewhere
     from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
 
+    if pid is not None:
+        pid_namespace.require_initial("top -p", "top without it")
     if pid is not None and not os.path.isdir(f"/proc/{pid}"):  # noqa: PTH112
         raise UsageError(f"there is no process {pid}")
     programs = SummaryPrograms(pid)

@@ -18,11 +18,13 @@ from kvmtrace.capture.bpf.bpf_syscall import synchronize_rcu
 from kvmtrace.capture.bpf.bpf_writer import CaptureWriter, encode_header
 from kvmtrace.capture.bpf.detach import closing_elsewhere
 from kvmtrace.capture.bpf.event_programs import FILTERS, describe_filters
+from kvmtrace.capture.bpf.kvm_presence import KvmPresence
 from kvmtrace.capture.bpf.program import Plan, Programs, make_plan
 from kvmtrace.capture.bpf.ring import Rings, round_ring_size
 from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.first_metadata import first_metadata
+from kvmtrace.capture.nothing_of_kvm import BEGINNING, is_of_kvm, say_nothing, vcpus_of
 from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.spool import Spool, is_full
 from kvmtrace.capture.target import Target, invoking_user
@@ -95,6 +97,8 @@ class Session:
     writer: CaptureWriter
     meta: dict[str, Any]
     threads: Threads
+    presence: KvmPresence
+    n_vcpus: int | None = None
     unkept: Unkept = field(default_factory=Unkept)
 
     @classmethod
@@ -138,6 +142,7 @@ class Session:
             writer=CaptureWriter(spool.open_new("out")),
             meta=meta,
             threads=Threads(target.pid),
+            presence=KvmPresence({i for i, event in enumerate(plan.events) if is_of_kvm(event.system, event.name)}),
         )
 
     def run(self, ending: Ending) -> RecordResult:
@@ -154,6 +159,7 @@ class Session:
         duration_ns = time.monotonic_ns() - started_ns
         self.rings.switch(on=False)
         self.threads.look(force=True)
+        self.n_vcpus = vcpus_of(self.target.pid)
         self.target.close()
         if ended_by != "disk full":
             ended_by = self._move(ended_by)
@@ -230,7 +236,11 @@ class Session:
         if all(end == ring.position for end, ring in zip(ends, self.rings.rings, strict=True)):
             return 0
         synchronize_rcu()
-        return self.rings.drain(ends, self.writer.write_span)
+        return self.rings.drain(ends, self._write_span)
+
+    def _write_span(self, cpu: int, position: int, span: memoryview) -> None:
+        self.writer.write_span(cpu, position, span)
+        self.presence.look(span)
 
     def _move(self, ended_by: str) -> str:
         """Move the rest; return why the recording ended."""
@@ -294,6 +304,9 @@ class Session:
     def _last_meta(self) -> dict[str, Any]:
         """Return the metadata with all counts."""
         self.meta |= {"loss": self._loss(), "n_events": self.rings.counters()["recorded"] - self.unkept.total}
+        self.meta["kvm_seen"] = self.presence.seen
+        if self.presence.seen is False and not any(note.startswith(BEGINNING) for note in self.meta["notes"]):
+            self.meta["notes"].append(say_nothing(self.settings, self.meta, self.n_vcpus))
         if self.unkept.total:
             others = [note for note in self.meta["notes"] if not note.endswith(DISK_WAS_FULL)]
             self.meta["notes"] = [*others, f"{self.unkept.total} {DISK_WAS_FULL}"]

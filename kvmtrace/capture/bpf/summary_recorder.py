@@ -17,6 +17,7 @@ from kvmtrace.capture.bpf.detach import closing_elsewhere
 from kvmtrace.capture.bpf.summary_maps import SummaryPrograms, count_by_kind, summary_notes
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.first_metadata import first_metadata
+from kvmtrace.capture.nothing_of_kvm import say_nothing, vcpus_of
 from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.spool import Spool, is_full
 from kvmtrace.capture.target import Target, invoking_user
@@ -82,8 +83,12 @@ class SummarySession:
         ended_by = wait(ending, target, self.threads, self.keep_draft)
         now = time.monotonic_ns()
         rows = self.rows(now)
+        n_vcpus = vcpus_of(target.pid)
         target.close()
         meta = self.metadata(rows, now, ended_by)
+        meta["kvm_seen"] = any(count_by_kind(rows).values())
+        if not meta["kvm_seen"]:
+            meta["notes"].append(say_nothing(settings, meta, n_vcpus))
         text = encode(rows, meta)
         self.spool.release_reserve()
         self.spool.replace_file("out", text)

@@ -24,6 +24,7 @@ from kvmtrace.capture.ftrace.event_plan import Plan, enable, plan_events
 from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
 from kvmtrace.capture.ftrace.recording_run import Run, complete
 from kvmtrace.capture.ftrace.trace_dat_writer import build_head
+from kvmtrace.capture.nothing_of_kvm import say_nothing, vcpus_of
 from kvmtrace.capture.qmp import QmpWitness
 from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.target import Target, invoking_user
@@ -82,6 +83,7 @@ def _record(settings: RecordSettings, run: Run, ending: Ending, target: Target) 
     run.instance.write("tracing_on", "0")
     meta["duration_ns"] = time.monotonic_ns() - started_ns
     threads.look(force=True)
+    n_vcpus = vcpus_of(target.pid)
     target.close()
     meta["qmp"] = witness.finish()
     if ended_by != "disk full":
@@ -95,7 +97,10 @@ def _record(settings: RecordSettings, run: Run, ending: Ending, target: Target) 
         "ended_by": ended_by,
         "recorder_cpu_ns": int(cpu_s * 1e9),
     }
-    complete(run, reader, threads, meta)
+    complete(run, reader, meta)
+    if meta["kvm_seen"] is False:
+        meta["notes"].append(say_nothing(settings, meta, n_vcpus))
+    run.seal(threads, meta)
     return meta, cpu_s
 
 

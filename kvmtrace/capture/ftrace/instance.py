@@ -101,6 +101,10 @@ class Instance:
         """Say whether the kernel knows the tracepoint or probe."""
         return (self.path / "events" / system / name / "enable").exists()
 
+    def event_id(self, system: str, name: str) -> int:
+        """Return the number by which a tracepoint's or probe's events are told in the buffer."""
+        return int(self.read(f"events/{system}/{name}/id"))
+
     def events_of(self, system: str) -> list[str]:
         """Name the tracepoints of a system; [] if the kernel has no such system."""
         try:

@@ -57,6 +57,14 @@ def count_events(page: bytes) -> int:
     return sum(1 for _ in iter_events(page))
 
 
+def event_ids(page: bytes) -> Iterator[int]:
+    """Yield the event id (`common_type`) of each event of a page."""
+    for at, _ in iter_events(page):
+        data = at + (4 if struct.unpack_from("<I", page, at)[0] & 31 else 8)
+        if data + 2 <= len(page):
+            yield struct.unpack_from("<H", page, data)[0]
+
+
 def cut_page(page: bytes, from_ns: int) -> tuple[bytes, int]:
     """Return the page without the events before `from_ns` (b"" if none is left), and how many those were."""
     for before, (at, now) in enumerate(iter_events(page)):

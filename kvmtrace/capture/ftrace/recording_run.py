@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from dataclasses import dataclass
@@ -12,15 +13,20 @@ from kvmtrace.capture.ftrace.assemble import assemble, seal
 from kvmtrace.capture.ftrace.event_cost import cost_ns_per_event
 from kvmtrace.capture.ftrace.instance import INSTANCE_PREFIX, Instance
 from kvmtrace.capture.ftrace.probe_events import GROUP_PREFIX, Probes
+from kvmtrace.capture.ftrace.raw_pages import event_ids
 from kvmtrace.capture.ftrace.trace_dat_writer import Tail
 from kvmtrace.capture.ftrace.trim import trim_head, trim_tail
+from kvmtrace.capture.nothing_of_kvm import is_of_kvm
 from kvmtrace.capture.spool import Spool
+from kvmtrace.kvm.tracepoints import PROBE_SYSTEM
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kvmtrace.capture.ftrace.page_mover import Reader
     from kvmtrace.capture.threads import Threads
+
+SCAN_BYTES = 32 << 20  # looked at for an event of KVM; as a rule the first page has one
 
 
 @dataclass
@@ -47,6 +53,29 @@ class Run:
             run.remove()
             raise
         return run
+
+    def seal(self, threads: Threads, meta: dict[str, Any], *, measure: bool = True) -> None:
+        """End the tracing and note in the spool all that the file needs.
+
+        Parameters
+        ----------
+        threads, meta : as `complete` left them
+        measure : bool, find out what an event cost; not when a dead recorder's work is finished
+        """
+        instance, reader = self.instance, self.reader
+        assert reader is not None
+        threads.add_saved(instance.tracefs)
+        meta["threads"] = threads.as_meta()
+        tail = Tail(
+            threads.comms(),
+            {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},
+            instance.read("trace_clock"),
+            f"kvmtrace {__version__}",
+        )
+        if measure:
+            meta["cost_ns_per_event"] = cost_ns_per_event(instance)
+        self.remove_tracing()
+        seal(self.spool, tail, meta)
 
     def remove_tracing(self) -> None:
         """Leave tracefs as it was."""
@@ -79,14 +108,32 @@ class Run:
         return path
 
 
-def complete(
-    run: Run, reader: Reader, threads: Threads, meta: dict[str, Any], in_flight: dict[int, int | None] | None = None
-) -> None:
-    """Add to `meta` what the kernel and the reader counted, and seal the spool.
+def kvm_seen(run: Run, meta: dict[str, Any]) -> bool | None:
+    """Say whether the spool holds an event of KVM; None if that would take long to find out."""
+    ids = set()
+    for event in meta["events"]:
+        system, _, name = event.partition(":")
+        if is_of_kvm(system, name):
+            with contextlib.suppress(OSError):
+                ids.add(run.instance.event_id(run.probes.group if system == PROBE_SYSTEM else system, name))
+    left = SCAN_BYTES
+    for names in run.spool.segments().values():
+        for name in names:
+            for page in run.spool.pages(name):
+                if not ids.isdisjoint(event_ids(page)):
+                    return True
+                left -= len(page)
+                if left <= 0:
+                    return None
+    return False
+
+
+def complete(run: Run, reader: Reader, meta: dict[str, Any], in_flight: dict[int, int | None] | None = None) -> None:
+    """Add to `meta` what the kernel and the reader counted.
 
     Parameters
     ----------
-    run, threads, meta
+    run, meta
     reader : Reader that has finished
     in_flight : CPU -> events lost between kernel and spool when the recorder was killed, None if unknown
     """
@@ -100,6 +147,7 @@ def complete(
     lost = {
         cpu: instance.lost(cpu) + left[cpu] + reader.dropped.get(cpu, 0) + (flying.get(cpu) or 0) for cpu in reader.cpus
     }
+    meta["kvm_seen"] = kvm_seen(run, meta)
     read = sum(counters.get("read events", 0) for counters in stats.values())
     gone = sum(reader.dropped.values()) + sum(reader.discarded.values()) + sum(filter(None, flying.values()))
     meta["loss"] = {
@@ -119,15 +167,3 @@ def complete(
             "events": sum(reader.discarded.values()),
         }
         meta["complete_from_ns"] = complete_from_ns
-    threads.add_saved(instance.tracefs)
-    meta["threads"] = threads.as_meta()
-    tail = Tail(
-        threads.comms(),
-        {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},
-        instance.read("trace_clock"),
-        f"kvmtrace {__version__}",
-    )
-    if in_flight is None:  # the recorder itself, not a command that finishes a dead one's work
-        meta["cost_ns_per_event"] = cost_ns_per_event(instance)
-    run.remove_tracing()
-    seal(run.spool, tail, meta)
