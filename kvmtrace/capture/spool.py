@@ -1,7 +1,7 @@
 """The spool: a private directory beside the output, where raw pages wait to become the file.
 
-    .NAME.kvmtrace-PID-TOKEN/      0700, on the output's file system
-        manifest.json              what it takes to finish a dead recorder's work; locked while in use
+    .NAME.kvmtrace-PID-TOKEN/      0700, on the output's file system; locked (flock) while in use
+        manifest.json              what it takes to finish a dead recorder's work, see manifest.py
         head                       the trace.dat header as far as it is known at the start
         cpuN.SEQ                   raw ring-buffer pages of CPU N, in order
         reserve                    room for the end on a full disk
@@ -20,14 +20,16 @@ import json
 import os
 import secrets
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.capture.invoking_user import invoking_user
+from kvmtrace.capture.manifest import read_manifest
 from kvmtrace.capture.recorders import Registration
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 SEGMENT_BYTES = 32 << 20
@@ -50,40 +52,42 @@ class Spool:
     output : Path, what the user named
     path : Path of the directory
     fd, parent_fd : int, descriptors of the directory and of the one that holds it
-    manifest : dict, see `save`
+    manifest : dict, see manifest.py
+    owner : (uid, gid) who gets the file, or None
     """
 
     def __init__(self, output: Path, path: Path) -> None:
         self.output = output
         self.path = path
-        self.parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        self.parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.fd = -1
         self.manifest: dict[str, Any] = {}
-        self._lock = -1
+        self.owner: tuple[int, int] | None = None
         self._registration: Registration | None = None
 
     @classmethod
     def create(cls, output: Path, token: str | None = None) -> Spool:
-        """Make a new, locked and registered spool for `output`.
+        """Make a new, locked and registered spool for `output`; the file will belong to who called sudo.
 
         Raises
         ------
         UsageError
-            The output cannot be a file, or its directory does not exist.
+            The output cannot be a file, its directory does not exist, or sudo's variables are no user's.
         CapabilityError
             The directory is read-only, full or not ours to write.
         """
         check_output(output)
+        owner = invoking_user()
         token = token or secrets.token_hex(4)
         name = f".{output.name}.kvmtrace-{os.getpid()}-{token}"
         spool = cls(output, output.parent / name)
+        spool.owner = owner
         entry = {"output": str(output.absolute()), "spool": str(spool.path.absolute())}
-        spool._registration = Registration.create(token, entry)
         try:
+            spool._registration = Registration.create(token, entry)
             os.mkdir(name, 0o700, dir_fd=spool.parent_fd)
             spool._open()
-            spool._lock = spool._take_lock(NEW_FILE)
-            spool.save({"created_ns": time.time_ns()})
+            spool.save({"created_ns": time.time_ns(), "owner": owner})
             spool._reserve()
         except OSError as error:
             spool.discard()
@@ -93,35 +97,39 @@ class Spool:
 
     @classmethod
     def adopt(cls, output: Path, path: Path) -> Spool | None:
-        """Open the spool of a dead recorder; None if there is none, it is in use, or not to be trusted."""
+        """Open the spool of a dead recorder; None if there is none, it is in use, or not to be trusted.
+
+        Raises
+        ------
+        DamagedSpoolError
+            It is ours, and its manifest is not what a recorder writes; `set_aside` gets it out of the way.
+        """
         try:
             spool = cls(output, path)
         except OSError:
             return None
         try:
             spool._open()
-            spool._lock = spool._take_lock(os.O_RDWR | os.O_NOFOLLOW)
-            size = os.fstat(spool._lock).st_size
-            spool.manifest = json.loads(os.pread(spool._lock, size, 0) or b"{}")
-        except (OSError, ValueError, PermissionError):
+        except OSError:
             spool.close()
             return None
+        try:
+            with contextlib.suppress(FileNotFoundError):  # killed before it wrote one
+                spool.manifest = read_manifest(spool.read_file("manifest.json"))
+        except BaseException:
+            spool.close()
+            raise
+        owner = spool.manifest.get("owner")
+        spool.owner = (owner[0], owner[1]) if owner else None
         return spool
 
     def _open(self) -> None:
-        self.fd = os.open(self.path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent_fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.fd = os.open(self.path.name, flags, dir_fd=self.parent_fd)
         status = os.fstat(self.fd)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise PermissionError(errno.EPERM, "the spool directory is not ours", str(self.path))
-
-    def _take_lock(self, flags: int) -> int:
-        fd = os.open("manifest.json", flags, 0o600, dir_fd=self.fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
+        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _reserve(self) -> None:
         """Set some room aside, so that a file can be made of what is there when the disk is full."""
@@ -142,12 +150,15 @@ class Spool:
         return True
 
     def save(self, values: dict[str, Any]) -> None:
-        """Add values to the manifest; a reader sees either all of the old or all of the new text."""
+        """Add values to the manifest; whenever the process dies, the old or the new one is there, whole."""
         self.manifest |= values
         text = json.dumps(self.manifest).encode()
-        # the lock is on this inode, so it is rewritten in place: one write of a page or two, never shorter
-        size = os.fstat(self._lock).st_size
-        os.pwrite(self._lock, text.ljust(size), 0)
+        try:
+            self.replace_file("manifest.json", text)
+        except OSError as error:
+            if not is_full(error) or not self.release_reserve():
+                raise
+            self.replace_file("manifest.json", text)
 
     def open_new(self, name: str) -> int:
         """Create a file of the spool and return its descriptor."""
@@ -197,16 +208,48 @@ class Spool:
         """Remove a file of the spool."""
         os.unlink(name, dir_fd=self.fd)
 
-    def publish(self, name: str, destination: str, owner: tuple[int, int] | None) -> None:
-        """Give the finished file to its owner and put it, in one step, where the user wanted it."""
+    def publish(self, name: str, destination: str) -> Path:
+        """Give the finished file to its owner and put it, in one step, where the user wanted it; return its path."""
         fd = self.open_old(name)
         try:
             os.fchmod(fd, 0o600)
-            if owner is not None:
-                os.fchown(fd, *owner)
+            if self.owner is not None:
+                with contextlib.suppress(PermissionError):  # NFS may not let root do it; the file is worth more
+                    os.fchown(fd, *self.owner)
         finally:
             os.close(fd)
         os.rename(name, destination, src_dir_fd=self.fd, dst_dir_fd=self.parent_fd)
+        return self.folder() / destination
+
+    def folder(self) -> Path:
+        """Return the directory that holds the spool, also if somebody has renamed it since."""
+        try:
+            before, now = self.path.parent.stat(), os.fstat(self.parent_fd)
+        except OSError:
+            return Path(f"/proc/self/fd/{self.parent_fd}").readlink()
+        if (before.st_dev, before.st_ino) == (now.st_dev, now.st_ino):
+            return self.path.parent
+        return Path(f"/proc/self/fd/{self.parent_fd}").readlink()
+
+    def where(self) -> Path:
+        """Return where the spool is now."""
+        return self.folder() / self.path.name
+
+    def gone(self) -> bool:
+        """Say whether somebody has deleted the spool, with what was recorded."""
+        return self.fd >= 0 and not os.fstat(self.fd).st_nlink
+
+    def why_unpublished(self, error: OSError) -> CapabilityError:
+        """Return what to say where `publish`, or what leads to it, failed."""
+        if self.gone():
+            return CapabilityError(
+                f"{self.output.parent}: deleted during the recording, and what was recorded with it",
+                "choose another place with -o FILE",
+            )
+        return CapabilityError(
+            f"{self.output}: {error.strerror}; the recording waits in {self.where()}",
+            "make room there, then finish it as the same user with: kvmtrace doctor",
+        )
 
     def discard(self) -> None:
         """Remove the directory with all that is in it, and close it."""
@@ -224,10 +267,17 @@ class Spool:
         """Close the directory and unlock it; what it holds can be finished later."""
         if self._registration is not None:
             self._registration.close()
-        for fd in (self._lock, self.fd, self.parent_fd):
+        for fd in (self.fd, self.parent_fd):
             if fd >= 0:
                 os.close(fd)
-        self._lock = self.fd = self.parent_fd = -1
+        self.fd = self.parent_fd = -1
+
+
+def set_aside(output: Path, path: Path) -> Path:
+    """Rename a spool that cannot be finished, so that no command meets it again; return its new path."""
+    place = output.parent / f"{output.name}.unfinished-{path.name.rpartition('-')[2]}"
+    path.rename(place)
+    return place
 
 
 def check_output(output: Path) -> None:

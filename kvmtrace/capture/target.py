@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.pid_namespace import require_initial
 from kvmtrace.errors import CapabilityError, KvmtraceError, UsageError
 
@@ -211,22 +212,6 @@ class Target:
         os.close(gate_read)
         os.close(error_write)
         self._gate, self._exec_error = gate_write, error_read
-
-
-def invoking_user() -> tuple[int, int] | None:
-    """Return (uid, gid) of the user who called sudo; None unless root works for somebody else.
-
-    Raises
-    ------
-    UsageError
-        sudo's variables are no numbers.
-    """
-    uid, gid = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
-    if os.geteuid() != 0 or uid is None or gid is None:
-        return None
-    if not (uid.isascii() and uid.isdigit() and gid.isascii() and gid.isdigit()):
-        raise UsageError(f"SUDO_UID={uid!r} SUDO_GID={gid!r}: not numbers")
-    return (int(uid), int(gid)) if int(uid) else None
 
 
 def _process_of(pid: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Commands that read files first finish what a killed recorder left; a directory listing when there is nothing."""
+"""Commands that read a file first finish what a killed recorder left of it; if nothing, that costs a listing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-RUN_DIR = Path("/run/kvmtrace")  # capture/registry.py; not imported, reading a file must start fast
-
 
 def finish_interrupted(files: Iterable[str]) -> None:
-    """Finish interrupted recordings, those of `files` at least, and say so on standard error."""
-    outputs = [Path(name) for name in files if name != "-"]
-    if not any(_waits_beside(path) for path in outputs) and not _registered():
+    """Finish the interrupted recordings of these files, and say so on standard error; others' are left alone."""
+    waiting = [path for path in (Path(name) for name in files if name != "-") if _waits_beside(path)]
+    if not waiting:
         return
-    from kvmtrace.capture.recover import reclaim
+    from kvmtrace.capture.recover import reclaim_file
 
-    looked: list[Path | None] = [None, *outputs]
-    for line in dict.fromkeys(line for output in looked for line in reclaim(output)):
+    for line in dict.fromkeys(line for path in waiting for line in reclaim_file(path)):
         click.echo(f"kvmtrace: {line}", err=True)
 
 
@@ -29,12 +26,5 @@ def _waits_beside(output: Path) -> bool:
     prefix = f".{output.name}.kvmtrace-"
     try:
         return any(entry.name.startswith(prefix) for entry in output.parent.iterdir())
-    except OSError:
-        return False
-
-
-def _registered() -> bool:
-    try:
-        return any(RUN_DIR.iterdir())
     except OSError:
         return False

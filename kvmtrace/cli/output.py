@@ -70,7 +70,7 @@ def _give_to_user(fd: int) -> None:
     """Give a new file to the user who called sudo."""
     if os.geteuid() != 0 or "SUDO_UID" not in os.environ:
         return
-    from kvmtrace.capture.target import invoking_user
+    from kvmtrace.capture.invoking_user import invoking_user
 
     user = invoking_user()
     if user is not None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmtrace.capture.recover import reclaim
+from kvmtrace.capture.invoking_user import invoking_user
+from kvmtrace.capture.recover import reclaim, reclaim_file
 from kvmtrace.capture.settings import RecordResult, RecordSettings, TargetSpec
 from kvmtrace.cli.parameter_types import Duration, ExitReason, Size
 from kvmtrace.cli.recording_told import describe
@@ -112,7 +113,8 @@ def command(**options: Any) -> None:
     Says what to record with one of --guest NAME, -p PID, -a, or a command behind "--".
     """
     settings = settings_of(options)
-    for line in reclaim(settings.output):
+    invoking_user()  # a user that cannot be is told before anything is started
+    for line in (*reclaim(), *reclaim_file(settings.output)):
         say(f"kvmtrace: {line}")
     result = run(settings)
     for line in describe(result):

@@ -13,7 +13,7 @@ import pytest
 from kvmtrace.capture.ftrace import trace_dat_writer as tracedat
 from kvmtrace.capture.ftrace.assemble import assemble, seal
 from kvmtrace.capture.ftrace.trace_dat_writer import Tail
-from kvmtrace.capture.recover import reclaim
+from kvmtrace.capture.recover import reclaim_file
 from kvmtrace.capture.settings import META_MAGIC
 from kvmtrace.capture.spool import PAGE_SIZE, Spool
 from kvmtrace.errors import CapabilityError, UsageError
@@ -51,7 +51,7 @@ def read_back(path: Path) -> tuple[list[bytes], dict[str, object]]:
 def test_file_holds_every_whole_page_in_order(tmp_path: Path) -> None:
     spool = filled(tmp_path / "a.dat")
     seal(spool, TAIL, META)
-    path = assemble(spool, "a.dat", None)
+    path = assemble(spool, "a.dat")
     spool.discard()
     cpus, meta = read_back(path)
     assert cpus == [pages(0, 203), pages(1, 70)]
@@ -81,7 +81,7 @@ def test_assembly_killed_anywhere_leads_to_the_same_file(tmp_path: Path, monkeyp
 
         monkeypatch.setattr(os, "copy_file_range", copy)
         try:
-            assemble(spool, "b.dat", None)
+            assemble(spool, "b.dat")
         except Killed:
             kills += 1
         monkeypatch.setattr(os, "copy_file_range", real)
@@ -89,7 +89,7 @@ def test_assembly_killed_anywhere_leads_to_the_same_file(tmp_path: Path, monkeyp
             spool.close()  # what a kill does
             adopted = Spool.adopt(tmp_path / "b.dat", spool.path)
             assert adopted is not None
-            assemble(adopted, "b.dat", None)
+            assemble(adopted, "b.dat")
             adopted.discard()
         else:
             spool.discard()
@@ -100,7 +100,7 @@ def test_assembly_killed_anywhere_leads_to_the_same_file(tmp_path: Path, monkeyp
 def test_a_spool_in_use_is_not_adopted(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "c.dat")
     assert Spool.adopt(tmp_path / "c.dat", spool.path) is None
-    assert reclaim(tmp_path / "c.dat") == []
+    assert reclaim_file(tmp_path / "c.dat") == []
     spool.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -109,7 +109,7 @@ def test_a_sealed_spool_is_finished_by_the_next_command(tmp_path: Path) -> None:
     spool = filled(tmp_path / "d.dat")
     seal(spool, TAIL, META)
     spool.close()
-    assert any(str(tmp_path / "d.dat") in line for line in reclaim(tmp_path / "d.dat"))
+    assert any(str(tmp_path / "d.dat") in line for line in reclaim_file(tmp_path / "d.dat"))
     assert read_back(tmp_path / "d.dat")[0] == [pages(0, 203), pages(1, 70)]
     assert [p.name for p in tmp_path.iterdir()] == ["d.dat"]
 
@@ -119,7 +119,7 @@ def test_recovery_spares_a_newer_file_of_that_name(tmp_path: Path) -> None:
     seal(spool, TAIL, META)
     spool.close()
     (tmp_path / "e.dat").write_text("made since")
-    reclaim(tmp_path / "e.dat")
+    reclaim_file(tmp_path / "e.dat")
     assert (tmp_path / "e.dat").read_text() == "made since"
     other = next(p for p in tmp_path.iterdir() if p.name.startswith("e.dat.recovered-"))
     assert read_back(other)[0] == [pages(0, 203), pages(1, 70)]
@@ -144,7 +144,7 @@ def test_a_planted_link_is_replaced_not_followed(tmp_path: Path) -> None:
     output.symlink_to(victim)
     spool = filled(output)
     seal(spool, TAIL, META)
-    assemble(spool, "g.dat", None)
+    assemble(spool, "g.dat")
     spool.discard()
     assert victim.read_text() == "precious"
     assert not output.is_symlink()
@@ -172,10 +172,12 @@ def test_a_spool_of_somebody_else_is_not_trusted(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="chown takes root")
-def test_the_file_gets_its_owner(tmp_path: Path) -> None:
+def test_the_file_gets_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "65534")
+    monkeypatch.setenv("SUDO_GID", "65534")
     spool = filled(tmp_path / "j.dat")
     seal(spool, TAIL, META)
-    path = assemble(spool, "j.dat", (65534, 65534))
+    path = assemble(spool, "j.dat")
     spool.discard()
     assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
 

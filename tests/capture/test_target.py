@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.settings import TargetSpec
-from kvmtrace.capture.target import Target, invoking_user
+from kvmtrace.capture.target import Target
 from kvmtrace.errors import UsageError
 
 
@@ -164,7 +165,7 @@ class TestSudo:
 
     def test_nonsense_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SUDO_UID", "-1")
-        with pytest.raises(UsageError, match="not numbers"):
+        with pytest.raises(UsageError, match="not a user"):
             invoking_user()
 
     def test_root_who_called_sudo_is_root(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,6 @@ def test_report_finishes_the_recording_first(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.dat"]
 
 
-def test_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(interrupted, "RUN_DIR", tmp_path / "none")
+def test_nothing_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted.finish_interrupted([str(tmp_path / "a.dat"), "-", str(tmp_path / "no/such/b.dat")])
     assert capsys.readouterr().err == ""

@@ -27,10 +27,10 @@ from kvmtrace.capture.first_metadata import first_metadata
 from kvmtrace.capture.nothing_of_kvm import BEGINNING, is_of_kvm, say_nothing, vcpus_of
 from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.spool import Spool, is_full
-from kvmtrace.capture.target import Target, invoking_user
+from kvmtrace.capture.target import Target
 from kvmtrace.capture.threads import Threads
 from kvmtrace.capture.tracefs import find_tracefs
-from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
     from kvmtrace.capture.bpf.uprobes import UserProbe
@@ -149,7 +149,7 @@ class Session:
         """Attach, record until it ends, finish the file."""
         self._attach()
         self.writer.write_header(encode_header(self.meta, self._kinds(), self.rings.n_cpus))
-        self.spool.save({"state": "complete", "backend": "bpf", "owner": invoking_user()})
+        self.spool.save({"state": "complete", "backend": "bpf"})
         cpu_before = time.process_time()
         started_ns = time.monotonic_ns()
         ending.start()
@@ -314,17 +314,14 @@ class Session:
         return self.meta
 
     def _publish(self, cpu_s: float) -> RecordResult:
-        waiting = self.spool.path
         os.close(self.writer.fd)
         try:
-            self.spool.publish("out", self.settings.output.name, invoking_user())
+            path = self.spool.publish("out", self.settings.output.name)
         except OSError as error:
+            problem = self.spool.why_unpublished(error)
             self.spool.close()
-            raise CapabilityError(
-                f"{self.settings.output}: {error.strerror}; the recording waits in {waiting}/out", "rename it"
-            ) from error
+            raise problem from error
         self.spool.discard()
-        path = self.settings.output
         return RecordResult(
             path=path,
             meta=self.meta,

@@ -20,7 +20,7 @@ from kvmtrace.capture.first_metadata import first_metadata
 from kvmtrace.capture.nothing_of_kvm import say_nothing, vcpus_of
 from kvmtrace.capture.settings import RecordResult, RecordSettings
 from kvmtrace.capture.spool import Spool, is_full
-from kvmtrace.capture.target import Target, invoking_user
+from kvmtrace.capture.target import Target
 from kvmtrace.capture.threads import Threads
 from kvmtrace.errors import UsageError
 
@@ -76,7 +76,7 @@ class SummarySession:
         self.programs.add_tids(target.tids())
         self.started, self.started_ns = datetime.now(UTC).isoformat(), time.monotonic_ns()
         self.keep_draft()
-        self.spool.save({"state": "complete", "backend": "bpf", "owner": invoking_user()})
+        self.spool.save({"state": "complete", "backend": "bpf"})
         cpu_before = time.process_time()
         ending.start()
         target.release()
@@ -92,11 +92,14 @@ class SummarySession:
         text = encode(rows, meta)
         self.spool.release_reserve()
         self.spool.replace_file("out", text)
-        self.spool.publish("out", settings.output.name, invoking_user())
+        try:
+            path = self.spool.publish("out", settings.output.name)
+        except OSError as error:
+            raise self.spool.why_unpublished(error) from error
         self.spool.discard()
         cpu_s = time.process_time() - cpu_before
         return RecordResult(
-            path=settings.output,
+            path=path,
             meta=meta,
             by_kind=count_by_kind(rows),
             file_bytes=len(text),

@@ -45,14 +45,13 @@ def seal(spool: Spool, tail: Tail, meta: dict[str, Any]) -> None:
     spool.save({"state": "sealed", "places": places, "end": end})
 
 
-def assemble(spool: Spool, destination: str, owner: tuple[int, int] | None) -> Path:
+def assemble(spool: Spool, destination: str) -> Path:
     """Make the file of a sealed spool and put it in its place.
 
     Parameters
     ----------
     spool : Spool
     destination : str, name in the directory that holds the spool
-    owner : (uid, gid) who gets the file, or None
 
     Raises
     ------
@@ -72,8 +71,7 @@ def assemble(spool: Spool, destination: str, owner: tuple[int, int] | None) -> P
         _write_at(out, spool.read_file("trailer"), spool.manifest["end"])
     finally:
         os.close(out)
-    spool.publish(OUT, destination, owner)
-    return spool.path.parent / destination
+    return spool.publish(OUT, destination)
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:

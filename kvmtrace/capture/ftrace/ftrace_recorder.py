@@ -27,10 +27,9 @@ from kvmtrace.capture.ftrace.trace_dat_writer import build_head
 from kvmtrace.capture.nothing_of_kvm import say_nothing, vcpus_of
 from kvmtrace.capture.qmp import QmpWitness
 from kvmtrace.capture.settings import RecordResult, RecordSettings
-from kvmtrace.capture.target import Target, invoking_user
+from kvmtrace.capture.target import Target
 from kvmtrace.capture.threads import Threads
 from kvmtrace.capture.tracefs import find_tracefs
-from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
     from kvmtrace.capture.ftrace.instance import Instance
@@ -56,6 +55,10 @@ def record(settings: RecordSettings) -> RecordResult:
         run = Run.create(tracefs, settings.output)
         try:
             meta, cpu_s = _record(settings, run, ending, target)
+        except OSError as error:
+            problem = run.spool.why_unpublished(error) if run.spool.gone() else error
+            run.remove()
+            raise problem from error
         except BaseException:
             run.remove()
             raise
@@ -69,7 +72,7 @@ def _record(settings: RecordSettings, run: Run, ending: Ending, target: Target) 
     meta = _first_metadata(settings, run.instance, target, plan)
     head = build_head(run.instance.path, run.instance.tracefs, plan.events, _kallsyms(plan))
     run.spool.write_file("head", head)
-    run.spool.save({"state": "recording", "meta": meta, "owner": invoking_user()})
+    run.spool.save({"state": "recording", "meta": meta})
     run.reader = reader = Reader(run.instance, run.spool, settings.max_bytes)
     threads = Threads(target.pid, run.instance.tracefs)
     cpu_before = time.process_time()
@@ -106,15 +109,12 @@ def _record(settings: RecordSettings, run: Run, ending: Ending, target: Target) 
 
 def _publish(settings: RecordSettings, run: Run, meta: dict[str, Any], cpu_s: float) -> RecordResult:
     """Make the file; where that fails, say where the recording waits."""
-    waiting = run.spool.path
     try:
-        path = run.publish(settings.output.name, invoking_user())
+        path = run.publish(settings.output.name)
     except OSError as error:
+        problem = run.spool.why_unpublished(error)
         run.leave_spool()
-        raise CapabilityError(
-            f"{settings.output}: {error.strerror}; the recording waits in {waiting}",
-            "make room, then run any kvmtrace command as the same user",
-        ) from error
+        raise problem from error
     return RecordResult(
         path=path, meta=meta, n_events=meta["n_events"], file_bytes=path.stat().st_size, recorder_cpu_s=cpu_s
     )

@@ -6,7 +6,7 @@ how a left-over one is told from one in use.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING
@@ -69,13 +69,27 @@ class Instance:
         self._lock = fd
         return True
 
-    def remove(self) -> None:
-        """Remove the instance; does nothing if it is gone."""
+    def unlock(self) -> None:
+        """Give the lock back."""
         if self._lock >= 0:
-            os.close(self._lock)  # an open file keeps the instance busy
+            os.close(self._lock)
             self._lock = -1
-        with contextlib.suppress(FileNotFoundError):
+
+    def remove(self) -> None:
+        """Remove the instance; does nothing if it is gone.
+
+        If somebody else has a file of it open, it is switched off and made small: a later command removes it.
+        """
+        self.unlock()  # an open file keeps the instance busy
+        try:
             self.path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            for name, text in (("events/enable", "0"), ("tracing_on", "0"), ("buffer_size_kb", "4")):
+                self.try_write(name, text)
 
     def write(self, name: str, text: str) -> None:
         """Write a control file in one write(2)."""

@@ -95,7 +95,7 @@ class Run:
         self.remove_tracing()
         self.spool.close()
 
-    def publish(self, destination: str, owner: tuple[int, int] | None) -> Path:
+    def publish(self, destination: str) -> Path:
         """Turn the sealed spool into the file and remove everything else.
 
         Raises
@@ -103,7 +103,7 @@ class Run:
         OSError
             The disk is full or broken; the spool is still there.
         """
-        path = assemble(self.spool, destination, owner)
+        path = assemble(self.spool, destination)
         self.remove()
         return path
 
