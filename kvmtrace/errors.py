@@ -1,16 +1,18 @@
 """Errors that a user can cause, each with its documented exit code.
 
 Everything raised on purpose derives from KvmtraceError; the command line turns it into one line and its
-exit code. Any other exception is a bug of ours.
+exit code. Any other exception is a bug of ours, and ends with a code of its own: 1 is for verdicts alone.
 """
 
 from __future__ import annotations
+
+UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 
 class KvmtraceError(Exception):
     """Base class; `exit_code` is what the process ends with."""
 
-    exit_code = 1
+    exit_code = UNFORESEEN
 
 
 class UsageError(KvmtraceError):

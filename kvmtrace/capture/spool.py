@@ -286,10 +286,16 @@ def check_output(output: Path) -> None:
     Raises
     ------
     UsageError
-        It is a directory, device or pipe, or its directory does not exist.
+        It is a directory, device or pipe, or standard output.
+    CapabilityError
+        Its directory does not exist.
     """
+    if str(output) == "-":
+        raise UsageError("a recording is written as a whole file: give its name, not -")
     if not output.parent.is_dir():
-        raise UsageError(f"{output.parent}: no such directory")
+        raise CapabilityError(
+            f"{output.parent}: no such directory", "make it first, or choose another place with -o FILE"
+        )
     if not output.name or output.is_dir():
         raise UsageError(f"{output}: is a directory")
     if output.exists() and not output.is_symlink() and not output.is_file():

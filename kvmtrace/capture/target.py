@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.pid_namespace import require_initial
-from kvmtrace.errors import CapabilityError, KvmtraceError, UsageError
+from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -196,7 +196,7 @@ class Target:
             raise CapabilityError(f"guest {name} cannot run on this machine", "see the line above")
         if code == UsageError.exit_code:
             raise UsageError(f"guest {name} was not started, see above")
-        raise KvmtraceError(f"guest {name} ended before it ran, exit code {code}")
+        raise CapabilityError(f"guest {name} ended before it ran, exit code {code}")
 
     def _start_command(self) -> None:
         """Fork a child that executes the command once it is released."""

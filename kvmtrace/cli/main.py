@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import errno
 import gc
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kvmtrace import __version__
-from kvmtrace.errors import KvmtraceError
+from kvmtrace.errors import UNFORESEEN, CapabilityError, FormatError, KvmtraceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +34,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+EPILOG = """\b
+Example:
+  kvmtrace record --guest lifecycle -o run.dat && kvmtrace report run.dat
+
+\b
+Exit codes:
+  0   done; check: no violation
+  1   check: a violation; compare --fail-on-regression: a regression
+  2   wrong usage
+  3   the input is no trace, holds nothing of KVM, or is damaged beyond what can be read
+  4   the environment lacks something; the line says what and how to get it
+  5   recorded, but --strict, and events were lost or nothing of KVM was recorded
+  70  an error that nobody foresaw; please report it
+"""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command runs."""
 
@@ -46,6 +66,16 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is told with those that are spelt alike."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            alike = difflib.get_close_matches(args[0], COMMANDS, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(alike)}?" if alike else ""
+            ctx.fail(f"No such command '{args[0]}'.{hint}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Print the table's help lines without importing anything."""
         with formatter.section("Commands"):
@@ -55,7 +85,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: kvmtrace record --guest lifecycle -o run.dat && kvmtrace report run.dat",
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="kvmtrace")
 @click.option("--debug", is_flag=True, help="Show Python tracebacks.")
@@ -74,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in args[:1] or bool(os.environ.get("KVMTRACE_DEBUG"))
     try:
         status = cli.main(args=args, prog_name="kvmtrace", standalone_mode=False)
-        sys.stdout.flush()
+        _flush_stdout()
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
@@ -87,24 +117,79 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         _quiet_stdout()
         sys.exit(0)
-    except KvmtraceError as error:
+    except Exception as error:
         if debug:
             raise
-        click.echo(f"kvmtrace: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if debug:
-            raise
-        name = f"{error.filename}: " if error.filename else ""
-        click.echo(f"kvmtrace: {name}{error.strerror or error}", err=True)
-        sys.exit(4 if isinstance(error, PermissionError) else 3)
-    except MemoryError:
-        if debug:
-            raise
-        click.echo("kvmtrace: out of memory", err=True)
-        sys.exit(4)
+        text, exit_code = explain(_of_stdout(error))
+        with contextlib.suppress(OSError):  # nobody reads it
+            click.echo(f"kvmtrace: {text}", err=True)
+        sys.exit(exit_code)
     finally:
         gc.freeze()  # the process ends: nobody needs the 20 ms that a search for cycles in what it leaves takes
+
+
+def _flush_stdout() -> None:
+    """Write what standard output still holds.
+
+    Raises
+    ------
+    CapabilityError
+        It takes no more.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _quiet_stdout()
+        raise CapabilityError(f"standard output: {error.strerror}", "make room, or choose another place") from error
+
+
+def _of_stdout(error: Exception) -> Exception:
+    """Return the error, named standard output's if it came from printing."""
+    if not isinstance(error, OSError) or error.filename is not None:
+        return error
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or Path(trace.tb_frame.f_code.co_filename).parent.name != "click":
+        return error
+    _quiet_stdout()
+    return OSError(error.errno, error.strerror, "standard output")
+
+
+# errors of the environment, not of a file that was read, and what to do
+REMEDIES = {
+    errno.EMFILE: "this process may open no more files: raise the limit, `ulimit -n 1024`",
+    errno.ENFILE: "the machine's table of open files is full: end other programs, or raise fs.file-max",
+    errno.ENOMEM: "free some memory",
+    errno.ENOSPC: "make room, or choose another place",
+    errno.EDQUOT: "make room, or choose another place",
+    errno.EFBIG: "the file would be larger than allowed: `ulimit -f unlimited`",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "",
+    errno.EPERM: "",
+    errno.EAGAIN: "no more processes can be started: `ulimit -u`, or a container's limit",
+}
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return the one line that tells of an error, and the exit code."""
+    if isinstance(error, KvmtraceError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; free some, or choose less with --from and --to", CapabilityError.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        name = f"{error.filename}: " if error.filename else ""
+        remedy = REMEDIES.get(error.errno)
+        text = f"{name}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+        return text, FormatError.exit_code if remedy is None else CapabilityError.exit_code
+    said = " ".join(str(error).split())
+    kind = type(error).__name__
+    return (
+        f"unforeseen error, please report it: {kind}{': ' + said if said else ''} (kvmtrace --debug shows where)",
+        UNFORESEEN,
+    )
 
 
 if __name__ == "__main__":

@@ -184,13 +184,18 @@ def test_the_file_gets_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("", "directory"), ("sub", "directory"), ("fifo", "not a regular file"), ("no/such/x", "no such directory")],
+    [("", "directory"), ("sub", "directory"), ("fifo", "not a regular file"), ("-", "not -")],
 )
 def test_outputs_that_cannot_be(tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "sub").mkdir()
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UsageError, match=why):
-        Spool.create(tmp_path / name)
+        Spool.create(Path(name) if name == "-" else tmp_path / name)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="make it first"):
+        Spool.create(tmp_path / "no" / "x.dat")
 
 
 def test_device_as_output_is_refused() -> None:
