@@ -24,9 +24,12 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "accel_types": {"execute": "qom-list-types", "arguments": {"implements": "accel", "abstract": True}},
     "cpu_types": {"execute": "qom-list-types", "arguments": {"implements": "x86_64-cpu", "abstract": True}},
 }
-MAX_ANSWER_BYTES = 4 << 20
+MAX_ANSWER_BYTES = 1 << 20  # QEMU's largest here, its CPU types, takes 60 KB
+MAX_EVENTS = 1000  # sent while we wait for an answer
+MAX_DEPTH = 8
+MAX_TEXT = 200
 POLL_S = 0.05
-KEPT_TYPES = 400
+KEPT_ITEMS = 400  # of a list: CPU types
 
 
 def ask(path: str | Path, timeout_s: float = 5.0) -> dict[str, Any]:
@@ -44,33 +47,64 @@ def ask(path: str | Path, timeout_s: float = 5.0) -> dict[str, Any]:
     ------
     OSError
         Nobody listens there.
+    ValueError
+        What answers is not QEMU.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout_s)
         connection.connect(str(path))
         with connection.makefile("rwb") as stream:
-            _line(stream)  # the greeting
-            _exchange(stream, {"execute": "qmp_capabilities"})
-            return {name: _exchange(stream, question) for name, question in QUESTIONS.items()}
+            until = time.monotonic() + timeout_s
+            _line(stream, until)  # the greeting
+            _exchange(stream, {"execute": "qmp_capabilities"}, until)
+            return {name: _exchange(stream, question, until) for name, question in QUESTIONS.items()}
 
 
-def _line(stream: Any) -> dict[str, Any]:
-    line = stream.readline(MAX_ANSWER_BYTES)
-    answer = json.loads(line) if line else {"error": {"desc": "QEMU closed the socket"}}
+def _line(stream: Any, until: float) -> dict[str, Any]:
+    """Return the next object that was sent.
+
+    Raises
+    ------
+    ValueError
+        It is not QMP, or more than QEMU would say.
+    """
+    if time.monotonic() > until:
+        raise ValueError("it took too long to answer")
+    line = stream.readline(MAX_ANSWER_BYTES + 1)
+    if not line:
+        return {"error": {"desc": "QEMU closed the socket"}}
+    if len(line) > MAX_ANSWER_BYTES:
+        raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+    try:
+        answer = json.loads(line)
+    except RecursionError:
+        raise ValueError("an answer that is nested too deeply") from None
     return answer if isinstance(answer, dict) else {"error": {"desc": "not QMP"}}
 
 
-def _exchange(stream: Any, command: dict[str, Any]) -> Any:
+def _exchange(stream: Any, command: dict[str, Any], until: float) -> Any:
     stream.write(json.dumps(command).encode() + b"\n")
     stream.flush()
-    while True:
-        answer = _line(stream)
+    for _ in range(MAX_EVENTS):
+        answer = _line(stream, until)
         if "return" in answer:
-            found = answer["return"]
-            return found[:KEPT_TYPES] if isinstance(found, list) else found
+            return bounded(answer["return"])
         if "error" in answer:
-            return {"error": str(answer["error"].get("desc", "")) if isinstance(answer["error"], dict) else "?"}
+            described = answer["error"].get("desc", "") if isinstance(answer["error"], dict) else "?"
+            return {"error": str(described)[:MAX_TEXT]}
         # anything else is an event: not asked for
+    raise ValueError(f"more than {MAX_EVENTS} events and no answer")
+
+
+def bounded(value: Any, depth: int = 0) -> Any:
+    """Return what of an answer is kept: it goes into the recording's metadata."""
+    if isinstance(value, (list, dict)) and depth >= MAX_DEPTH:
+        return None
+    if isinstance(value, list):
+        return [bounded(item, depth + 1) for item in value[:KEPT_ITEMS]]
+    if isinstance(value, dict):
+        return {str(key)[:MAX_TEXT]: bounded(item, depth + 1) for key, item in list(value.items())[:KEPT_ITEMS]}
+    return value[:MAX_TEXT] if isinstance(value, str) else value
 
 
 class QmpWitness:
@@ -99,7 +133,7 @@ class QmpWitness:
             try:
                 answer = ask(self._path)
             except (OSError, ValueError) as error:
-                self._problem = str(error)
+                self._problem = str(error)[:MAX_TEXT]
             else:
                 self._answer = answer
                 cpus = answer.get("cpus")
@@ -115,3 +149,7 @@ class QmpWitness:
         with contextlib.suppress(RuntimeError):
             self._thread.join(timeout=1)
         return self._answer if self._answer is not None else {"error": f"{self._path}: {self._problem}"}
+
+    def problem(self) -> str | None:
+        """Say why nothing was learnt; None if something was, or nobody was asked."""
+        return None if self._thread is None or self._answer is not None else f"--qmp {self._path}: {self._problem}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
+
+from kvmtrace.cli.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,19 +43,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
     Devices and pipes that are there already are written to as they are.
     """
-    if path.exists() and not path.is_symlink() and not path.is_file():
-        with path.open("wb") as out:
-            write(out)
-        return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            write(out)
-            _give_to_user(out.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, write, _give_to_user)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -143,6 +143,8 @@ def settings_of(options: dict[str, Any]) -> RecordSettings:
     target = target_of(options)
     if options["thread"] is not None:
         check_thread(options["thread"], options["pid"])
+    if options["qmp"] is not None:
+        check_qmp(options, target)
     return RecordSettings(
         output=Path(options["output"]),
         target=target,
@@ -157,6 +159,16 @@ def settings_of(options: dict[str, Any]) -> RecordSettings:
         argv=("kvmtrace", *sys.argv[1:]),
         qmp=options["qmp"],
     )
+
+
+def check_qmp(options: dict[str, Any], target: TargetSpec) -> None:
+    """Raise UsageError where nobody can answer at --qmp, or nobody asks."""
+    if target.kind not in ("pid", "command"):
+        raise UsageError("--qmp asks the QEMU that is recorded: give -p PID, or QEMU's command")
+    if options["backend"] == "bpf" or options["summary"]:
+        raise UsageError("--qmp needs --backend ftrace")
+    if target.kind == "pid" and not options["qmp"].is_socket():
+        raise UsageError(f"--qmp {options['qmp']}: no such socket")
 
 
 def check_thread(thread: int, pid: int | None) -> None:

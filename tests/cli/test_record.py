@@ -55,6 +55,9 @@ def test_durations(text: str, seconds: float) -> None:
         (["-p", "1", "--", "true"], "-p and a command exclude each other"),
         (["-a", "--count", "3"], "--count belongs to --guest"),
         (["-p", "4194305"], "there is no process 4194305"),
+        (["--qmp", "/none", "-a"], "--qmp asks the QEMU that is recorded"),
+        (["--qmp", "/none", "-p", "1"], "--qmp /none: no such socket"),
+        (["--qmp", "/none", "--backend", "bpf", "-p", "1"], "--qmp needs --backend ftrace"),
         (["--backend", "ftrace", "--summary", "-a"], "--summary needs --backend bpf"),
     ],
 )

@@ -89,6 +89,8 @@ def _record(settings: RecordSettings, run: Run, ending: Ending, target: Target) 
     n_vcpus = vcpus_of(target.pid)
     target.close()
     meta["qmp"] = witness.finish()
+    if problem := witness.problem():
+        meta["notes"].append(problem)
     if ended_by != "disk full":
         ended_by = _finish(reader, ended_by)
     if ended_by == "disk full":
