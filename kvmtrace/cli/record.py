@@ -98,7 +98,11 @@ more than SIZE (plus the header) is on the disk.
 )
 @click.option("--strict", is_flag=True, help="Exit code 5 if any event was lost, or no KVM event was recorded.")
 @click.option("--clock", metavar="NAME", help="Trace clock (ftrace); default mono, ordered across CPUs.")
-@click.option("--buffer-size", type=Size(), help="Kernel buffer per CPU; default 16M, less if memory is short.")
+@click.option(
+    "--buffer-size",
+    type=Size(),
+    help="Kernel buffer per CPU; default 16M. All CPUs' buffers take at most half of the available memory.",
+)
 @click.option(
     "--qmp",
     type=click.Path(path_type=Path),

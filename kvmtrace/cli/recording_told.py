@@ -25,6 +25,8 @@ def describe(result: RecordResult) -> list[str]:
     cost = f"the recorder took {result.recorder_cpu_s:.2f} s of CPU time{each}"
     if meta.get("cost_ns_per_event"):
         cost += f", the traced threads {meta['cost_ns_per_event']:.0f} ns per event"
+    if meta.get("buffer_bytes"):
+        cost += f"; buffer {human_bytes(meta['buffer_bytes'])} per CPU"
     lines.append(f"lost {describe_loss(result)}; {cost}")
     discarded = meta.get("discarded")
     if discarded:

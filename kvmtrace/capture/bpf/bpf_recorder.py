@@ -21,6 +21,7 @@ from kvmtrace.capture.bpf.event_programs import FILTERS, describe_filters
 from kvmtrace.capture.bpf.kvm_presence import KvmPresence
 from kvmtrace.capture.bpf.program import Plan, Programs, make_plan
 from kvmtrace.capture.bpf.ring import Rings, round_ring_size
+from kvmtrace.capture.buffer_size import buffer_bytes, say_smaller
 from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.first_metadata import first_metadata
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     from kvmtrace.capture.bpf.uprobes import UserProbe
 
 CLOCK = "mono"
-BUFFER_BYTES = 16 << 20  # per CPU
-MEMORY_SHARE = 8  # all rings together take at most this part of the memory
+MOST_RING_BYTES = 1 << 30
 BUSY_S = 0.005  # between looks while events come fast: a span then holds some thousand events
 IDLE_S = 0.1
 BUSY_BYTES = 64 << 10  # moved at one look: events come fast
@@ -77,13 +77,6 @@ def record(settings: RecordSettings, user_probes: tuple[UserProbe, ...] = ()) ->
             session.close()
 
 
-def default_buffer_bytes() -> int:
-    """Return the ring size per CPU that this machine can afford."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    share = memory // MEMORY_SHARE // os.sysconf("SC_NPROCESSORS_CONF")
-    return round_ring_size(max(1 << 20, min(BUFFER_BYTES, share)) // 2 + 1)
-
-
 @dataclass
 class Session:
     """One recording: programs, rings, spool and what is to be said about it."""
@@ -114,7 +107,10 @@ class Session:
             filters=settings.filters,
             user_probes=user_probes,
         )
-        size = round_ring_size(settings.buffer_bytes or default_buffer_bytes())
+        n_cpus = os.sysconf("SC_NPROCESSORS_CONF")
+        affordable = min(MOST_RING_BYTES, buffer_bytes(settings.buffer_bytes, n_cpus))
+        size = round_ring_size(affordable if affordable == settings.buffer_bytes else affordable // 2 + 1)
+        smaller = say_smaller(settings.buffer_bytes, size, n_cpus)
         rings = Rings(size, len(plan.events))
         try:
             programs = Programs(plan, rings)
@@ -128,7 +124,7 @@ class Session:
             backend="bpf",
             clock=CLOCK,
             missing_events=list(plan.missing),
-            notes=notes(plan),
+            notes=[*notes(plan), *([smaller] if smaller else [])],
             filters=describe_filters(settings.filters) | plan.conditions,
             buffer_bytes=size,
         )

@@ -11,12 +11,12 @@ own log can be laid side by side.
 
 from __future__ import annotations
 
-import os
 import select
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.capture.buffer_size import buffer_bytes, say_smaller
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.first_metadata import first_metadata
 from kvmtrace.capture.ftrace.disk_full import finish_full
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from kvmtrace.capture.ftrace.instance import Instance
 
 DEFAULT_CLOCK = "mono"
-BUFFER_BYTES = 16 << 20  # per CPU: half a second of 500,000 events/s
-MEMORY_SHARE = 8  # all buffers together take at most this part of the memory
 WAKE_PERCENT = 25  # the reader sleeps until a buffer is that full
 FLUSH_S = 1.0  # but looks at least so often
 PACE_S = 0.01  # and never more often: kernels before 6.1 wake it for every event
@@ -125,7 +123,7 @@ def _publish(settings: RecordSettings, run: Run, meta: dict[str, Any], cpu_s: fl
 def _set_up(settings: RecordSettings, instance: Instance, target: Target, plan: Plan) -> None:
     """Configure the instance; it does not trace yet."""
     instance.set_clock(settings.clock or DEFAULT_CLOCK)
-    instance.set_buffer(settings.buffer_bytes or default_buffer_bytes(len(instance.cpus())))
+    instance.set_buffer(buffer_bytes(settings.buffer_bytes, len(instance.cpus())))
     instance.try_write("buffer_percent", str(WAKE_PERCENT))
     instance.try_write("options/record-tgid", "1")
     if settings.target.kind != "all":
@@ -139,14 +137,10 @@ def _set_up(settings: RecordSettings, instance: Instance, target: Target, plan: 
     enable(instance, plan)
 
 
-def default_buffer_bytes(n_cpus: int) -> int:
-    """Return the buffer size per CPU that this machine can afford."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1 << 20, min(BUFFER_BYTES, memory // MEMORY_SHARE // n_cpus))
-
-
 def _first_metadata(settings: RecordSettings, instance: Instance, target: Target, plan: Plan) -> dict[str, Any]:
     """Return the metadata as far as it is known when the recording begins."""
+    size = int(instance.read("buffer_size_kb").split()[0]) * 1024
+    smaller = say_smaller(settings.buffer_bytes, size, len(instance.cpus()))
     return first_metadata(
         settings,
         target,
@@ -156,7 +150,8 @@ def _first_metadata(settings: RecordSettings, instance: Instance, target: Target
         missing_events=plan.missing,
         probes=plan.probes,
         filters=plan.filters,
-        buffer_bytes=int(instance.read("buffer_size_kb").split()[0]) * 1024,
+        notes=[smaller] if smaller else [],
+        buffer_bytes=size,
     )
 
 
