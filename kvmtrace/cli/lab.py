@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +53,15 @@ HOST_OPTIONS = (
         "--kernel-arg",
         "kernel_args",
         multiple=True,
-        help="For the host kernel's command line; a module's parameter too: kvm_amd.npt=0.",
+        metavar="WORD",
+        help="For the host kernel's command line, may be repeated: preempt=full; a module's parameter: kvm_amd.npt=0.",
+    ),
+    click.option(
+        "--retries",
+        type=click.IntRange(0, 100),
+        default=0,
+        show_default=True,
+        help="Run again so often if the host itself fails: it hangs, or its kernel panics.",
     ),
 )
 
@@ -136,11 +143,12 @@ def record(output: Path, **settings: Any) -> int:
     """Record a bundled guest, or QEMU booting Linux, on an emulated host."""
     from kvmtrace.lab.guest_recording import LabRecording, record_in_lab
     from kvmtrace.lab.job import Job
+    from kvmtrace.lab.run_folder import run_folder
 
     what = {name: settings.pop(name) for name in ("guest", "vcpus", "count", "events", "backend")}
     recording = LabRecording(**what)
-    with tempfile.TemporaryDirectory(prefix="kvmtrace-lab-") as out:
-        job = Job(command=("true",), out=Path(out), **settings)
+    with run_folder("record") as folder:
+        job = Job(command=("true",), out=folder / "out", **settings)
         record_in_lab([recording], job, stream=True, phase=Progress(f"{job.isa} lab"))
-        shutil.move(Path(out) / f"{recording.name}.dat", output)
+        shutil.move(folder / "out" / f"{recording.name}.dat", output)
     return 0

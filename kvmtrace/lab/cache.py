@@ -56,6 +56,8 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
         return path
     with locked(name):
         if not path.exists():
+            for left in cache_dir().glob(f"{name}.*.part"):  # nobody else is building it: of a killed one
+                shutil.rmtree(left, ignore_errors=True)
             work = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=cache_dir()))
             try:
                 build(work)

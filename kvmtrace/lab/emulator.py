@@ -74,6 +74,14 @@ class LabFailedError(CapabilityError):
         self.console = console
         where = f"; its console ended with:\n{console}" if console else "; its console is empty"
         super().__init__(problem + where)
+        self.problem = problem
+
+    def with_files(self, count: int, folder: Path | None) -> LabFailedError:
+        """Return the error that also says what came back before it."""
+        if not count:
+            return self
+        files = "1 file that was complete is" if count == 1 else f"{count} files that were complete are"
+        return LabFailedError(f"{self.problem} ({files} in {folder})", self.console)
 
 
 class Tail:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.lab_run import LabResult, run_lab
 from kvmtrace.lab.linux_guest import LINUX_GUEST
+from kvmtrace.lab.run_folder import run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from kvmtrace.lab.job import Job
 
@@ -82,9 +82,10 @@ def record_in_lab(
     lines = []
     for recording in recordings:
         lines += [shlex.join(recording.command()), f"echo {recording.name} $? >>{_STATUS}"]
-    with TemporaryDirectory(prefix="kvmtrace-empty-") as empty:
+    with run_folder("empty") as folder:
+        (folder / "cwd").mkdir()
         script = ("sh", "-c", "\n".join(lines))
-        result = run_lab(replace(job, command=script, cwd=Path(empty)), stream=stream, phase=phase)
+        result = run_lab(replace(job, command=script, cwd=folder / "cwd"), stream=stream, phase=phase)
     failed = _read_failures(job.out / _STATUS)
     if failed or result.status:
         said = (result.stdout + result.stderr).decode(errors="replace").strip().splitlines()[-8:]

@@ -63,7 +63,7 @@ def root_image(bcc_for: Kernel | None = None) -> Path:
     key = digest([recipe, *sorted(map(file_key, files)), str(bcc_for and bcc_for.root)])
 
     def build(work: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="kvmtrace-root-", dir=work.parent) as staging:
+        with tempfile.TemporaryDirectory(prefix="tree-", dir=work) as staging:
             _fill(Path(staging), files)
             if bcc_for is not None:
                 _add_bcc(Path(staging), bcc_for)

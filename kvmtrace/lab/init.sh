@@ -95,14 +95,35 @@ ip link set lo up
 hostname kvmtrace-lab-$isa
 echo 1 >/proc/sys/kernel/sysrq
 
+# Brings each file out when it has not changed for two looks, for the case that this host panics before its end.
+bring_out() {
+    before=
+    while sleep 2; do
+        now=$(cd "/rw/upper$cwd" 2>/dev/null && find . -type f ! -path '*/.*.kvmtrace-*' -exec stat -c '%Y %s %n' {} +)
+        echo "$now" | while read -r changed size name; do
+            case "$before" in *"$changed $size $name"*) ;; *) continue ;; esac
+            [ "/job/files/$name" -nt "/rw/upper$cwd/$name" ] && continue
+            mkdir -p "/job/files/${name%/*}"
+            cp "/rw/upper$cwd/$name" /job/part && mv /job/part "/job/files/$name"
+        done
+        before=$now
+    done
+}
+cwd=$(cat /job/cwd)
+keeper=
+if [ "$isa" = svm ] && [ -e /job/want-files ]; then
+    bring_out 2>/dev/null &
+    keeper=$!
+fi
+
 say "started"
 env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     chroot /new /bin/sh /.kvmtrace-lab/command </dev/null >>$exec_out 2>>$exec_err
 status=$?
 say "ended $status"
 
+[ -n "$keeper" ] && kill $keeper
 # what the command made or changed below its directory: the overlay's upper layer (deletions are devices there)
-cwd=$(cat /job/cwd)
 if [ -e /job/want-files ] && [ -d "/rw/upper$cwd" ]; then
     tar -c -f $results -C "/rw/upper$cwd" . 2>/tmp/why || die "bringing files back: $(tail -n 1 /tmp/why)"
 fi

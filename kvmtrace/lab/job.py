@@ -2,7 +2,8 @@
 
 Its entries: `lower/` is laid over the root file system (the command, a `kvmtrace` of this installation),
 `modules/` holds replacement kernel modules, `cwd` names the directory to run in, `want-files` is there if
-files are to be brought back; `stdout`, `stderr` and `out.tar` are written by the SVM lab (the VMX lab uses
+files are to be brought back; `files/` (SVM) gets each file once it is complete, for the case that the host fails;
+`stdout`, `stderr` and `out.tar` are written by the SVM lab (the VMX lab uses
 serial ports and a disk).
 """
 
@@ -39,6 +40,7 @@ class Job:
     kernel_args : added to the kernel's command line; "kvm_amd.npt=0" sets a module's parameter
     with_bcc : VMX: put bcc and the kernel's headers into the host's image (the SVM host has this machine's)
     environment : added to the command's environment
+    retries : run again so often if the lab host itself fails (a boot that hangs, a kernel panic)
     """
 
     isa: str
@@ -53,6 +55,7 @@ class Job:
     kernel_args: tuple[str, ...] = ()
     with_bcc: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    retries: int = 0
 
 
 def write_job(job: Job, folder: Path) -> None:

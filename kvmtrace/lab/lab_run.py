@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tarfile
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
 from kvmtrace.lab import svm_host, vmx_host
-from kvmtrace.lab.cache import cache_dir
-from kvmtrace.lab.emulator import run_emulator
+from kvmtrace.lab.emulator import LabFailedError, run_emulator
 from kvmtrace.lab.job import LAB_DIRECTORY, Job, write_job
 from kvmtrace.lab.kernels import get_kernel
 from kvmtrace.lab.linux_guest import GUEST_SERIES, link_linux_guest
+from kvmtrace.lab.run_folder import run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,17 @@ def run_lab(job: Job, *, stream: bool = False, phase: Callable[[str], object] = 
     UsageError
         The job makes no sense.
     """
-    start = time.monotonic()
     _validate(job)
+    for _ in range(job.retries):
+        try:
+            return _run_once(job, stream=stream, phase=phase)
+        except LabFailedError as error:
+            phase(f"failed, once more: {error.problem}")
+    return _run_once(job, stream=stream, phase=phase)
+
+
+def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabResult:
+    start = time.monotonic()
     phase("preparing")
     lab = svm_host if job.isa == "svm" else vmx_host
     collected: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
@@ -78,15 +87,16 @@ def run_lab(job: Job, *, stream: bool = False, phase: Callable[[str], object] = 
             target.flush()
 
     kernel = get_kernel(job.kernel)
-    runs = cache_dir() / "runs"
-    runs.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{job.isa}-", dir=runs, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with run_folder(job.isa) as folder:
         (folder / "job").mkdir()
         write_job(job, folder / "job")
         link_linux_guest(get_kernel(GUEST_SERIES), folder / "job" / "lower" / LAB_DIRECTORY)
         emulator = lab.prepare(job, kernel, folder)
-        outcome = run_emulator(emulator, lab.limits(job), write, phase)
+        try:
+            outcome = run_emulator(emulator, lab.limits(job), write, phase)
+        except LabFailedError as error:
+            rescued = _rescue(folder / "job" / "files", job.out)
+            raise error.with_files(len(rescued), job.out) from error
         files = _bring_back(emulator.results, job.out)
     return LabResult(
         outcome.status,
@@ -107,6 +117,14 @@ def _validate(job: Job) -> None:
         raise UsageError("no command")
     if job.isa == "vmx" and job.cpus != 1:
         raise UsageError("the VMX lab has one CPU (Bochs emulates them in turn); use --isa svm for more")
+
+
+def _rescue(source: Path, target: Path | None) -> tuple[str, ...]:
+    """Copy the files that a host brought out before it failed; return their relative paths."""
+    if target is None or not source.is_dir():
+        return ()
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return tuple(sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()))
 
 
 def _bring_back(archive: Path, target: Path | None) -> tuple[str, ...]:
