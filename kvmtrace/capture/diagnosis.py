@@ -8,7 +8,7 @@ from typing import Any
 
 from kvmtrace.capture import host_checks
 from kvmtrace.capture.host import host_facts
-from kvmtrace.capture.host_checks import MISSING, OK, Check
+from kvmtrace.capture.host_checks import MISSING, OK, OPTIONAL, Check
 from kvmtrace.capture.tracefs import mounted
 
 SCHEMA = "kvmtrace.doctor/1"
@@ -80,7 +80,8 @@ def _ftrace(checks: dict[str, Check]) -> dict[str, Any]:
 def _bpf(checks: dict[str, Check]) -> dict[str, Any]:
     """Say whether the bpf back end works, and what it records."""
     blocked = [checks[name] for name in ("privileges", "tracepoints") if checks[name].state == MISSING]
-    if not blocked and checks["tracepoints"].state != OK:
+    will_be_mounted = checks["tracefs"].state == OPTIONAL  # by `record` itself
+    if not blocked and checks["tracepoints"].state != OK and not will_be_mounted:
         blocked.append(checks["tracepoints"])  # unknown: they cannot be read
     if checks["bcc"].state != OK:
         blocked.append(checks["bcc"])

@@ -17,6 +17,10 @@ else:  # generic since click 8.4
     IntParam = FloatParam = click.ParamType
 
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+MAX_BYTES = 1 << 60
+MAX_SECONDS = 366 * 24 * 3600.0
+MAX_NUMBER = (1 << 31) - 1
+MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -30,7 +34,10 @@ class Size(IntParam):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)i?b?", str(value).strip().lower())
         if match is None or not float(match[1]):
             self.fail(f"{value!r} is no size; write 64M or 2G", param, ctx)
-        return int(float(match[1]) * UNITS[match[2]])
+        size = float(match[1]) * UNITS[match[2]]
+        if size > MAX_BYTES:
+            self.fail(f"{value!r} is more than there is anywhere", param, ctx)
+        return int(size)
 
 
 class ExitReason(FloatParam):
@@ -44,7 +51,10 @@ class ExitReason(FloatParam):
 
         text = str(value).strip()
         if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", text):
-            return int(text, 0)
+            number = int(text, 0) if text.isascii() and len(text) < 20 else -1
+            if not 0 <= number < 1 << 32:
+                self.fail(f"{value!r} is no exit reason: it has 32 bits", param, ctx)
+            return number
         isas = (ISA_SVM, ISA_VMX) if Path("/sys/module/kvm_amd").is_dir() else (ISA_VMX, ISA_SVM)
         numbers = [number for isa in isas for number, name in EXIT_REASONS[isa].items() if name.lower() == text.lower()]
         if not numbers:
@@ -62,4 +72,7 @@ class Duration(FloatParam):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)?", str(value).strip().lower())
         if match is None:
             self.fail(f"{value!r} is no time; write 10, 500ms or 3m", param, ctx)
-        return float(match[1]) * TIME_UNITS[match[2]]
+        seconds = float(match[1]) * TIME_UNITS[match[2]]
+        if seconds > MAX_SECONDS:
+            self.fail(f"{value!r} is more than a year", param, ctx)
+        return seconds

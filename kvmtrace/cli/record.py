@@ -13,7 +13,7 @@ import click
 from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.recover import reclaim, reclaim_file
 from kvmtrace.capture.settings import RecordResult, RecordSettings, TargetSpec
-from kvmtrace.cli.parameter_types import Duration, ExitReason, Size
+from kvmtrace.cli.parameter_types import MAX_NUMBER, MAX_PID, Duration, ExitReason, Size
 from kvmtrace.cli.recording_told import describe
 from kvmtrace.errors import LostEventsError, UsageError
 from kvmtrace.kvm.tracepoints import EVENT_SETS
@@ -68,19 +68,19 @@ more than SIZE (plus the header) is on the disk.
     "model can use; all: every KVM tracepoint too.",
 )
 @click.option("--guest", metavar="NAME", help="Start the bundled guest NAME and record it.")
-@click.option("--count", type=click.IntRange(min=1), help="Count argument of the bundled guest.")
-@click.option("-p", "--pid", type=click.IntRange(min=1), help="Record a running process, later threads included.")
+@click.option("--count", type=click.IntRange(1, MAX_NUMBER), help="Count argument of the bundled guest.")
+@click.option("-p", "--pid", type=click.IntRange(1, MAX_PID), help="Record a running process, later threads included.")
 @click.option("-a", "--all", "machine", is_flag=True, help="Record the whole machine.")
 @click.option("-d", "--duration", type=Duration(), help="End after so long: 10, 500ms, 3m.")
 @click.option("--max-size", type=Size(), help="Keep only the newest events, up to this size; see below.")
 @click.option("--summary", is_flag=True, help="Aggregate in the kernel instead of recording events (bpf).")
 @click.option(
     "--thread",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_PID),
     metavar="TID",
     help="Only this thread of the process given with -p, such as a vCPU's (bpf).",
 )
-@click.option("--vcpu", type=click.IntRange(min=0), help="Only VM-exits of this vCPU (bpf).")
+@click.option("--vcpu", type=click.IntRange(0, MAX_NUMBER), help="Only VM-exits of this vCPU (bpf).")
 @click.option(
     "--exit-reason",
     "exit_reasons",
@@ -89,7 +89,9 @@ more than SIZE (plus the header) is on the disk.
     metavar="NAME|NUMBER",
     help="Only these VM-exits, with what follows until the next VM-entry (bpf); may be repeated.",
 )
-@click.option("--sample", type=click.IntRange(min=2), metavar="N", help="Only 1 in N VM-exits of each vCPU (bpf).")
+@click.option(
+    "--sample", type=click.IntRange(2, MAX_NUMBER), metavar="N", help="Only 1 in N VM-exits of each vCPU (bpf)."
+)
 @click.option(
     "--slower-than",
     type=Duration(),

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmtrace.capture import pid_namespace
+from kvmtrace.capture.host import kvm_modules
+from kvmtrace.capture.nothing_of_kvm import vcpus_of
+from kvmtrace.cli.parameter_types import MAX_PID
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,12 +45,16 @@ class Screen:
     paused : bool, keep what is shown
     rates : the rows
     seconds : float, time they cover
+    pid : the one process that is watched, or None
+    n_vcpus : how many it has, where nothing of them was seen yet
     """
 
     sort: str = "exits"
     paused: bool = False
     rates: list[VcpuRates] = field(default_factory=list)
     seconds: float = 0.0
+    pid: int | None = None
+    n_vcpus: int = 0
 
     def press(self, key: str) -> bool:
         """React to a key; False means that it is time to go."""
@@ -106,12 +113,25 @@ def process_name(pid: int) -> str:
 def headline(screen: Screen) -> str:
     """Return the first line."""
     rates = screen.rates
-    vms = len({row.pid for row in rates})
+    vms = len({row.pid for row in rates}) or int(screen.n_vcpus > 0)
+    vcpus = len(rates) or screen.n_vcpus
     text = (
-        f"{vms} VM{'' if vms == 1 else 's'}, {len(rates)} vCPU{'' if len(rates) == 1 else 's'}, "
+        f"{vms} VM{'' if vms == 1 else 's'}, {vcpus} vCPU{'' if vcpus == 1 else 's'}, "
         f"{sum(map(exit_rate, rates)):,.0f} exits/s, sorted by {screen.sort}"
     )
     return text + ("  PAUSED" if screen.paused else "")
+
+
+def remark(screen: Screen) -> str:
+    """Return what must be said beside the rows; "" if nothing."""
+    if screen.rates:
+        return "" if any(row.exits for row in screen.rates) else NO_EXITS
+    if screen.pid is None:
+        return "no vCPU has run yet"
+    if not screen.n_vcpus:
+        return f"process {screen.pid} has no vCPU"
+    untraced = ", which this KVM does not trace" if "kvm_pvm" in kvm_modules() else ""
+    return f"nothing was seen of its vCPUs yet: they wait, or run in the guest without leaving it{untraced}"
 
 
 def cells(row: VcpuRates) -> list[str]:
@@ -165,10 +185,8 @@ def render(screen: Screen) -> RenderableType:
         last = row.pid
         table.add_row(*(Text(text) for text in texts))
     parts: list[RenderableType] = [Text(headline(screen), style="bold"), table]
-    if not screen.rates:
-        parts.append(Text("no vCPU has run yet", style="dim"))
-    elif not any(row.exits for row in screen.rates):
-        parts.append(Text(NO_EXITS, style="yellow"))
+    if text := remark(screen):
+        parts.append(Text(text, style="yellow" if screen.rates else "dim"))
     return Group(*parts, Text(HELP_LINE, style="dim"))
 
 
@@ -183,8 +201,8 @@ def render_plain(screen: Screen) -> str:
         ).rstrip()
         for row in rows
     ]
-    note = [NO_EXITS] if screen.rates and not any(row.exits for row in screen.rates) else []
-    return "\n".join([headline(screen), *lines, *note])
+    note = remark(screen)
+    return "\n".join([headline(screen), *lines, *([note] if note else [])])
 
 
 @contextlib.contextmanager
@@ -223,6 +241,7 @@ class Sampler:
         rows = [row for row in self.programs.snapshot(now) if self._lives(row)]
         screen.seconds = (now - self.at_ns) / 1e9
         screen.rates = rates_between(self.rows, rows, max(screen.seconds, 1e-9))
+        screen.n_vcpus = 0 if screen.rates else vcpus_of(screen.pid) or 0
         self.at_ns, self.rows = now, rows
 
     def _lives(self, row: dict[str, Any]) -> bool:
@@ -264,9 +283,9 @@ def show_live(sampler: Sampler, screen: Screen, interval_s: float, count: int | 
     epilog="Example: kvmtrace top -p $(pidof qemu-system-x86_64). In a pipe it prints plain "
     "blocks: kvmtrace top -n 3 -i 2 | cat",
 )
-@click.option("-p", "--pid", type=click.IntRange(min=1), help="Only this VM (the VMM's process).")
+@click.option("-p", "--pid", type=click.IntRange(1, MAX_PID), help="Only this VM (the VMM's process).")
 @click.option(
-    "-i", "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds between looks."
+    "-i", "--interval", type=click.FloatRange(0.1, 86400), default=1.0, show_default=True, help="Seconds between looks."
 )
 @click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many looks.")
 @click.option(
@@ -294,7 +313,7 @@ def command(pid: int | None, interval: float, count: int | None, sort: str) -> N
         programs.attach(tids)
         live = sys.stdout.isatty() and sys.stdin.isatty()
         with contextlib.suppress(KeyboardInterrupt):
-            (show_live if live else show_plain)(Sampler(programs), Screen(sort), interval, count)
+            (show_live if live else show_plain)(Sampler(programs), Screen(sort, pid=pid), interval, count)
     finally:
         with closing_elsewhere():
             programs.close()

@@ -68,6 +68,10 @@ def test_backends_follow_from_the_checks() -> None:
     no_bcc = states(bcc=Check("bcc", OPTIONAL, "not importable"))
     assert doctor._ftrace(no_bcc)["usable"]
     assert "bcc: not importable" in doctor._bpf(no_bcc)["why"]
+    unmounted = Check("tracefs", OPTIONAL, "not mounted")
+    unknown = Check("tracepoints", OPTIONAL, "unknown without access to tracefs")
+    assert doctor._bpf(states(tracefs=unmounted, tracepoints=unknown))["usable"]
+    assert not doctor._bpf(states(tracepoints=unknown))["usable"]
     no_probes = states(kprobes=Check("kprobes", OPTIONAL, "not in this kernel"))
     assert doctor._ftrace(no_probes)["records"] == ["tracepoints"]
 

@@ -34,7 +34,7 @@ def test_sizes(text: str, size: int) -> None:
     assert record.Size().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "12q", "M", "1e9", "nan"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "12q", "M", "1e9", "nan", "9" * 400, "2000000000T"])
 def test_no_sizes(text: str) -> None:
     with pytest.raises(click.BadParameter):
         record.Size().convert(text, None, None)
@@ -47,6 +47,32 @@ def test_durations(text: str, seconds: float) -> None:
     assert record.Duration().convert(text, None, None) == seconds
 
 
+@pytest.mark.parametrize("text", ["", "x", "1e308", "9" * 400, "9" * 30 + "h"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        record.Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-p", "9" * 30],
+        ["--exit-reason", "9" * 5000],
+        ["--exit-reason", "0xfffffffff"],
+        ["--exit-reason", "\u0663"],
+        ["--vcpu", "9" * 30],
+        ["--sample", "9" * 30],
+        ["--count", "9" * 30],
+        ["--slower-than", "9" * 400],
+        ["--max-size", "9" * 400],
+    ],
+)
+def test_numbers_beyond_all_bounds_are_wrong_usage(arguments: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(record.command, ["-o", str(tmp_path / "x.dat"), "-a", *arguments])
+    assert done.exit_code == 2
+    assert "Error:" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -54,7 +80,7 @@ def test_durations(text: str, seconds: float) -> None:
         (["-a", "--guest", "lifecycle"], "--guest and -a exclude each other"),
         (["-p", "1", "--", "true"], "-p and a command exclude each other"),
         (["-a", "--count", "3"], "--count belongs to --guest"),
-        (["-p", "4194305"], "there is no process 4194305"),
+        (["-p", "4194304"], "there is no process 4194304"),
         (["--qmp", "/none", "-a"], "--qmp asks the QEMU that is recorded"),
         (["--qmp", "/none", "-p", "1"], "--qmp /none: no such socket"),
         (["--qmp", "/none", "--backend", "bpf", "-p", "1"], "--qmp needs --backend ftrace"),

@@ -103,12 +103,27 @@ def test_the_live_screen_renders_at_any_width() -> None:
 
 
 def test_no_such_process() -> None:
-    result = CliRunner().invoke(top.command, ["-p", "999999999"])
+    result = CliRunner().invoke(top.command, ["-p", "4194304"])
     assert result.exit_code != 0
-    assert "there is no process 999999999" in str(result.exception)
+    assert "there is no process 4194304" in str(result.exception)
 
 
 def test_the_report_says_what_was_filtered() -> None:
     assert filter_line({"sample": "1 in 10 VM-exits"}).startswith("1 in 10 VM-exits.")
     assert not filter_line({"syscalls:sys_enter_mmap": "fd < 0x7fffffff"})
     assert not filter_line(None)
+
+
+def test_a_process_of_which_nothing_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "kvm_modules", lambda: ["kvm", "kvm_pvm"])
+    text = top.render_plain(top.Screen(pid=7, n_vcpus=2))
+    assert text.startswith("1 VM, 2 vCPUs, 0 exits/s")
+    assert "run in the guest without leaving it, which this KVM does not trace" in text
+    assert "process 7 has no vCPU" in top.render_plain(top.Screen(pid=7))
+    assert "no vCPU has run yet" in top.render_plain(top.Screen())
+
+
+@pytest.mark.parametrize("interval", ["1e308", "inf", "nan", "0"])
+def test_intervals_that_cannot_be(interval: str) -> None:
+    done = CliRunner().invoke(top.command, ["-i", interval, "-p", "4194305"])
+    assert done.exit_code == 2

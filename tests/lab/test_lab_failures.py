@@ -19,7 +19,7 @@ def test_a_panic_at_the_end_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "b.txt").write_text("b")
     job = Job("svm", ("sh", "-c", PANIC), cwd=tmp_path / "cwd", out=tmp_path / "out")
-    with pytest.raises(LabFailedError, match="panicked.*1 file that was complete is in"):
+    with pytest.raises(LabFailedError, match=r"panicked.*1 file that was complete is in"):
         run_lab(job)
     assert (tmp_path / "out" / "a.txt").read_text() == "first\n"
 
