@@ -103,7 +103,7 @@ more than SIZE (plus the header) is on the disk.
 @click.option(
     "--buffer-size",
     type=Size(),
-    help="Kernel buffer per CPU; default 16M. All CPUs' buffers take at most half of the available memory.",
+    help="Kernel buffer per CPU; default 16M; all of them take a quarter of the available memory at most.",
 )
 @click.option(
     "--qmp",
