@@ -117,7 +117,7 @@ def anonymized(report: Report) -> Report:
     return replace(
         report,
         capture=capture,
-        loss=replace(report.loss, damage=damage),
+        loss=replace(report.loss, damage=damage, notes=()),
         vcpus=vcpus,
         detail=detail,
         model=_model(report.model, names),

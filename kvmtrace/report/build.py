@@ -21,6 +21,7 @@ from kvmtrace.stats.perf_kvm_stat import PerfAccumulator
 from kvmtrace.stats.rate import RateAccumulator
 from kvmtrace.stats.userspace import UserspaceAccumulator
 from kvmtrace.stats.vcpus import Identities, VcpuAccumulator, with_ids
+from kvmtrace.table.event_table import LOST_EVENTS
 from kvmtrace.table.pipeline import run_stages
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class ReportBuilder:
 
     def look_at(self, table: EventTable, selected: EventTable | None = None) -> None:
         """Count a table's events and note its time span."""
-        self.n_events += len(table)
+        self.n_events += len(table) - table.count(LOST_EVENTS)  # what stands for lost events is none
         selected = table if selected is None else selected
         if len(selected):
             low, high = int(selected.ts_ns.min()), int(selected.ts_ns.max())
@@ -275,7 +276,16 @@ class ReportBuilder:
         loss = recording.loss
         damage = tuple(DamagedPlace(d.offset, d.cpu, d.expected, d.found) for d in loss.damage)
         by_cpu = {str(cpu): count for cpu, count in sorted(loss.by_cpu.items())}
-        return LossInfo(loss.events, by_cpu, loss.truncated, self._exits.discarded, damage)
+        meta = recording.capture.meta
+        return LossInfo(
+            events=loss.events,
+            by_cpu=by_cpu,
+            truncated=loss.truncated,
+            discarded_intervals=self._exits.discarded,
+            damage=damage,
+            ended_by=meta.get("ended_by"),
+            notes=tuple(meta.get("notes") or ()),
+        )
 
 
 def _kind_names(recording: Recording) -> tuple[str, ...]:

@@ -61,6 +61,10 @@ class LossInfo:
     truncated: bool
     discarded_intervals: int  # exit→entry intervals that may span a loss or run backwards; not in `exits`
     damage: tuple[DamagedPlace, ...] = ()
+    ended_by: str | None = (
+        None  # "target" "time" "interrupt" "disk full" "killed", as the recorder noted; null: unknown
+    )
+    notes: tuple[str, ...] = ()  # what the recorder said of this recording
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.render.text.report_text import loss_line
+import pytest
+
+from kvmtrace.render.terminal import Style
+from kvmtrace.render.text.report_text import header, is_lossy, loss_line
+from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.table.recording import Loss
 
@@ -136,3 +140,31 @@ def test_after_a_loss_the_state_is_unknown_until_an_event_tells() -> None:
 def test_the_loss_line_says_so() -> None:
     found = report([entry_at(0), exit_at(100), lost(300), entry_at(300)])
     assert loss_line(found) == "5 events lost (CPU 0: 5); 1 interval that may span a loss left out"
+
+
+def test_events_and_lost_ones_add_up_to_the_truth() -> None:
+    found = report([entry_at(0), exit_at(100), lost(900), entry_at(950)])
+    assert found.capture.n_events == 3  # what stands for the lost ones is none
+    assert found.loss.events == 5
+
+
+@pytest.mark.parametrize(("ended_by", "says"), [("killed", "was killed"), ("disk full", "disk was full")])
+def test_how_a_recording_ended_is_shown(ended_by: str, says: str) -> None:
+    meta = {"ended_by": ended_by, "notes": ["what the kernel still held is lost"]}
+    recording = TableRecording(make_table([entry_at(0), exit_at(100)]), loss=Loss(events=0), meta=meta)
+    found = build_report(recording, ReportOptions(model=False))
+    assert says in loss_line(found)
+    assert is_lossy(found)
+    assert found.loss.notes == ("what the kernel still held is lost",)
+    text = "\n".join(header(found, Style()))
+    assert says in text
+    assert "Note:    what the kernel still held is lost" in text
+    assert anonymized(found).loss.notes == ()
+
+
+def test_an_end_as_wanted_is_no_loss() -> None:
+    meta = {"ended_by": "target", "notes": ["of no interest here"]}
+    recording = TableRecording(make_table([entry_at(0), exit_at(100)]), loss=Loss(events=0), meta=meta)
+    found = build_report(recording, ReportOptions(model=False))
+    assert not is_lossy(found)
+    assert "Note:" not in "\n".join(header(found, Style()))

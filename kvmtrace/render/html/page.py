@@ -237,6 +237,7 @@ def build_page(report: Report) -> dict[str, Any]:
             ("Capture", capture_line(capture)),
             ("Events", f"{count(capture.n_events)} in {duration(capture.duration_ns)}"),
             ("Loss", loss_line(report)),
+            *(("Note", note) for note in report.loss.notes if is_lossy(report)),
             *([("Filter", filter_line(capture.filters))] if filter_line(capture.filters) else []),
         ],
         "parts": [(name, charts.part_class(name)) for name in PARTS.values()],

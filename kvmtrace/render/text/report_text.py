@@ -61,6 +61,8 @@ def header(report: Report, style: Style) -> list[str]:
         lines += _wrapped("Only", f"{escape(capture.selection)} (the model is compared with the whole recording)")
     loss = _wrapped("Loss", loss_line(report))
     lines += [style.warn(line) for line in loss] if is_lossy(report) else loss
+    for note in report.loss.notes if is_lossy(report) else ():
+        lines += _wrapped("Note", escape(note))
     kept = filter_line(capture.filters)
     lines += [style.warn(line) for line in _wrapped("Filter", kept)] if kept else []
     lines += verdict_line(report, style) + replay_line(report, style)
@@ -104,9 +106,16 @@ def _counts_line(report: Report) -> str:
     return ", ".join(parts)
 
 
+ENDED_EARLY = {
+    "killed": "the recorder was killed: what came last may be missing",
+    "disk full": "the disk was full: what came last is missing",
+}
+
+
 def is_lossy(report: Report) -> bool:
     """Say whether events are missing, as far as anybody knows."""
-    return report.loss.events != 0 or report.loss.truncated or bool(report.loss.damage)
+    loss = report.loss
+    return loss.events != 0 or loss.truncated or bool(loss.damage) or loss.ended_by in ENDED_EARLY
 
 
 VM_EXIT_FILTERS = ("vcpu", "exit_reason", "sample", "slower_than_ns")
@@ -133,6 +142,8 @@ def loss_line(report: Report) -> str:
         where = ", ".join(f"CPU {cpu}: {count(n) if n >= 0 else 'unknown'}" for cpu, n in loss.by_cpu.items())
         lost = "an unknown number of events" if loss.events is None else plural(loss.events, "event")
         words.append(f"{lost} lost" + (f" ({where})" if where else ""))
+    if loss.ended_by in ENDED_EARLY:
+        words.append(ENDED_EARLY[loss.ended_by])
     if loss.truncated:
         words.append("the file is truncated")
     words += [
