@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +16,8 @@ from typing import Any
 
 from kvmtrace.api import LoadedRecording, load
 from kvmtrace.errors import CapabilityError
+
+FOLDER_PREFIX = "kvmtrace-cells-"
 
 
 def record_cell(line: str, cell: str | None = None) -> LoadedRecording:
@@ -31,7 +38,7 @@ def record_cell(line: str, cell: str | None = None) -> LoadedRecording:
     if "-o" in options:
         path = Path(options[options.index("-o") + 1])
     else:
-        path = Path(tempfile.mkdtemp(prefix="kvmtrace-")) / "cell.dat"
+        path = Path(tempfile.mkdtemp(prefix="cell-", dir=session_folder())) / "cell.dat"
         options += ["-o", str(path)]
     command = ["--", "/bin/sh", "-c", cell] if cell and cell.strip() else []
     done = subprocess.run(
@@ -49,6 +56,23 @@ def _without_cell(lines: list[str]) -> list[str]:
     if lines and lines[0].startswith("%%kvmtrace") and not "".join(lines[1:]).strip():
         return [lines[0][1:]]
     return lines
+
+
+@functools.cache
+def session_folder() -> Path:
+    """Return this process's folder for recordings without a name; it goes with the process.
+
+    Those of processes that were killed are removed, where they are ours.
+    """
+    base = Path(tempfile.gettempdir())
+    for left in base.glob(f"{FOLDER_PREFIX}*-*"):
+        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and not Path("/proc", pid).exists() and left.lstat().st_uid == os.geteuid():
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def load_ipython_extension(ipython: Any) -> None:

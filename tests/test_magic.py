@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 import kvmtrace
 from kvmtrace.errors import CapabilityError
-from kvmtrace.magic import load_ipython_extension, record_cell
+from kvmtrace.magic import FOLDER_PREFIX, load_ipython_extension, record_cell, session_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,3 +63,15 @@ def test_ipython_takes_an_empty_cell(cell: str) -> None:
     done = shell.run_cell(cell.replace("kvmtrace", "kvmtrace --guest nonsense"))
     assert isinstance(done.error_in_exec, CapabilityError), "the recorder, not IPython, has the last word"
     assert "no guest" in str(done.error_in_exec)
+
+
+def test_folders_of_dead_sessions_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    session_folder.cache_clear()
+    dead, living = tmp_path / f"{FOLDER_PREFIX}4194305-ab", tmp_path / f"{FOLDER_PREFIX}{os.getppid()}-cd"
+    dead.mkdir()
+    living.mkdir()
+    mine = session_folder()
+    assert session_folder() == mine
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, mine.name}
+    session_folder.cache_clear()

@@ -63,6 +63,7 @@ class Spool:
         self.fd = -1
         self.manifest: dict[str, Any] = {}
         self.owner: tuple[int, int] | None = None
+        self._spare = -1  # a listing takes a descriptor, also where the process has no more
         self._registration: Registration | None = None
 
     @classmethod
@@ -130,6 +131,7 @@ class Spool:
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise PermissionError(errno.EPERM, "the spool directory is not ours", str(self.path))
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _reserve(self) -> None:
         """Set some room aside, so that a file can be made of what is there when the disk is full."""
@@ -253,18 +255,26 @@ class Spool:
 
     def discard(self) -> None:
         """Remove the directory with all that is in it, and close it."""
+        self._close_spare()
         if self.fd >= 0:
             for name in os.listdir(self.fd):  # noqa: PTH208 (a descriptor, not a path)
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self.fd)
+        if self.parent_fd >= 0:
             with contextlib.suppress(OSError):
                 os.rmdir(self.path.name, dir_fd=self.parent_fd)
         if self._registration is not None:
             self._registration.remove()
         self.close()
 
+    def _close_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
     def close(self) -> None:
         """Close the directory and unlock it; what it holds can be finished later."""
+        self._close_spare()
         if self._registration is not None:
             self._registration.close()
         for fd in (self.fd, self.parent_fd):
