@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmtrace.cli.completion import guests_of_the_lab
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -126,7 +128,13 @@ def run(cmd: tuple[str, ...], **settings: Any) -> int:
 
 @command.command(epilog="Example: kvmtrace lab record --isa vmx --guest lifecycle -o vmx.dat")
 @host_options
-@click.option("--guest", required=True, metavar="NAME", help="A bundled guest, or linux: QEMU booting a small Linux.")
+@click.option(
+    "--guest",
+    required=True,
+    metavar="NAME",
+    shell_complete=guests_of_the_lab,
+    help="A bundled guest, or linux: QEMU booting a small Linux.",
+)
 @click.option("--vcpus", type=click.IntRange(1, 2), default=1, show_default=True, help="Of the Linux guest.")
 @click.option("--count", type=click.IntRange(min=1), help="Count argument of the bundled guest.")
 @click.option("--events", type=click.Choice(["minimal", "lifecycle", "all"]), default="lifecycle", show_default=True)

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from kvmtrace.cli.completion import guests
 from kvmtrace.errors import UsageError
 
 FORMATS = ("text", "dot", "svg", "json")
@@ -35,6 +36,7 @@ def render_model(isa: str | None, output_format: str) -> str:
 @click.option(
     "--replay",
     metavar="GUEST",
+    shell_complete=guests,
     help="Print the event sequence predicted for a bundled guest (vmx unless --isa says otherwise).",
 )
 @click.option("--count", type=click.IntRange(1), help="With --replay: the guest's count argument.")

@@ -13,6 +13,7 @@ import click
 from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.recover import reclaim, reclaim_file
 from kvmtrace.capture.settings import RecordResult, RecordSettings, TargetSpec
+from kvmtrace.cli.completion import clocks, exit_reasons, guests, processes
 from kvmtrace.cli.parameter_types import MAX_NUMBER, MAX_PID, Duration, ExitReason, Size
 from kvmtrace.cli.recording_told import describe
 from kvmtrace.errors import LostEventsError, UsageError
@@ -67,9 +68,15 @@ more than SIZE (plus the header) is on the disk.
     help="minimal: VM-entry, VM-exit, userspace exit; lifecycle: all that the reference "
     "model can use; all: every KVM tracepoint too.",
 )
-@click.option("--guest", metavar="NAME", help="Start the bundled guest NAME and record it.")
+@click.option("--guest", metavar="NAME", shell_complete=guests, help="Start the bundled guest NAME and record it.")
 @click.option("--count", type=click.IntRange(1, MAX_NUMBER), help="Count argument of the bundled guest.")
-@click.option("-p", "--pid", type=click.IntRange(1, MAX_PID), help="Record a running process, later threads included.")
+@click.option(
+    "-p",
+    "--pid",
+    type=click.IntRange(1, MAX_PID),
+    shell_complete=processes,
+    help="Record a running process, later threads included.",
+)
 @click.option("-a", "--all", "machine", is_flag=True, help="Record the whole machine.")
 @click.option("-d", "--duration", type=Duration(), help="End after so long: 10, 500ms, 3m.")
 @click.option("--max-size", type=Size(), help="Keep only the newest events, up to this size; see below.")
@@ -86,6 +93,7 @@ more than SIZE (plus the header) is on the disk.
     "exit_reasons",
     multiple=True,
     type=ExitReason(),
+    shell_complete=exit_reasons,
     metavar="NAME|NUMBER",
     help="Only these VM-exits, with what follows until the next VM-entry (bpf); may be repeated.",
 )
@@ -99,7 +107,9 @@ more than SIZE (plus the header) is on the disk.
     help="Only VM-exits with at least so long until the next VM-entry: 50us (bpf).",
 )
 @click.option("--strict", is_flag=True, help="Exit code 5 if any event was lost, or no KVM event was recorded.")
-@click.option("--clock", metavar="NAME", help="Trace clock (ftrace); default mono, ordered across CPUs.")
+@click.option(
+    "--clock", metavar="NAME", shell_complete=clocks, help="Trace clock (ftrace); default mono, ordered across CPUs."
+)
 @click.option(
     "--buffer-size",
     type=Size(),

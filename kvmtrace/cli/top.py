@@ -15,6 +15,7 @@ import click
 from kvmtrace.capture import pid_namespace
 from kvmtrace.capture.host import kvm_modules
 from kvmtrace.capture.nothing_of_kvm import vcpus_of
+from kvmtrace.cli.completion import processes
 from kvmtrace.cli.parameter_types import MAX_PID
 from kvmtrace.errors import UsageError
 
@@ -283,7 +284,9 @@ def show_live(sampler: Sampler, screen: Screen, interval_s: float, count: int | 
     epilog="Example: kvmtrace top -p $(pidof qemu-system-x86_64). In a pipe it prints plain "
     "blocks: kvmtrace top -n 3 -i 2 | cat",
 )
-@click.option("-p", "--pid", type=click.IntRange(1, MAX_PID), help="Only this VM (the VMM's process).")
+@click.option(
+    "-p", "--pid", type=click.IntRange(1, MAX_PID), shell_complete=processes, help="Only this VM (the VMM's process)."
+)
 @click.option(
     "-i", "--interval", type=click.FloatRange(0.1, 86400), default=1.0, show_default=True, help="Seconds between looks."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import threading
@@ -50,7 +51,9 @@ def complete_arguments(guest: Guest, given: dict[str, int] | None) -> dict[str, 
 def find_guest(name: str) -> Guest:
     """Return the guest of that name, or raise UsageError naming all of them."""
     if name not in GUESTS:
-        raise UsageError(f"there is no guest {name}; there are {', '.join(GUESTS)}")
+        alike = difflib.get_close_matches(name, GUESTS, n=1)
+        meant = f"did you mean {alike[0]}? There" if alike else "there"
+        raise UsageError(f"there is no guest {name}; {meant} are {', '.join(GUESTS)}")
     return GUESTS[name]
 
 

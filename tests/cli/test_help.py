@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from kvmtrace.cli.main import COMMANDS, cli
+from kvmtrace.errors import UsageError
+from kvmtrace.workload.guest_run import find_guest
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -49,3 +51,41 @@ def test_shell_completion_knows_the_commands() -> None:
         check=False,
     )
     assert {"plain,record", "plain,report"} <= set(done.stdout.split())
+
+
+def completions(*words: str) -> list[str]:
+    environment = os.environ | {
+        "_KVMTRACE_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["kvmtrace", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    code = "from kvmtrace.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("record", "--guest", "li"), ["lifecycle"]),
+        (("lab", "record", "--guest", "lin"), ["linux"]),
+        (("model", "--replay", "sm"), ["smp"]),
+        (("record", "--exit-reason", "ept_viol"), ["EPT_VIOLATION"]),
+        (("record", "--exit-reason", "np"), ["npf"]),
+        (("record", "--backend", "b"), ["bpf"]),
+        (("record", "--events", "l"), ["lifecycle"]),
+        (("record", "--strict", "--guest", "no-such"), []),
+    ],
+)
+def test_values_are_completed(words: tuple[str, ...], offered: list[str]) -> None:
+    found = completions(*words)
+    assert set(offered) <= set(found)
+    assert len(found) < 30
+
+
+def test_a_guest_that_is_spelt_otherwise() -> None:
+    with pytest.raises(UsageError, match="did you mean lifecycle"):
+        find_guest("lifecyle")
+    with pytest.raises(UsageError, match="; there are"):
+        find_guest("xyz")
