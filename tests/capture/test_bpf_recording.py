@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,7 +200,11 @@ def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path,
         ]
     )
     wait_until(lambda: bpf_runs(output) or (options and runs_guest(recorder.pid)))
-    time.sleep(1.5)
+    if options:
+        first = draft_of(output)
+        wait_until(lambda: draft_of(output) not in (first, None))  # the next second's
+    else:
+        wait_until(lambda: grown(output))
     programs, maps = held_by(recorder.pid)
     assert len(programs) >= 5
     assert maps
@@ -223,6 +226,19 @@ def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path,
     recording = open_recording(output)
     assert len(recording.events()) > 1000
     assert recording.capture.meta["duration_ns"] is None
+
+
+def draft_of(output: Path) -> int | None:
+    """Return what tells one draft of a running summary from the next."""
+    for path in output.parent.glob(f".{output.name}.kvmtrace-*/out"):
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_mtime_ns
+    return None
+
+
+def grown(output: Path, n_bytes: int = 300_000) -> bool:
+    """Say whether a running recorder has stored events; its header takes less than 100 KB."""
+    return any(path.stat().st_size > n_bytes for path in output.parent.glob(f".{output.name}.kvmtrace-*/out"))
 
 
 def runs_guest(pid: int) -> bool:
@@ -284,10 +300,13 @@ def test_one_thread_alone(tmp_path: Path) -> None:
     try:
         wait_until(lambda: vcpu_threads(guest.pid).get("CPU 1/KVM"))
         thread = vcpu_threads(guest.pid)["CPU 1/KVM"]
-        record(tmp_path / "t.bpf", "-p", str(guest.pid), "--thread", str(thread), "-d", "0.3")
+        argv = [sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "-o", str(tmp_path / "t.bpf")]
+        recorder = subprocess.Popen([*argv, "-p", str(guest.pid), "--thread", str(thread)])
+        wait_until(lambda: grown(tmp_path / "t.bpf"))
     finally:
         guest.kill()
         guest.wait()
+    assert recorder.wait(60) == 0
     recording = open_recording(tmp_path / "t.bpf")
     table = recording.events()
     assert table.count("kvm_msr") > 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from tests.capture.record_twice import bpf_runs, ftrace_runs, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.kvm
 KVMTRACE = [sys.executable, "-m", "kvmtrace"]
@@ -78,7 +78,11 @@ class Others:
         )
         assert self.bpftrace.stdout is not None
         assert self.bpftrace.stdout.readline().startswith("Attaching 1 probe")
-        time.sleep(0.3)
+        wait_until(self._attached)  # which comes after the line
+
+    def _attached(self) -> bool:
+        links = [os.readlink(path) for path in Path(f"/proc/{self.bpftrace.pid}/fd").iterdir()]
+        return any("perf_event" in link or "bpf_link" in link for link in links)
 
     def seen(self) -> tuple[int, int]:
         """Return how many userspace exits the instance and bpftrace saw."""

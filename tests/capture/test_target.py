@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,16 @@ from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.settings import TargetSpec
 from kvmtrace.capture.target import Target
 from kvmtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def shell(text: str) -> TargetSpec:
@@ -61,7 +72,7 @@ def test_gate_opens_for_nobody_when_the_recorder_dies(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 10  # a container's init may never reap it
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.01)
     assert not mark.exists()
@@ -74,18 +85,18 @@ def test_signal_death_is_reported() -> None:
     assert target.status == -signal.SIGKILL
 
 
-def test_a_command_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvmtrace.capture.target.STOP_GRACE_S", 0.2)
-    with Target(shell("trap '' TERM; echo ready; while :; do sleep 0.05; done")) as target:
+    with Target(shell(f"trap '' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done")) as target:
         target.release()
-        time.sleep(0.2)
+        wait_until((tmp_path / "ready").exists)
     assert target.status == -signal.SIGKILL
 
 
 def test_a_stopped_command_is_ended_too() -> None:
     with Target(shell("kill -STOP $$")) as target:
         target.release()
-        time.sleep(0.1)
+        wait_until(lambda: Path(f"/proc/{target.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     assert target.status == -signal.SIGTERM
 
 
