@@ -9,6 +9,7 @@ import numpy as np
 
 from kvmtrace.check.registry import all_rules
 from kvmtrace.isa.registry import BY_NUMBER, ISAS
+from kvmtrace.model.injection import NOT_TRACED_BESIDE
 from kvmtrace.model.states import VCPU_EVENTS
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 
@@ -38,6 +39,7 @@ class Capability:
     exact_errno : errno of kvm_userspace_exit is the raw field, not derived from a tool's words
     seen : events that occurred so far
     filtered : the recorder dropped whole exits on purpose
+    not_traced : events that were enabled, and never fired where they would have: this KVM does not trace them
     isas : of the VM-exits so far
     """
 
@@ -48,6 +50,7 @@ class Capability:
     irq_flags: bool = True
     exact_errno: bool = True
     filtered: bool = False
+    not_traced: tuple[str, ...] = ()
     seen: frozenset[str] = frozenset()
     isas: frozenset[int] = frozenset()
 
@@ -90,6 +93,10 @@ class Capability:
             f"{rule.id} {rule.title}: cannot see {rule.cannot_see}"
             for rule in all_rules().values()
             if rule.cannot_see and not self.missing(rule.needs)
+        ]
+        lines += [
+            f"{event} never came, although {' and '.join(NOT_TRACED_BESIDE[event])} did: this KVM does not trace it"
+            for event in self.not_traced
         ]
         if self.filtered:
             lines.append("the recorder left out VM-exits on purpose: nothing is concluded from one to the next")
@@ -221,8 +228,15 @@ def _described(table: EventTable) -> frozenset[str]:
 def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> Capability:
     """Return what the recording can show, as far as it has been read."""
     filters = [str(name) for name in capture.meta.get("filters") or ()]
+    enabled = _enabled(capture, table)
+    not_traced = tuple(
+        event
+        for event, others in NOT_TRACED_BESIDE.items()
+        if event in enabled - evidence.seen and evidence.seen.issuperset(others)
+    )
     return Capability(
-        recorded=_recorded(_enabled(capture, table), evidence.seen),
+        recorded=_recorded(enabled, evidence.seen) - set(not_traced),
+        not_traced=not_traced,
         described=_described(table),
         traits=_traits(table, evidence),
         exit_irqs_off=evidence.exit_irqs_off,

@@ -39,3 +39,9 @@ IRR_DELIVERY_MODES: dict[int, str] = {0x000: "fixed", 0x100: "lowest priority"}
 INIT_DELIVERY_MODE = 0x500
 # events of Hyper-V's SynIC, which may end interrupts by itself (auto-EOI): nothing is certain of the in-service stack
 AUTO_EOI = "kvm_hv_synic"  # the beginning of their names
+
+# an event that was enabled and never fired, beside the others, which come before and after it: this KVM (PVM is one)
+# does not trace it, and nothing follows from its absence
+NOT_TRACED_BESIDE: dict[str, tuple[str, ...]] = {
+    "kvm_inj_virq": ("kvm_apic_accept_irq", "kvm_eoi"),
+}

@@ -78,6 +78,7 @@ def deciding_rows() -> dict[str, Any]:
             "smi_rip": injection.SMI_RIP,
             "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},
             "auto_eoi": injection.AUTO_EOI,
+            "not_traced_beside": {event: list(others) for event, others in injection.NOT_TRACED_BESIDE.items()},
             "init_delivery_mode": injection.INIT_DELIVERY_MODE,
         },
         "userspace": {
