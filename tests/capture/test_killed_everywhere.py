@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from kvmtrace.formats.opening import open_recording
 
 from kvmtrace.capture import recorders
 from kvmtrace.capture.tracefs import MOUNT_POINT
+from kvmtrace.formats import open_recording
 
 pytestmark = pytest.mark.kvm
 
