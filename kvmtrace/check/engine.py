@@ -64,6 +64,7 @@ class Checker:
         self.statistics = Statistics()
         self._evidence = Evidence(set())
         self._capability: Capability | None = None
+        self._known: Capability | None = None  # as of the latest part
         self._tids = np.empty(0, np.int32)
         self._parked: EventTable | None = None
         self._parked_index = np.empty(0, np.int64)
@@ -145,6 +146,9 @@ class Checker:
         self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool
     ) -> tuple[Excerpt, NDArray[np.int64]]:
         capability = find_capability(self.capture, table, self._evidence)
+        if capability == self._known:  # mostly nothing new: what was found out about it is kept with it
+            capability = self._known
+        self._known = capability
         whole = self._lanes.split(build_sequence(table, self._tids, capability, self._gaps, n_parked))
         now, later = (slice(None), slice(0)) if final else _cut(whole)
         automaton = compile_automaton(capability)

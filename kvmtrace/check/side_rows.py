@@ -37,13 +37,13 @@ class ThreadOrder:
     tids : int32, ascending
     key : int64, ascending: number of the thread, row of the table
     position : intp, position of each in `whole`
-    is_step : bool
+    latest : position in this order of the last step up to each event, of whatever thread; -1 for none
     """
 
     tids: NDArray[np.int32]
     key: NDArray[np.int64]
     position: Rows
-    is_step: NDArray[np.bool_]
+    latest: Rows
 
     def keys_of(self, table: EventTable, rows: Rows) -> NDArray[np.int64]:
         """Return the keys of rows of these threads."""
@@ -65,7 +65,8 @@ def _thread_order(excerpt: Excerpt) -> ThreadOrder:
     if len(key) and not bool((key[1:] > key[:-1]).all()):
         position = np.argsort(key, kind="stable")
         key = key[position]
-    return ThreadOrder(tids, key, position, whole.cls[position] <= N_STEPS)
+    latest = np.maximum.accumulate(np.where(whole.cls[position] <= N_STEPS, np.arange(len(key)), -1))
+    return ThreadOrder(tids, key, position, latest)
 
 
 def side_rows(excerpt: Excerpt, kind: str, *, parked: bool = False) -> Rows:
@@ -108,8 +109,7 @@ def last_steps(excerpt: Excerpt, rows: Rows) -> Rows:
         return np.full(len(rows), -1)
     keys = order.keys_of(whole.table, rows)
     after = np.searchsorted(order.key, keys, "right")
-    latest = np.maximum.accumulate(np.where(order.is_step, np.arange(len(order.key)), -1))
-    found = np.where(after > 0, latest[np.maximum(after - 1, 0)], -1)
+    found = np.where(after > 0, order.latest[np.maximum(after - 1, 0)], -1)
     known = (found >= 0) & _same_thread(order.key[found], keys)
     # what broke off before the thread's next event may have broken off before this one
     following = np.minimum(after, len(order.key) - 1)
