@@ -254,7 +254,7 @@ class Replay:
         return SVG(self._svg())
 
     def _svg(self) -> str:
-        from kvmtrace.render.model.diagram import render_svg
+        from kvmtrace.render.model.diagram_svg import render_svg
 
         counts = {(t.from_state, t.event, t.to_state): t.count for t in self.comparison.transitions}
         return render_svg(counts)

@@ -6,8 +6,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGE = Path(__file__).parents[1] / "kvmtrace"
 ANYWHERE = {"errors", "kvm", "isa", "_native", "__version__"}
@@ -66,6 +70,94 @@ def test_imports_point_one_way(path: Path) -> None:
     layer = path.relative_to(PACKAGE).parts[0]
     allowed = ALLOWED[layer] | {layer} | ANYWHERE
     assert kvmtrace_imports(path) <= allowed
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Give the nodes of a module that run when it is imported: no functions, nothing for the type checker."""
+    for child in ast.iter_child_nodes(node):
+        if not _is_type_checking(child) and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _run_time_nodes(child)
+
+
+def import_graph(package: Path, *, types: bool = False) -> dict[str, set[str]]:
+    """Return module -> the modules of the package that it imports when it is imported.
+
+    Parameters
+    ----------
+    types : imports in functions and for the type checker count as well
+    """
+    names = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(package.rglob("*.py"))
+    }
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree) if types else _run_time_nodes(tree):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & names.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module in names:
+                below = {f"{node.module}.{alias.name}" for alias in node.names}
+                # `from package import module` needs the package only to find the module
+                graph[name] |= below & names.keys() or {node.module}
+        graph[name].discard(name)
+    return graph
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the names of one circle in order, [] if there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(graph.get(name, ())):
+            if circle := walk(other, [*path, name]):
+                return circle
+        done.add(name)
+        return []
+
+    for name in sorted(graph):
+        if circle := walk(name, []):
+            return circle
+    return []
+
+
+def test_modules_import_in_no_circle() -> None:
+    assert find_circle(import_graph(PACKAGE)) == []
+
+
+def test_folders_import_in_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, imported in import_graph(PACKAGE, types=True).items():
+        layer = name.split(".")[1] if "." in name else ""
+        others = {other.split(".")[1] for other in imported if "." in other}
+        graph.setdefault(layer, set()).update(others - {layer})
+    graph.pop("", None)
+    assert find_circle(graph) == []
+
+
+def test_circles_are_found(tmp_path: Path) -> None:
+    package = tmp_path / "toy"
+    package.mkdir()
+    for name, text in {
+        "__init__": "",
+        "a": "def f():\n    from toy.b import x",
+        "b": "from toy import c",
+        "c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.a import f",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    assert find_circle(import_graph(package)) == []
+    assert sorted(find_circle(import_graph(package, types=True))) == ["toy.a", "toy.b", "toy.c"]
+    (package / "c.py").write_text("import toy.b")
+    assert sorted(find_circle(import_graph(package))) == ["toy.b", "toy.c"]
 
 
 def imported_by(statement: str) -> set[str]:

@@ -31,7 +31,7 @@ class Construction:
     Parameters
     ----------
     processes : tid -> pid where known; threads of unknown process are taken for the same one
-    isa : "vmx", "svm", another module's name, or None
+    isa : Isa.name, another module's name, or None
     forks : pid -> pid of the process that forked it, where recorded
     """
 

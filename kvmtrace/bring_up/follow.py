@@ -43,7 +43,7 @@ def follow_bring_up(
     ----------
     events : EventTable with sys_enter_ioctl and sys_exit_ioctl; openat, mmap and close where recorded
     processes : tid -> pid where known; a KVM file belongs to the process that made it
-    isa : "vmx" or "svm", names the kernel's objects
+    isa : Isa.name; it names the kernel's objects
     qmp : what QEMU said of itself, from the capture's metadata
 
     Returns

@@ -11,7 +11,8 @@ from pathlib import Path
 from kvmtrace.capture.capabilities import capabilities, missing_for_bpf
 from kvmtrace.capture.host import kvm_modules
 from kvmtrace.capture.tracefs import KNOWN_FORMAT, MOUNT_POINT, lockdown_mode, may
-from kvmtrace.kvm.tracepoints import LIFECYCLE, MINIMAL, PROBES
+from kvmtrace.isa.probes import PROBES
+from kvmtrace.kvm.tracepoints import LIFECYCLE, MINIMAL
 
 OK, MISSING, OPTIONAL = "ok", "missing", "optional"  # optional: missing, and recording works without
 KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0x00), include/uapi/linux/kvm.h

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.registry import all_rules
-from kvmtrace.isa.registry import BY_NUMBER, ISAS
+from kvmtrace.isa.registry import BY_NUMBER, ISAS, run_functions
 from kvmtrace.model.injection import NOT_TRACED_BESIDE
 from kvmtrace.model.states import VCPU_EVENTS
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
@@ -132,9 +132,19 @@ class Evidence:
         if len(entries):
             self.irq_flags = self.irq_flags or not (table.irq_flags[entries] & TRACE_FLAG_IRQS_NOSUPPORT).all()
         if self.entry_before_run is None:
-            self.entry_before_run = _precedes(table, "kvm_entry", ("vmx_vcpu_run", "svm_vcpu_run"))
+            self.entry_before_run = _precedes(table, "kvm_entry", run_functions())
         if self.return_before_exit is None:
-            self.return_before_exit = _precedes(table, "svm_vcpu_run_return", ("kvm_exit",))
+            self.return_before_exit = _returns_first(table)
+
+
+def _returns_first(table: EventTable) -> bool | None:
+    """Say whether a run function returns before kvm_exit is traced."""
+    for isa in ISAS:
+        if isa.run_function and not isa.exit_irqs_off:
+            found = _precedes(table, f"{isa.run_function}_return", ("kvm_exit",))
+            if found is not None:
+                return found
+    return None
 
 
 def _of_kvm(kind: EventKind) -> bool:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmtrace.cli.completion import guests_of_the_lab
+from kvmtrace.isa.registry import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOST_OPTIONS = (
-    click.option("--isa", type=click.Choice(["vmx", "svm"]), required=True, help="Which virtualization extension."),
+    click.option("--isa", type=click.Choice(NAMES), required=True, help="Which virtualization extension."),
     click.option(
         "--kernel",
         type=click.Choice(["6.1", "6.12", "7"]),

@@ -8,6 +8,7 @@ import click
 
 from kvmtrace.cli.completion import guests
 from kvmtrace.errors import UsageError
+from kvmtrace.isa.registry import NAMES
 
 FORMATS = ("text", "dot", "svg", "json")
 
@@ -15,12 +16,13 @@ FORMATS = ("text", "dot", "svg", "json")
 def render_model(isa: str | None, output_format: str) -> str:
     """Return the model as text, DOT, SVG or JSON."""
     if output_format in {"dot", "svg"}:
-        from kvmtrace.render.model import diagram
+        from kvmtrace.render.model.diagram import render_dot
+        from kvmtrace.render.model.diagram_svg import render_svg
 
-        return (diagram.render_dot if output_format == "dot" else diagram.render_svg)(isa=isa)
+        return (render_dot if output_format == "dot" else render_svg)(isa=isa)
     from kvmtrace.render.model import describe
 
-    isas = (isa,) if isa else ("vmx", "svm")
+    isas = (isa,) if isa else NAMES
     if output_format == "json":
         return json.dumps(describe.model_as_dict(isas), indent=1) + "\n"
     return describe.render_text(isas)
@@ -28,16 +30,16 @@ def render_model(isa: str | None, output_format: str) -> str:
 
 @click.command(
     "model",
-    epilog="Examples: kvmtrace model --isa vmx | less;  kvmtrace model --format svg > lifecycle.svg;  "
-    "kvmtrace model --replay lifecycle --isa svm",
+    epilog=f"Examples: kvmtrace model --isa {NAMES[0]} | less;  kvmtrace model --format svg > lifecycle.svg;  "
+    f"kvmtrace model --replay lifecycle --isa {NAMES[1]}",
 )
-@click.option("--isa", type=click.Choice(["vmx", "svm"]), help="Only this one; default: both.")
+@click.option("--isa", type=click.Choice(NAMES), help="Only this one; default: all.")
 @click.option("--format", "output_format", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option(
     "--replay",
     metavar="GUEST",
     shell_complete=guests,
-    help="Print the event sequence predicted for a bundled guest (vmx unless --isa says otherwise).",
+    help=f"Print the event sequence predicted for a bundled guest ({NAMES[0]} unless --isa says otherwise).",
 )
 @click.option("--count", type=click.IntRange(1), help="With --replay: the guest's count argument.")
 def command(*, isa: str | None, output_format: str, replay: str | None, count: int | None) -> None:
@@ -51,4 +53,4 @@ def command(*, isa: str | None, output_format: str, replay: str | None, count: i
         raise UsageError("--replay prints text or json")
     from kvmtrace.render.model.prediction import render_prediction
 
-    click.echo(render_prediction(replay, isa or "vmx", output_format, count), nl=False)
+    click.echo(render_prediction(replay, isa or NAMES[0], output_format, count), nl=False)

@@ -41,13 +41,13 @@ class Size(IntParam):
 
 
 class ExitReason(FloatParam):
-    """An exit reason: its number, or its name in VMX or SVM (HLT, npf)."""
+    """An exit reason: its number, or its name in any instruction set (HLT)."""
 
     name = "reason"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number; a name that both instruction sets know is the one of the loaded KVM module."""
-        from kvmtrace.isa.exit_reasons import EXIT_REASONS, ISA_SVM, ISA_VMX
+        from kvmtrace.isa.registry import ISAS
 
         text = str(value).strip()
         if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", text):
@@ -55,10 +55,11 @@ class ExitReason(FloatParam):
             if not 0 <= number < 1 << 32:
                 self.fail(f"{value!r} is no exit reason: it has 32 bits", param, ctx)
             return number
-        isas = (ISA_SVM, ISA_VMX) if Path("/sys/module/kvm_amd").is_dir() else (ISA_VMX, ISA_SVM)
-        numbers = [number for isa in isas for number, name in EXIT_REASONS[isa].items() if name.lower() == text.lower()]
+        isas = sorted(ISAS, key=lambda isa: not Path("/sys/module", isa.module).is_dir())
+        numbers = [number for isa in isas for number, name in isa.names.items() if name.lower() == text.lower()]
         if not numbers:
-            self.fail(f"{value!r} is no exit reason; examples: EPT_VIOLATION, HLT, npf, 48", param, ctx)
+            examples = ", ".join(isa.names[isa.code_of("second_level_fault")] for isa in ISAS)
+            self.fail(f"{value!r} is no exit reason; examples: {examples}, HLT, 48", param, ctx)
         return numbers[0]
 
 

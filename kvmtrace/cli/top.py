@@ -87,12 +87,12 @@ def arrange(rates: list[VcpuRates], sort: str) -> list[VcpuRates]:
 
 def describe_reasons(row: VcpuRates) -> str:
     """Return the most frequent exit reasons with their rates."""
-    from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
+    from kvmtrace.isa.registry import BY_NAME
     from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 
     if row.exits:
-        isa = ISA_SVM if row.isa == "svm" else ISA_VMX
-        named = [(describe_exit_reason(isa, reason), rate) for reason, rate in row.exits.items()]
+        isa = BY_NAME.get(row.isa or "")
+        named = [(isa.describe(reason) if isa else f"{reason:#x}", rate) for reason, rate in row.exits.items()]
     else:
         named = [
             (describe_userspace_exit_reason(key) if isinstance(key, int) else f"errno {key}", rate)

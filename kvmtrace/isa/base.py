@@ -120,6 +120,32 @@ class ExitRow:
 
 
 @dataclass(frozen=True)
+class SwitchStep:
+    """One step of the world switch.
+
+    Parameters
+    ----------
+    phase : str, one of PHASES
+    title : str, a few words
+    kvm : str, what KVM's code does; "" if the processor acts alone
+    hardware : str, what the processor does by itself; "" if nothing
+    fields : fields of the vCPU's control structure that are read or written, by the kernel's names
+    function : str, kernel function and file
+    after, before : recorded events between which the step lies: the last before it, the first behind it; "a|b" where
+        kernels differ
+    """
+
+    phase: str
+    title: str
+    kvm: str
+    hardware: str
+    fields: tuple[str, ...]
+    function: str
+    after: str
+    before: str
+
+
+@dataclass(frozen=True)
 class Part:
     """A piece of a value that several recorded fields make up: (field & mask) << shift."""
 
@@ -172,12 +198,17 @@ class Isa:
     describe_fault : kvm_exit.info1 of a second-level fault -> words
 
     run_function : KVM's function around the world switch, which the recorder probes; "" if there is none to probe
+    run_source : that function with its file
+    late_exit : which kernels trace kvm_exit with interrupts on, in words; "" if none does
     control_structure : what holds the guest's state: "VMCS"
     vcpu_object : what kvm_arch_vcpu_create allocates
     follow_ups : events that handlers of VM-exits trace on the guest's behalf, see model.states
     bystanders : consequences that may follow any exit
     any_exit_causes : KVM_EXIT_* that may follow any exit -> the request or state that causes it
     bus_lock_userspace : KVM_EXIT_* that a bus lock causes, whatever the exit
+    world_switch : its steps, in order
+    brackets : (event, the next one, what lies between): the intervals of the world switch that a recording can time
+    unseen : what no recording shows of the world switch
 
     exit_irqs_off : kvm_exit is always traced with interrupts off; False: it depends on the kernel
     immediate_exit_is_exact : no guest instruction retires after an entry marked [immediate exit]
@@ -224,12 +255,17 @@ class Isa:
     describe_fault: Callable[[int], str] | None = None
 
     run_function: str = ""
+    run_source: str = ""
+    late_exit: str = ""
     control_structure: str = ""
     vcpu_object: str = ""
     follow_ups: tuple[str, ...] = ()
     bystanders: tuple[str, ...] = ()
     any_exit_causes: Mapping[int, str] = field(default_factory=dict)
     bus_lock_userspace: frozenset[int] = frozenset()
+    world_switch: tuple[SwitchStep, ...] = ()
+    brackets: tuple[tuple[str, str, str], ...] = ()
+    unseen: tuple[str, ...] = ()
 
     exit_irqs_off: bool = False
     immediate_exit_is_exact: bool = False
@@ -330,7 +366,3 @@ class Isa:
     def describe_code(self, code: int) -> str:
         """Return a code as the reference manual writes it."""
         return f"{code:#x}" if self.hexadecimal else str(code)
-
-
-# names that check/ still uses
-ExitExpectation = ExitRow

@@ -19,6 +19,7 @@ from kvmtrace.isa.shared import (
     X86_BYSTANDERS,
     X86_FOLLOW_UPS,
 )
+from kvmtrace.isa.svm_switch import SVM_BRACKETS, SVM_SWITCH, SVM_UNSEEN
 from kvmtrace.isa.svm_words import (
     SVM_EVENT_TYPES,
     SVM_EXIT_ERR,
@@ -428,14 +429,16 @@ SVM = Isa(
     encode_fault=encode_svm_fault,
     describe_fault=describe_page_fault_error,
     run_function="svm_vcpu_run",
+    run_source="svm_vcpu_run (svm/svm.c)",
+    late_exit="SVM before 6.5",
     control_structure="VMCB",
     vcpu_object="struct vcpu_svm with its VMCB",
     follow_ups=X86_FOLLOW_UPS,
     bystanders=X86_BYSTANDERS,
     any_exit_causes=ANY_EXIT_CAUSES,
+    world_switch=SVM_SWITCH,
+    brackets=SVM_BRACKETS,
+    unseen=SVM_UNSEEN,
     decodes_to_skip=True,
     soft_events_move_rip=True,
 )
-
-# names that check/ still uses
-SVM_EXITS = SVM.exits

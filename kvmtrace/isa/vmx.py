@@ -17,6 +17,7 @@ from kvmtrace.isa.shared import (
     X86_BYSTANDERS,
     X86_FOLLOW_UPS,
 )
+from kvmtrace.isa.vmx_switch import VMX_BRACKETS, VMX_SWITCH, VMX_UNSEEN
 from kvmtrace.isa.vmx_words import (
     VMX_BASIC_EXIT_REASON_MASK,
     VMX_BUS_LOCK_DETECTED,
@@ -339,11 +340,15 @@ VMX = Isa(
     encode_fault=encode_vmx_fault,
     describe_fault=describe_ept_violation,
     run_function="vmx_vcpu_run",
+    run_source="vmx_vcpu_run (vmx/vmx.c)",
     control_structure="VMCS",
     vcpu_object="struct vcpu_vmx with its VMCS",
     follow_ups=X86_FOLLOW_UPS,
     bystanders=X86_BYSTANDERS,
     any_exit_causes=ANY_EXIT_CAUSES,
+    world_switch=VMX_SWITCH,
+    brackets=VMX_BRACKETS,
+    unseen=VMX_UNSEEN,
     bus_lock_userspace=frozenset({KVM_EXIT_X86_BUS_LOCK}),
     exit_irqs_off=True,
     immediate_exit_is_exact=True,
@@ -352,7 +357,3 @@ VMX = Isa(
     marks_mmio=True,
     interrupts_without_exit=True,
 )
-
-# names that check/ still uses
-VMX_EXITS = VMX.exits
-VMX_VECTORING_EXEMPT = VMX.codes("interrupts_delivery")

@@ -8,17 +8,6 @@ from __future__ import annotations
 
 # our own probe events (kprobe / kretprobe / fentry / fexit), system "kvmtrace" in every capture
 PROBE_SYSTEM = "kvmtrace"
-# probe event -> (kernel function, is it the return?, fields "name=fetch argument" of the kprobe interface)
-# fmt: off
-PROBES: dict[str, tuple[str, bool, tuple[str, ...]]] = {
-    "kvm_vcpu_ioctl": ("kvm_vcpu_ioctl", False, ("filp=$arg1:x64", "cmd=$arg2:x32", "arg=$arg3:x64")),
-    "kvm_vcpu_ioctl_return": ("kvm_vcpu_ioctl", True, ("ret=$retval:s64",)),
-    "vmx_vcpu_run": ("vmx_vcpu_run", False, ("vcpu=$arg1:x64",)),
-    "vmx_vcpu_run_return": ("vmx_vcpu_run", True, ("ret=$retval:s32",)),
-    "svm_vcpu_run": ("svm_vcpu_run", False, ("vcpu=$arg1:x64",)),
-    "svm_vcpu_run_return": ("svm_vcpu_run", True, ("ret=$retval:s32",)),
-}
-# fmt: on
 
 MINIMAL: tuple[str, ...] = ("kvm:kvm_entry", "kvm:kvm_exit", "kvm:kvm_userspace_exit")
 

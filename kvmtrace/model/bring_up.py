@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from kvmtrace.isa.registry import ISAS, union
 from kvmtrace.kvm import ioctls
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ class ObjectKind:
 # what a vendor module allocates around struct kvm_vcpu
 # fmt: off
 VENDOR_VCPUS: Mapping[str, str] = MappingProxyType({
-    "vmx": "struct vcpu_vmx with its VMCS",
-    "svm": "struct vcpu_svm with its VMCB",
+    **{isa.name: isa.vcpu_object for isa in ISAS},
     "pvm": "struct vcpu_pvm with its switcher state",
 })
 # fmt: on
+_STRUCTURES = " or ".join(union(lambda isa: (isa.control_structure,)))
+_EMULATED = ", ".join(isa.name.upper() for isa in ISAS if isa.emulates_real_mode)
 VENDOR_VCPU = "struct kvm_vcpu of this host's vendor module"
 
 # fmt: off
@@ -181,11 +183,11 @@ CONTRACTS: Mapping[int, Contract] = MappingProxyType(
                         "kvm_arch_vm_ioctl (arch/x86/kvm/x86.c)",
                     ),
                 ),
-                sentence="a page table for real mode without unrestricted guest (VMX)",
+                sentence=f"a page table for real mode without unrestricted guest ({_EMULATED})",
             ),
             Contract(
                 ioctls.KVM_SET_TSS_ADDR,
-                sentence="room for a task state segment, for VMX without unrestricted guest",
+                sentence=f"room for a task state segment, for {_EMULATED} without unrestricted guest",
             ),
             Contract(
                 ioctls.KVM_CREATE_IRQCHIP,
@@ -241,7 +243,7 @@ CONTRACTS: Mapping[int, Contract] = MappingProxyType(
                         "kvm_vm_ioctl_create_vcpu (virt/kvm/kvm_main.c)",
                     ),
                 ),
-                sentence="kvm_arch_vcpu_create: the vendor's vCPU, its VMCS or VMCB, run page, LAPIC, "
+                sentence=f"kvm_arch_vcpu_create: the vendor's vCPU, its {_STRUCTURES}, run page, LAPIC, "
                 "RESET; then its file descriptor",
             ),
             Contract(ioctls.KVM_CREATE_DEVICE, makes="device", sentence="kvm_ioctl_create_device"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvmtrace.model import states
 from kvmtrace.model.states import FOLLOW_UPS
 
 
@@ -64,8 +65,8 @@ NEVER_NEXT_IF_PAIRED: dict[str, frozenset[str]] = {"return to VMM": frozenset({"
 
 # steps of the run loop: between two world switches, never inside the run function
 PREPARATION: tuple[str, ...] = ("inject interrupt", "inject exception", "wake-up", "halt poll")
-RUN_STEPS: tuple[str, ...] = ("run VMX", "run SVM")
-RETURN_STEPS: tuple[str, ...] = ("run VMX returns", "run SVM returns")
+RUN_STEPS: tuple[str, ...] = tuple(states.RUN_STEPS.values())
+RETURN_STEPS: tuple[str, ...] = tuple(states.RETURN_STEPS.values())
 
 # what the fast path traces inside the run function (svm_exit_handlers_fastpath, handle_fastpath_set_msr_irqoff),
 # before a kvm_exit that is traced late, or between kvm_exit and the function's return: of all follow-ups only these

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvmtrace.isa.registry import union
+from kvmtrace.isa.registry import ISAS, run_functions, union
+
+LATE_EXIT = ", ".join(isa.late_exit for isa in ISAS if isa.late_exit)
 
 KVM_RUN = 0xAE80  # _IO(KVMIO, 0x80), include/uapi/linux/kvm.h
 
@@ -39,7 +41,7 @@ STATES: dict[str, State] = {state.name: state for state in (
           "Interrupts are off; host state is saved and guest state loaded."),
     State("guest", "the guest", "From kvm_entry to kvm_exit: VM-entry, guest mode, VM-exit."),
     State("switched_out", "svm_vcpu_run has returned",
-          "Host state is restored, kvm_exit is not traced yet (SVM before 6.5)."),
+          f"Host state is restored, kvm_exit is not traced yet ({LATE_EXIT})."),
     State("exited", "vmx_vcpu_run, vmx_handle_exit, svm_handle_exit",
           "The VM-exit is recorded; the handler of its reason runs."),
     State("handling", "vmx_handle_exit, svm_handle_exit",
@@ -73,6 +75,13 @@ class ModelEvent:
     sentence: str = ""
 
 
+# name of the step -> probe event, for each ISA whose run function can be probed
+_RUNNING = tuple(isa for isa in ISAS if isa.run_function)
+RUN_STEPS: dict[str, str] = {isa.name: f"run {isa.name.upper()}" for isa in _RUNNING}
+RETURN_STEPS: dict[str, str] = {name: f"{step} returns" for name, step in RUN_STEPS.items()}
+_RUNS = {RUN_STEPS[isa.name]: isa.run_function for isa in _RUNNING}
+_RETURNS = {RETURN_STEPS[isa.name]: f"{isa.run_function}_return" for isa in _RUNNING}
+
 # steps: events that change the state
 # fmt: off
 STEPS: dict[str, ModelEvent] = {event.name: event for event in (
@@ -87,12 +96,10 @@ STEPS: dict[str, ModelEvent] = {event.name: event for event in (
     ModelEvent("inject exception", "kvm_inj_exception", sentence="an exception is put into the entry fields"),
     ModelEvent("halt poll", "kvm_halt_poll_ns", sentence="the halt-polling interval was adapted"),
     ModelEvent("wake-up", "kvm_vcpu_wakeup", sentence="a halted vCPU goes on"),
-    ModelEvent("run VMX", "vmx_vcpu_run", optional=True, sentence="the world switch begins"),
-    ModelEvent("run SVM", "svm_vcpu_run", optional=True, sentence="the world switch begins"),
+    *(ModelEvent(name, kind, optional=True, sentence="the world switch begins") for name, kind in _RUNS.items()),
     ModelEvent("VM-entry", "kvm_entry", sentence="last trace before the guest runs"),
     ModelEvent("VM-exit", "kvm_exit", sentence="first trace after the guest ran"),
-    ModelEvent("run VMX returns", "vmx_vcpu_run_return", optional=True, sentence="the world switch is over"),
-    ModelEvent("run SVM returns", "svm_vcpu_run_return", optional=True, sentence="the world switch is over"),
+    *(ModelEvent(name, kind, optional=True, sentence="the world switch is over") for name, kind in _RETURNS.items()),
     ModelEvent("userspace exit", "kvm_userspace_exit", sentence="KVM_RUN hands over to the VMM"),
     ModelEvent("ioctl ends", "kvm_vcpu_ioctl_return", optional=True, sentence="kvm_vcpu_ioctl returns"),
     ModelEvent("return to VMM", "sys_exit_ioctl", optional=True, sentence="the system call returns"),
@@ -111,7 +118,7 @@ BYSTANDERS: tuple[str, ...] = union(lambda isa: isa.bystanders)
 LIFECYCLE_PARTS: dict[str, tuple[str, ...]] = {
     "system calls": ("call KVM_RUN", "call ioctl", "return to VMM"),
     "KVM_RUN": ("KVM_RUN", "FPU load", "FPU unload", "userspace exit", "ioctl ends"),
-    "world switch": ("run VMX", "run SVM", "run VMX returns", "run SVM returns"),
+    "world switch": (*RUN_STEPS.values(), *RETURN_STEPS.values()),
     "guest mode": ("VM-entry", "VM-exit"),
     "event injection": ("inject interrupt", "inject exception"),
     "halt and wake-up": ("halt poll", "wake-up"),
@@ -128,11 +135,9 @@ NESTED_EVENTS: tuple[str, ...] = (
 
 # where a probe was not recorded, the recorded event that lies nearest to it
 STAND_INS: dict[str, str] = {
-    "vmx_vcpu_run": "kvm_entry",
-    "svm_vcpu_run": "kvm_entry",
+    **dict.fromkeys(run_functions(), "kvm_entry"),
     "kvm_vcpu_ioctl": "sys_enter_ioctl",
-    "vmx_vcpu_run_return": "kvm_exit",
-    "svm_vcpu_run_return": "kvm_exit",
+    **dict.fromkeys(run_functions("_return"), "kvm_exit"),
 }
 
 
@@ -142,8 +147,7 @@ VCPU_EVENTS: tuple[str, ...] = (
     "kvm_exit",
     "kvm_userspace_exit",
     "kvm_fpu",
-    "vmx_vcpu_run",
-    "svm_vcpu_run",
+    *run_functions(),
 )
 # what shows that an exit got something done, although the guest continues at the same instruction (H3)
 PROGRESS_EVENTS: tuple[str, ...] = ("kvm_pio", "kvm_mmio", "inject interrupt", "inject exception")

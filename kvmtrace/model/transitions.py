@@ -8,7 +8,13 @@ have missed, are stepped over silently by the checker.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvmtrace.isa.registry import ISAS
+from kvmtrace.model.states import LATE_EXIT, RETURN_STEPS, RUN_STEPS
+
+if TYPE_CHECKING:
+    from kvmtrace.isa.base import Isa
 
 
 class Transition(NamedTuple):
@@ -36,7 +42,8 @@ GUARDS: dict[str, str] = {
 
 # traits of a kernel, detected in the recording
 TRAITS: dict[str, str] = {
-    "exit_irqs_on": "kvm_exit is traced with interrupts on, after the run function returned (SVM before 6.5)",
+    "exit_irqs_on": "kvm_exit is traced with interrupts on, after the run function returned "
+                    f"({LATE_EXIT})",
     "exit_irqs_off": "kvm_exit is traced with interrupts off, inside the run function",
     "entry_in_run": "kvm_entry is traced inside the run function (since 5.15)",
     "entry_before_run": "kvm_entry is traced before the run function is called (5.10)",
@@ -50,6 +57,10 @@ _INJECT = "kvm_check_and_inject_events (x86.c)"
 _IOCTL = "kvm_vcpu_ioctl (virt/kvm/kvm_main.c)"
 _SYSCALL = "ksys_ioctl (fs/ioctl.c)"
 _VENDOR = "vmx_vcpu_run (vmx/vmx.c), svm_vcpu_run (svm/svm.c)"
+_RUNNING = tuple(isa for isa in ISAS if isa.name in RUN_STEPS)
+# kvm_exit is always traced inside the run function, or behind it on some kernels
+_EARLY: tuple[Isa, ...] = tuple(isa for isa in _RUNNING if isa.exit_irqs_off)
+_LATE: tuple[Isa, ...] = tuple(isa for isa in _RUNNING if not isa.exit_irqs_off)
 _HALT = "vcpu_block (x86.c), kvm_vcpu_halt (virt/kvm/kvm_main.c)"
 _NEW = "entry_in_run"
 
@@ -79,33 +90,34 @@ TRANSITIONS: tuple[Transition, ...] = (
     *_from_loop("wake-up", "woken", _HALT, "A halted vCPU was woken, or found work while polling."),
     *_from_loop("inject exception", "injecting", _INJECT, "A pending or interrupted exception is injected."),
     *_from_loop("inject interrupt", "injecting", _INJECT, "A pending or interrupted interrupt is injected."),
-    *_from_loop("run VMX", "switching_in", _LOOP, "Interrupts go off and the world switch begins.", _NEW),
-    *_from_loop("run SVM", "switching_in", _LOOP, "Interrupts go off and the world switch begins.", _NEW),
+    *(row for step in RUN_STEPS.values()
+      for row in _from_loop(step, "switching_in", _LOOP, "Interrupts go off and the world switch begins.", _NEW)),
     *_from_loop("FPU unload", "unloaded", _RUN, "The loop ends: signal, userspace exit or error."),
 
     # the world switch and the guest
     *_from_loop("VM-entry", "guest", _VENDOR, "The world switch (not probed) is done up to VM-entry."),
     Transition("switching_in", "VM-entry", "guest", _VENDOR, "First action of the run function."),
-    Transition("guest", "run VMX", "guest", "vcpu_enter_guest (x86.c, 5.10)",
-               "kvm_entry is traced by the caller, just before.", only="entry_before_run"),
-    Transition("guest", "run SVM", "guest", "vcpu_enter_guest (x86.c, 5.10)",
-               "kvm_entry is traced by the caller, just before.", only="entry_before_run"),
+    *(Transition("guest", step, "guest", "vcpu_enter_guest (x86.c, 5.10)",
+                 "kvm_entry is traced by the caller, just before.", only="entry_before_run")
+      for step in RUN_STEPS.values()),
     Transition("guest", "VM-exit", "exited", _VENDOR, "The guest was left; reason and qualification are "
                                                       "read."),
-    Transition("guest", "run SVM returns", "switched_out", "svm_vcpu_run (svm/svm.c)",
-               "The run function returns first; svm_handle_exit traces kvm_exit.", only="exit_irqs_on"),
+    *(Transition("guest", RETURN_STEPS[isa.name], "switched_out", isa.run_source,
+                 "The run function returns first; the handler traces kvm_exit.", only="exit_irqs_on")
+      for isa in _LATE),
     Transition("switched_out", "VM-exit", "exited", "svm_handle_exit (svm/svm.c)",
                "kvm_exit is traced with interrupts on.", only="exit_irqs_on"),
-    Transition("exited", "run VMX returns", "handling", "vmx_vcpu_run (vmx/vmx.c)", "The world switch is "
-                                                                                    "over."),
-    Transition("exited", "run SVM returns", "handling", "svm_vcpu_run (svm/svm.c)",
-               "The world switch is over (kvm_exit traced inside).", only="exit_irqs_off"),
+    *(Transition("exited", RETURN_STEPS[isa.name], "handling", isa.run_source, "The world switch is over.")
+      for isa in _EARLY),
+    *(Transition("exited", RETURN_STEPS[isa.name], "handling", isa.run_source,
+                 "The world switch is over (kvm_exit traced inside).", only="exit_irqs_off") for isa in _LATE),
     Transition("exited", "VM-exit", "exited", "vmx_vcpu_run (vmx/vmx.c, 5.10)",
                "Fast-path re-entry inside the run function.", "fastpath_exit", "old_fastpath"),
-    Transition("switching_in", "run VMX returns", "handling", "vmx_vcpu_run (vmx/vmx.c)",
-               "Guest state is invalid (emulation_required): no entry; KVM emulates instead."),
-    Transition("guest", "run VMX returns", "handling", "vmx_vcpu_run (vmx/vmx.c)",
-               "VMLAUNCH or VMRESUME failed (VMfail): no kvm_exit.", "entry_failed"),
+    *(Transition("switching_in", RETURN_STEPS[isa.name], "handling", isa.run_source,
+                 "Guest state is invalid (emulation_required): no entry; KVM emulates instead.")
+      for isa in _EARLY if isa.emulates_real_mode),
+    *(Transition("guest", RETURN_STEPS[isa.name], "handling", isa.run_source,
+                 "VMLAUNCH or VMRESUME failed (VMfail): no kvm_exit.", "entry_failed") for isa in _EARLY),
     Transition("guest", "FPU unload", "unloaded", "vmx_vcpu_run (vmx/vmx.c)",
                "VM-entry failed (VMfail): no kvm_exit, KVM_EXIT_FAIL_ENTRY follows.", "entry_failed"),
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvmtrace.model.states import RUN_STEPS, STEPS
+
 
 class Identity(NamedTuple):
     """A field that tells the vCPU: of the step `step`, which is an event `kind`."""
@@ -18,8 +20,7 @@ class Identity(NamedTuple):
 # fmt: off
 VCPU_IDENTITY: tuple[Identity, ...] = (
     Identity("KVM_RUN", "kvm_vcpu_ioctl", "filp", "the vCPU's file"),
-    Identity("run VMX", "vmx_vcpu_run", "vcpu", "the vCPU's structure in the kernel"),
-    Identity("run SVM", "svm_vcpu_run", "vcpu", "the vCPU's structure in the kernel"),
+    *(Identity(step, STEPS[step].kind, "vcpu", "the vCPU's structure in the kernel") for step in RUN_STEPS.values()),
     Identity("call KVM_RUN", "sys_enter_ioctl", "fd", "the vCPU's descriptor in its process"),
     Identity("VM-entry", "kvm_entry", "vcpu_id", "the vCPU's number in its VM: two VMs may share it"),
 )

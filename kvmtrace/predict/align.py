@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvmtrace.isa.exit_reasons import SVM_EXIT_REASONS
+from kvmtrace.isa.registry import BY_NUMBER, run_functions
 from kvmtrace.predict.observed import Observed, observe
 from kvmtrace.predict.story import PREDICTABLE, Prediction, Step, describe_step
 
@@ -28,8 +28,7 @@ ASYNCHRONOUS, ABSENT = "asynchronous", "absent"
 DIFFERENCES = frozenset({DIFFERS, MISSING, UNEXPECTED})
 LOOK_AHEAD = 40  # events on either side that may be skipped to find the thread again
 AGREE = 3  # so many steps in a row have to match there
-_EPT_VIOLATION = 48
-_PAGE_FAULTS = {_EPT_VIOLATION, *(number for number, name in SVM_EXIT_REASONS.items() if name == "npf")}
+_PROBES = frozenset({*run_functions(), *run_functions("_return")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +213,12 @@ class _Walk:
     def _refault(self) -> int:
         """Return how many events here are a fault on RAM that was mapped before and is mapped again; 0 if none."""
         near = range(self.here, min(self.here + 5, len(self.items)))
-        found = [index for index in near if "_vcpu_run" not in self.items[index].event][:3]
+        found = [index for index in near if self.items[index].event not in _PROBES][:3]
         if [self.items[index].event for index in found] != ["kvm_exit", "kvm_page_fault", "kvm_entry"]:
             return 0
         left, fault, entered = (self.items[index] for index in found)
         known = fault.number("fault_address") >> 12 in self.mapped
-        same = left.number("exit_reason") in _PAGE_FAULTS and left.number("guest_rip") == entered.number("rip")
+        same = _is_page_fault(left) and left.number("guest_rip") == entered.number("rip")
         return found[-1] + 1 - self.here if known and same else 0
 
     def _match(self, step: Step, item: Observed) -> None:
@@ -300,3 +299,9 @@ def disagreements(step: Step, item: Observed) -> str:
         if value is not None and not expected.holds(value):
             wrong.append(expected.name)
     return f"{', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''}" if wrong else ""
+
+
+def _is_page_fault(item: Observed) -> bool:
+    """Say whether a kvm_exit is a second-level page fault."""
+    isa = BY_NUMBER.get(item.number("isa"))
+    return isa is not None and item.number("exit_reason") in isa.codes("second_level_fault")

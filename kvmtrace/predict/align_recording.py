@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.observability import Evidence, find_capability
-from kvmtrace.isa.exit_reasons import ISA_NAMES, SVM_EXIT_REASONS
+from kvmtrace.isa.registry import BY_NAME, BY_NUMBER, isa_name, run_functions
 from kvmtrace.predict.align import Alignment, Replay, align
-from kvmtrace.predict.story import PREDICTABLE, Facts, predict
+from kvmtrace.predict.guest_prediction import predict
+from kvmtrace.predict.story import PREDICTABLE, PVM, Facts
 from kvmtrace.table.event_table import LOST_EVENTS
 from kvmtrace.workload.guests import GUESTS
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from kvmtrace.workload import Guest
 
 MAX_EVENTS = 200_000  # a replay of more is a table that nobody reads
-_SKIPPED = [number for number, name in SVM_EXIT_REASONS.items() if name in {"cpuid", "msr", "hlt"}]
 _COMM = re.compile(rb"CPU (\d+)/KVM")
 
 
@@ -91,36 +91,33 @@ def facts_of(capture: Capture, events: EventTable) -> Facts | None:
     if isa is None:
         return None
     recorded = capability.recorded & PREDICTABLE
-    if isa == "pvm":
-        recorded -= {
-            "kvm_entry",
-            "kvm_exit",
-            "vmx_vcpu_run",
-            "svm_vcpu_run",
-            "vmx_vcpu_run_return",
-            "svm_vcpu_run_return",
-        }
-    nrips = isa != "svm" or not _skips_by_emulation(events)
-    inside = isa == "vmx" or "exit_irqs_on" not in capability.traits
-    apicv = isa == "vmx" and events.count("kvm_apicv_accept_irq") > 0
+    known = BY_NAME.get(isa)
+    if known is None:
+        recorded -= {"kvm_entry", "kvm_exit", *run_functions(), *run_functions("_return")}
+        return Facts(isa, frozenset(recorded), True, "exit_irqs_on" not in capability.traits, False)
+    nrips = not known.decodes_to_skip or not _skips_by_emulation(events)
+    inside = known.exit_irqs_off or "exit_irqs_on" not in capability.traits
+    apicv = known.interrupts_without_exit and events.count("kvm_apicv_accept_irq") > 0
     return Facts(isa, frozenset(recorded), nrips, inside, apicv)
 
 
 def _isa_of(capture: Capture, events: EventTable) -> str | None:
     if events.count("kvm_exit") and events.has("kvm_exit", "isa"):
-        return ISA_NAMES.get(int(events.field("kvm_exit", "isa")[0]))
+        return isa_name(int(events.field("kvm_exit", "isa")[0]))
     run = capture.meta.get("guest_run") or {}
-    if run.get("isa") in {"vmx", "svm", "pvm"}:
+    if run.get("isa") in {*BY_NAME, PVM}:
         return str(run["isa"])
-    return "pvm" if events.count("kvm_emulate_insn") else None
+    return PVM if events.count("kvm_emulate_insn") else None
 
 
 def _skips_by_emulation(events: EventTable) -> bool:
-    """Say whether a kvm_emulate_insn at the same RIP follows CPUID, MSR or HLT exits: SVM without NRIPS."""
+    """Say whether a kvm_emulate_insn at the same RIP follows CPUID, MSR or HLT exits: no next RIPs."""
     if not events.count("kvm_emulate_insn"):
         return False
     exits, emulated = events.rows("kvm_exit"), events.rows("kvm_emulate_insn")
-    chosen = np.isin(events.field("kvm_exit", "exit_reason"), _SKIPPED)
+    isa = BY_NUMBER.get(int(events.field("kvm_exit", "isa")[0]))
+    skipped = isa.codes("cpuid", "msr", "halt") if isa is not None else frozenset()
+    chosen = np.isin(events.field("kvm_exit", "exit_reason"), list(skipped))
     rips = events.field("kvm_exit", "guest_rip")
     # the last exit of the same thread before each emulation
     for tid in np.unique(events.tid[exits]):

@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import UsageError
+from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.predict.cpu import Cpu
 from kvmtrace.predict.predicted_steps import Story
-from kvmtrace.predict.story import Expected, Prediction
+from kvmtrace.predict.story import PVM, Expected, Prediction
 from kvmtrace.workload.devices import EXIT_PORT, Devices
 from kvmtrace.workload.guests import RAM_BYTES
 
@@ -55,6 +56,7 @@ class Machine:
     def __init__(self, guest: Guest, arguments: dict[str, int], facts: Facts, max_steps: int) -> None:
         self.guest = guest
         self.facts = facts
+        self.isa = BY_NAME.get(facts.isa)  # None: PVM
         self.max_steps = max_steps
         memory = bytearray(RAM_BYTES)
         guest.listing.write_to(memory)
@@ -104,7 +106,7 @@ class Machine:
         if len(story) > self.max_steps:
             raise UsageError(f"the run of {self.guest.name} is longer than {self.max_steps} predicted events")
         story.instruction(line, cpu.rip)
-        if self.facts.isa == "pvm":
+        if self.facts.isa == PVM:
             self._emulate(cpu)
         else:
             story.enter(cpu.rip)
@@ -116,7 +118,7 @@ class Machine:
 
     def touch(self, cpu: Cpu, gpa: int, access: str) -> None:
         """Access RAM: the first access to a page faults once, whatever its kind, as the VMM wrote it before."""
-        if self.facts.isa == "pvm" or gpa // PAGE in self.mapped:
+        if self.facts.isa == PVM or gpa // PAGE in self.mapped:
             return
         self.mapped.add(gpa // PAGE)
         story = self.stories[cpu.vcpu_id]
@@ -126,7 +128,7 @@ class Machine:
     def cpuid(self, cpu: Cpu) -> None:
         """CPUID: always in the kernel."""
         story = self.stories[cpu.vcpu_id]
-        story.exit("CPUID", "cpuid", cpu.rip)
+        story.exit("cpuid", cpu.rip)
         inputs = (("function", cpu.get("eax")), ("index", cpu.get("ecx")))
         fields = [Expected(name, value) for name, value in inputs if value is not None]
         story.add("kvm_cpuid", *fields, why="answered from the table of KVM_SET_CPUID2")
@@ -135,7 +137,7 @@ class Machine:
     def rdmsr(self, cpu: Cpu, msr: int) -> Value:
         """RDMSR of a register that KVM intercepts."""
         value = self.msrs[cpu.vcpu_id].get(msr)
-        self.stories[cpu.vcpu_id].exit("MSR_READ", "msr", cpu.rip, info1=0)
+        self.stories[cpu.vcpu_id].exit("msr_read", cpu.rip, info1=self._msr_word(write=False))
         self._msr(cpu, msr, value, write=False)
         self._skip(cpu)
         return value
@@ -145,11 +147,11 @@ class Machine:
         if msr == X2APIC_EOI and self.facts.apicv:
             return True  # virtualised: the guest stays in guest mode
         story = self.stories[cpu.vcpu_id]
-        info1 = 0 if self.facts.isa == "vmx" else 1
+        info1 = self._msr_word(write=True)
         fast = msr == X2APIC_ICR and self._has_fast_path(value)
         late = fast and not self.facts.exit_inside_run
         if not late:
-            story.exit("MSR_WRITE", "msr", cpu.rip, info1=info1, returns=not fast)
+            story.exit("msr_write", cpu.rip, info1=info1, returns=not fast)
         if msr == MSR_APIC_BASE and value is not None and value & APIC_BASE_RESERVED & ~APIC_BASE_BSP:
             self._msr(cpu, msr, value, write=True, exception=True)
             return False
@@ -159,7 +161,7 @@ class Machine:
             self._x2apic_write(cpu, msr, value)
         self._msr(cpu, msr, value, write=True)
         if late:  # the fast path has skipped the instruction before the exit is traced
-            story.exit("MSR_WRITE", "msr", cpu.rip + len(cpu.line.code), info1=info1)
+            story.exit("msr_write", cpu.rip + len(cpu.line.code), info1=info1)
         elif fast:
             story.run_return()
         else:
@@ -195,7 +197,7 @@ class Machine:
             if not first:
                 story.instruction(cpu.line, cpu.rip)
                 story.enter(cpu.rip)
-            if self.facts.isa != "pvm" or not first:
+            if self.facts.isa != PVM or not first:
                 story.io_exit(cpu.rip, port, access.size, out=access.out, string=True, rep=access.rep)
                 self._emulate(cpu)
             first = False
@@ -210,7 +212,7 @@ class Machine:
         self, cpu: Cpu, gpa: int, size: int, write: bytes | None, modify: Callable[[bytes], bytes] | None
     ) -> bytes:
         """MMIO: emulated; pieces of up to 8 bytes leave to userspace one after the other, without entry."""
-        if self.facts.isa != "pvm":
+        if self.facts.isa != PVM:
             story = self.stories[cpu.vcpu_id]
             access = "modify" if modify else "read" if write is None else "write"
             story.mmio_exit(cpu.rip, gpa, access, known=gpa // PAGE in self.mmio_known)
@@ -227,7 +229,7 @@ class Machine:
     def halt(self, cpu: Cpu) -> Iterator[None]:
         """HLT: to userspace without interrupt controllers in the kernel, else blocked until an interrupt."""
         story = self.stories[cpu.vcpu_id]
-        story.exit("HLT", "hlt", cpu.rip)
+        story.exit("halt", cpu.rip)
         self._skip(cpu)
         if not self.guest.irqchip:
             self._userspace(cpu, KVM_EXIT_HLT, "no interrupt controller in the kernel: the VMM wakes it")
@@ -251,19 +253,19 @@ class Machine:
                 Expected("reinjected", 0),
                 why="instead of skipping the instruction",
             )
-        elif self.facts.isa == "pvm":
+        elif self.facts.isa == PVM:
             self._eoi(cpu, vector, "PVM ends the interrupt as it delivers it")
         elif not self.facts.apicv:
             story.add("kvm_inj_virq", Expected("vector", vector), Expected("soft", 0), why="wakes the guest")
-        if self.facts.isa != "pvm":
+        if self.facts.isa != PVM:
             story.enter(cpu.rip)
 
     def triple_fault(self, cpu: Cpu) -> None:
         """Shut down: delivering an exception failed, and so did delivering that failure."""
         story = self.stories[cpu.vcpu_id]
-        if self.facts.isa == "pvm":
+        if self.facts.isa == PVM:
             story.add("kvm_inj_exception", why="the emulator's attempt to deliver the failure")
-        story.exit("TRIPLE_FAULT", "shutdown", cpu.rip)
+        story.exit("triple_fault", cpu.rip)
         story.leave(KVM_EXIT_SHUTDOWN, 0, "nothing can be delivered any more")
 
     # parts of the above
@@ -279,8 +281,8 @@ class Machine:
         self.stories[cpu.vcpu_id].add("kvm_emulate_insn", *fields, why="decoded by KVM's emulator")
 
     def _skip(self, cpu: Cpu) -> None:
-        """Step behind an intercepted instruction; SVM without next RIP decodes it for its length."""
-        if self.facts.isa == "svm" and not self.facts.nrips:
+        """Step behind an intercepted instruction; without next RIP KVM decodes it for its length."""
+        if self.isa is not None and self.isa.decodes_to_skip and not self.facts.nrips:
             self._emulate(cpu)
 
     def _msr(self, cpu: Cpu, msr: int, value: Value, *, write: bool, exception: bool = False) -> None:
@@ -292,12 +294,15 @@ class Machine:
     def _has_fast_path(self, icr: Value) -> bool:
         """Say whether KVM sends this IPI inside its run function (handle_fastpath_set_x2apic_icr_irqoff)."""
         fixed = icr is not None and icr & ICR_MODE == ICR_FIXED
-        return fixed and (self.facts.isa == "vmx" or (self.facts.isa == "svm" and self.facts.nrips))
+        return fixed and self.isa is not None and (self.facts.nrips or not self.isa.decodes_to_skip)
+
+    def _msr_word(self, *, write: bool) -> int:
+        return 0 if self.isa is None or self.isa.encode_msr is None else self.isa.encode_msr(write)
 
     def _x2apic_write(self, cpu: Cpu, msr: int, value: int) -> None:
         """Write an x2APIC register: its effect is traced before the register itself."""
         if msr == X2APIC_EOI:
-            vector = -1 if self.facts.isa == "pvm" else self.in_service[cpu.vcpu_id]
+            vector = -1 if self.facts.isa == PVM else self.in_service[cpu.vcpu_id]
             self._eoi(cpu, vector, "end of interrupt")
             return
         if msr == X2APIC_ICR:

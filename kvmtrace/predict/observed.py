@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.isa.exit_reasons import SVM_EXIT_REASONS, VMX_EXIT_REASONS
+from kvmtrace.isa.registry import BY_NUMBER, run_functions
+from kvmtrace.isa.words import INTR_TYPE_NMI, decode_intr_info
 from kvmtrace.kvm.ioctls import KVM_RUN
 from kvmtrace.table.event_table import TRACE_FLAG_HARDIRQ
 
@@ -23,30 +24,9 @@ if TYPE_CHECKING:
     from kvmtrace.table.event_table import EventTable
 
 EINTR = 4
-# VM-exits that the host causes, or that only tell KVM that it may inject now
-ASYNCHRONOUS_VMX = {
-    name: number
-    for number, name in VMX_EXIT_REASONS.items()
-    if name
-    in {
-        "EXTERNAL_INTERRUPT",
-        "PENDING_INTERRUPT",
-        "INTERRUPT_WINDOW",
-        "NMI_WINDOW",
-        "PREEMPTION_TIMER",
-        "OTHER_SMI",
-        "IO_SMI",
-        "NOTIFY",
-    }
-}
-ASYNCHRONOUS_SVM = {
-    name: number for number, name in SVM_EXIT_REASONS.items() if name in {"interrupt", "nmi", "smi", "vintr"}
-}
-_NMI_TYPE = 2  # of VM-exit interruption information [10:8]
-_EXCEPTION_NMI = 0
 _IOCTL_EVENTS = {"sys_enter_ioctl": "sys_exit_ioctl", "kvm_vcpu_ioctl": "kvm_vcpu_ioctl_return"}
-_RUN_ENTRY = {"vmx_vcpu_run", "svm_vcpu_run"}
-_RUN_RETURN = {"vmx_vcpu_run_return", "svm_vcpu_run_return"}
+_RUN_ENTRY = frozenset(run_functions())
+_RUN_RETURN = frozenset(run_functions("_return"))
 # fields shown of an event that was not predicted
 _SHOWN: dict[str, tuple[str, ...]] = {
     "kvm_exit": ("exit_reason", "guest_rip", "info1", "info2"),
@@ -160,12 +140,13 @@ def _only_kvm_run(items: list[Observed]) -> Iterator[Observed]:
 
 def is_asynchronous_exit(item: Observed) -> bool:
     """Say whether a kvm_exit has nothing to do with the guest's instructions."""
-    reason, isa = item.number("exit_reason"), item.number("isa")
-    if isa == 1:
-        if reason == _EXCEPTION_NMI:
-            return item.number("intr_info") >> 8 & 7 == _NMI_TYPE
-        return reason in ASYNCHRONOUS_VMX.values()
-    return reason in ASYNCHRONOUS_SVM.values()
+    isa = BY_NUMBER.get(item.number("isa"))
+    if isa is None:
+        return False
+    code = isa.code(item.number("exit_reason"))
+    if isa.exit_intr_info and code in isa.codes("exception"):
+        return bool(decode_intr_info(item.number("intr_info")).type == INTR_TYPE_NMI)
+    return code in isa.codes("host")
 
 
 def _mark_signals(items: list[Observed]) -> None:
@@ -213,7 +194,7 @@ def _mark_entry(items: list[Observed], exit_index: int, step: int) -> None:
         index += step
 
 
-def _mark_probes(items: list[Observed], index: int, names: set[str]) -> None:
+def _mark_probes(items: list[Observed], index: int, names: frozenset[str]) -> None:
     """Mark the run function's probe beside an asynchronous entry or exit."""
     for beside in (index - 1, index + 1):
         if 0 <= beside < len(items) and items[beside].event in names and not items[beside].asynchronous:

@@ -5,21 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kvmtrace.isa.exit_reasons import SVM_EXIT_REASONS, VMX_EXIT_REASONS
+from kvmtrace.isa.registry import BY_NAME
+from kvmtrace.isa.words import IoAccess
 from kvmtrace.kvm.ioctls import KVM_RUN
 from kvmtrace.predict.story import Expected, Facts, Step
 
 if TYPE_CHECKING:
     from kvmtrace.workload.listing import Line
-
-_VMX = {name: number for number, name in VMX_EXIT_REASONS.items()}
-_SVM = {name: number for number, name in SVM_EXIT_REASONS.items()}
-_ISA_NUMBER = {"vmx": 1, "svm": 2}
-
-# bits of an EPT violation's exit qualification, and of a nested page fault's error code
-_EPT_ACCESS = {"read": 1, "write": 2, "fetch": 4}
-_NPF_ACCESS = {"read": 0, "write": 2, "fetch": 0x10}
-_NPF_USER, _NPF_FINAL = 4, 1 << 32
 
 
 class Story:
@@ -39,7 +31,8 @@ class Story:
         self.line: Line | None = None
         self._paths: dict[int, dict[int, None]] = {}  # index of a kvm_entry step -> RIPs that run behind it
         self._entry = -1
-        self._run = f"{facts.isa}_vcpu_run"
+        self._isa = BY_NAME.get(facts.isa)  # None: PVM
+        self._run = self._isa.run_function if self._isa else ""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -86,7 +79,7 @@ class Story:
 
     def enter(self, rip: int) -> None:
         """Enter guest mode at `rip`, if the vCPU is not in it."""
-        if self.in_guest or self.facts.isa == "pvm":
+        if self.in_guest or self._isa is None:
             return
         self.in_guest = True
         self.add(self._run)
@@ -97,8 +90,7 @@ class Story:
 
     def exit(
         self,
-        vmx: str,
-        svm: str,
+        kind: str,
         rip: int,
         *,
         info1: int | None = None,
@@ -107,16 +99,16 @@ class Story:
         why: str = "",
         returns: bool = True,
     ) -> None:
-        """Leave guest mode: exit reason by its name on each ISA; not `returns` for a fast path, see run_return."""
-        if self.facts.isa == "pvm":
+        """Leave guest mode: exit reason by its EXIT_KIND; not `returns` for a fast path, see run_return."""
+        if self._isa is None:
             return
-        assert self.in_guest, (vmx, hex(rip))
+        assert self.in_guest, (kind, hex(rip))
         self.in_guest = False
-        number = _VMX[vmx] if self.facts.isa == "vmx" else _SVM[svm]
+        number = self._isa.code_of(kind)
         fields = [
             Expected("exit_reason", number),
             Expected("guest_rip", rip),
-            Expected("isa", _ISA_NUMBER[self.facts.isa]),
+            Expected("isa", self._isa.number),
             Expected("vcpu_id", self.vcpu_id),
         ]
         if info1 is not None:
@@ -125,34 +117,32 @@ class Story:
             fields.append(Expected("info2", info2))
         if not self.facts.exit_inside_run:
             self.run_return()
-        self.add("kvm_exit", *fields, why=why or (vmx if self.facts.isa == "vmx" else svm))
+        self.add("kvm_exit", *fields, why=why or self._isa.describe(number))
         if self.facts.exit_inside_run and returns:
             self.run_return()
 
     def run_return(self) -> None:
-        """vmx_vcpu_run / svm_vcpu_run returns."""
+        """Return from the ISA's run function."""
         self.add(f"{self._run}_return")
 
     def io_exit(self, rip: int, port: int, size: int, *, out: bool, string: bool = False, rep: bool = False) -> None:
         """Leave for IN, OUT, INS or OUTS."""
-        if self.facts.isa == "vmx":  # exit qualification; bit 6 only says how the operand was encoded
-            info1 = port << 16 | rep << 5 | string << 4 | (not out) << 3 | size - 1
-            self.exit("IO_INSTRUCTION", "io", rip, info1=info1, info1_mask=0xFFFF003F)
+        if self._isa is None:
             return
+        assert self._isa.encode_io is not None
         assert self.line is not None
-        info1 = port << 16 | size << 4 | rep << 3 | string << 2 | (not out)  # EXITINFO1; [9:7] address size
-        self.exit("IO_INSTRUCTION", "io", rip, info1=info1, info1_mask=0xFFFF007D, info2=rip + len(self.line.code))
+        info1, known = self._isa.encode_io(IoAccess(port, size, out, string, rep))
+        next_rip = {self._isa.next_rip_field: rip + len(self.line.code)}
+        self.exit("port_io", rip, info1=info1, info1_mask=known, info2=next_rip.get("info2"))
 
     def second_level_fault(self, rip: int, gpa: int, access: str, why: str) -> None:
-        """Leave because the second-level page table (EPT, NPT) does not map `gpa`."""
-        if self.facts.isa == "vmx":
-            value, mask = _EPT_ACCESS.get(access, 0), 7 if access in _EPT_ACCESS else 4
-            self.exit("EPT_VIOLATION", "npf", rip, info1=value, info1_mask=mask, why=why)
-        else:
-            value = _NPF_ACCESS.get(access, 0) | _NPF_USER | _NPF_FINAL
-            # whether bit 0 and 3 are set for known MMIO depends on how KVM could mark it
-            mask = _NPF_FINAL | 0x16 if access in _NPF_ACCESS else _NPF_FINAL | 0x14
-            self.exit("EPT_VIOLATION", "npf", rip, info1=value, info1_mask=mask, info2=gpa, why=why)
+        """Leave because the second-level page table does not map `gpa`."""
+        if self._isa is None:
+            return
+        assert self._isa.encode_fault is not None
+        value, mask = self._isa.encode_fault(access)
+        address = {self._isa.fault_address_field: gpa}
+        self.exit("second_level_fault", rip, info1=value, info1_mask=mask, info2=address.get("info2"), why=why)
         self.add(
             "kvm_page_fault",
             Expected("guest_rip", rip),
@@ -163,9 +153,9 @@ class Story:
         )
 
     def mmio_exit(self, rip: int, gpa: int, access: str, *, known: bool) -> None:
-        """Leave for MMIO: VMX marks a known page so that further accesses are EPT_MISCONFIG."""
-        if self.facts.isa == "vmx" and known:
-            self.exit("EPT_MISCONFIG", "npf", rip, why="MMIO, known from before")
+        """Leave for MMIO; where KVM marks a known page, further accesses have a reason of their own."""
+        if self._isa is not None and self._isa.marks_mmio and known:
+            self.exit("known_mmio", rip, why="MMIO, known from before")
         else:
             self.second_level_fault(rip, gpa, access, "MMIO")
 

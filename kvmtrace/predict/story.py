@@ -1,20 +1,19 @@
 """What KVM will trace while a bundled guest runs, predicted without looking at the recording.
 
-`predict` executes the guest's listing (`predict_cpu.py`) and lets the reference model write down what KVM does
-about each instruction (`predict_kvm.py`): the VM-exit, its follow-up events, the exit to userspace and its
+`guest_prediction.predict` executes the guest's listing (`cpu.py`) and lets `machine.py` write down what KVM does
+about each instruction: the VM-exit, its follow-up events, the exit to userspace and its
 completion, and where the guest continues. Only facts of the capture itself are used: which events were
-recorded, the ISA, and whether the host's SVM reports next RIPs.
+recorded, the ISA, and whether the host's processor reports next RIPs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kvmtrace.errors import UsageError
+from kvmtrace.isa.registry import run_functions
 
-if TYPE_CHECKING:
-    from kvmtrace.workload import Guest
+PVM = "pvm"  # no ISA of the registry: kernel-mode code runs in KVM's emulator, without VM-exits
 
 # every event a prediction can speak of; all others are not its business
 PREDICTABLE: frozenset[str] = frozenset(
@@ -24,10 +23,8 @@ PREDICTABLE: frozenset[str] = frozenset(
         "kvm_vcpu_ioctl",
         "kvm_vcpu_ioctl_return",
         "kvm_fpu",
-        "vmx_vcpu_run",
-        "vmx_vcpu_run_return",
-        "svm_vcpu_run",
-        "svm_vcpu_run_return",
+        *run_functions(),
+        *run_functions("_return"),
         "kvm_entry",
         "kvm_exit",
         "kvm_page_fault",
@@ -54,13 +51,12 @@ class Facts:
 
     Parameters
     ----------
-    isa : "vmx", "svm" or "pvm"
+    isa : name of an ISA of the registry, or "pvm"
     events : recorded event names; a prediction leaves out what was not recorded
-    nrips : the processor tells KVM the next RIP (always on VMX). Without it, SVM's KVM runs its emulator to
-        skip an instruction, and that is traced
-    exit_inside_run : kvm_exit is traced before vmx_vcpu_run / svm_vcpu_run returns; on SVM before Linux 6.5 it
-        is traced behind
-    apicv : the processor delivers interrupts and ends them itself (Intel's APIC virtualisation): neither
+    nrips : the processor tells KVM the next RIP. Without it (Isa.decodes_to_skip) KVM runs its emulator to skip an
+        instruction, and that is traced
+    exit_inside_run : kvm_exit is traced before the ISA's run function returns; some kernels trace it behind
+    apicv : the processor delivers interrupts and ends them itself (Isa.interrupts_without_exit): neither
         kvm_inj_virq nor a VM-exit for EOI
     """
 
@@ -129,36 +125,6 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.steps)
-
-
-def predict(
-    guest: Guest, arguments: dict[str, int], facts: Facts, *, max_steps: int = 1_000_000
-) -> tuple[Prediction, ...]:
-    """Predict the events of every vCPU of a bundled guest.
-
-    Parameters
-    ----------
-    guest : Guest
-    arguments : every argument of the guest
-    facts : Facts of the capture to compare with, or of the host to be imagined
-    max_steps : more predicted events than this are refused
-
-    Returns
-    -------
-    one Prediction per vCPU, by vcpu_id
-
-    Raises
-    ------
-    UsageError
-        The run is longer than `max_steps`, or there is no such ISA.
-    """
-    from kvmtrace.predict.machine import Machine
-
-    if facts.isa not in {"vmx", "svm", "pvm"}:
-        raise UsageError(f"nothing can be predicted for the ISA {facts.isa}")
-    machine = Machine(guest, arguments, facts, max_steps)
-    machine.run()
-    return machine.predictions()
 
 
 def describe_step(step: Step, *, why: bool = True) -> str:

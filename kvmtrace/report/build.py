@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kvmtrace.isa.exit_reasons import ISA_NAMES
+from kvmtrace.isa.registry import isa_name, run_functions
 from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.selection import Selection
@@ -233,7 +233,7 @@ class ReportBuilder:
         recorded = self._spans.recorded
         return {
             "guest_ns": len(self._spans.keys.reasons) > 0,
-            "entry_exit_ns": bool(self._described & {"vmx_vcpu_run_return", "svm_vcpu_run_return"}),
+            "entry_exit_ns": not self._described.isdisjoint(run_functions("_return")),
             "userspace_ns": bool(self._described & {"kvm_userspace_exit", "sys_exit_ioctl"}),
             "blocked_ns": recorded.scheduling or recorded.wakeups,
             "halt_poll_ns": recorded.wakeups,
@@ -264,7 +264,7 @@ class ReportBuilder:
 
     def _isa(self, recording: Recording) -> str | None:
         """Return the ISA that the VM-exits name, or else the recorder."""
-        seen = {ISA_NAMES.get(split_pair(key)[0]) for key in self._spans.keys.reasons.keys()}  # noqa: SIM118
+        seen = {isa_name(split_pair(key)[0]) for key in self._spans.keys.reasons.keys()}  # noqa: SIM118
         seen.discard(None)
         if len(seen) == 1:
             return seen.pop()

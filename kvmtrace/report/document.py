@@ -29,7 +29,7 @@ class CaptureInfo:
     host: str | None
     kernel: str | None
     cpu_model: str | None
-    isa: str | None  # "vmx" "svm" "pvm"
+    isa: str | None  # Isa.name, or "pvm"
     clock: str | None
     backend: str | None
     events: tuple[str, ...]  # recorded tracepoints and probes, "system:name"

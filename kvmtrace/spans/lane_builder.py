@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.isa.registry import run_functions
 from kvmtrace.kvm.ioctls import KVM_RUN
 from kvmtrace.spans.gaps import Gaps
 from kvmtrace.spans.lane_keys import KEYED, LaneKeys, u64
@@ -31,10 +32,8 @@ _SIMPLE_STEPS = {
     "kvm_exit": Step.EXIT,
     "kvm_userspace_exit": Step.USERSPACE_EXIT,
     "sys_exit_ioctl": Step.RETURN,
-    "vmx_vcpu_run": Step.WRAP_IN,
-    "svm_vcpu_run": Step.WRAP_IN,
-    "vmx_vcpu_run_return": Step.WRAP_OUT,
-    "svm_vcpu_run_return": Step.WRAP_OUT,
+    **dict.fromkeys(run_functions(), Step.WRAP_IN),
+    **dict.fromkeys(run_functions("_return"), Step.WRAP_OUT),
     "kvm_vcpu_wakeup": Step.WAKEUP,
     "kvm_pio": Step.PIO,
     "kvm_msr": Step.MSR,

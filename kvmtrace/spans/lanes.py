@@ -42,7 +42,7 @@ class Step(enum.IntEnum):
     BLOCK = 7  # switched out, sleeping
     PREEMPT = 8  # switched out, runnable
     RESUME = 9  # switched in
-    WRAP_IN = 10  # vmx_vcpu_run / svm_vcpu_run called
+    WRAP_IN = 10  # the ISA's run function called
     WRAP_OUT = 11  # ... returned
     WAKEUP = 12  # kvm_vcpu_wakeup; arg: ns * 2 + waited
     PIO = 13  # kvm_pio; arg: number of (port, direction)

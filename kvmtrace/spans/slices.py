@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.isa.exit_reasons import describe_exit_reason
+from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import REASON_BITS, Step
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans

@@ -5,8 +5,8 @@ What a thread does after a step, as long as no other step says otherwise:
 | step | the thread is then |
 |---|---|
 | kvm_entry | in guest mode |
-| kvm_exit | in the handler; on its way out of vmx_vcpu_run where the probe's return is yet to come |
-| vmx_vcpu_run / svm_vcpu_run | on the entry path (guest mode, if kvm_entry came before: 5.10) |
+| kvm_exit | in the handler; on its way out of the run function where the probe's return is yet to come |
+| the ISA's run function | on the entry path (guest mode, if kvm_entry came before: 5.10) |
 | their return | in the handler; on the exit path where kvm_exit is yet to come (SVM before 6.5) |
 | kvm_userspace_exit | in userspace; still in the kernel where the ioctl's return comes next |
 | sys_exit_ioctl | in userspace |

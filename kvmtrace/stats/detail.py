@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.kvm.hypercalls import describe_hypercall
 from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.ports import describe_port
@@ -179,7 +179,7 @@ class DetailAccumulator:
                 RipRow(
                     rip,
                     symbol(rip),
-                    ISA_NAMES.get(isa),
+                    isa_name(isa),
                     reason,
                     describe_exit_reason(isa, reason),
                     self._site_count[n],

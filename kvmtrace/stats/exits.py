@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.spans.keys import Counter
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
@@ -72,7 +72,7 @@ class ExitAccumulator:
             kernel, in_vmm, waiting, unknown = parts or (None, None, None, None)
             rows.append(
                 ExitRow(
-                    isa=ISA_NAMES.get(isa),
+                    isa=isa_name(isa),
                     exit_reason=exit_reason,
                     name=describe_exit_reason(isa, exit_reason),
                     count=self.count[number],

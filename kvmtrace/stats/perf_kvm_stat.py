@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace._native.perf_tables import TABLES, PerfThreads
-from kvmtrace.isa.exit_reasons import ISA_NAMES, ISA_VMX, VMX_BASIC_EXIT_REASON_MASK, describe_exit_reason
+from kvmtrace.isa.registry import BY_NUMBER, isa_name
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import REASON_MASK, Step
 from kvmtrace.stats.mean_variance import Moments
@@ -89,10 +89,10 @@ def _exit_code(key: int) -> int:
 
 def _vmexit_row(key: int) -> dict[str, Any]:
     isa, exit_reason = split_pair(key)
-    name = describe_exit_reason(isa, exit_reason)
-    known = not name.startswith("UNKNOWN") and (isa != ISA_VMX or exit_reason <= VMX_BASIC_EXIT_REASON_MASK)
-    shown = name[:KEY_LENGTH] if known else "UNKNOWN"
-    return {"key": shown, "exit_reason": exit_reason, "isa": ISA_NAMES.get(isa)}
+    known = BY_NUMBER.get(isa)
+    # perf looks the whole number up: flags make it unknown
+    shown = known.names.get(exit_reason, "UNKNOWN")[:KEY_LENGTH] if known is not None else "UNKNOWN"
+    return {"key": shown, "exit_reason": exit_reason, "isa": isa_name(isa)}
 
 
 def _mmio_row(key: int) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Budget:
     """Where a vCPU thread's wall time went; null: this capture cannot tell, the time is in another part."""
 
     guest_ns: int | None  # between VM-entry and VM-exit
-    entry_exit_ns: int | None  # in vmx_vcpu_run / svm_vcpu_run around guest mode (needs the probes)
+    entry_exit_ns: int | None  # in the ISA's run function around guest mode (needs the probes)
     handler_ns: int  # in the kernel on the CPU: exit handling, KVM_RUN's own work
     userspace_ns: int | None  # outside KVM_RUN, the VMM's other system calls included
     blocked_ns: int | None  # switched out, sleeping (HLT, or the VMM waits)

@@ -63,7 +63,7 @@ class EventKind:
 
     Parameters
     ----------
-    name : str, verbatim as the kernel names it ("kvm_exit"); ours for probes ("vmx_vcpu_run")
+    name : str, verbatim as the kernel names it ("kvm_exit"); ours for probes ("kvm_vcpu_ioctl")
     system : str, tracepoint subsystem ("kvm", "sched", "syscalls"); "kvmtrace" for our probes and markers
     fields : field name -> dtype; () shaped, or a subarray dtype such as (15,)u1
     print_fmt : str, the format file's `print fmt` (data, never evaluated); "" if unknown

@@ -13,7 +13,7 @@ from kvmtrace.capture.bpf import event_programs as bpf_events
 from kvmtrace.capture.bpf import mechanisms
 from kvmtrace.capture.bpf.ring import round_ring_size
 from kvmtrace.errors import CapabilityError
-from kvmtrace.kvm.tracepoints import PROBES
+from kvmtrace.isa.probes import PROBES
 from tests.writers.bpf_capture import FORMAT_ENTRY
 
 if TYPE_CHECKING:

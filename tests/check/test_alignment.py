@@ -10,8 +10,9 @@ import pytest
 
 from kvmtrace.predict.align import DIFFERENCES, align
 from kvmtrace.predict.align_recording import facts_of, find_guest, replay_events, vcpu_threads
+from kvmtrace.predict.guest_prediction import predict
 from kvmtrace.predict.replayed import replayed
-from kvmtrace.predict.story import PREDICTABLE, Facts, Prediction, Step, predict
+from kvmtrace.predict.story import PREDICTABLE, Facts, Prediction, Step
 from kvmtrace.render.text.replay_text import describe_replay, render_replay
 from kvmtrace.report.json_document import dump
 from kvmtrace.table.event_table import COMMON_DTYPES, TRACE_FLAG_HARDIRQ, TRACE_FLAG_IRQS_OFF, EventKind, EventTable

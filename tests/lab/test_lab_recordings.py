@@ -10,7 +10,7 @@ import pytest
 from lab.counting import count_with_trace_cmd
 
 from kvmtrace.formats import open_recording
-from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
+from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.lab import Job, LabRecording, record_in_lab, run_lab
 from kvmtrace.workload.result import GuestRun
 
@@ -38,8 +38,7 @@ def check_counts(path: Path, isa: str) -> None:
     assert recording.loss.events == 0
     for name, count in run.known.tracepoints.items():
         assert len(table.rows(name)) == count, name
-    number = ISA_VMX if isa == "vmx" else ISA_SVM
-    exits = Counter(describe_exit_reason(number, int(reason)) for reason in table.field("kvm_exit", "exit_reason"))
+    exits = Counter(BY_NAME[isa].describe(int(reason)) for reason in table.field("kvm_exit", "exit_reason"))
     known = run.known.vmx if isa == "vmx" else run.known.svm
     assert {name: exits[name] for name in known} == known
     entries = len(table.rows("kvm_entry"))

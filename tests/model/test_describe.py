@@ -7,8 +7,7 @@ import json
 import pytest
 
 from kvmtrace.check.registry import all_rules
-from kvmtrace.isa.svm import SVM_EXITS
-from kvmtrace.isa.vmx import VMX_EXITS
+from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.model.states import STATES
 from kvmtrace.model.transitions import TRANSITIONS
 from kvmtrace.render.model.describe import SCHEMA, model_as_dict, render_text
@@ -20,8 +19,8 @@ def test_json_holds_every_table() -> None:
     assert len(document["transitions"]) == len(TRANSITIONS)
     assert set(document["states"]) == set(STATES)
     assert set(document["rules"]) == set(all_rules())
-    assert [row["code"] for row in document["exits"]["vmx"]] == list(VMX_EXITS)
-    assert len(document["exits"]["svm"]) == len(SVM_EXITS)
+    assert [row["code"] for row in document["exits"]["vmx"]] == list(BY_NAME["vmx"].exits)
+    assert len(document["exits"]["svm"]) == len(BY_NAME["svm"].exits)
     cpuid = next(row for row in document["exits"]["vmx"] if row["name"] == "CPUID")
     assert cpuid["must"][0]["events"] == ["kvm_cpuid"]
     assert set(document["world_switch"]) == {"vmx", "svm"}

@@ -11,7 +11,7 @@ import pytest
 
 from kvmtrace.model.states import STATES
 from kvmtrace.model.transitions import TRANSITIONS
-from kvmtrace.render.model.diagram import HUB, group_edges, loop_states, render_dot, render_svg
+from kvmtrace.render.model.diagram import HUB, group_edges, loop_states, render_dot
 from kvmtrace.render.model.diagram_layout import (
     EDGE_PATHS,
     HEIGHT,
@@ -20,7 +20,7 @@ from kvmtrace.render.model.diagram_layout import (
     POSITIONS,
     WIDTH,
 )
-from kvmtrace.render.model.diagram_svg import rounded_path
+from kvmtrace.render.model.diagram_svg import render_svg, rounded_path
 
 SVG = "{http://www.w3.org/2000/svg}"
 COUNTS = {

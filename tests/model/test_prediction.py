@@ -7,14 +7,15 @@ from collections import Counter
 import pytest
 
 from kvmtrace.errors import UsageError
-from kvmtrace.isa.exit_reasons import SVM_EXIT_REASONS, VMX_EXIT_REASONS
+from kvmtrace.isa import registry
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.predict.story import PREDICTABLE, Expected, Facts, Prediction, Step, describe_step, predict
+from kvmtrace.predict.guest_prediction import predict
+from kvmtrace.predict.story import PREDICTABLE, Expected, Facts, Prediction, Step, describe_step
 from kvmtrace.workload import GUESTS
 
 ISAS = ("vmx", "svm", "pvm")
 SMALL = {"storm": {"count": 101}}
-REASONS = {"vmx": VMX_EXIT_REASONS, "svm": SVM_EXIT_REASONS}
+REASONS = {isa.name: isa.names for isa in registry.ISAS}
 TRACED = PREDICTABLE - {name for name in PREDICTABLE if "ioctl" in name or "vcpu_run" in name}
 
 

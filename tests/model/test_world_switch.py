@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kvmtrace.kvm.tracepoints import PROBES
+from kvmtrace.isa.probes import PROBES
 from kvmtrace.model.states import STEPS
 from kvmtrace.model.world_switch import BRACKETS, PHASES, STEPS_BY_ISA, SwitchStep, steps_as_dicts
 

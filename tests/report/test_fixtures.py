@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmtrace.formats import open_recording
-from kvmtrace.isa.exit_reasons import ISA_NAMES, describe_exit_reason
+from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
@@ -75,8 +75,7 @@ def test_the_guests_own_counts(path: Path, report: Report) -> None:
 
 
 def test_names_are_the_kernels(report: Report) -> None:
-    numbers = {name: number for number, name in ISA_NAMES.items()}
-    assert all(row.name == describe_exit_reason(numbers[row.isa], row.exit_reason) for row in report.exits if row.isa)
+    assert all(row.name == BY_NAME[row.isa].describe(row.exit_reason) for row in report.exits if row.isa)
 
 
 @pytest.mark.parametrize("name", ["svm-6.1-lifecycle", "vmx-6.1-linux-1vcpu"])

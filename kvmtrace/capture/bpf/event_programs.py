@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.bpf.compiler import find_tracers
-from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM, PROBES
+from kvmtrace.isa.probes import PROBES
+from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,6 +19,7 @@ from kvmtrace.capture.bpf.program import PLACEHOLDERS
 from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError
+from kvmtrace.isa.registry import isa_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -234,7 +235,7 @@ def decode_thread(tid: int, value: bytes, others: list[tuple[int, bytes]], now_n
         "pid": pid,
         "comm": name,
         "vcpu_id": None if vcpu_id == 0xFFFFFFFF else vcpu_id,
-        "isa": {1: "vmx", 2: "svm"}.get(isa),
+        "isa": isa_name(isa),
         "first_ns": first_ns,
         "wall_ns": sum(phase_ns),
         "time_ns": dict(zip(PHASES, phase_ns, strict=True)),

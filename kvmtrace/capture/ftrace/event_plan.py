@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.capture.ftrace.vmm_probes import add_vmm_probes
 from kvmtrace.errors import CapabilityError
-from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM, PROBES
+from kvmtrace.isa.probes import PROBES
+from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM
 
 if TYPE_CHECKING:
     from kvmtrace.capture.ftrace.instance import Instance

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from kvmtrace.capture.tracefs import may
-from kvmtrace.kvm.tracepoints import PROBES
+from kvmtrace.isa.probes import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,7 +20,7 @@ RULE = Rule(
     ("kvm_entry.immediate_exit", "kvm_exit.exit_reason", "kvm_exit.isa"),
     "After an entry marked [immediate exit] no guest instruction retires: the next exit is the forced one, one taken "
     "during delivery, or asynchronous.",
-    "vcpu_enter_guest (x86.c): req_immediate_exit; smp_send_reschedule on SVM, preemption timer on VMX",
+    "vcpu_enter_guest (x86.c): req_immediate_exit; smp_send_reschedule (svm/svm.c), preemption timer (vmx/vmx.c)",
 )
 
 

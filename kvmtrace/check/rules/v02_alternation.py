@@ -12,6 +12,7 @@ from kvmtrace.check.findings import constant
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.check.vcpu_identity import vcpu_ids
 from kvmtrace.check.wrong_steps import check_steps, joined
+from kvmtrace.isa.registry import run_functions
 from kvmtrace.model.ordering import PREPARATION, RETURN_STEPS, RUN_STEPS
 from kvmtrace.table.distinct import among
 
@@ -58,7 +59,7 @@ def _any(classes: NDArray[np.uint8], names: Iterable[str]) -> NDArray[np.bool_]:
     return among(classes, [CLASS[name] for name in names])
 
 
-@RULE.part("the run function", needs=("vmx_vcpu_run|svm_vcpu_run|vmx_vcpu_run_return|svm_vcpu_run_return",), adds=False)
+@RULE.part("the run function", needs=("|".join((*run_functions(), *run_functions("_return"))),), adds=False)
 def _run_function(excerpt: Excerpt, found: Found) -> None:
     """Check that kvm_entry is the first thing the run function does, and that it is called and returns in turn."""
     if "entry_in_run" not in excerpt.capability.traits:
@@ -86,7 +87,7 @@ def _run_function(excerpt: Excerpt, found: Found) -> None:
 
 @RULE.part(
     "the fast path in the run function",
-    needs=("vmx_vcpu_run_return|svm_vcpu_run_return", "kvm_msr.ecx", "kvm_msr.write"),
+    needs=("|".join(run_functions("_return")), "kvm_msr.ecx", "kvm_msr.write"),
     adds=False,
 )
 def _fast_path(excerpt: Excerpt, found: Found) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY, EXIT
 from kvmtrace.check.findings import constant
 from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.model.states import LATE_EXIT
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ RULE = Rule(
     VIOLATION,
     ("kvm_entry", "kvm_exit"),
     "From kvm_entry to kvm_exit interrupts are off: the vCPU thread neither sleeps nor changes its CPU. Kernels that "
-    "trace kvm_exit with interrupts on (SVM before 6.5) guarantee this only up to the VM-exit.",
+    f"trace kvm_exit with interrupts on ({LATE_EXIT}) guarantee this only up to the VM-exit.",
     "vcpu_enter_guest (x86.c): local_irq_disable before run, local_irq_enable after handle_exit_irqoff",
     "what happens between VM-exit and kvm_exit where the kernel traces kvm_exit with interrupts on",
     places="VM-entry",

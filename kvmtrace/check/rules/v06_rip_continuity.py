@@ -45,7 +45,7 @@ RULE = Rule(
     ),
     "The guest continues where the exit's class says: at the same instruction, behind it, or as the emulator left it.",
     "kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c); skip_emulated_instruction (vmx/vmx.c)",
-    "a skip that is off by a few bytes, where the instruction's length is not traced (VMX)",
+    "a skip that is off by a few bytes, where the instruction's length is not traced",
 )
 
 

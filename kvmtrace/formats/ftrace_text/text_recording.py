@@ -16,7 +16,7 @@ from kvmtrace.formats.ftrace_text.eras import Era
 from kvmtrace.formats.ftrace_text.text_fields import TextKind, decode_bodies
 from kvmtrace.formats.ftrace_text.text_lines import Lines, decode_lines
 from kvmtrace.formats.ftrace_text.wrapped import join_wrapped
-from kvmtrace.kvm.tracepoints import PROBES
+from kvmtrace.isa.probes import PROBES
 from kvmtrace.table.event_table import LOST_EVENTS, EventKind, EventTable
 from kvmtrace.table.kinds import PROBE_SYSTEM, UNKNOWN_EVENT, lost_events_kind
 from kvmtrace.table.payload import ColumnPayload, Payload

@@ -12,7 +12,7 @@
 | time_ns | how it was spent: `unknown` (before the first transition), `guest`, `kernel` (in KVM_RUN, not in the guest; guest and kernel together where the KVM traces no VM-entries), `userspace`, `blocked`, `preempted`; sums to wall_ns |
 | n_switches | times it left a CPU |
 | guest | cell of the stays in guest mode |
-| exits | cells with `exit_reason` (VMX basic reason, SVM exit code): VM-exit to the next VM-entry |
+| exits | cells with `exit_reason` (the code, without flags): VM-exit to the next VM-entry |
 | userspace_exits | cells with `reason` (KVM_EXIT_*), or `error` ("EINTR" "other"): return to the next KVM_RUN |
 
 A cell: `count` (begun), `samples` (ended), `total_ns`, `max_ns`, `buckets` (bucket i counts durations of

@@ -122,7 +122,7 @@ def _model_part(report: Report) -> dict[str, Any]:
     model = report.model
     if model is None:
         return {"violations": [], "rules": None, "verdict_class": "warn"}
-    from kvmtrace.render.model.diagram import render_svg
+    from kvmtrace.render.model.diagram_svg import render_svg
 
     edges = {(t.from_state, t.event, t.to_state): t.count for t in model.transitions}
     coverage = model.coverage

@@ -10,10 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.check.registry import all_rules
-from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
-from kvmtrace.isa.shared import ANY_EXIT_CAUSES
-from kvmtrace.isa.svm import SVM_EXITS
-from kvmtrace.isa.vmx import VMX_EXITS
+from kvmtrace.isa.base import EXIT_KINDS
+from kvmtrace.isa.registry import BY_NAME, NAMES
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
 from kvmtrace.model.transitions import GUARDS, TRAITS, TRANSITIONS
@@ -21,13 +19,11 @@ from kvmtrace.model.world_switch import BRACKETS, PHASES, STEPS_BY_ISA, UNSEEN, 
 from kvmtrace.render.model.deciding_rows import condition_lines, deciding_rows, lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from kvmtrace.isa.base import ExitExpectation, Must
+    from kvmtrace.isa.base import ExitRow, Isa, Must
 
 SCHEMA = "kvmtrace.model/1"
-ISA_NUMBERS = {"vmx": ISA_VMX, "svm": ISA_SVM}
-EXIT_TABLES: Mapping[str, Mapping[int, ExitExpectation]] = {"vmx": VMX_EXITS, "svm": SVM_EXITS}
 _RIP_WORDS = {
     "S": "same instruction",
     "A": "behind it",
@@ -45,15 +41,17 @@ def _must_words(must: Must) -> str:
     return " or ".join(must.events) + times + unless
 
 
-def exit_as_dict(isa: str, row: ExitExpectation) -> dict[str, Any]:
+def exit_as_dict(isa: Isa, row: ExitRow) -> dict[str, Any]:
     """Return one exit row as a JSON-ready dictionary."""
     return {
         "code": row.code,
-        "name": describe_exit_reason(ISA_NUMBERS[isa], row.code),
+        "name": isa.describe(row.code),
         "handler": row.handler,
         "rip": row.rip.value,
         "rip_when": {name: rip.value for name, rip in row.rip_when},
         "length": row.length,
+        "longest": row.longest,
+        "kinds": list(row.kinds),
         "in_kernel": row.in_kernel,
         "userspace": {str(reason): describe_userspace_exit_reason(reason) for reason in sorted(row.userspace)},
         "must": [asdict(must) for must in row.must],
@@ -64,8 +62,14 @@ def exit_as_dict(isa: str, row: ExitExpectation) -> dict[str, Any]:
     }
 
 
-def model_as_dict(isas: Iterable[str] = ("vmx", "svm")) -> dict[str, Any]:
+def _any_exit_userspace(isas: Iterable[str]) -> dict[str, str]:
+    causes = {reason: cause for isa in isas for reason, cause in BY_NAME[isa].any_exit_causes.items()}
+    return {describe_userspace_exit_reason(reason): cause for reason, cause in causes.items()}
+
+
+def model_as_dict(isas: Iterable[str] = NAMES) -> dict[str, Any]:
     """Return the whole model as one JSON-ready object, schema "kvmtrace.model/1"."""
+    isas = tuple(isas)
     return {
         "schema": SCHEMA,
         "states": {name: asdict(state) for name, state in STATES.items()},
@@ -76,10 +80,9 @@ def model_as_dict(isas: Iterable[str] = ("vmx", "svm")) -> dict[str, Any]:
         "guards": GUARDS,
         "traits": TRAITS,
         **deciding_rows(),
-        "any_exit_userspace": {
-            describe_userspace_exit_reason(reason): cause for reason, cause in ANY_EXIT_CAUSES.items()
-        },
-        "exits": {isa: [exit_as_dict(isa, row) for row in EXIT_TABLES[isa].values()] for isa in isas},
+        "any_exit_userspace": _any_exit_userspace(isas),
+        "exit_kinds": dict(EXIT_KINDS),
+        "exits": {name: [exit_as_dict(BY_NAME[name], row) for row in BY_NAME[name].exits.values()] for name in isas},
         "world_switch": {isa: steps_as_dicts(isa) for isa in isas},
     }
 
@@ -111,11 +114,10 @@ def _transition_lines() -> Iterable[str]:
         yield _wrap(words, "").replace("\n", "\n" + " " * 34)
 
 
-def exit_lines(isa: str, row: ExitExpectation) -> Iterable[str]:
+def exit_lines(isa: Isa, row: ExitRow) -> Iterable[str]:
     """Yield the lines that describe one exit row."""
-    number = str(row.code) if isa == "vmx" else f"{row.code:#x}"
     rip = _RIP_WORDS[row.rip.value] + (f", length at least {row.length}" if row.rip.value == "A" else "")
-    yield f"  {describe_exit_reason(ISA_NUMBERS[isa], row.code)} ({number})   {row.handler}"
+    yield f"  {isa.describe(row.code)} ({isa.describe_code(row.code)})   {row.handler}"
     yield f"    continues: {rip}" + "".join(f"; if {name}: {_RIP_WORDS[other.value]}" for name, other in row.rip_when)
     for must in row.must:
         yield _wrap(f"must: {_must_words(must)}")
@@ -174,13 +176,13 @@ def _switch_lines(isa: str) -> Iterable[str]:
         if step.hardware:
             yield _wrap(f"processor: {step.hardware}", "       ")
         if step.fields:
-            yield _wrap(f"{'VMCS' if isa == 'vmx' else 'VMCB'}: {', '.join(step.fields)}", "       ")
+            yield _wrap(f"{BY_NAME[isa].control_structure}: {', '.join(step.fields)}", "       ")
         yield f"       seen between {step.after.replace('|', ' or ')} and {step.before.replace('|', ' or ')}"
     for event, following, words in BRACKETS[isa]:
         yield _wrap(f"{event} .. {following}: {words}", "  ")
 
 
-def render_text(isas: Iterable[str] = ("vmx", "svm")) -> str:
+def render_text(isas: Iterable[str] = NAMES) -> str:
     """Return the whole model as text of at most 100 columns."""
     isas = tuple(isas)
     lines = ["kvmtrace reference model of the vCPU lifecycle"]
@@ -189,12 +191,10 @@ def render_text(isas: Iterable[str] = ("vmx", "svm")) -> str:
     lines += [_wrap(f"{name}: {words}", "  ") for name, words in {**GUARDS, **TRAITS}.items()]
     for isa in isas:
         lines += _section(f"What each {isa.upper()} exit owes")
-        for row in EXIT_TABLES[isa].values():
-            lines += exit_lines(isa, row)
+        for row in BY_NAME[isa].exits.values():
+            lines += exit_lines(BY_NAME[isa], row)
     lines += _section("Userspace exits that may follow any VM-exit")
-    lines += [
-        _wrap(f"{describe_userspace_exit_reason(reason)}: {cause}", "  ") for reason, cause in ANY_EXIT_CAUSES.items()
-    ]
+    lines += [_wrap(f"{reason}: {cause}", "  ") for reason, cause in _any_exit_userspace(isas).items()]
     lines += [*_section("Rules"), *_rule_lines(), *_deciding_lines()]
     for isa in isas:
         lines += [*_section(f"The world switch on {isa.upper()}"), _wrap("; ".join(PHASES), "  "), *_switch_lines(isa)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmtrace.isa.registry import BY_NAME, run_functions
 from kvmtrace.model.states import STATES, STEPS
 from kvmtrace.model.transitions import TRANSITIONS, Transition
 
@@ -23,7 +24,6 @@ Counts = dict[tuple[str, str, str], int]
 # rows that only hardware or kernels of the past, or failing VM-entries, exercise
 _RARE_GUARDS = frozenset({"init_reset", "other_ioctl", "entry_failed", "early_error"})
 _RARE_TRAITS = frozenset({"entry_before_run", "old_fastpath"})
-_OTHER_ISA = {"vmx": ("run SVM", "run SVM returns"), "svm": ("run VMX", "run VMX returns")}
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,13 @@ def _mpx(row: Transition) -> bool:
 
 
 def _rows(isa: str | None) -> list[Transition]:
-    left_out = _OTHER_ISA.get(isa or "", ())
-    rows = [row for row in TRANSITIONS if row.event not in left_out]
-    # svm_vcpu_run that returns before kvm_exit exists on SVM only
-    return [row for row in rows if not (isa == "vmx" and "switched_out" in {row.state, row.next})]
+    one = BY_NAME.get(isa or "")
+    if one is None:
+        return list(TRANSITIONS)
+    others = {*run_functions(), *run_functions("_return")} - {one.run_function, f"{one.run_function}_return"}
+    rows = [row for row in TRANSITIONS if STEPS[row.event].kind not in others]
+    # no run function returns before kvm_exit where that is always traced with interrupts off
+    return [row for row in rows if not (one.exit_irqs_off and "switched_out" in {row.state, row.next})]
 
 
 def loop_states() -> frozenset[str]:
@@ -92,7 +95,7 @@ def group_edges(counts: Mapping[tuple[str, str, str], int] | None = None, isa: s
     Parameters
     ----------
     counts : (state, event, next state) -> how often; transitions the table lacks get an arrow of their own
-    isa : "vmx" or "svm" to leave out the other's events; None for both
+    isa : name of an ISA, to leave out the others' events; None for all
     """
     rows = _rows(isa)
     shared, loop = _shared(rows), loop_states()
@@ -151,19 +154,3 @@ def render_dot(counts: Mapping[tuple[str, str, str], int] | None = None, isa: st
     lines += [f"  {name} [tooltip={_quote(state.sentence)}];" for name, state in STATES.items() if name in drawn]
     lines += [_dot_edge(edge) for edge in edges]
     return "\n".join([*lines, "}", ""])
-
-
-def render_svg(
-    counts: Mapping[tuple[str, str, str], int] | None = None, isa: str | None = None, id_prefix: str = "kvmtrace"
-) -> str:
-    """Return the lifecycle as one self-contained SVG element, readable in light and dark.
-
-    Parameters
-    ----------
-    counts : (state, event, next state) -> how often a recording took it; None draws the bare model
-    isa : "vmx" or "svm" to leave out the other's events; None for both
-    id_prefix : str, put before the ids inside, so that several pictures fit into one page
-    """
-    from kvmtrace.render.model.diagram_svg import draw
-
-    return draw(group_edges(counts, isa), id_prefix, with_counts=counts is not None)

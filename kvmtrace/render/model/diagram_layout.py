@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvmtrace.isa.registry import run_functions
+
 WIDTH, HEIGHT = 1260, 860
 NODE_WIDTH, NODE_HEIGHT = 132, 44
 HUB_RADIUS = 26
@@ -40,7 +42,7 @@ LANES: tuple[tuple[float, float, tuple[str, ...], str], ...] = (
     (0, 110, ("user space",), "a"),
     (110, 192, ("KVM_RUN", "kvm_vcpu_ioctl"), "b"),
     (302, 308, ("run loop", "vcpu_run", "vcpu_enter_guest"), "c"),
-    (610, 124, ("world switch", "vmx_vcpu_run", "svm_vcpu_run"), "b"),
+    (610, 124, ("world switch", *run_functions()), "b"),
     (734, 126, ("guest mode",), "a"),
 )
 # fmt: on

@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from kvmtrace.model.states import STATES
-from kvmtrace.render.model.diagram import HUB, Edge, loop_states
+from kvmtrace.render.model.diagram import HUB, Edge, group_edges, loop_states
 from kvmtrace.render.model.diagram_layout import (
     EDGE_PATHS,
     HEIGHT,
@@ -27,7 +27,7 @@ from kvmtrace.render.model.diagram_layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _CORNER = 10.0  # radius of rounded corners
 _LINE = 13.0  # line height of labels
@@ -236,3 +236,17 @@ def draw(edges: Sequence[Edge], prefix: str, *, with_counts: bool) -> str:
         f"{_description(edges, with_counts=with_counts)}</desc><style>{_STYLE}</style>"
         f"<defs>{_markers(prefix)}</defs>{''.join(body)}</svg>\n"
     )
+
+
+def render_svg(
+    counts: Mapping[tuple[str, str, str], int] | None = None, isa: str | None = None, id_prefix: str = "kvmtrace"
+) -> str:
+    """Return the lifecycle as one self-contained SVG element, readable in light and dark.
+
+    Parameters
+    ----------
+    counts : (state, event, next state) -> how often a recording took it; None draws the bare model
+    isa : name of an ISA, to leave out the others' events; None for all
+    id_prefix : str, put before the ids inside, so that several pictures fit into one page
+    """
+    return draw(group_edges(counts, isa), id_prefix, with_counts=counts is not None)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def _predictions(guest_name: str, isa: str, count: int | None) -> tuple[Prediction, ...]:
     """Predict a bundled guest's events, its arguments at their defaults but for `count`."""
-    from kvmtrace.predict.story import Facts, predict
+    from kvmtrace.predict.guest_prediction import predict
+    from kvmtrace.predict.story import Facts
     from kvmtrace.workload import GUESTS
 
     guest = GUESTS.get(guest_name)

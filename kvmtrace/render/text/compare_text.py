@@ -7,7 +7,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.isa.exit_reasons import describe_exit_reason
+from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.render.terminal import ABSENT, Column, Style, count, duration, escape, table
 

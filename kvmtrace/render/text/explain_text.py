@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from kvmtrace.isa.exit_reasons import describe_exit_reason
+from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.kvm.ioctls import describe_ioctl
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 

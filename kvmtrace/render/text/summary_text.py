@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.isa.exit_reasons import ISA_SVM, ISA_VMX, describe_exit_reason
+from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.render.terminal import count, duration, escape, percent, plural
 
@@ -13,15 +13,14 @@ if TYPE_CHECKING:
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_PHASES = ("guest", "kernel", "userspace", "blocked", "preempted")
-ISA_NUMBERS = {"vmx": ISA_VMX, "svm": ISA_SVM}
 ERRORS = {"EINTR": "interrupted (-EINTR)", "other": "failed (other errno)"}
 FIRST_BUCKET, LAST_BUCKET = 6, 26  # 64 ns to 67 ms are drawn; what lies outside is drawn at the ends
 
 
 def name_exit(isa: str | None, reason: int) -> str:
     """Return an exit reason's name."""
-    number = ISA_NUMBERS.get(isa or "")
-    return f"{reason:#x}" if number is None else describe_exit_reason(number, reason)
+    known = BY_NAME.get(isa or "")
+    return f"{reason:#x}" if known is None else known.describe(reason)
 
 
 def name_userspace_exit(key: int | str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvmtrace.isa.exit_reasons import ISA_VMX
+from kvmtrace.isa.vmx import VMX
 
 Change = Callable[[int], "int | None"]
 
@@ -143,6 +143,6 @@ INSERTED: dict[str, dict[str, int]] = {
 
 def change_of(alteration: Alteration, isa: int) -> Change:
     """Return the change that an alteration makes on this ISA."""
-    if alteration.field == "exit_reason" and isa != ISA_VMX:
+    if alteration.field == "exit_reason" and isa != VMX.number:
         return SVM_REASONS[alteration.name]
     return alteration.change

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.isa.exit_reasons import describe_exit_reason
+from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STEPS
 from mutations import edits
 from mutations.catalogue import ALTERATIONS, INSERTED, change_of
