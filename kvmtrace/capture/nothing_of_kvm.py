@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.host import kvm_modules
-from kvmtrace.kvm.tracepoints import PROBE_SYSTEM, PROBES
+from kvmtrace.isa.probes import PROBES
+from kvmtrace.kvm.tracepoints import PROBE_SYSTEM
 
 if TYPE_CHECKING:
     from kvmtrace.capture.settings import RecordSettings, TargetSpec
