@@ -14,13 +14,13 @@ from kvmtrace.check.alphabet import ENTRY, USERSPACE
 from kvmtrace.check.coverage import Statistics
 from kvmtrace.check.excerpt import EXPECTATIONS, make_excerpt
 from kvmtrace.check.findings import Findings, merged
-from kvmtrace.check.losses import Gaps
 from kvmtrace.check.observability import Evidence, find_capability
 from kvmtrace.check.registry import all_rules, is_own
 from kvmtrace.check.rule import Found
 from kvmtrace.check.state_machine import compile_automaton, take_steps
 from kvmtrace.check.thread_events import build_sequence, vcpu_tids
 from kvmtrace.check.vcpu_lanes import VcpuLanes
+from kvmtrace.spans.gaps import Gaps
 from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.parking import materialise
@@ -68,6 +68,7 @@ class Checker:
         self._tids = np.empty(0, np.int32)
         self._parked: EventTable | None = None
         self._parked_index = np.empty(0, np.int64)
+        self._parked_loss = np.empty(0, np.int32)
         self._n_seen = 0
         self._gaps = Gaps()
         self._vcpu_ids: dict[int, int] = {}
@@ -103,13 +104,14 @@ class Checker:
         self._n_seen += len(table)
         self.statistics.n_events += len(table)
         self._evidence.look_at(table)
-        self._gaps.add(table)
+        loss = self._gaps.feed(table)
         n_parked = 0 if self._parked is None else len(self._parked)
         if self._parked is not None and n_parked:
             table = EventTable.concat([self._parked, table], shared=True)
             index = np.concatenate([self._parked_index, index])
+            loss = np.concatenate([self._parked_loss, loss])
         self._tids = vcpu_tids(table, self._tids)[:65_534]
-        return self._excerpt(table, index, n_parked, final=False)
+        return self._excerpt(table, index, loss, n_parked, final=False)
 
     def _judge_first(self, part: tuple[Excerpt, NDArray[np.int64]]) -> tuple[Excerpt, NDArray[np.int64]]:
         """Apply the first half of the rules to an excerpt."""
@@ -136,20 +138,20 @@ class Checker:
     def finish(self) -> Comparison:
         """Check what was waiting and return the comparison."""
         if self._parked is not None and len(self._parked):
-            part = self._excerpt(self._parked, self._parked_index, len(self._parked), final=True)
+            part = self._excerpt(self._parked, self._parked_index, self._parked_loss, len(self._parked), final=True)
             self._judge_others(self._judge_first(part))
         self._parked = None
         self.statistics.n_kvm_events = self._evidence.n_kvm_events
         return self.statistics.comparison(merged(self._findings), self._capability)
 
     def _excerpt(
-        self, table: EventTable, index: NDArray[np.int64], n_parked: int, *, final: bool
+        self, table: EventTable, index: NDArray[np.int64], loss: NDArray[np.int32], n_parked: int, *, final: bool
     ) -> tuple[Excerpt, NDArray[np.int64]]:
         capability = find_capability(self.capture, table, self._evidence)
         if capability == self._known:  # mostly nothing new: what was found out about it is kept with it
             capability = self._known
         self._known = capability
-        whole = self._lanes.split(build_sequence(table, self._tids, capability, self._gaps, n_parked))
+        whole = self._lanes.split(build_sequence(table, self._tids, capability, self._gaps, loss, n_parked=n_parked))
         now, later = (slice(None), slice(0)) if final else _cut(whole)
         automaton = compile_automaton(capability)
         sequence = whole.at(now)
@@ -159,7 +161,7 @@ class Checker:
         self._lanes.park(whole, later)
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)
-        self._parked_index = index[rows]
+        self._parked_index, self._parked_loss = index[rows], loss[rows]
         if len(rows):
             self._gaps.forget_before(int(self._parked.ts_ns.min()))
         return excerpt, index

@@ -11,20 +11,21 @@ import numpy as np
 from kvmtrace._native import thread_rows
 from kvmtrace._native.automaton import Knowledge
 from kvmtrace._native.thread_rows import TrackedColumns
-from kvmtrace.check.alphabet import classify
-from kvmtrace.check.losses import breaks, doubtful_rows, lost_between
+from kvmtrace.check.alphabet import CLASS, EXIT, classify
 from kvmtrace.model.states import VCPU_EVENTS
+from kvmtrace.spans.gaps import doubtful_rows
 from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.check.losses import Gaps
     from kvmtrace.check.observability import Capability
+    from kvmtrace.spans.gaps import Gaps
     from kvmtrace.table.event_table import EventTable
 
 
 FEW_THREADS = 4  # so many are sooner looked for one by one
+_SCHED = CLASS["sched_switch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,23 +129,35 @@ def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def build_sequence(
-    table: EventTable, tids: NDArray[np.int32], capability: Capability, gaps: Gaps, n_parked: int = 0
+    table: EventTable,
+    tids: NDArray[np.int32],
+    capability: Capability,
+    gaps: Gaps,
+    loss: NDArray[np.int32],
+    *,
+    n_parked: int = 0,
 ) -> Sequence:
-    """Return the sequence of the given threads (ascending tids, at most 65,534); `n_parked`: see Sequence."""
+    """Return the sequence of the given threads.
+
+    Parameters
+    ----------
+    tids : ascending, at most 65,534
+    gaps, loss : what was lost, and how often each row's CPU had lost events before it (Gaps.feed)
+    n_parked : see Sequence
+    """
     classes = classify(table)
     classes[doubtful_rows(table)] = 0
     columns = TrackedColumns(table.tid, classes, table.ts_ns, table.cpu)
     found, n_tracked = thread_rows.tracked(columns, tids)
     row, cls, ts_ns, cpu = found.row, found.cls, found.ts_ns, found.cpu
     first = first_of(found.thread)
-    broken = breaks(
-        gaps.by_cpu(),
-        ts_ns,
-        cpu,
-        cls,
-        sched_recorded="sched_switch" in capability.recorded,
-        filtered=capability.filtered,
-    )
-    broken |= lost_between(table, row, cpu)
+    broken = np.zeros(len(row), bool)
+    if len(row) > 1:
+        # of two events of different CPUs with the same time nobody knows the order
+        broken[1:] = (cpu[1:] != cpu[:-1]) & (ts_ns[1:] == ts_ns[:-1]) | (ts_ns[1:] < ts_ns[:-1])
+        away = (cls[:-1] == _SCHED) if "sched_switch" in capability.recorded else np.ones(len(row) - 1, bool)
+        broken[1:] |= gaps.hide(ts_ns, cpu, loss[row], away)
+    if capability.filtered:
+        broken |= cls == EXIT  # the recorder dropped whole VM-exits on purpose: nothing is known before any
     broken[first] = False
     return Sequence(table, row, cls, found.thread, tids, first, broken, ts_ns, cpu, n_tracked, n_parked)

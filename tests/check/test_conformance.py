@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from kvmtrace.check.engine import Checker, check_recording
-from kvmtrace.check.losses import Gaps
 from kvmtrace.errors import KvmtraceError
 from kvmtrace.formats import open_recording
 
@@ -55,17 +54,3 @@ def test_cut_off_recordings_invent_nothing(path: Path, tmp_path: Path) -> None:
         except KvmtraceError:
             continue  # damaged before its first event
         assert alarms(comparison) == []
-
-
-def test_gap_is_closed_by_the_next_table() -> None:
-    path = next(path for path in FIXTURES if path.stem.endswith("lifecycle"))
-    table = open_recording(path).events()
-    gaps = Gaps()
-    gaps.add(table.slice(0, 50))
-    gaps.end_at({7: 5})
-    assert list(gaps.by_cpu()) == [7]
-    starts, ends = gaps.by_cpu()[7]
-    assert starts[0] == 5
-    assert ends[0] > table.ts_ns.max()
-    gaps.forget_before(int(table.ts_ns.max()))
-    assert 7 in gaps.by_cpu()
