@@ -21,8 +21,7 @@ _HOME = {"load": "api", "LoadedRecording": "api", "load_ipython_extension": "mag
 
 def __dir__() -> list[str]:
     """Name what is public, as it is imported only on use."""
-    hidden = {"Any", "TYPE_CHECKING", "annotations"}
-    return sorted({*globals(), *__all__} - hidden)
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> Any:

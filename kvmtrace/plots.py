@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
 from kvmtrace.render.terminal import duration
+from kvmtrace.spans.shares_over_time import shares_over_time
 from kvmtrace.spans.slices import PART_NAMES
 from kvmtrace.spans.time_parts import Part
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from kvmtrace.api import LoadedRecording
+    from kvmtrace.spans.shares_over_time import TimeShares
 
 # Okabe and Ito's palette, which people with colour-vision deficiencies can tell apart
 COLOURS = {
@@ -41,6 +43,7 @@ BUDGET = {
     "preempted_ns": "preempted",
     "unknown_ns": "unknown",
 }
+PIECE_EVENTS = 1 << 18  # read at once
 TOP = 8  # reasons shown where none are named
 
 
@@ -148,35 +151,56 @@ def plot_latency_over_time(rec: LoadedRecording, reasons: Sequence[str] | None =
 def plot_timeline(
     rec: LoadedRecording, start_ns: int | None = None, stop_ns: int | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw what each vCPU was doing from `start_ns` to `stop_ns` (trace clock); the whole recording by default."""
-    made = rec.segments
+    """Draw what each vCPU was doing from `start_ns` to `stop_ns` (trace clock); the whole recording by default.
+
+    Up to 20,000 slices are drawn one by one; of more, the shares of each of 800 bins. The recording is read anew for
+    each plot, in bounded memory.
+    """
+    capture = rec.report().document.capture
+    first = capture.start_ns or 0
+    start = first if start_ns is None else start_ns
+    stop = first + (capture.duration_ns or 0) if stop_ns is None else stop_ns
+    made = shares_over_time(rec.recording.iter_events(PIECE_EVENTS), start, stop)
     ax = _axes(ax, (9, 1.2 + 0.5 * max(len(made.tids), 1)))
-    if not len(made):
+    if not made.share.any():
         return ax
-    start = int(made.ts_ns.min()) if start_ns is None else start_ns
-    stop = int((made.ts_ns + made.dur_ns).max()) if stop_ns is None else stop_ns
-    shown = (made.ts_ns < stop) & (made.ts_ns + made.dur_ns > start)
+    (_draw_shares if made.slices is None else _draw_slices)(ax, made)
     labels = {row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id}" for row in rec.report().document.vcpus}
-    for part in Part:
-        for thread in range(len(made.tids)):
-            own = np.flatnonzero(shown & (made.part == part) & (made.thread == thread))
-            if len(own):
-                spans = np.column_stack((made.ts_ns[own] - start, made.dur_ns[own]))
-                ax.broken_barh(
-                    [tuple(span) for span in spans.tolist()],
-                    (thread - 0.4, 0.8),
-                    facecolor=COLOURS[PART_NAMES[part]],
-                    linewidth=0,
-                    label=PART_NAMES[part],
-                )
     ax.set_yticks(range(len(made.tids)), [labels.get(tid, str(tid)) for tid in made.tids])
     ax.set_xlim(0, stop - start)
-    ax.invert_yaxis()
+    ax.set_ylim(len(made.tids) - 0.5, -0.5)
     _time_axis(ax.xaxis)
     handles, names = ax.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     ax.legend(unique.values(), unique.keys(), ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return ax
+
+
+def _draw_slices(ax: Axes, made: TimeShares) -> None:
+    """Draw every slice."""
+    assert made.slices is not None
+    start = int(made.edges[0])
+    for part in Part:
+        for thread in range(len(made.tids)):
+            own = made.slices[(made.slices[:, 0] == thread) & (made.slices[:, 1] == part)]
+            if len(own):
+                spans = [(begin - start, dur) for begin, dur in own[:, 2:].tolist()]
+                name = PART_NAMES[part]
+                ax.broken_barh(spans, (thread - 0.4, 0.8), facecolor=COLOURS[name], linewidth=0, label=name)
+
+
+def _draw_shares(ax: Axes, made: TimeShares) -> None:
+    """Draw the parts of each bin on top of each other."""
+    edges = made.edges - made.edges[0]
+    for thread in range(len(made.tids)):
+        top = np.full(made.share.shape[2], thread + 0.4)
+        for part in Part:
+            share = made.share[thread, part]
+            if share.any():
+                bottom, name = top - 0.8 * share, PART_NAMES[part]
+                low, high = np.append(bottom, bottom[-1]), np.append(top, top[-1])
+                ax.fill_between(edges, low, high, step="post", color=COLOURS[name], linewidth=0, label=name)
+                top = bottom
 
 
 def plot_around_exit(rec: LoadedRecording, row: int, span_ns: int | None = None, ax: Axes | None = None) -> Axes:

@@ -78,3 +78,52 @@ def test_events_frame_has_nullable_fields(rec: kvmtrace.LoadedRecording) -> None
     present = events[name].notna().to_numpy()
     assert (present == (events.event == "kvm_userspace_exit").to_numpy()).all()
     assert np.issubdtype(events["ts_ns"].dtype, np.int64)
+
+
+def test_what_is_public_is_offered() -> None:
+    assert [name for name in dir(kvmtrace) if not name.startswith("_")] == [
+        "LoadedRecording",
+        "load",
+        "load_ipython_extension",
+    ]
+
+
+def test_frames_without_rows_have_their_columns(rec: kvmtrace.LoadedRecording) -> None:
+    assert len(rec.replay().violations.rule) == 0
+    changes = rec.compare(rec)
+    assert set(changes.changes.columns) >= {"name", "metric", "ratio", "significant"}
+    assert set(changes.measured.columns) >= {"name", "base_p50_ns", "new_count"}
+
+
+def test_parts_of_vm_exits_add_up(rec: kvmtrace.LoadedRecording) -> None:
+    exits = rec.vm_exits
+    known = exits[exits["kernel_ns"].notna()]
+    parts = known[["kernel_ns", "userspace_ns", "waiting_ns", "preempted_ns", "unknown_ns"]].sum(axis=1)
+    assert (parts == known["dur_ns"]).all()
+    assert (exits.groupby("tid")["number"].diff().dropna() == 1).all()
+    assert exits["guest_rip"].dtype == "UInt64"
+
+
+def test_vm_exits_say_what_they_were_about() -> None:
+    rec = kvmtrace.load(FIXTURES / "svm-6.12-lifecycle.dat")
+    exits = rec.vm_exits
+    io = exits[exits["name"] == "io"]
+    assert io["port"].notna().all()
+    assert set(io["access"].dropna()) <= {"read", "write"}
+    assert (exits.loc[exits["to_userspace"], "userspace_exit"].notna()).all()
+    assert exits["vm"].notna().any()
+
+
+def test_events_are_columns_made_on_demand() -> None:
+    events = kvmtrace.load(FIXTURES / "vmx-6.1-smp.dat").events
+    some = events[["ts_ns", "event"]]
+    assert list(some.columns) == ["ts_ns", "event"]
+    assert "_whole" not in vars(events), "nothing else was made"
+    assert events.shape == (len(some), len(events.columns))
+    kept = events[events["event"] == "kvm_exit"]
+    assert list(kept.columns) == list(events.columns)
+    assert (kept["event"] == "kvm_exit").all()
+    assert (kept["ts_ns"].to_numpy() == some.loc[some["event"] == "kvm_exit", "ts_ns"].to_numpy()).all()
+    assert "columns" in repr(events)
+    assert "<table" in events._repr_html_()
+    assert (events.groupby("event", observed=True).size() > 0).all(), "what a frame can do"

@@ -56,3 +56,12 @@ def test_budget_bars_reach_100_percent(rec: kvmtrace.LoadedRecording) -> None:
 
 def test_around_an_exit_without_an_end(rec: kvmtrace.LoadedRecording) -> None:
     plots.plot_around_exit(rec, rec.vm_exits.index[-1])
+
+
+def test_the_timeline_of_many_slices_is_drawn_in_bins(rec: kvmtrace.LoadedRecording, monkeypatch) -> None:
+    few = plots.shares_over_time
+    monkeypatch.setattr(plots, "shares_over_time", lambda *args: few(*args, max_slices=10))
+    ax = plots.plot_timeline(rec)
+    ax.figure.canvas.draw()
+    assert {text.get_text() for text in ax.get_legend().get_texts()} >= {"guest", "kernel"}
+    assert len(ax.collections) < 20
