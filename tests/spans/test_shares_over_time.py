@@ -25,8 +25,6 @@ def test_shares_are_those_of_the_slices(name: str, begin: float, end: float) -> 
     expected = np.zeros_like(found.share)
     columns = (made.thread, made.part, made.ts_ns, made.dur_ns)
     for thread, part, ts, dur in zip(*(column.tolist() for column in columns), strict=True):
-        *(made.__dict__[c].tolist() for c in ("thread", "part", "ts_ns", "dur_ns")), strict=True
-    ):
         low = np.clip(found.edges[:-1], ts, ts + dur)
         expected[thread, part] += np.clip(found.edges[1:], ts, ts + dur) - low
     expected /= np.diff(found.edges)
