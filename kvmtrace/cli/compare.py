@@ -11,6 +11,7 @@ import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.output import write_text
+from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 def _load(path: str) -> RunSamples:
     from kvmtrace.ab.collect_run import load_run
 
-    return load_run(path)
+    progress = Progress(path)
+    try:
+        return load_run(path, progress)
+    finally:
+        progress.done()
 
 
 def _render(result: RecordingComparison, output_format: str, *, everything: bool) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.render.terminal import ABSENT, Column, Style, count, duration, escape, table
+from kvmtrace.render.terminal import ABSENT, Column, Style, count, duration, escape, plural, table
 
 if TYPE_CHECKING:
     from kvmtrace.ab.recordings import Change, Measured, RecordingComparison
@@ -45,7 +45,7 @@ def headline(result: RecordingComparison) -> str:
         if not result.comparable:
             return f"not comparable: {result.obstacles[0].why}"
         tested = len({change.key for change in result.changes})
-        return f"no significant change ({len(result.changes)} tests on {tested} kinds of exit)"
+        return f"no significant change ({plural(len(result.changes), 'test')} on {plural(tested, 'kind')} of exit)"
     worst = max(changes, key=lambda c: abs(math.log(c.ratio)) if 0 < c.ratio < math.inf else math.inf)
     regressions = sum(change.regression for change in changes)
     return (
