@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.registry import all_rules
-from kvmtrace.isa.registry import BY_NUMBER, ISAS, run_functions
+from kvmtrace.isa.registry import BY_NUMBER, ISAS, run_functions, untraced
 from kvmtrace.model.injection import NOT_TRACED_BESIDE
 from kvmtrace.model.states import VCPU_EVENTS
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
@@ -198,6 +198,12 @@ def _enabled(capture: Capture, table: EventTable) -> set[str]:
     return set()
 
 
+def _exit_fields(table: EventTable) -> frozenset[str] | None:
+    """Return the recorded fields of kvm_exit, None where that event is not described."""
+    index = table.kind_index.get("kvm_exit")
+    return None if index is None else frozenset(table.kinds[index].fields)
+
+
 def _recorded(enabled: set[str], seen: set[str]) -> frozenset[str]:
     recorded = enabled | seen
     if not seen & {"kvm_entry", "kvm_exit"}:  # PVM and the like: enabled, yet no such code path
@@ -232,7 +238,7 @@ def _described(table: EventTable) -> frozenset[str]:
         fields = kind.fields if payload is None else [name for name in kind.fields if name in payload.fields]
         described.add(kind.name)
         described.update(f"{kind.name}.{name}" for name in fields)
-    return frozenset(described)
+    return frozenset(described).union(f"{kind}.{name}" for kind, name in table.derived)
 
 
 def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> Capability:
@@ -245,7 +251,7 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
         if event in enabled - evidence.seen and evidence.seen.issuperset(others)
     )
     return Capability(
-        recorded=_recorded(enabled, evidence.seen) - set(not_traced),
+        recorded=_recorded(enabled, evidence.seen) - set(not_traced) - untraced(_exit_fields(table)),
         not_traced=not_traced,
         described=_described(table),
         traits=_traits(table, evidence),

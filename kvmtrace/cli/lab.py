@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmtrace.cli.completion import guests_of_the_lab
-from kvmtrace.isa.registry import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOST_OPTIONS = (
-    click.option("--isa", type=click.Choice(NAMES), required=True, help="Which virtualization extension."),
+    click.option(
+        "--isa", type=click.Choice(["vmx", "svm", "arm64"]), required=True, help="Which virtualization extension."
+    ),
     click.option(
         "--kernel",
         type=click.Choice(["6.1", "6.12", "7"]),
         default="6.1",
         show_default=True,
         help="Debian kernel of the host (7: from Debian 13's backports).",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(["vhe", "nvhe"]),
+        help="arm64: KVM as part of a kernel at EL2 (vhe, the default), or with a hypervisor of its own there.",
     ),
     click.option(
         "--timeout",
@@ -33,7 +39,9 @@ HOST_OPTIONS = (
         show_default=True,
         help="Seconds the command may take.",
     ),
-    click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="CPUs of the host (SVM)."),
+    click.option(
+        "--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="CPUs of the host (SVM, arm64)."
+    ),
     click.option(
         "--memory",
         "memory_mib",
@@ -92,10 +100,10 @@ class Progress:
 
 @click.group(name="lab", epilog="Example: kvmtrace lab run --isa vmx -- kvmtrace record --guest lifecycle")
 def command() -> None:
-    """Run and record on an emulated host with real kvm_intel or kvm_amd.
+    """Run and record on an emulated host with real kvm_intel, kvm_amd or KVM/arm64.
 
-    The hosts are Debian kernels under Bochs (VMX) and QEMU (SVM), so this machine needs neither. Kernels are fetched
-    through apt into $KVMTRACE_LAB_CACHE (~/.cache/kvmtrace/lab) and never installed.
+    The hosts are Debian kernels under Bochs (VMX) and QEMU (SVM, arm64), so this machine needs none of them. Kernels
+    are fetched through apt into $KVMTRACE_LAB_CACHE (~/.cache/kvmtrace/lab) and never installed.
     """
 
 

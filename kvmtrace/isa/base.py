@@ -204,6 +204,7 @@ class Isa:
     vcpu_object : what kvm_arch_vcpu_create allocates
     follow_ups : events that handlers of VM-exits trace on the guest's behalf, see model.states
     bystanders : consequences that may follow any exit
+    untraced : events that every KVM describes and this one never traces: their absence proves nothing
     any_exit_causes : KVM_EXIT_* that may follow any exit -> the request or state that causes it
     bus_lock_userspace : KVM_EXIT_* that a bus lock causes, whatever the exit
     world_switch : its steps, in order
@@ -261,6 +262,7 @@ class Isa:
     vcpu_object: str = ""
     follow_ups: tuple[str, ...] = ()
     bystanders: tuple[str, ...] = ()
+    untraced: frozenset[str] = frozenset()
     any_exit_causes: Mapping[int, str] = field(default_factory=dict)
     bus_lock_userspace: frozenset[int] = frozenset()
     world_switch: tuple[SwitchStep, ...] = ()

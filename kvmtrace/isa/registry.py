@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvmtrace.isa.arm64 import ARM64
 from kvmtrace.isa.svm import SVM
 from kvmtrace.isa.vmx import VMX
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.isa.base import Isa
 
-ISAS: tuple[Isa, ...] = (VMX, SVM)
+ISAS: tuple[Isa, ...] = (VMX, SVM, ARM64)
 
 NAMES: tuple[str, ...] = tuple(isa.name for isa in ISAS)
 BY_NUMBER: dict[int, Isa] = {isa.number: isa for isa in ISAS}
@@ -67,6 +68,12 @@ def recognise(fields: Collection[str]) -> Isa | None:
         if isa.signature and isa.signature <= set(fields):
             return isa
     return None
+
+
+def untraced(exit_fields: Collection[str] | None) -> frozenset[str]:
+    """Return the events that a recording's KVM never traces although it describes them, by its kvm_exit's fields."""
+    isa = None if exit_fields is None else recognise(exit_fields)
+    return frozenset() if isa is None else isa.untraced
 
 
 def run_functions(suffix: str = "") -> tuple[str, ...]:

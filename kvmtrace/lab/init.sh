@@ -51,7 +51,7 @@ find_disk() {
 
 load_modules root
 isa=$(parameter lab.isa)
-if [ "$isa" = svm ]; then
+if [ "$isa" != vmx ]; then
     nine=trans=virtio,version=9p2000.L,msize=512000
     try_mount -t 9p -o ro,cache=loose,$nine root /ro
     try_mount -t 9p -o cache=none,$nine job /job

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 ROOT_MODULES: dict[str, tuple[str, ...]] = {
     "svm": ("virtio_pci", "9pnet_virtio", "9p", "overlay"),
     "vmx": ("ata_piix", "sd_mod", "crc32c_generic", "ext4", "overlay"),
+    "arm64": ("virtio_pci", "9pnet_virtio", "9p", "overlay"),
 }
-KVM_MODULES: dict[str, str] = {"svm": "kvm_amd", "vmx": "kvm_intel"}
+KVM_MODULES: dict[str, str] = {"svm": "kvm_amd", "vmx": "kvm_intel", "arm64": "kvm"}  # arm64's is built in
 
 
 def find_busybox() -> Path:
@@ -46,10 +47,15 @@ def _has_interpreter(elf: bytes) -> bool:
     return any(struct.unpack_from("<I", elf, table + i * size)[0] == 3 for i in range(count))
 
 
-def lab_initramfs(kernel: Kernel, isa: str) -> Path:
-    """Return the initramfs for a lab host of `isa` (built once per kernel and script)."""
+def lab_initramfs(kernel: Kernel, isa: str, busybox: Path | None = None) -> Path:
+    """Return the initramfs for a lab host of `isa` (built once per kernel and script).
+
+    Parameters
+    ----------
+    busybox : of the host's architecture, without libraries; this machine's by default
+    """
     script = (resources.files("kvmtrace.lab") / "init.sh").read_bytes()
-    busybox = find_busybox()
+    busybox = busybox or find_busybox()
     modules = (*ROOT_MODULES[isa], KVM_MODULES[isa])
     recipe = Path(kernels.__file__).read_bytes() + Path(__file__).read_bytes()
     key = digest([script, recipe, file_key(busybox), kernel.release, isa, *modules])

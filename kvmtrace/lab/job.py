@@ -28,7 +28,7 @@ class Job:
 
     Parameters
     ----------
-    isa : "vmx" or "svm"
+    isa : "vmx", "svm" or "arm64"
     command : program and arguments, run as root in a copy of `cwd`
     kernel : series, "6.1", "6.12" or "7"
     cwd : directory whose content the command sees; its changes never reach the real one
@@ -38,6 +38,7 @@ class Job:
     memory_mib : of the lab host
     module_dir : directory with replacements for kvm.ko, kvm-intel.ko, kvm-amd.ko (any subset), or None
     kernel_args : added to the kernel's command line; "kvm_amd.npt=0" sets a module's parameter
+    mode : arm64: "vhe" or "nvhe", how KVM runs; None for the usual one
     with_bcc : VMX: put bcc and the kernel's headers into the host's image (the SVM host has this machine's)
     environment : added to the command's environment
     retries : run again so often if the lab host itself fails (a boot that hangs, a kernel panic)
@@ -53,6 +54,7 @@ class Job:
     memory_mib: int = 2048
     module_dir: Path | None = None
     kernel_args: tuple[str, ...] = ()
+    mode: str | None = None
     with_bcc: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     retries: int = 0

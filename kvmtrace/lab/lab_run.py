@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
-from kvmtrace.lab import svm_host, vmx_host
+from kvmtrace.lab import arm64_host, svm_host, vmx_host
+from kvmtrace.lab.arm64_packages import get_arm64_kernel
 from kvmtrace.lab.emulator import LabFailedError, run_emulator
 from kvmtrace.lab.job import LAB_DIRECTORY, Job, write_job
 from kvmtrace.lab.kernels import get_kernel
@@ -21,7 +22,7 @@ from kvmtrace.lab.run_folder import run_folder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ISAS = ("vmx", "svm")
+HOSTS = {"vmx": vmx_host, "svm": svm_host, "arm64": arm64_host}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def run_lab(job: Job, *, stream: bool = False, phase: Callable[[str], object] = 
 def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabResult:
     start = time.monotonic()
     phase("preparing")
-    lab = svm_host if job.isa == "svm" else vmx_host
+    lab = HOSTS[job.isa]
     collected: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
 
     def write(number: int, data: bytes) -> None:
@@ -86,11 +87,12 @@ def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabR
             target.write(data)
             target.flush()
 
-    kernel = get_kernel(job.kernel)
+    kernel = get_arm64_kernel(job.kernel) if job.isa == "arm64" else get_kernel(job.kernel)
     with run_folder(job.isa) as folder:
         (folder / "job").mkdir()
         write_job(job, folder / "job")
-        link_linux_guest(get_kernel(GUEST_SERIES), folder / "job" / "lower" / LAB_DIRECTORY)
+        if job.isa != "arm64":  # which has no QEMU, and would need an arm64 guest
+            link_linux_guest(get_kernel(GUEST_SERIES), folder / "job" / "lower" / LAB_DIRECTORY)
         emulator = lab.prepare(job, kernel, folder)
         try:
             outcome = run_emulator(emulator, lab.limits(job), write, phase)
@@ -111,8 +113,10 @@ def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabR
 
 
 def _validate(job: Job) -> None:
-    if job.isa not in ISAS:
-        raise UsageError(f"no ISA {job.isa}; there are {' and '.join(ISAS)}")
+    if job.isa not in HOSTS:
+        raise UsageError(f"no ISA {job.isa}; there are {', '.join(HOSTS)}")
+    if job.mode and job.isa != "arm64":
+        raise UsageError("--mode belongs to --isa arm64")
     if not job.command:
         raise UsageError("no command")
     if job.isa == "vmx" and job.cpus != 1:

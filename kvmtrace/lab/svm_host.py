@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.lab.emulator import Emulator, Limits
 from kvmtrace.lab.initramfs import lab_initramfs
+from kvmtrace.lab.shared_files import share
 from kvmtrace.lab.tools import find_program
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
         QEMU is missing.
     """
     program = find_program("qemu-system-x86_64")
-    share = folder / "job"
+    results = folder / "job"
     arguments = (*KERNEL_ARGS, f"lab.kernel_root={kernel.root}", *job.kernel_args)
     command = [
         program,
@@ -62,17 +63,17 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
         "chardev:console",
         "-device",
         "virtio-rng-pci",
-        *_share("/", "root", readonly=True),
-        *_share(str(share), "job", readonly=False),
+        *share("/", "root", readonly=True),
+        *share(str(results), "job", readonly=False),
     ]
     return Emulator(
         "QEMU",
         command,
         folder,
         folder / "console",
-        share / "stdout",
-        share / "stderr",
-        share / "out.tar",
+        results / "stdout",
+        results / "stderr",
+        results / "out.tar",
         folder / "log",
     )
 
@@ -80,14 +81,3 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
 def limits(job: Job) -> Limits:
     """Return how long the boot and the command may take."""
     return Limits(BOOT_LIMIT_S, job.timeout_s)
-
-
-def _share(path: str, tag: str, *, readonly: bool) -> list[str]:
-    mode = ",readonly=on" if readonly else ""
-    quoted = path.replace(",", ",,")
-    return [
-        "-fsdev",
-        f"local,id={tag},path={quoted},security_model=none,multidevs=remap{mode}",
-        "-device",
-        f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
-    ]

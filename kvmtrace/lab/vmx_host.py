@@ -61,8 +61,8 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
     # Bochs keeps a lock file beside each image, and crashes on long paths: links in its own directory
     (folder / "boot.iso").symlink_to(_boot_iso(kernel, (*KERNEL_ARGS, *job.kernel_args)))
     (folder / "root.img").symlink_to(root_image(kernel if job.with_bcc else None))
-    _add_package(folder / "job" / "lower" / "usr" / "lib" / "kvmtrace")
-    _add_cwd(job, folder / "job" / "lower")
+    add_package(folder / "job" / "lower" / "usr" / "lib" / "kvmtrace")
+    add_cwd(job, folder / "job" / "lower")
     disk = folder / "job.img"
     with tarfile.open(disk, "w", format=tarfile.GNU_FORMAT) as tar:
         tar.add(folder / "job", ".", filter=_owned_by_root)
@@ -140,7 +140,7 @@ def _boot_iso(kernel: Kernel, arguments: tuple[str, ...]) -> Path:
     return cached(f"vmx-iso-{digest([str(kernel.image), str(initramfs), *arguments])}", build) / "boot.iso"
 
 
-def _add_package(target: Path) -> None:
+def add_package(target: Path) -> None:
     """Add this kvmtrace (its tracers too, where it runs from a checkout) and click, compiled for the image."""
     trees = [package_parent() / "kvmtrace", package_parent() / "tracers"]
     sources = sorted(path for tree in trees for path in tree.rglob("*") if path.is_file() and path.suffix != ".pyc")
@@ -163,7 +163,7 @@ def _add_package(target: Path) -> None:
 CWD_LIMIT_BYTES = 256 << 20
 
 
-def _add_cwd(job: Job, lower: Path) -> None:
+def add_cwd(job: Job, lower: Path) -> None:
     """Copy the working directory, without hidden directories and Python's caches."""
     source = job.cwd.resolve()
     files = []
@@ -173,7 +173,7 @@ def _add_cwd(job: Job, lower: Path) -> None:
     size = sum(path.stat().st_size for path in files)
     if size > CWD_LIMIT_BYTES:
         raise CapabilityError(
-            f"{source} holds {size >> 20} MiB, the VMX lab takes {CWD_LIMIT_BYTES >> 20}",
+            f"{source} holds {size >> 20} MiB, the lab takes {CWD_LIMIT_BYTES >> 20}",
             "run it in a smaller directory",
         )
     target = lower / source.relative_to("/")

@@ -35,7 +35,8 @@ def predict(
     UsageError
         The run is longer than `max_steps`, or there is no such ISA.
     """
-    if facts.isa not in {*BY_NAME, PVM}:
+    isa = BY_NAME.get(facts.isa)
+    if facts.isa != PVM and (isa is None or isa.encode_io is None):
         raise UsageError(f"nothing can be predicted for the ISA {facts.isa}")
     machine = Machine(guest, arguments, facts, max_steps)
     machine.run()

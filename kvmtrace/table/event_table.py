@@ -28,6 +28,7 @@ import numpy as np
 
 from kvmtrace._native import thread_rows
 from kvmtrace.errors import MissingEventError
+from kvmtrace.table.derived import derived_fields
 from kvmtrace.table.payload import ConcatPayload, Payload
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class EventTable:
         self.payloads = payloads
         self.kind_index: dict[str, int] = {kind.name: i for i, kind in enumerate(self.kinds)}
         self.by_kind = RowsByKind(self.kind, len(self.kinds))
+        self.derived = derived_fields(self.kinds)
         self._cache: dict[tuple[int, str], NDArray[Any]] = {}
 
     def __len__(self) -> int:
@@ -149,7 +151,9 @@ class EventTable:
     def has(self, name: str, field: str | None = None) -> bool:
         """Say whether the capture describes kind `name` (with field `field`), occurring or not."""
         index = self.kind_index.get(name)
-        return index is not None and (field is None or field in self.kinds[index].fields)
+        if index is None or field is None:
+            return index is not None
+        return field in self.kinds[index].fields or (name, field) in self.derived
 
     def rows(self, name: str) -> NDArray[np.intp]:
         """Return the ascending row numbers of kind `name`; empty if the capture does not know it."""
@@ -169,10 +173,13 @@ class EventTable:
             The capture does not describe that kind or field.
         """
         index = self.kind_index.get(name)
-        if index is None or field not in self.kinds[index].fields:
+        if index is None or not self.has(name, field):
             raise MissingEventError(f"the recording has no field {field} of event {name}")
         key = (index, field)
-        if key not in self._cache:
+        if key not in self._cache and field not in self.kinds[index].fields:
+            made = self.derived[name, field]
+            self._cache[key] = made.column(lambda part: self.field(name, part), self.count(name))
+        elif key not in self._cache:
             payload = self.payloads.get(index)
             if payload is None:  # described, never occurred
                 self._cache[key] = np.zeros(0, self.kinds[index].fields[field])

@@ -1,0 +1,197 @@
+"""arm64: the reasons for which KVM/arm64 leaves a guest, what it owes after each, and how its events call things.
+
+A VM-exit's reason is made of two fields: `ret`, the kind of exception that ended guest mode (ARM_EXCEPTION_*), and for
+a trap `esr_ec`, the exception class of ESR_EL2. One number holds both: ret << 6 | esr_ec. A trap has the name of its
+class, as `perf kvm stat` prints it.
+
+The program counter of kvm_entry is the one before __kvm_adjust_pc steps over an instruction or to an exception
+vector, which both run functions do after kvm_entry was traced (hyp/vhe/switch.c, hyp/nvhe/switch.c): whatever KVM did
+about an exit, the entry behind it shows the exit's own program counter. Only where a KVM_RUN ends with an adjustment
+pending does the next entry show the address behind.
+
+Verified against linux 6.1.192 and 6.12.117: arch/arm64/kvm/handle_exit.c (arm_exit_handlers, handle_exit), arm.c
+(kvm_arch_vcpu_ioctl_run), mmu.c, mmio.c, sys_regs.c, psci.c, hypercalls.c, trace_arm.h, trace_handle_exit.h;
+arch/arm64/include/asm/esr.h, kvm_arm.h (kvm_arm_exception_class), kvm_asm.h (ARM_EXCEPTION_*).
+"""
+
+from __future__ import annotations
+
+from kvmtrace.isa.arm64_switch import ARM64_BRACKETS, ARM64_SWITCH, ARM64_UNSEEN
+from kvmtrace.isa.arm64_words import describe_guest_fault
+from kvmtrace.isa.base import ExitRow, Isa, Must, Part, RipClass
+from kvmtrace.kvm.userspace_exits import (
+    KVM_EXIT_ARM_NISV,
+    KVM_EXIT_DEBUG,
+    KVM_EXIT_DIRTY_RING_FULL,
+    KVM_EXIT_FAIL_ENTRY,
+    KVM_EXIT_HYPERCALL,
+    KVM_EXIT_INTR,
+    KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_MMIO,
+    KVM_EXIT_SYSTEM_EVENT,
+)
+
+_RET_SHIFT = 6  # above the six bits of an exception class
+_IRQ, _SERROR, _TRAP, _IL = (ret << _RET_SHIFT for ret in range(4))
+_HYP_GONE = (0xBADCA11 & 0x1F) << _RET_SHIFT  # HVC_STUB_ERR, include/asm/virt.h
+
+_FAULT = Must(("kvm_guest_fault",), (1, 1))
+_SYS_REG_MAY = frozenset({"kvm_sys_access"})
+
+
+def _trap(
+    exception_class: int,
+    name: str,
+    handler: str,
+    note: str,
+    *,
+    kinds: tuple[str, ...] = (),
+    must: tuple[Must, ...] = (),
+    may: frozenset[str] = frozenset(),
+    userspace: frozenset[int] = frozenset(),
+) -> ExitRow:
+    """Return the row of a trap that KVM can handle: the next entry shows the same program counter."""
+    return ExitRow(
+        _TRAP | exception_class,
+        name,
+        handler,
+        RipClass.SAME,
+        kinds=kinds,
+        must=must,
+        may=may,
+        userspace=userspace,
+        source=f"{handler}; __kvm_adjust_pc",
+        note=note,
+    )
+
+
+def _undefined(exception_class: int, name: str, handler: str, note: str) -> ExitRow:
+    """Return the row of a trap that gives the guest an undefined-instruction exception."""
+    return _trap(exception_class, name, handler, note)
+
+
+def _debug(exception_class: int, name: str, note: str) -> ExitRow:
+    """Return the row of a debug exception, which the VMM asked for."""
+    return ExitRow(
+        _TRAP | exception_class,
+        name,
+        "kvm_handle_guest_debug (handle_exit.c)",
+        RipClass.NEVER,
+        in_kernel=False,
+        userspace=frozenset({KVM_EXIT_DEBUG}),
+        source="kvm_handle_guest_debug",
+        note=note,
+    )
+
+
+def _failed(code: int, name: str, note: str) -> ExitRow:
+    return ExitRow(
+        code,
+        name,
+        "handle_exit (handle_exit.c)",
+        RipClass.NEVER,
+        in_kernel=False,
+        userspace=frozenset({KVM_EXIT_FAIL_ENTRY}),
+        source="handle_exit",
+        note=note,
+    )
+
+
+# fmt: off
+_ROWS: tuple[ExitRow, ...] = (
+    ExitRow(_IRQ, "IRQ", "handle_exit (handle_exit.c)", RipClass.SAME,
+            kinds=("external_interrupt", "host", "asynchronous", "forced"), source="handle_exit",
+            note="A host interrupt; it is served before kvm_exit is traced, with interrupts let in for a moment."),
+    ExitRow(_SERROR, "SERROR", "handle_exit_early (handle_exit.c)", RipClass.SAME, kinds=("asynchronous",),
+            source="handle_exit_early; kvm_handle_guest_serror", note="A system error: the guest is given one."),
+    _failed(_IL, "", "An illegal exception return: the guest's state is corrupt; KVM_RUN fails with -EINVAL."),
+    _failed(_HYP_GONE, "HYP_GONE", "EL2 holds the hypervisor's stub: the host is shutting down."),
+
+    _undefined(0x00, "UNKNOWN", "kvm_handle_unknown_ec (handle_exit.c)", "No class: an undefined instruction."),
+    _trap(0x01, "WFx", "kvm_handle_wfx (handle_exit.c)",
+          "WFI blocks the vCPU until an interrupt pends, WFE yields; both are stepped over.",
+          kinds=("halt",), must=(Must(("kvm_wfx_arm64",), (1, 1)),)),
+    _trap(0x03, "CP15_32", "kvm_handle_cp15_32 (sys_regs.c)", "AArch32: MCR, MRC.", may=_SYS_REG_MAY),
+    _trap(0x04, "CP15_64", "kvm_handle_cp15_64 (sys_regs.c)", "AArch32: MCRR, MRRC.", may=_SYS_REG_MAY),
+    _trap(0x05, "CP14_MR", "kvm_handle_cp14_32 (sys_regs.c)", "AArch32: debug registers.", may=_SYS_REG_MAY),
+    _undefined(0x06, "CP14_LS", "kvm_handle_cp14_load_store (sys_regs.c)", "AArch32: LDC, STC."),
+    _undefined(0x07, "FP_ASIMD", "handle_no_fpsimd (handle_exit.c)",
+               "Usually handled before the exit is traced (kvm_hyp_handle_fpsimd)."),
+    _trap(0x08, "CP10_ID", "kvm_handle_cp10_id (sys_regs.c)", "AArch32: VMRS.", may=_SYS_REG_MAY),
+    _undefined(0x09, "PAC", "kvm_handle_ptrauth (handle_exit.c)", "Pointer authentication is hidden from the guest."),
+    _trap(0x0C, "CP14_64", "kvm_handle_cp14_64 (sys_regs.c)", "AArch32: debug registers.", may=_SYS_REG_MAY),
+    _trap(0x12, "", "handle_hvc (handle_exit.c)", "AArch32: HVC.", must=(Must(("kvm_hvc_arm64",), (1, 1)),),
+          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
+    _trap(0x13, "", "handle_smc (handle_exit.c)", "AArch32: SMC.",
+          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
+    _trap(0x16, "HVC64", "handle_hvc (handle_exit.c), kvm_smccc_call_handler (hypercalls.c)",
+          "The processor has stepped over it already. PSCI may end the VM, restart it or start another vCPU.",
+          must=(Must(("kvm_hvc_arm64",), (1, 1)),),
+          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
+    _trap(0x17, "SMC64", "handle_smc (handle_exit.c)", "6.1 answers NOT_SUPPORTED; newer kernels serve it like HVC.",
+          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
+    _trap(0x18, "SYS64", "kvm_handle_sys_reg (sys_regs.c)", "MSR, MRS or a cache operation on a trapped register.",
+          kinds=("msr", "msr_read", "msr_write"), must=(Must(("kvm_handle_sys_reg",), (1, 1)),), may=_SYS_REG_MAY),
+    _undefined(0x19, "SVE", "handle_sve (handle_exit.c)", "SVE is hidden from the guest."),
+    _trap(0x20, "IABT_LOW", "kvm_handle_guest_abort (mmu.c)", "The page of an instruction is mapped, or refused.",
+          kinds=("memory_fault",), must=(_FAULT,), may=frozenset({"kvm_access_fault"}),
+          userspace=frozenset({KVM_EXIT_MEMORY_FAULT})),
+    _trap(0x24, "DABT_LOW", "kvm_handle_guest_abort (mmu.c), io_mem_abort (mmio.c)",
+          "The page is mapped and the instruction runs again, or it is MMIO, which the syndrome describes.",
+          kinds=("second_level_fault", "memory_fault", "known_mmio"), must=(_FAULT,),
+          may=frozenset({"kvm_access_fault", "kvm_mmio"}),
+          userspace=frozenset({KVM_EXIT_MMIO, KVM_EXIT_ARM_NISV, KVM_EXIT_MEMORY_FAULT})),
+    _debug(0x30, "BREAKPT_LOW", "A breakpoint of the VMM."),
+    _debug(0x32, "SOFTSTP_LOW", "The VMM steps the guest."),
+    _debug(0x34, "WATCHPT_LOW", "A watchpoint of the VMM."),
+    _debug(0x38, "BKPT32", "AArch32: BKPT, while the VMM debugs the guest."),
+    _debug(0x3C, "BRK64", "BRK, while the VMM debugs the guest."),
+)
+
+# classes that the kernel names and no guest traps with
+_OTHER_NAMES = {
+    _TRAP | 0x15: "SVC64", _TRAP | 0x1F: "IMP_DEF", _TRAP | 0x21: "IABT_CUR", _TRAP | 0x22: "PC_ALIGN",
+    _TRAP | 0x25: "DABT_CUR", _TRAP | 0x26: "SP_ALIGN", _TRAP | 0x28: "FP_EXC32", _TRAP | 0x2C: "FP_EXC64",
+    _TRAP | 0x2F: "SERROR trap", _TRAP | 0x31: "BREAKPT_CUR", _TRAP | 0x33: "SOFTSTP_CUR",
+    _TRAP | 0x35: "WATCHPT_CUR", _TRAP | 0x3A: "VECTOR32",
+}
+# fmt: on
+
+ARM64 = Isa(
+    name="arm64",
+    number=128,  # ours: arm64's kvm_exit has no such field
+    title="arm64 (EL2)",
+    module="kvm",
+    rows=_ROWS,
+    other_names=_OTHER_NAMES,
+    hexadecimal=True,
+    signature=frozenset({"ret", "esr_ec", "vcpu_pc"}),
+    derived={
+        ("kvm_exit", "exit_reason"): (Part("ret", _RET_SHIFT, 0x1F), Part("esr_ec", mask=0x3F)),
+        ("kvm_exit", "guest_rip"): (Part("vcpu_pc"),),
+        ("kvm_entry", "rip"): (Part("vcpu_pc"),),
+        ("kvm_guest_fault", "fault_address"): (Part("ipa"),),
+    },
+    describe_fault=describe_guest_fault,
+    world_switch=ARM64_SWITCH,
+    brackets=ARM64_BRACKETS,
+    unseen=ARM64_UNSEEN,
+    control_structure="context",
+    vcpu_object="struct kvm_vcpu with its kvm_cpu_context",
+    follow_ups=(
+        "kvm_guest_fault",
+        "kvm_access_fault",
+        "kvm_mmio",
+        "kvm_handle_sys_reg",
+        "kvm_sys_access",
+        "kvm_wfx_arm64",
+        "kvm_hvc_arm64",
+    ),
+    untraced=frozenset({"kvm_fpu"}),
+    any_exit_causes={
+        KVM_EXIT_INTR: "a signal is pending, or a timer of a VM whose interrupt controller is in userspace fired",
+        KVM_EXIT_SYSTEM_EVENT: "KVM_REQ_SUSPEND: PSCI SYSTEM_SUSPEND of another vCPU",
+        KVM_EXIT_DIRTY_RING_FULL: "the vCPU's dirty ring is full",
+        KVM_EXIT_FAIL_ENTRY: "the thread was moved to a CPU that cannot run this vCPU",
+    },
+)

@@ -1,0 +1,96 @@
+"""arm64: the syndrome of an exception (ESR_EL2) in words.
+
+Sources: Arm Architecture Reference Manual, "ISS encoding for an exception from a Data Abort", "... from MSR, MRS, or
+System instruction execution"; arch/arm64/include/asm/esr.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FAULTS = {0x0: "address size fault", 0x4: "translation fault", 0x8: "access flag fault", 0xC: "permission fault"}
+_SIZES = ("byte", "halfword", "word", "doubleword")
+
+
+@dataclass(frozen=True)
+class DataAbort:
+    """The syndrome of a data abort.
+
+    Parameters
+    ----------
+    valid : the fields below describe the access (ISV); without it only what follows `fault`
+    size : bytes of the access
+    register : number of the general register, 31 being the zero register
+    sign_extended, sixty_four : how a read fills that register (SSE, SF)
+    write : the access is a write, or a cache operation
+    table_walk : the fault is of a stage-1 table walk (S1PTW)
+    fault : in words
+    """
+
+    valid: bool
+    size: int
+    register: int
+    sign_extended: bool
+    sixty_four: bool
+    write: bool
+    table_walk: bool
+    fault: str
+
+
+def decode_data_abort(esr: int) -> DataAbort:
+    """Decode ESR_EL2 of a data abort, as kvm_guest_fault traces it (hsr)."""
+    status = esr & 0x3F
+    name = _FAULTS.get(status & 0x3C, f"UNKNOWN({status:#x})")
+    fault = f"{name}, level {status & 3}" if status & 0x3C in _FAULTS else name
+    return DataAbort(
+        valid=bool(esr >> 24 & 1),
+        size=1 << (esr >> 22 & 3),
+        register=esr >> 16 & 31,
+        sign_extended=bool(esr >> 21 & 1),
+        sixty_four=bool(esr >> 15 & 1),
+        write=bool(esr >> 6 & 1),
+        table_walk=bool(esr >> 7 & 1),
+        fault=fault,
+    )
+
+
+def describe_guest_fault(esr: int) -> str:
+    """Say what a stage-2 fault was: "write of a word from x3, translation fault, level 3"."""
+    abort = decode_data_abort(esr)
+    if not abort.valid:
+        return ("table walk, " if abort.table_walk else "") + abort.fault
+    register = "xzr" if abort.register == 31 else f"{'x' if abort.sixty_four else 'w'}{abort.register}"
+    size = _SIZES[abort.size.bit_length() - 1]
+    access = f"write of a {size} from" if abort.write else f"read of a {size} to"
+    return f"{access} {register}, {abort.fault}"
+
+
+@dataclass(frozen=True)
+class SystemRegister:
+    """A trapped MSR, MRS or system instruction."""
+
+    op0: int
+    op1: int
+    crn: int
+    crm: int
+    op2: int
+    register: int
+    write: bool
+
+    @property
+    def name(self) -> str:
+        """The generic name that assemblers take: S3_0_C1_C0_1."""
+        return f"S{self.op0}_{self.op1}_C{self.crn}_C{self.crm}_{self.op2}"
+
+
+def decode_system_register(esr: int) -> SystemRegister:
+    """Decode ESR_EL2 of a trapped system register, as kvm_handle_sys_reg traces it (hsr)."""
+    return SystemRegister(
+        op0=esr >> 20 & 3,
+        op1=esr >> 14 & 7,
+        crn=esr >> 10 & 15,
+        crm=esr >> 1 & 15,
+        op2=esr >> 17 & 7,
+        register=esr >> 5 & 31,
+        write=not esr & 1,
+    )

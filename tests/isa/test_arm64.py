@@ -1,0 +1,94 @@
+"""arm64: the rows, the syndrome, and a recording in arm64's own words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmtrace.check.engine import check_recording
+from kvmtrace.formats import open_recording
+from kvmtrace.isa.arm64 import ARM64
+from kvmtrace.isa.arm64_words import DataAbort, decode_data_abort, decode_system_register, describe_guest_fault
+from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.report.build import build_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# ret << 6 | esr_ec
+WFX, HVC, SYS, DABT = 0x81, 0x96, 0x98, 0xA4
+
+
+def test_numbers_and_names() -> None:
+    names = {0: "IRQ", 0x40: "SERROR", WFX: "WFx", HVC: "HVC64", SYS: "SYS64", 0xA0: "IABT_LOW", DABT: "DABT_LOW"}
+    assert {code: ARM64.names[code] for code in names} == names
+    assert describe_exit_reason(128, DABT) == "DABT_LOW"
+    assert describe_exit_reason(128, 0x9A) == "UNKNOWN(0x9a)"
+
+
+def test_data_abort() -> None:
+    # str w0, [x1] to an address without memory: ISV, word, w0, write, translation fault at level 1
+    abort = decode_data_abort(0x93800045)
+    assert abort == DataAbort(
+        valid=True, size=4, register=0, sign_extended=False, sixty_four=False, write=True, table_walk=False,
+        fault="translation fault, level 1",
+    )  # fmt: skip
+    assert describe_guest_fault(0x93800045) == "write of a word from w0, translation fault, level 1"
+    assert describe_guest_fault(0x92000007) == "translation fault, level 3"
+
+
+def test_system_register() -> None:
+    # mrs x3, id_aa64isar0_el1
+    found = decode_system_register(0x62300061 | 6 << 10 & 0)
+    assert (found.register, found.write) == (3, False)
+    assert found.name.startswith("S3_0_C0")
+
+
+def trace(*texts: str) -> str:
+    return "".join(f" vmm-100  [000] ....1 1.{number:06}000: {text}\n" for number, text in enumerate(texts, 1))
+
+
+ENTRY = "kvm_entry: vcpu_pc={:#x}"
+EXIT = "kvm_exit: ret={} esr_ec={:#x} vcpu_pc={:#x}"
+FAULT = "kvm_guest_fault: vcpu_pc={:#x} hsr=0x93800045 hxfar=0x9000000 ipa=0x9000000"
+HEALTHY = (
+    ENTRY.format(0x8), EXIT.format(2, 0x24, 0x8), FAULT.format(0x8), "kvm_mmio: type=2 len=4 gpa=0x9000000 val=42",
+    "kvm_userspace_exit: reason=6 errno=0",
+    ENTRY.format(0x8), EXIT.format(2, 0x18, 0x10), "kvm_handle_sys_reg: hsr=0x62300061",
+    "kvm_sys_access: vcpu_pc=0x10 is_write=0",
+    ENTRY.format(0x10), EXIT.format(0, 0, 0x14), ENTRY.format(0x14), EXIT.format(2, 0x1, 0x14),
+    "kvm_wfx_arm64: vcpu_pc=0x14 is_wfe=0", ENTRY.format(0x14), EXIT.format(2, 0x16, 0x1C),
+    "kvm_hvc_arm64: vcpu_pc=0x1c r0=0x84000000 imm=0", ENTRY.format(0x1C),
+)  # fmt: skip
+
+
+def test_a_recording_is_reported_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "arm64.txt"
+    path.write_text(trace(*HEALTHY))
+    report = build_report(open_recording(str(path)))
+    assert report.capture.isa == "arm64"
+    assert {(row.name, row.exit_reason, row.count) for row in report.exits} == {
+        ("DABT_LOW", DABT, 1), ("SYS64", SYS, 1), ("IRQ", 0, 1), ("WFx", WFX, 1), ("HVC64", HVC, 1),
+    }  # fmt: skip
+    assert report.model is not None
+    assert report.model.violations == ()
+    assert report.model.rules["V4"].checked >= 4
+    assert report.model.rules["V6"].checked >= 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("kvm_wfx_arm64: vcpu_pc=0x14 is_wfe=0", "sched_switch: prev_pid=100", "V4"),
+        ("kvm_handle_sys_reg: hsr=0x62300061", "kvm_hvc_arm64: vcpu_pc=0x10 r0=0 imm=0", "V13"),
+        ("kvm_entry: vcpu_pc=0x14\n", "kvm_entry: vcpu_pc=0x18\n", "V6"),
+        ("kvm_userspace_exit: reason=6", "kvm_userspace_exit: reason=5", "V7"),
+    ],
+)
+def test_faults_are_found(tmp_path: Path, old: str, new: str, rule: str) -> None:
+    path = tmp_path / "faulty.txt"
+    text = trace(*HEALTHY, *HEALTHY)
+    at = text.rindex(old)
+    path.write_text(text[:at] + new + text[at + len(old) :])
+    assert rule in {violation.rule for violation in check_recording(open_recording(str(path))).violations}
