@@ -9,9 +9,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 APT_PACKAGES := python3-venv python3-dev python3-bpfcc gcc libc6-dev trace-cmd linux-perf \
 	qemu-system-x86 seabios bochs bochsbios vgabios isolinux syslinux-common xorriso \
-	busybox-static kmod cpio xz-utils zstd e2fsprogs strace bpftrace chromium chromium-driver graphviz
+	busybox-static kmod cpio xz-utils zstd e2fsprogs groff-base mmdebstrap strace bpftrace chromium chromium-driver graphviz
 
-.PHONY: help setup demo test test-lab test-oldest bench bench-record fuzz fixtures lint clean
+.PHONY: help setup demo man test test-lab test-oldest bench bench-record fuzz fixtures lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,9 +72,12 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+man: setup ## write the manual pages to man/
+	$(BIN)/python -m kvmtrace.cli.man_pages man
+
 MINUTES ?= 30
 fuzz: setup ## fuzz everything that reads a file, for MINUTES=30
 	$(BIN)/python -W error tests/fuzz/fuzz.py --minutes $(MINUTES)
 
 clean: ## remove what the other targets made here
-	rm -rf $(VENV) $(OLDEST) demo bench-results build dist
+	rm -rf $(VENV) $(OLDEST) demo man bench-results build dist

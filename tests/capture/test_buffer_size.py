@@ -49,6 +49,7 @@ def test_what_was_set_is_said() -> None:
 
 
 @pytest.mark.kvm
+@pytest.mark.slow
 def test_a_terabyte_is_not_even_tried(tmp_path: Path) -> None:
     done = subprocess.run(
         [
