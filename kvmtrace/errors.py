@@ -6,7 +6,16 @@ exit code. Any other exception is a bug of ours, and ends with a code of its own
 
 from __future__ import annotations
 
+import errno
+
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
+# what a process or the machine has run out of, and what to do
+RESOURCES = {
+    errno.EMFILE: "this process may open no more files: raise the limit, `ulimit -n 1024`",
+    errno.ENFILE: "the machine's table of open files is full: end other programs, or raise fs.file-max",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "no more processes can be started: `ulimit -u`, or a container's limit",
+}
 
 
 class KvmtraceError(Exception):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.manifest import read_manifest
 from kvmtrace.capture.recorders import Registration
-from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.errors import RESOURCES, CapabilityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,8 @@ class Spool:
             spool._reserve()
         except OSError as error:
             spool.discard()
-            remedy = "free some space" if is_full(error) else "choose another place with -o FILE"
+            place = "free some space" if is_full(error) else "choose another place with -o FILE"
+            remedy = RESOURCES.get(error.errno or 0, place)
             raise CapabilityError(f"{output.parent}: {error.strerror}", remedy) from error
         return spool
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace import __version__
-from kvmtrace.errors import UNFORESEEN, CapabilityError, FormatError, KvmtraceError
+from kvmtrace.errors import RESOURCES, UNFORESEEN, CapabilityError, FormatError, KvmtraceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,16 +160,13 @@ def _of_stdout(error: Exception) -> Exception:
 
 # errors of the environment, not of a file that was read, and what to do
 REMEDIES = {
-    errno.EMFILE: "this process may open no more files: raise the limit, `ulimit -n 1024`",
-    errno.ENFILE: "the machine's table of open files is full: end other programs, or raise fs.file-max",
-    errno.ENOMEM: "free some memory",
+    **RESOURCES,
     errno.ENOSPC: "make room, or choose another place",
     errno.EDQUOT: "make room, or choose another place",
     errno.EFBIG: "the file would be larger than allowed: `ulimit -f unlimited`",
     errno.EROFS: "choose another place",
     errno.EACCES: "",
     errno.EPERM: "",
-    errno.EAGAIN: "no more processes can be started: `ulimit -u`, or a container's limit",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -207,3 +208,13 @@ def test_device_as_output_is_refused() -> None:
 def test_a_place_that_takes_no_files() -> None:
     with pytest.raises(CapabilityError, match="choose another place"):
         Spool.create(Path("/proc/kvmtrace.dat"))
+
+
+def test_no_more_open_files_is_no_fault_of_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Spool, "_reserve", no_more)
+    with pytest.raises(CapabilityError, match="ulimit -n"):
+        Spool.create(tmp_path / "x.dat")
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from kvmtrace.errors import CapabilityError
+from kvmtrace.errors import RESOURCES, CapabilityError
 
 SYS_BPF = 321
 SYS_PERF_EVENT_OPEN = 298
@@ -182,7 +182,8 @@ def create_map(
     except OSError as error:
         if error.errno == errno.EINVAL and map_type == MAP_TYPE_RINGBUF:
             raise CapabilityError("this kernel has no BPF ring buffer (Linux 5.8)", "use --backend ftrace") from None
-        raise CapabilityError(f"the kernel refused the BPF map {name}: {error.strerror}") from None
+        remedy = RESOURCES.get(error.errno or 0, "")
+        raise CapabilityError(f"the kernel refused the BPF map {name}: {error.strerror}", remedy) from None
 
 
 def load_program(
@@ -241,7 +242,8 @@ def _refusal(name: str, error: OSError, log: bytes) -> CapabilityError:
         if line.strip() and not line.startswith(("processed", "verification time", "stack depth"))
     ]
     why = f": {lines[-1].strip()}" if lines else ""
-    remedy = "run as root, or with CAP_BPF and CAP_PERFMON" if error.errno == errno.EPERM else "use --backend ftrace"
+    remedies = RESOURCES | {errno.EPERM: "run as root, or with CAP_BPF and CAP_PERFMON"}
+    remedy = remedies.get(error.errno or 0, "use --backend ftrace")
     return CapabilityError(f"the kernel refused the BPF program {name} ({error.strerror}{why})", remedy)
 
 
