@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LoadedRecording", "load", "load_ipython_extension"]
+__all__ = ["LoadedRecording", "load", "load_fleet", "load_ipython_extension"]
 
 if TYPE_CHECKING:
     from kvmtrace.api import LoadedRecording, load
+    from kvmtrace.fleet.reduce import load_fleet
     from kvmtrace.magic import load_ipython_extension
 
-_HOME = {"load": "api", "LoadedRecording": "api", "load_ipython_extension": "magic"}
+_HOME = {"load": "api", "LoadedRecording": "api", "load_fleet": "fleet.reduce", "load_ipython_extension": "magic"}
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("kvmtrace.cli.check", "Only the comparison with the model, for scripts and CI."),
     "compare": ("kvmtrace.cli.compare", "Compare two recordings, with significance."),
     "export": ("kvmtrace.cli.export", "Write Parquet, CSV, Arrow or Perfetto."),
+    "fleet": ("kvmtrace.cli.fleet", "Many recordings: summaries, outliers, cohorts."),
     "model": ("kvmtrace.cli.model", "Show the reference model, or what it predicts for a guest."),
     "lab": ("kvmtrace.cli.lab", "Run a command on an emulated host with real kvm_intel / kvm_amd."),
     "top": ("kvmtrace.cli.top", "Live view of VM-exits."),
@@ -125,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             click.echo(f"kvmtrace: {text}", err=True)
         sys.exit(exit_code)
     finally:
-        gc.freeze()  # the process ends: nobody needs the 20 ms that a search for cycles in what it leaves takes
+        if "duckdb" not in sys.modules:  # which complains of whatever is not collected
+            gc.freeze()  # the process ends: nobody needs the 20 ms that a search for cycles in what it leaves takes
 
 
 def _flush_stdout() -> None:

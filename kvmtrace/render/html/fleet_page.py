@@ -1,0 +1,198 @@
+"""The report over many recordings as one self-contained HTML file: heat map, distributions, outliers, findings."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace import __version__
+from kvmtrace.render.html.html_tables import Cell, HtmlTable
+from kvmtrace.render.html.page import html_environment
+from kvmtrace.render.terminal import count, duration, escape, plural
+from kvmtrace.render.text.fleet_text import describe_outlier, describe_ratio, describe_value
+from kvmtrace.stats.exponential_histogram import PER_OCTAVE, ZERO
+
+if TYPE_CHECKING:
+    from kvmtrace.fleet.fleet_report import FleetReport, GroupRow
+
+CHARTS = 8  # exit reasons whose distribution is drawn
+LINES = 6  # groups of one chart
+POINT = 4  # buckets that one point of a line stands for
+WIDTH, HEIGHT, MARGIN = 420, 150, 24  # px of a chart
+DARKEST = 255
+FAINTEST_SHARE = 1e-6  # of vCPU time; what is less is drawn like nothing
+
+
+@dataclass(frozen=True)
+class Line:
+    """A group's distribution: `points` for an SVG polyline."""
+
+    label: str
+    points: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Chart:
+    """How long the VM-exits of one reason took, per group; `ticks` are (x, label)."""
+
+    title: str
+    lines: tuple[Line, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+
+def _quantised(report: FleetReport) -> str:
+    """Return the shares of all hosts and reasons as bytes on a logarithmic scale, in base64; 0 is nothing."""
+    shares = np.array([[value or 0.0 for value in row[3]] for row in report.matrix], np.float64)
+    with np.errstate(divide="ignore"):
+        scale = 1 + np.log(np.maximum(shares, 1e-30) / FAINTEST_SHARE) / -math.log(FAINTEST_SHARE) * (DARKEST - 1)
+    levels = np.where(shares >= FAINTEST_SHARE, np.clip(scale, 1, DARKEST), 0).astype(np.uint8)
+    return base64.b64encode(levels.tobytes()).decode()
+
+
+def _heat_map(report: FleetReport) -> str:
+    """Return the heat map's data as JSON that is safe inside a script element."""
+    unlike = {outlier.host for outlier in report.outliers}
+    data = {
+        "reasons": [escape(name) for name in report.reasons],
+        "hosts": [escape(row[0]) for row in report.matrix],
+        "groups": [escape(", ".join(str(part) for part in row[1:3] if part)) for row in report.matrix],
+        "unlike": [number for number, row in enumerate(report.matrix) if row[0] in unlike],
+        "levels": _quantised(report),
+        "faintest": FAINTEST_SHARE,
+    }
+    return json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+
+
+def _charts(report: FleetReport) -> list[Chart]:
+    by_reason: dict[str, list[GroupRow]] = {}
+    for row in report.groups:
+        if row.histogram:
+            by_reason.setdefault(row.name, []).append(row)
+    ranked = sorted(by_reason.items(), key=lambda item: -sum(row.total_ns for row in item[1]))
+    return [_chart(name, rows) for name, rows in ranked[:CHARTS]]
+
+
+def _chart(name: str, rows: list[GroupRow]) -> Chart:
+    buckets = [bucket for row in rows for bucket, _ in row.histogram if bucket != ZERO]
+    low, high = (min(buckets, default=0) // POINT, max(buckets, default=1) // POINT + 1)
+    across = (WIDTH - 2 * MARGIN) / max(high - low, 1)
+    lines = []
+    for number, row in enumerate(sorted(rows, key=lambda row: -row.samples)[:LINES]):
+        total = np.zeros(high - low + 1)
+        for bucket, samples in row.histogram:
+            total[max(bucket // POINT - low, 0)] += samples
+        heights = HEIGHT - MARGIN - total / max(total.max(), 1) * (HEIGHT - 2 * MARGIN)
+        points = " ".join(f"{MARGIN + i * across:.1f},{y:.1f}" for i, y in enumerate(heights))
+        label = ", ".join(escape(str(part)) for part in row.group if part) or "all"
+        lines.append(Line(f"{label}: p50 {duration(row.p50_ns)}, p99 {duration(row.p99_ns)}", points, number))
+    first, last = low * POINT / PER_OCTAVE, high * POINT / PER_OCTAVE
+    decades = range(math.ceil(first * math.log10(2)), math.floor(last * math.log10(2)) + 1)
+    ticks = tuple(
+        (round(MARGIN + (decade / math.log10(2) * PER_OCTAVE / POINT - low) * across, 1), duration(10**decade))
+        for decade in decades
+    )
+    return Chart(escape(name), tuple(lines), ticks)
+
+
+def _outlier_table(report: FleetReport) -> HtmlTable:
+    rows = tuple(
+        (
+            Cell(escape(one.host)),
+            Cell(escape(one.name)),
+            Cell(one.metric),
+            Cell(describe_value(one.metric, one.value), one.value),
+            Cell(describe_value(one.metric, one.usual), one.usual),
+            Cell(describe_ratio(one.ratio), one.ratio),
+            Cell(escape(describe_outlier(one))),
+        )
+        for one in report.outliers
+    )
+    columns = (
+        ("host", False), ("exit", False), ("metric", False), ("here", True), ("usual", True), ("ratio", True),
+        ("in words", False),
+    )  # fmt: skip
+    return HtmlTable("outliers", "Hosts unlike their peers", "Peers: same kernel, CPU model, ISA.", columns, rows)
+
+
+def _finding_table(report: FleetReport) -> HtmlTable:
+    rows = tuple(
+        (
+            Cell(escape(one.rule)),
+            Cell(one.severity),
+            Cell(escape(one.kernel)),
+            Cell(escape(one.cpu_model)),
+            Cell(count(one.hosts), one.hosts),
+            Cell(count(one.count), one.count),
+            Cell(f"expected {escape(one.expected)}; observed {escape(one.observed)}"),
+            Cell(f"kvmtrace report {escape(one.example_source)} --tid {one.tid}"),
+        )
+        for one in report.findings
+    )
+    columns = (
+        ("rule", False), ("severity", False), ("kernel", False), ("CPU model", False), ("hosts", True), ("count", True),
+        ("first example", False), ("see it", False),
+    )  # fmt: skip
+    return HtmlTable("findings", "Rules that were broken", "By kernel and CPU model.", columns, rows)
+
+
+def _group_table(report: FleetReport) -> HtmlTable:
+    rows = tuple(
+        (
+            *(Cell(escape(part)) for part in row.group),
+            Cell(escape(row.name)),
+            Cell(count(row.hosts), row.hosts),
+            Cell(count(row.count), row.count),
+            Cell(duration(row.total_ns), row.total_ns),
+            *(Cell(duration(value), -1 if value is None else value) for value in (row.p50_ns, row.p99_ns, row.max_ns)),
+        )
+        for row in report.groups
+    )
+    columns = (
+        *((name, False) for name in report.by), ("exit", False), ("hosts", True), ("exits", True), ("time", True),
+        ("p50", True), ("p99", True), ("max", True),
+    )  # fmt: skip
+    caption = "Time: from kvm_exit to the next kvm_entry. Percentiles are within 1.1 %."
+    return HtmlTable("groups", "VM-exits by group", caption, columns, rows)
+
+
+def _failure_table(report: FleetReport) -> HtmlTable:
+    rows = tuple((Cell(escape(one["source"])), Cell(escape(one["error"]))) for one in report.failures)
+    caption = f"{plural(report.n_failures, 'source')} could not be summarised."
+    return HtmlTable("failures", "Failures", caption, (("source", False), ("error", False)), rows)
+
+
+def build_fleet_page(report: FleetReport) -> dict[str, Any]:
+    """Return all that the template shows."""
+    tables = (_outlier_table(report), _finding_table(report), _group_table(report), _failure_table(report))
+    return {
+        "url": escape(report.url),
+        "version": __version__,
+        "lead": f"{plural(report.recordings, 'recording')} of {plural(report.hosts, 'host')}, "
+        f"{plural(report.exits, 'VM-exit')}.",
+        "good": not report.outliers and not report.findings,
+        "verdict": f"{plural(len({one.host for one in report.outliers}), 'host')} unlike their peers; "
+        f"{plural(len(report.findings), 'kind')} of broken rules; {plural(report.n_failures, 'failure')}.",
+        "tables": [table for table in tables if table.rows],
+        "charts": _charts(report),
+        "size": (WIDTH, HEIGHT, MARGIN),
+        "heat_map": _heat_map(report) if report.matrix else "",
+    }
+
+
+def render_fleet_html(report: FleetReport) -> str:
+    """Return the report as one HTML file without references to others."""
+    here = files("kvmtrace.render.html")
+    names = {"style": "style.css", "script": "script.js", "fleet_style": "fleet.css", "fleet_script": "fleet.js"}
+    from markupsafe import Markup
+
+    # our own files, not data: what data says is escaped by the template
+    texts = {key: Markup((here / name).read_text(encoding="utf-8")) for key, name in names.items()}  # noqa: S704
+    template = html_environment().get_template("fleet.html.j2")
+    return template.render(page=build_fleet_page(report), **texts)

@@ -1,0 +1,184 @@
+"""A made fleet: summaries of real recordings, varied by a seeded model, with faults planted where the test knows.
+
+Every host varies by its own factors (latency and rate per exit reason, logarithmically normal); what is planted
+stands out of that by a known amount.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvmtrace.fleet.summarize import summarize
+from kvmtrace.fleet.summary_schema import SUMMARY
+from kvmtrace.stats.exponential_histogram import PER_OCTAVE, middle_ns, quantile_ns
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+ROOT = Path(__file__).parents[2]
+LATENCY_SPREAD, RATE_SPREAD = 0.06, 0.10
+MODELS = ("Model A", "Model B", "Model C")
+KERNELS = ("6.1.0-30-amd64", "6.12.9-amd64")
+# what the hosts run, by instruction set
+BASES = {"svm": "svm-6.1-linux-1vcpu.dat", "vmx": "vmx-6.1-linux-1vcpu.dat"}
+SVM_MODEL = "Model C"
+BROKEN = "rip-skip-wrong"  # a case whose check finds a violation
+ROWS_PER_OBJECT = 500
+
+
+@dataclass
+class Planted:
+    """What was hidden in a fleet.
+
+    Parameters
+    ----------
+    outliers : host -> (exit reason's name, kind)
+    regression : (CPU model, exit reason's name)
+    faulty : hosts whose KVM breaks a rule
+    """
+
+    outliers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    regression: tuple[str, str] = ("", "")
+    faulty: set[str] = field(default_factory=set)
+
+
+@lru_cache
+def base_summary(isa: str) -> dict[str, Any]:
+    """Return the summary of a real recording."""
+    path = ROOT / "fixtures" / BASES[isa]
+    return summarize(path, path.name)
+
+
+@lru_cache
+def broken_verdict() -> dict[str, Any]:
+    """Return what the model says of a recording of a faulty KVM."""
+    for path in sorted((ROOT / "tests" / "cases").glob("*.txt")):
+        row = summarize(path, path.name)
+        if row["violations"]:
+            return {name: row[name] for name in ("rules", "findings", "violations", "suspicions")}
+    raise AssertionError("no case breaks a rule")
+
+
+def shifted(row: dict[str, Any], latency: float, rate: float, rng: Generator) -> None:
+    """Vary one exit row: its times by a factor, its number by another."""
+    steps = round(PER_OCTAVE * math.log2(latency))
+    unpaired = row["count"] - row["samples"]
+    counts = rng.poisson(np.array(row["counts"], np.float64) * rate)
+    buckets = np.array(row["buckets"], np.int64) + steps
+    _refill(row, buckets, counts)
+    row["count"] = row["samples"] + unpaired
+
+
+def _refill(row: dict[str, Any], buckets: np.ndarray, counts: np.ndarray) -> None:
+    kept = counts > 0
+    buckets, counts = buckets[kept], counts[kept]
+    middles = np.array([round(middle_ns(int(bucket))) for bucket in buckets], np.int64)
+    row |= {
+        "buckets": buckets.tolist(),
+        "counts": counts.tolist(),
+        "samples": int(counts.sum()),
+        "total_ns": int((middles * counts).sum()),
+        "squares_ns2": Decimal(sum(int(m) * int(m) * int(n) for m, n in zip(middles, counts, strict=True))),
+        "min_ns": int(middles.min()) if len(middles) else None,
+        "max_ns": int(middles.max()) if len(middles) else None,
+    }
+
+
+def longer_tail(row: dict[str, Any]) -> None:
+    """Make every 20th VM-exit of a row 200 times as long: its median stays, its 99th percentile is far off."""
+    counts = np.array(row["counts"], np.int64)
+    slow = counts // 20
+    buckets = np.array(row["buckets"], np.int64)
+    merged: dict[int, int] = {}
+    for bucket, count in zip(
+        [*buckets.tolist(), *(buckets + round(PER_OCTAVE * math.log2(200))).tolist()],
+        [*(counts - slow).tolist(), *slow.tolist()],
+        strict=True,
+    ):
+        merged[bucket] = merged.get(bucket, 0) + count
+    keys = sorted(merged)
+    _refill(row, np.array(keys), np.array([merged[key] for key in keys]))
+
+
+def _host(number: int, model: str, kernel: str, rng: Generator) -> dict[str, Any]:
+    base = base_summary("svm" if model == SVM_MODEL else "vmx")
+    row = {**base, "exits": copy.deepcopy(base["exits"])}
+    row |= {
+        "checksum": f"{number:064x}",
+        "source": f"s3://traces/host-{number:05}.dat",
+        "host": f"host-{number:05}",
+        "kernel": kernel,
+        "cpu_model": model,
+    }
+    for exits in row["exits"]:
+        shifted(exits, math.exp(rng.normal(0, LATENCY_SPREAD)), math.exp(rng.normal(0, RATE_SPREAD)), rng)
+    return row
+
+
+def _busiest(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a host's exit rows that are many enough for every metric, by time."""
+    return sorted((e for e in row["exits"] if e["samples"] > 600), key=lambda e: -e["total_ns"])
+
+
+def _is_short_tailed(row: dict[str, Any]) -> bool:
+    """Say whether a long tail would be news."""
+    counts = dict(zip(row["buckets"], row["counts"], strict=True))
+    return (quantile_ns(counts, 0.998) or 0) < 10 * (quantile_ns(counts, 0.5) or 0)
+
+
+def make_fleet(folder: Path, n_hosts: int, seed: int) -> Planted:
+    """Write the summaries of a made fleet.
+
+    Parameters
+    ----------
+    folder : becomes a DEST
+    """
+    rng = np.random.default_rng(seed)
+    planted = Planted()
+    hosts = rng.permutation(n_hosts)[:10].tolist()
+    unlike, faulty = hosts[:7], hosts[7:]
+    kinds = ("rate", "rate", "latency", "latency", "tail", "tail", "silence")
+    model, regressed = MODELS[0], None
+    rows: list[dict[str, Any]] = []
+    target = folder / "summaries" / "day=2026-11-27" / "kernel=mixed" / "cpu_model=mixed"
+    target.mkdir(parents=True)
+    for number in range(n_hosts):
+        own_model, kernel = MODELS[number % 3], KERNELS[(number // 3) % 2]
+        row = _host(number, own_model, kernel, rng)
+        if own_model == model and kernel == KERNELS[1]:
+            regressed = regressed or _busiest(row)[1]["name"]
+            for exits in row["exits"]:
+                if exits["name"] == regressed:
+                    shifted(exits, 1.08, 1.0, rng)
+        if number in unlike:
+            kind = kinds[unlike.index(number)]
+            candidates = [e for e in _busiest(row) if kind != "tail" or _is_short_tailed(e)]
+            if not candidates:
+                kind, candidates = "latency", _busiest(row)
+            victim = candidates[int(rng.integers(0, len(candidates)))]
+            change = {"rate": (1, 4), "latency": (3, 1), "silence": (1, 0.1)}
+            if kind == "tail":
+                longer_tail(victim)
+            else:
+                shifted(victim, *change[kind], rng)
+            planted.outliers[row["host"]] = (victim["name"], kind)
+        if number in faulty:
+            row |= broken_verdict()
+            planted.faulty.add(row["host"])
+        rows.append(row)
+        if len(rows) == ROWS_PER_OBJECT or number == n_hosts - 1:
+            table = pa.Table.from_pylist(rows, schema=SUMMARY)
+            pq.write_table(table, target / f"{number:064x}.parquet", compression="zstd")
+            rows = []
+    planted.regression = (model, str(regressed))
+    return planted
