@@ -35,7 +35,7 @@ def numbers(version: str) -> list[int]:
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS)
 def test_lower_bound_only_and_within_what_ci_installs(requirement):
-    match = re.fullmatch(r"([A-Za-z0-9_-]+)>=([0-9.]+)", requirement)
+    match = re.fullmatch(r"([A-Za-z0-9_-]+)(?:\[\w+\])?>=([0-9.]+)", requirement)
     assert match, "NAME>=VERSION: a lower bound, and no upper one"
     assert numbers(pinned()[normal(match[1])]) >= numbers(match[2])
     assert pinned(OLDEST)[normal(match[1])] == match[2]  # the bound is a version that was tested

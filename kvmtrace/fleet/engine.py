@@ -92,7 +92,7 @@ def _ignore_interrupts() -> None:
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor]:
     """Give a pool whose processes are gone when the block is left, finished or not."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
         yield pool
     finally:

@@ -26,10 +26,10 @@ def test_help_has_an_example(name: str) -> None:
 
 
 def test_options_named_in_the_readme_exist() -> None:
-    lines = re.findall(r"^ +(?:sudo )?kvmtrace (\w+)(?: (run|record))?(.*)$", README, re.MULTILINE)
+    lines = re.findall(r"^ +(?:sudo )?kvmtrace (\w+)(?: (run|record|summarize|report|compare|sql))?(.*)$", README, re.MULTILINE)
     assert len(lines) > 10
     for name, sub, rest in lines:
-        arguments = [name, sub] if name == "lab" and sub else [name]
+        arguments = [name, sub] if name in ("lab", "fleet") and sub else [name]
         text = CliRunner().invoke(cli, [*arguments, "--help"]).output
         for option in re.findall(r"(?<!\S)(--[a-z-]+)", re.split(r" -- |#", rest)[0]):
             assert option in text, (name, option)
