@@ -26,7 +26,8 @@ def test_help_has_an_example(name: str) -> None:
 
 
 def test_options_named_in_the_readme_exist() -> None:
-    lines = re.findall(r"^ +(?:sudo )?kvmtrace (\w+)(?: (run|record|summarize|report|compare|sql))?(.*)$", README, re.MULTILINE)
+    command = r"^ +(?:sudo )?kvmtrace (\w+)(?: (run|record|summarize|report|compare|sql))?(.*)$"
+    lines = re.findall(command, README, re.MULTILINE)
     assert len(lines) > 10
     for name, sub, rest in lines:
         arguments = [name, sub] if name in ("lab", "fleet") and sub else [name]
