@@ -113,7 +113,7 @@ def _opened(dest: str, where: str | None) -> Fleet:
     return fleet
 
 
-@command.command("report", epilog="Example: kvmtrace fleet report summaries --by kernel --where \"isa = 'svm'\"")
+@command.command("report", epilog="Example: kvmtrace fleet report summaries --by kernel --where \"host LIKE 'web-%'\"")
 @click.argument("dest", metavar="DEST")
 @click.option("--by", default="kernel,cpu_model", show_default=True, help="Columns: host,kernel,cpu_model,isa,day.")
 @click.option("--where", metavar="SQL", help="Only recordings for which this holds.")
