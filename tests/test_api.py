@@ -84,6 +84,7 @@ def test_what_is_public_is_offered() -> None:
     assert [name for name in dir(kvmtrace) if not name.startswith("_")] == [
         "LoadedRecording",
         "load",
+        "load_fleet",
         "load_ipython_extension",
     ]
 
