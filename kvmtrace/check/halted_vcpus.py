@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS, EXIT, N_STEPS
+from kvmtrace.check.decoding import failed_segments
 from kvmtrace.check.findings import constant
 from kvmtrace.isa.registry import BY_NUMBER
 from kvmtrace.model.injection import IRR_DELIVERY_MODES
@@ -15,10 +16,13 @@ from kvmtrace.model.thresholds import threshold
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
     from kvmtrace.check.thread_events import Sequence
 
+TASK_INTERRUPTIBLE = 1
 ASLEEP_NS = threshold("wakes_within")
 # what H1 and H4 look at
 NEEDS = (
@@ -126,3 +130,21 @@ def halted(excerpt: Excerpt) -> Halted:
     memory = excerpt.remember("halted", Halted)
     excerpt.once("halted", memory.add)
     return memory
+
+
+def _slept(excerpt: Excerpt) -> NDArray[np.intp]:
+    """Return the HLT exits whose thread went to sleep in the kernel and goes on."""
+    exits, segments = excerpt.exits, excerpt.segments
+    halted = excerpt.of_kind("halt") & ~excerpt.nested & ~failed_segments(excerpt)[exits.seg]
+    group = np.flatnonzero(halted & (exits.next_kind != 0) & exits.has("sched_switch"))
+    switches = segments.positions("sched_switch")
+    states = excerpt.sequence.values("sched_switch", "prev_state", switches).astype(np.int64) & 0xFF
+    asleep = np.zeros(len(segments), bool)
+    asleep[segments.of[switches[states == TASK_INTERRUPTIBLE]]] = True
+    found: NDArray[np.intp] = group[asleep[exits.seg[group]]]
+    return found
+
+
+def slept(excerpt: Excerpt) -> NDArray[np.intp]:
+    """Return the HLT exits whose thread went to sleep in the kernel and goes on."""
+    return excerpt.once("slept", _slept)

@@ -18,6 +18,8 @@ THRESHOLDS: dict[str, Threshold] = {
     "window_storm": Threshold(64, "VM-exits", "interrupt-window exits in a row without an injection are a storm (H2)"),
     "no_progress": Threshold(256, "VM-exits", "equal exits at one instruction in a row make no progress (H3)"),
     "wakes_within": Threshold(1_000_000_000, "ns", "an accepted interrupt wakes a halted vCPU within (H1, H4)"),
+    "woken_within": Threshold(50_000_000, "ns", "an interrupt for a sleeping vCPU is injected within, if the CPU is "
+                                                "free (H1)"),
     "init_served_within": Threshold(10_000_000, "ns", "an INIT that was accepted so long ago may be served now "
                                                       "(guard init_reset)"),
     "look_ahead": Threshold(4096, "events", "so far a guard looks for the thread's next or last step"),

@@ -1,13 +1,20 @@
-"""H1: a halted vCPU for which an interrupt was accepted, and which sleeps on."""
+"""H1: a halted vCPU for which an interrupt was accepted, and which sleeps on, or wakes late."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.check.halted_vcpus import NEEDS, halted
+import numpy as np
+
+from kvmtrace.check.alphabet import ENTRY
+from kvmtrace.check.arrivals import arrivals
+from kvmtrace.check.halted_vcpus import NEEDS, halted, slept
 from kvmtrace.check.rule import SUSPICION, Rule
+from kvmtrace.model.thresholds import threshold
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
 
@@ -17,7 +24,7 @@ RULE = Rule(
     SUSPICION,
     NEEDS,
     "A halted vCPU for which an interrupt was accepted wakes up soon.",
-    "kvm_vcpu_halt, kvm_vcpu_block (virt/kvm/kvm_main.c)",
+    "kvm_vcpu_halt, kvm_vcpu_block, kvm_vcpu_wake_up (virt/kvm/kvm_main.c)",
 )
 
 
@@ -26,3 +33,44 @@ def _asleep(excerpt: Excerpt, found: Found) -> None:
     known = halted(excerpt)
     if excerpt.final:
         known.report(excerpt, found, before_halt=False)
+
+
+@RULE.part("how late", needs=("kvm_inj_virq.vector", "kvm_inj_virq.reinjected", "sched_switch.prev_state"), adds=False)
+def _late(excerpt: Excerpt, found: Found) -> None:
+    """Check the time from an interrupt's arrival, while the vCPU slept, to its injection."""
+    exits, sequence = excerpt.exits, excerpt.sequence
+    group = slept(excerpt)
+    group = group[(exits.next_kind[group] == ENTRY) & exits.has("inject interrupt")[group]]
+    injected = excerpt.first_in_exit("inject interrupt", group)
+    asleep = excerpt.first_in_exit("sched_switch", group)
+    fresh = (sequence.values("kvm_inj_virq", "reinjected", injected) == 0) & (asleep < injected)
+    group, injected, asleep = group[fresh], injected[fresh], asleep[fresh]
+    arrived = arrivals(excerpt)
+    if not len(group) or not len(arrived.row):
+        return
+    vcpu = exits.get("vcpu_id")[group].astype(np.int64)
+    first = np.minimum(arrived.before(vcpu, sequence.row[asleep]), len(arrived.row) - 1)
+    woke = arrived.row[first] > sequence.row[asleep]
+    woke &= arrived.before(vcpu, sequence.row[injected]) > first
+    woke &= arrived.plain[first] & (arrived.vector[first] == sequence.values("kvm_inj_virq", "vector", injected))
+    rows, most = arrived.row[first], threshold("woken_within")
+    late_ns = sequence.ts_ns[injected] - excerpt.whole.table.ts_ns[rows]
+    late = [i for i in np.flatnonzero(woke & (late_ns > most)) if _idle_ns(excerpt, rows[i], injected[i]) > most]
+    found.check(np.count_nonzero(woke))
+    found.violate(
+        injected[late],
+        lambda i: (
+            f"vector {int(arrived.vector[first[late[i]]]):#x} injected soon after it arrived for a sleeping vCPU",
+            f"{late_ns[late[i]] / 1e6:.1f} ms later, on a CPU that did nothing else",
+        ),
+    )
+
+
+def _idle_ns(excerpt: Excerpt, arrival: np.intp, injected: NDArray[np.intp]) -> int:
+    """Return how long before its injection the vCPU's CPU was last seen at other work, not longer than it waited."""
+    sequence, table = excerpt.sequence, excerpt.whole.table
+    row = int(sequence.row[injected])
+    between = slice(int(arrival), row)
+    others = (table.cpu[between] == sequence.cpu[injected]) & (table.tid[between] != table.tid[row])
+    busy_until = int(table.ts_ns[between][others].max()) if others.any() else int(table.ts_ns[arrival])
+    return int(sequence.ts_ns[injected]) - busy_until

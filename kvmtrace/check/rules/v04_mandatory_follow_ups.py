@@ -11,6 +11,7 @@ from kvmtrace.check.alphabet import ENTRY, EXIT, mask_of
 from kvmtrace.check.decoding import decodes, failed_segments
 from kvmtrace.check.excerpt import EXPECTATIONS, class_of_kind
 from kvmtrace.check.findings import constant
+from kvmtrace.check.halted_vcpus import slept
 from kvmtrace.check.instruction_bytes import CS_L, is_string
 from kvmtrace.check.mmio_chain import MMIO_WRITE
 from kvmtrace.check.predicates import any_holds, complete, needs_of
@@ -38,7 +39,6 @@ RULE = Rule(
     "kvm_vmx_exit_handlers (vmx/vmx.c), svm_exit_handlers (svm/svm.c)",
 )
 _INJECTIONS = mask_of("inject interrupt", "inject exception")
-TASK_INTERRUPTIBLE = 1
 DECODED_SKIPS, DECODED_SHARE = threshold("decoded_skips"), threshold("decoded_share")
 
 
@@ -81,23 +81,10 @@ def _check_must(excerpt: Excerpt, group: Group, found: Found, *, must: Must) -> 
     found.violate(excerpt.exits.start[bad], describe)
 
 
-def _slept(excerpt: Excerpt) -> Group:
-    """Return the HLT exits whose thread went to sleep in the kernel and goes on."""
-    exits, segments = excerpt.exits, excerpt.segments
-    halted = excerpt.of_kind("halt") & ~excerpt.nested & ~failed_segments(excerpt)[exits.seg]
-    group = np.flatnonzero(halted & (exits.next_kind != 0) & exits.has("sched_switch"))
-    switches = segments.positions("sched_switch")
-    states = excerpt.sequence.values("sched_switch", "prev_state", switches).astype(np.int64) & 0xFF
-    asleep = np.zeros(len(segments), bool)
-    asleep[segments.of[switches[states == TASK_INTERRUPTIBLE]]] = True
-    slept: Group = group[asleep[exits.seg[group]]]
-    return slept
-
-
 @RULE.part("wake-ups", needs=("kvm_vcpu_wakeup", "sched_switch.prev_state"), adds=False)
 def _wake_up(excerpt: Excerpt, found: Found) -> None:
     """Check that a halted vCPU that slept traces kvm_vcpu_wakeup when it goes on (kvm_vcpu_halt)."""
-    exits, group = excerpt.exits, excerpt.once("slept", _slept)
+    exits, group = excerpt.exits, slept(excerpt)
     bad = group[~exits.has("wake-up")[group]]
     found.check(len(group))
     found.violate(
@@ -113,7 +100,7 @@ def _wake_up(excerpt: Excerpt, found: Found) -> None:
     adds=False,
 )
 def _waited(excerpt: Excerpt, found: Found) -> None:
-    segments, group = excerpt.segments, excerpt.once("slept", _slept)
+    segments, group = excerpt.segments, slept(excerpt)
     wakes = segments.positions("wake-up")
     waited = np.zeros(len(segments), bool)
     waited[segments.of[wakes[excerpt.sequence.values("kvm_vcpu_wakeup", "waited", wakes) != 0]]] = True

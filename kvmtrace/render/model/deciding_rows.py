@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.check.registry import all_rules
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.model import injection, ordering, side_events, states, transitions, userspace, vcpus
+from kvmtrace.model import injection, ordering, side_events, states, transitions, userspace, vcpus, wake_ups
 from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.thresholds import THRESHOLDS
 
@@ -64,6 +64,10 @@ def deciding_rows() -> dict[str, Any]:
             "rows": {kind: row._asdict() for kind, row in side_events.SIDE_EVENTS.items()},
             "icr_busy": side_events.ICR_BUSY,
             "vmm_prefix": side_events.VMM_PREFIX,
+        },
+        "wake_ups": {
+            "wakes_from_hlt": list(wake_ups.WAKES_FROM_HLT),
+            "hardware_delivery": list(wake_ups.HARDWARE_DELIVERY),
         },
         "vcpus": {
             "identity": {f"{row.kind}.{row.field}": f"{row.sentence} ({row.step})" for row in vcpus.VCPU_IDENTITY},

@@ -154,6 +154,7 @@ def _deciding_lines() -> Iterable[str]:
         ("thresholds", "Numbers that decide"),
         ("ordering", "Order"),
         ("side_events", "Events beside the life of a vCPU"),
+        ("wake_ups", "What ends a HLT"),
         ("vcpus", "Which vCPU it is"),
         ("injection", "Injection"),
         ("userspace", "Userspace between two KVM_RUNs"),

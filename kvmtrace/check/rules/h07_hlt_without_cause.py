@@ -1,0 +1,89 @@
+"""H7: a halted vCPU that goes on although nothing woke it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.alphabet import ENTRY
+from kvmtrace.check.arrivals import arrivals
+from kvmtrace.check.rule import SUSPICION, Rule
+from kvmtrace.model.wake_ups import HARDWARE_DELIVERY, WAKES_FROM_HLT
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+
+    Group = NDArray[np.intp]
+
+RULE = Rule(
+    "H7",
+    "HLT left without cause",
+    SUSPICION,
+    (
+        "kvm_exit.exit_reason",
+        "kvm_exit.isa",
+        "kvm_exit.vcpu_id",
+        "kvm_inj_virq",
+        "kvm_inj_exception",
+        "kvm_apic_accept_irq.apicid",
+        "kvm_apic_accept_irq.dm",
+        "kvm_apic_accept_irq.vec",
+    ),
+    "A vCPU that halted in the kernel goes on only for an interrupt, an exception, an NMI, SMI, INIT or SIPI, or "
+    "another vCPU's kick.",
+    "kvm_vcpu_check_block (virt/kvm/kvm_main.c), kvm_vcpu_has_events (x86.c)",
+    "events that hardware delivers (APICv, AVIC)",
+    places=lambda excerpt: len(_resumed(excerpt)),
+)
+
+
+def _resumed(excerpt: Excerpt) -> Group:
+    """Return the HLT exits whose vCPU goes on without having left to userspace."""
+    exits = excerpt.exits
+    group: Group = np.flatnonzero(excerpt.of_kind("halt") & ~excerpt.nested & (exits.next_kind == ENTRY))
+    return group
+
+
+@RULE.part()
+def _cause(excerpt: Excerpt, found: Found) -> None:
+    exits, whole = excerpt.exits, _resumed(excerpt)
+    seen = excerpt.capability.seen
+    if "kvm_inj_virq" not in seen or not seen.isdisjoint(HARDWARE_DELIVERY):
+        found.check(0, len(whole))
+        return
+    group = whole[~exits.has(*WAKES_FROM_HLT)[whole]]
+    group = group[~_others_arrived(excerpt, group)]
+    # what the next exit says is needed: an interrupt that the guest cannot take yet has a window opened for it
+    after = np.minimum(np.searchsorted(exits.seg, exits.seg[group] + 2), len(exits) - 1)
+    told = exits.seg[after] == exits.seg[group] + 2
+    window = told & excerpt.of_kind("interrupt_window")[after]
+    window &= exits.get("guest_rip")[after] == exits.resume_rip[group]
+    bad = group[told & ~window]
+    unknown = np.count_nonzero(~told)
+    found.check(len(whole) - unknown, unknown)
+    found.violate(
+        excerpt.segments.start[exits.seg[bad] + 1],
+        lambda i: (
+            f"an interrupt, exception, NMI, SMI, INIT, SIPI or kick after {excerpt.exit_name(bad[i])}",
+            "VM-entry without any",
+        ),
+    )
+
+
+def _others_arrived(excerpt: Excerpt, group: Group) -> NDArray[np.bool_]:
+    """Say for which exits anything but a plain interrupt arrived since the vCPU halted the time before."""
+    exits, sequence, arrived = excerpt.exits, excerpt.sequence, arrivals(excerpt)
+    others = np.append(0, np.cumsum(~arrived.plain))
+    vcpu = exits.get("vcpu_id")[group].astype(np.int64)
+    until = sequence.row[excerpt.segments.start[exits.seg[group] + 1]]
+    halts = np.flatnonzero(excerpt.of_kind("halt"))
+    before = np.searchsorted(halts, group) - 1
+    last = halts[np.maximum(before, 0)]
+    same = (before >= 0) & (excerpt.thread[last] == excerpt.thread[group])
+    since = np.where(same, sequence.row[exits.start[last]], 0)
+    found: NDArray[np.bool_] = others[arrived.before(vcpu, until)] != others[arrived.before(vcpu, since)]
+    return found
