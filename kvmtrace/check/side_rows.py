@@ -111,9 +111,11 @@ def last_steps(excerpt: Excerpt, rows: Rows) -> Rows:
     after = np.searchsorted(order.key, keys, "right")
     found = np.where(after > 0, order.latest[np.maximum(after - 1, 0)], -1)
     known = (found >= 0) & _same_thread(order.key[found], keys)
-    # what broke off before the thread's next event may have broken off before this one
+    # nothing broke off since, up to the thread's next event: what did may have done so before this row
+    breaks = np.cumsum(whole.broken[order.position])
     following = np.minimum(after, len(order.key) - 1)
-    known &= ~(_same_thread(order.key[following], keys) & whole.broken[order.position[following]])
+    known &= _same_thread(order.key[following], keys) & (after < len(order.key))
+    known &= breaks[following] == breaks[found]
     return np.where(known, order.position[found], -1)
 
 

@@ -56,10 +56,11 @@ def _cause(excerpt: Excerpt, found: Found) -> None:
         found.check(0, len(whole))
         return
     group = whole[~exits.has(*WAKES_FROM_HLT)[whole]]
-    group = group[~_others_arrived(excerpt, group)]
+    arrived, known = _others_arrived(excerpt, group)
+    group, known = group[~arrived], known[~arrived]
     # what the next exit says is needed: an interrupt that the guest cannot take yet has a window opened for it
     after = np.minimum(np.searchsorted(exits.seg, exits.seg[group] + 2), len(exits) - 1)
-    told = exits.seg[after] == exits.seg[group] + 2
+    told = known & (exits.seg[after] == exits.seg[group] + 2)
     window = told & excerpt.of_kind("interrupt_window")[after]
     window &= exits.get("guest_rip")[after] == exits.resume_rip[group]
     bad = group[told & ~window]
@@ -74,8 +75,13 @@ def _cause(excerpt: Excerpt, found: Found) -> None:
     )
 
 
-def _others_arrived(excerpt: Excerpt, group: Group) -> NDArray[np.bool_]:
-    """Say for which exits anything but a plain interrupt arrived since the vCPU halted the time before."""
+def _others_arrived(excerpt: Excerpt, group: Group) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Say for which exits anything but a plain interrupt arrived since the vCPU halted the time before.
+
+    Returns
+    -------
+    (arrived, known) : known is False where that time lies in an earlier table, whose arrivals are not at hand
+    """
     exits, sequence, arrived = excerpt.exits, excerpt.sequence, arrivals(excerpt)
     others = np.append(0, np.cumsum(~arrived.plain))
     vcpu = exits.get("vcpu_id")[group].astype(np.int64)
@@ -86,4 +92,4 @@ def _others_arrived(excerpt: Excerpt, group: Group) -> NDArray[np.bool_]:
     same = (before >= 0) & (excerpt.thread[last] == excerpt.thread[group])
     since = np.where(same, sequence.row[exits.start[last]], 0)
     found: NDArray[np.bool_] = others[arrived.before(vcpu, until)] != others[arrived.before(vcpu, since)]
-    return found
+    return found, same & (since >= excerpt.whole.n_parked)
