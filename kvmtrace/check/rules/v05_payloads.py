@@ -13,6 +13,7 @@ from kvmtrace.check.rule import VIOLATION, RowPart, Rule
 from kvmtrace.check.vcpu_identity import vcpu_ids
 from kvmtrace.isa.words import INTR_TYPE_EXT_INTR, decode_intr_info
 from kvmtrace.kvm.apic import X2APIC_MSR_BASE
+from kvmtrace.kvm.msrs import MSR_X2APIC_ICR
 from kvmtrace.kvm.vectors import EXCEPTIONS_WITH_ERROR_CODE, GP_VECTOR
 from kvmtrace.model.predicates import CHECKS
 from kvmtrace.table.distinct import among
@@ -180,11 +181,19 @@ def _apic_msrs(excerpt: Excerpt) -> tuple[np.ndarray, np.ndarray]:
     return positions[own], ecx[own]
 
 
-@RULE.part("x2APIC registers", needs=("kvm_msr.ecx", "kvm_msr.exception", "kvm_apic.reg"), places="kvm_msr", adds=False)
+@RULE.part(
+    "x2APIC registers",
+    needs=("kvm_msr.ecx", "kvm_msr.write", "kvm_msr.exception", "kvm_apic.reg"),
+    places="kvm_msr",
+    adds=False,
+)
 def _x2apic(excerpt: Excerpt, found: Found) -> None:
     """Check that an x2APIC register is traced once, by its offset, whenever its MSR is accessed without #GP."""
     segments = excerpt.segments
     positions, ecx = _apic_msrs(excerpt)
+    # kvm_lapic_msr_read returns the ICR, the one register of 64 bits, before it traces anything
+    untraced = (ecx == MSR_X2APIC_ICR) & (excerpt.sequence.values("kvm_msr", "write", positions) == 0)
+    positions, ecx = positions[~untraced], ecx[~untraced]
     owner = segments.of[positions]
     counts = excerpt.segment_counts("kvm_apic")[owner]
     first = segments.first_in("kvm_apic")[owner]
