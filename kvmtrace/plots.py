@@ -27,9 +27,9 @@ COLOURS = {
     "guest": "#009e73",
     "switch": "#cc79a7",
     "kernel": "#0072b2",
-    "userspace": "#e69f00",
+    "VMM": "#e69f00",
     "blocked": "#c3c8ce",
-    "halt-poll": "#f0e442",
+    "poll": "#f0e442",
     "preempted": "#d55e00",
     "unknown": "#6b6b6b",
 }
@@ -37,9 +37,9 @@ BUDGET = {
     "guest_ns": "guest",
     "entry_exit_ns": "switch",
     "handler_ns": "kernel",
-    "userspace_ns": "userspace",
+    "userspace_ns": "VMM",
     "blocked_ns": "blocked",
-    "halt_poll_ns": "halt-poll",
+    "halt_poll_ns": "poll",
     "preempted_ns": "preempted",
     "unknown_ns": "unknown",
 }

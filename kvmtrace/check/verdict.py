@@ -108,6 +108,7 @@ class Violation:
     event : str, kind of that event
     expected, observed, why, source : str, in words
     context : the thread's events around it, oldest first
+    vm_exit : the number of the thread's VM-exit at or before it, which `--explain` takes; None before the first
     """
 
     rule: str
@@ -123,6 +124,7 @@ class Violation:
     why: str
     source: str
     context: tuple[ContextEvent, ...] = ()
+    vm_exit: int | None = None
 
 
 @dataclass(frozen=True)

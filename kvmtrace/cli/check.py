@@ -9,7 +9,7 @@ import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
-from kvmtrace.cli.output import wants_colour, write
+from kvmtrace.cli.output import text_width, wants_colour, write
 from kvmtrace.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _check(path: str, limit: int) -> Report:
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
 @click.option(
     "--limit",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**9),
     default=20,
     show_default=True,
     metavar="N",
@@ -58,7 +58,7 @@ def command(*, files: tuple[str, ...], output_format: str, limit: int, anonymize
         documents = [to_json(report, only=("capture", "loss", "model")) for report in reports]
         write(documents[0] + "\n" if len(files) == 1 else "[\n" + ",\n".join(documents) + "\n]\n", None)
     else:
-        style = Style(wants_colour())
+        style = Style(wants_colour(), text_width(None))
         write("\n".join(render_check(report, style, limit) for report in reports), None)
     if any(report.model and report.model.n_violations for report in reports):
         sys.stdout.flush()

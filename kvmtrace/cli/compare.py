@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kvmtrace.cli.allocation import prepare_memory
-from kvmtrace.cli.output import write_text
+from kvmtrace.cli.output import check_output, force_option, write
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import CapabilityError, UsageError
 
@@ -60,6 +59,7 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
 )
 @click.option("--format", "output_format", type=click.Choice(["text", "html", "json"]), default="text")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
+@force_option
 @click.option(
     "--min-effect",
     type=click.FloatRange(0, 10),
@@ -74,13 +74,14 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
 )
 def command(
     *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float | None,
-    everything: bool, fail_on_regression: bool, anonymize: bool,
+    everything: bool, fail_on_regression: bool, anonymize: bool, force: bool,
 ) -> None:  # fmt: skip
     """Compare recordings per exit reason and phase, with significance.
 
     What was recorded differently (events, filters, guests, architectures, losses) is not compared, and said first.
     With one run per side, blocks within the runs are compared; with three or more, the runs themselves.
     """
+    check_output(output, (*base, *files), force=force)
     from kvmtrace.ab.recordings import compare_runs
 
     if not base:
@@ -92,10 +93,7 @@ def command(
     if anonymize:
         result = replace(result, base_runs=_numbered("base", base), new_runs=_numbered("new", files))
     text = _render(result, output_format, everything=everything)
-    if output:
-        write_text(Path(output), text)
-    else:
-        click.echo(text, nl=False)
+    write(text, output)
     if fail_on_regression and not result.comparable:
         raise CapabilityError(f"a regression cannot be told: {result.obstacles[0].why}", "record both sides alike")
     if fail_on_regression and result.regressed:

@@ -9,7 +9,7 @@ import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
-from kvmtrace.cli.output import write_file
+from kvmtrace.cli.output import check_output, force_option, write_file
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import UsageError
 
@@ -76,7 +76,8 @@ def _writer(suffix: str, table: str) -> Write:
     help="A row for every event, every VM-exit (paired, decoded), or every return to the VMM.",
 )
 @click.option("--anonymize", is_flag=True, help="Drop host, thread and file names and guest addresses, consistently.")
-def command(*, file: str, output: str, table: str, anonymize: bool) -> None:
+@force_option
+def command(*, file: str, output: str, table: str, anonymize: bool, force: bool) -> None:
     """Write a recording in another tool's format.
 
     .parquet and .arrow hold every event with its fields (read them with pandas, DuckDB, Polars); .csv the
@@ -86,6 +87,7 @@ def command(*, file: str, output: str, table: str, anonymize: bool) -> None:
     suffix = _suffix(output)
     if table != "events" and suffix not in TABLE_SUFFIXES:
         raise UsageError(f"--table {table} is for {', '.join(TABLE_SUFFIXES)}; {suffix} is a timeline")
+    check_output(output, [file], force=force)
     from kvmtrace.formats import open_recording
 
     prepare_memory()

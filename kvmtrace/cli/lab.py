@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmtrace.cli.completion import guests_of_the_lab
+from kvmtrace.cli.output import check_output, force_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,8 +157,10 @@ def run(cmd: tuple[str, ...], **settings: Any) -> int:
     metavar="FILE",
     help="Where the recording goes.",
 )
-def record(output: Path, **settings: Any) -> int:
+@force_option
+def record(output: Path, *, force: bool, **settings: Any) -> int:
     """Record a bundled guest, or QEMU booting Linux, on an emulated host."""
+    check_output(output, force=force)
     from kvmtrace.lab.guest_recording import LabRecording, record_in_lab
     from kvmtrace.lab.job import Job
     from kvmtrace.lab.run_folder import run_folder

@@ -1,4 +1,4 @@
-"""Files that commands write for the user: private, complete or not there, and the user's own under sudo."""
+"""Files that commands write: private, complete or not there, the user's own under sudo, and never what is read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,61 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from kvmtrace.cli.whole_file import write_whole
+from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+HEAD_BYTES = 4096  # enough to recognise a summary
+force_option = click.option("--force", is_flag=True, help="Write over a recording.")
+
+
+def check_output(output: str | Path | None, inputs: Iterable[str | Path] = (), *, force: bool = False) -> None:
+    """Refuse an output that would destroy something, before any work is done.
+
+    Parameters
+    ----------
+    output : where the command will write; None or "-" for standard output
+    inputs : what it reads; never written over, under whatever name or link
+    force : the user gave --force: another recording may be written over
+
+    Raises
+    ------
+    UsageError
+        It is an input, or a recording without `force`.
+    CapabilityError
+        Its folder is not there, or not writable.
+    """
+    if output is None or str(output) == "-":
+        return
+    path = Path(output)
+    for name in inputs:
+        if str(name) != "-" and _same_file(path, Path(name)):
+            raise UsageError(f"{output} is the input {name}: write to another file")
+    if path.is_file() and not force and _is_recording(path):
+        raise UsageError(f"{output} is a recording; --force writes over it")
+    if not path.exists() and not os.access(path.parent, os.W_OK):
+        why = "No such directory" if not path.parent.is_dir() else "Permission denied"
+        raise CapabilityError(f"{output} cannot be written: {why}")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _is_recording(path: Path) -> bool:
+    from kvmtrace.formats.registry import is_recording
+    from kvmtrace.formats.summary import is_summary
+
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:  # what cannot be read cannot be written over by accident either: writing tells why
+        return False
+    return is_summary(head) or is_recording(path)
 
 
 def wants_colour() -> bool:
@@ -20,12 +72,19 @@ def wants_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def text_width(output: str | None) -> int:
+    """Return how many columns a text shall have that goes to `output` (None: standard output)."""
+    from kvmtrace.render.terminal import columns_wanted
+
+    return columns_wanted(terminal=output is None and sys.stdout.isatty())
+
+
 def write(text: str, output: str | None) -> None:
     """Write to a file, through the pager on a terminal, or to standard output."""
     if output and output != "-":
         write_text(Path(output), text)
     elif sys.stdout.isatty() and text.count("\n") >= _terminal_lines():
-        os.environ.setdefault("LESS", "-RSFX")
+        os.environ.setdefault("LESS", "-RFX")
         click.echo_via_pager(text, color=wants_colour() or None)
     else:
         sys.stdout.write(text)
@@ -42,6 +101,11 @@ def write_file(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Write a file readable by its owner only; it appears as a whole, and no planted link is followed.
 
     Devices and pipes that are there already are written to as they are.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
     """
     write_whole(path, write, _give_to_user)
 

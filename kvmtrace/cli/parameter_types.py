@@ -1,4 +1,4 @@
-"""Values of options: sizes, times, exit reasons."""
+"""Values of options: sizes, times, moments, ids, exit reasons."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     IntParam = click.ParamType[int]
     FloatParam = click.ParamType[float]
+    MomentParam = click.ParamType[tuple[int, bool]]
+    PartsParam = click.ParamType[tuple[str, ...]]
 else:  # generic since click 8.4
-    IntParam = FloatParam = click.ParamType
+    IntParam = FloatParam = MomentParam = PartsParam = click.ParamType
 
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 MAX_BYTES = 1 << 60
@@ -22,6 +25,31 @@ MAX_SECONDS = 366 * 24 * 3600.0
 MAX_NUMBER = (1 << 31) - 1
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+ID = click.IntRange(1, 2**31 - 1)  # of a thread or process
+MAX_NS = 2**62  # 146 years: what lies behind is a slip of the finger
+NS = {"": 1_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+
+
+class Moment(MomentParam):
+    """A time: "1.5", "20ms" after the recording's start, or "@123.456" as the trace's clock says."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, bool]:
+        """Return (ns, relative to the start?)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(@?)(\d+)(?:\.(\d*))?(s|ms|us|ns)?", str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is no time; examples: 1.5, 20ms, @123.456", param, ctx)
+        absolute, whole, fraction, unit = match.groups()
+        size = NS[unit or ""]
+        fraction = (fraction or "")[:18]
+        ns = int(whole[:30]) * size + int(fraction or 0) * size // 10 ** len(fraction)
+        if ns > MAX_NS:
+            self.fail(f"{value!r} is longer than any recording", param, ctx)
+        return ns, not absolute
 
 
 class Size(IntParam):
@@ -77,3 +105,22 @@ class Duration(FloatParam):
         if seconds > MAX_SECONDS:
             self.fail(f"{value!r} is more than a year", param, ctx)
         return seconds
+
+
+class Parts(PartsParam):
+    """Names of parts, separated by commas."""
+
+    name = "parts"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in str(value).split(",") if name.strip())
+        unknown = [name for name in names if name not in self._known]
+        if unknown or not names:
+            self.fail(f"{value!r}: the parts are {', '.join(self._known)}", param, ctx)
+        return names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,37 +12,22 @@ import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
-from kvmtrace.cli.output import wants_colour, write
+from kvmtrace.cli.option_pairs import refuse_pairs
+from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
+from kvmtrace.cli.parameter_types import ID, Moment, Parts
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvmtrace.render.terminal import Style
     from kvmtrace.render.text.report_text import TextOptions
     from kvmtrace.report.build import ReportOptions
     from kvmtrace.report.document import Report
     from kvmtrace.report.selection import Selection
 
-_TIME_UNITS = {"": 1_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 BY = ["reason", "userspace", "vcpu", "port", "gpa", "msr", "cr", "rip"]
+PARTS = ["details", "bring-up", "rules", "limits", "all"]
 SORT = ["count", "time", "mean", "p50", "p99", "max", "name", "key"]
-
-
-class TimeType(click.ParamType):  # type: ignore[type-arg]
-    """A time: "1.5", "20ms" after the recording's start, or "@123.456" as the trace's clock says."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, bool]:
-        """Return (ns, relative to the start?)."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(@?)(\d+)(?:\.(\d*))?(s|ms|us|ns)?", str(value).strip())
-        if not match:
-            self.fail(f"{value!r} is no time; examples: 1.5, 20ms, @123.456", param, ctx)
-        absolute, whole, fraction, unit = match.groups()
-        size = _TIME_UNITS[unit or ""]
-        fraction = fraction or ""
-        return int(whole) * size + int(fraction or 0) * size // 10 ** len(fraction), not absolute
 
 
 def load_report(path: str, options: ReportOptions) -> Report:
@@ -75,7 +59,39 @@ class Request:
     no_model: bool
     guest_symbols: str | None
     explain: int | None
+    slowest: int | None
+    show: tuple[str, ...]
+    verbose: bool
     anonymize: bool
+    force: bool
+
+    def refuse_what_does_not_go_together(self) -> None:
+        """Refuse options of which one would be passed over in silence."""
+        given = {
+            "--explain": self.explain is not None,
+            "--format": self.output_format != "text",
+            "--format html": self.output_format == "html",
+            "--by": self.by is not None,
+            "--slowest": self.slowest is not None,
+            "--show": bool(self.show) or self.verbose,
+            "--sort": self.sort is not None,
+            "--from": self.begin is not None,
+            "--to": self.end is not None,
+            "--perf-compatible": self.perf_compatible,
+            "--no-model": self.no_model,
+            "--guest-symbols": self.guest_symbols is not None,
+        }
+        refuse_pairs([name for name, is_given in given.items() if is_given])
+        if self.begin and self.end and self.begin[1] == self.end[1] and self.begin[0] > self.end[0]:
+            raise UsageError("--from is behind --to: nothing lies between them")
+        if self.output_format == "html" and len(self.files) > 1:
+            raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
+
+    def selects(self) -> list[str]:
+        """Return the options given that need events."""
+        given = (self.by, self.sort, self.tid, self.vcpu_id, self.begin, self.end, self.guest_symbols, self.explain)
+        names = ("--by", "--sort", "--tid", "--vcpu", "--from", "--to", "--guest-symbols", "--explain")
+        return [name for name, value in zip(names, given, strict=True) if value is not None]
 
     def selection(self) -> Selection:
         """Return the part of the recordings that is asked for."""
@@ -87,15 +103,22 @@ class Request:
         begin, end = (moment[0] if moment else None for moment in (self.begin, self.end))
         return Selection(self.tid, self.vcpu_id, begin, end, kinds != {False})
 
+    def style(self) -> Style:
+        """Return the colours and the width of what is printed."""
+        from kvmtrace.render.terminal import Style
+
+        return Style(wants_colour() and self.output is None, text_width(self.output))
+
     def text_options(self) -> TextOptions:
         """Return how to print."""
-        from kvmtrace.render.text.report_text import TextOptions
+        from kvmtrace.render.text.report_text import SHOW, TextOptions
 
-        return TextOptions(by=self.by, sort=self.sort, perf=self.perf_compatible)
+        show = frozenset(SHOW if self.verbose or "all" in self.show else self.show)
+        return TextOptions(self.by, self.sort, perf=self.perf_compatible, show=show, slowest=self.slowest)
 
     def report_options(self) -> ReportOptions:
         """Return what the report shall hold."""
-        from kvmtrace.report.build import ReportOptions
+        from kvmtrace.report.build import ALL_ROWS, DOCUMENT_ROWS, SHOWN_ROWS, SLOWEST, ReportOptions
         from kvmtrace.report.guest_symbols import read_guest_symbols
 
         options = ReportOptions(
@@ -103,19 +126,21 @@ class Request:
             model=not self.no_model,
             perf_only=self.perf_compatible and self.output_format == "text",
             timeline=self.output_format == "html",
+            slowest=max(self.slowest or 0, SLOWEST),
+            detail_rows=ALL_ROWS if self.by else SHOWN_ROWS if self.output_format == "text" else DOCUMENT_ROWS,
         )
         return replace(options, symbol=read_guest_symbols(self.guest_symbols).name) if self.guest_symbols else options
 
 
 def _answer(request: Request) -> str:
     """Return the text to write."""
-    if request.explain is not None:
-        return "\n".join(_story(path, request) for path in request.files)
     summaries = _summaries(request.files)
     if summaries is not None:
+        if request.selects():
+            raise UsageError(f"a recording of --summary holds counts and no events: nothing for {request.selects()[0]}")
         return _render_summaries(summaries, request.output_format, anonymize=request.anonymize)
-    if request.output_format == "html" and len(request.files) > 1:
-        raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
+    if request.explain is not None:
+        return "\n".join(_story(path, request) for path in request.files)
     from kvmtrace.report.anonymize import anonymized
 
     options = request.report_options()
@@ -161,7 +186,6 @@ def _render_summaries(contents: list[tuple[str, bytes]], output_format: str, *, 
 
 
 def _render(reports: list[Report], request: Request) -> str:
-    from kvmtrace.render.terminal import Style
     from kvmtrace.render.text.report_text import render_text
     from kvmtrace.report.json_document import to_json
 
@@ -171,8 +195,7 @@ def _render(reports: list[Report], request: Request) -> str:
     if request.output_format == "html":
         html: str = importlib.import_module("kvmtrace.render.html").render_html(reports[0])
         return html
-    style = Style(wants_colour() and request.output is None)
-    return "\n".join(render_text(report, request.text_options(), style) for report in reports)
+    return "\n".join(render_text(report, request.text_options(), request.style()) for report in reports)
 
 
 def _story(path: str, request: Request) -> str:
@@ -183,7 +206,7 @@ def _story(path: str, request: Request) -> str:
 
     assert request.explain is not None
     story = explain_exit(open_recording(path).events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
-    return render_story(anonymized_story(story) if request.anonymize else story)
+    return render_story(anonymized_story(story) if request.anonymize else story, request.style())
 
 
 @click.command(
@@ -200,18 +223,21 @@ def _story(path: str, request: Request) -> str:
     help="json: one document, for several FILEs a list of them.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
-@click.option("--by", type=click.Choice(BY), help="Only this table, with all its rows.")
+@force_option
+@click.option(
+    "--by", type=click.Choice(BY), help="Only this table, with all its rows; with json: all rows of its list."
+)
 @click.option("--sort", type=click.Choice(SORT), help="Sort the table by this column.")
-@click.option("--tid", type=click.IntRange(1), help="Only this thread.")
-@click.option("--vcpu", "vcpu_id", type=click.IntRange(0), help="Only vCPUs with this id.")
+@click.option("--tid", type=ID, help="Only this thread.")
+@click.option("--vcpu", "vcpu_id", type=click.IntRange(0, 2**31 - 1), help="Only vCPUs with this id.")
 @click.option(
     "--from",
     "begin",
-    type=TimeType(),
+    type=Moment(),
     metavar="T",
     help="Only from T on: 1.5 or 20ms after the start, or @123.456 on the trace's clock.",
 )
-@click.option("--to", "end", type=TimeType(), metavar="T", help="Only up to T.")
+@click.option("--to", "end", type=Moment(), metavar="T", help="Only up to T.")
 @click.option("--perf-compatible", is_flag=True, help="The tables of `perf kvm stat report`, in its layout.")
 @click.option("--no-model", is_flag=True, help="Do not compare with the reference model.")
 @click.option(
@@ -226,6 +252,20 @@ def _story(path: str, request: Request) -> str:
     metavar="N",
     help="Tell VM-exit number N (of --tid or --vcpu) as the story of one lifecycle.",
 )
+@click.option(
+    "--slowest",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="Only the N slowest VM-exits, each with its number for --explain.",
+)
+@click.option(
+    "--show",
+    type=Parts(PARTS),
+    default=(),
+    metavar="PART[,PART]",
+    help=f"Tell these parts in full: {', '.join(PARTS)}.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="The same as --show all.")
 @click.option("--anonymize", is_flag=True, help="Drop host, thread names and addresses, consistently.")
 @click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema,
               help="Print the JSON Schema of --format json, and end.")  # fmt: skip
@@ -235,6 +275,8 @@ def command(**options: Any) -> None:
     FILE is a kvmtrace recording, trace.dat, perf.data, ftrace text, or - for standard input.
     """
     request = Request(**options)
+    request.refuse_what_does_not_go_together()
+    check_output(request.output, request.files, force=request.force)
     prepare_memory()
     finish_interrupted(request.files)
     write(_answer(request), request.output)

@@ -86,6 +86,15 @@ def _refuse_foreign(recording: Recording, path: str) -> None:
         raise FormatError(path, None, f"KVM events of {' or '.join(NAMES)}", found)
 
 
+def is_recording(path: str | Path) -> bool:
+    """Say whether a file is a recording of a supported format, from its head."""
+    source = Source(path)
+    try:
+        return any(known.sniff(source) for known in known_formats())
+    finally:
+        source.close()
+
+
 def recognise(source: Source) -> Recording:
     """Open what a source leads to, see open_recording."""
     try:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WIDTH = 100
+WIDTH = 100  # in a pipe, a file, a page
+NARROWEST = 60
 _UNITS = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"))
 ABSENT = "-"
+MIN_FLEXIBLE = 8
 
 
 def escape(text: str | None) -> str:
@@ -56,9 +61,20 @@ def plural(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Style:
-    """Colours, or none of them."""
+    """Colours, or none of them, and how many columns there are."""
 
     colour: bool = False
+    width: int = WIDTH
+
+    def wrapped(self, text: str, first: str = "", rest: str | None = None) -> list[str]:
+        """Return text as lines; `first` begins the first one, `rest` the others. No word is broken that fits a line."""
+        return textwrap.wrap(
+            text,
+            self.width,
+            initial_indent=first,
+            subsequent_indent=first if rest is None else rest,
+            break_on_hyphens=False,
+        )
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
@@ -84,29 +100,75 @@ class Style:
         return self._paint("2", text)
 
 
+def columns_wanted(*, terminal: bool) -> int:
+    """Return how wide a text shall be: $COLUMNS, else the terminal, else 100; never below 60.
+
+    Parameters
+    ----------
+    terminal : the text goes to a terminal
+    """
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and 0 < int(told) < 100_000:
+        return max(int(told), NARROWEST)
+    return max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST) if terminal else WIDTH
+
+
 @dataclass(frozen=True)
 class Column:
-    """A table's column: `flexible` ones are cut when the line is too narrow."""
+    """A table's column.
+
+    Parameters
+    ----------
+    flexible : cut where the line is too narrow, down to `shortest` columns
+    rank : what is left out first where it is still too narrow: the highest; 0 stays
+    """
 
     title: str
     cells: Sequence[str]
     left: bool = False
     flexible: bool = False
+    rank: int = 0
+    shortest: int = MIN_FLEXIBLE
+
+    @property
+    def width(self) -> int:
+        """Columns that it takes if nothing is cut."""
+        return max([len(self.title), *map(len, self.cells)])
+
+    @property
+    def least(self) -> int:
+        """Columns that it takes at least."""
+        return min(self.width, self.shortest) if self.flexible else self.width
 
 
-def table(columns: Sequence[Column], style: Style, width: int = WIDTH) -> list[str]:
-    """Return a table's lines: headings, then one line per row, none wider than `width`."""
-    widths = [max([len(column.title), *map(len, column.cells)]) for column in columns]
-    excess = sum(widths) + 2 * len(columns) - width
+def table(columns: Sequence[Column], style: Style) -> list[str]:
+    """Return a table's lines: headings, then one line per row, none wider than the style allows.
+
+    Columns that do not fit are left out by their rank, then the flexible ones are cut.
+    """
+    columns = _fitting(columns, style.width)
+    widths = [column.width for column in columns]
+    excess = sum(widths) + 2 * len(columns) - style.width
     for i, column in enumerate(columns):
         if column.flexible and excess > 0:
-            narrower = max(widths[i] - excess, 8)
+            narrower = max(widths[i] - excess, column.shortest)
             excess -= widths[i] - narrower
             widths[i] = narrower
     gap = "  " if excess <= 0 else " "
     head = _line([column.title for column in columns], columns, widths, gap)
     rows = [_line([column.cells[i] for column in columns], columns, widths, gap) for i in range(len(columns[0].cells))]
     return [style.faint(head), *rows]
+
+
+def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns without those of the highest ranks, as many as must go."""
+    kept = list(columns)
+    while sum(column.least for column in kept) + 2 * len(kept) > width:
+        last = max(kept, key=lambda column: column.rank)
+        if not last.rank:
+            break
+        kept.remove(last)
+    return kept
 
 
 def _line(cells: list[str], columns: Sequence[Column], widths: list[int], gap: str) -> str:

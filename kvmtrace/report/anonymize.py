@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvmtrace.check.verdict import Comparison, Violation
     from kvmtrace.report.document import Report
     from kvmtrace.report.over_time import Timeline
+    from kvmtrace.stats.rows import SlowExit
 
 T = TypeVar("T")
 
@@ -120,11 +121,19 @@ def anonymized(report: Report) -> Report:
         loss=replace(report.loss, damage=damage, notes=()),
         vcpus=vcpus,
         detail=detail,
+        slowest=tuple(_slow(row, names) for row in report.slowest),
         model=_model(report.model, names),
         bring_up=_bring_up(report.bring_up, names),
         replay=_cleaned("", report.replay, names),
         timeline=_timeline(report.timeline, names),
     )
+
+
+def _slow(row: SlowExit, names: StandIns) -> SlowExit:
+    key = row.access_key
+    if key is not None and row.access in {"mmio", "page"}:
+        key = names.address(key)
+    return replace(row, guest_rip=names.address(row.guest_rip), access_key=key)
 
 
 def _bring_up(bring_up: BringUp | None, names: StandIns) -> BringUp | None:

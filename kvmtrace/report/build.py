@@ -6,10 +6,14 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from kvmtrace.errors import UsageError
 from kvmtrace.isa.registry import isa_name, run_functions
 from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
-from kvmtrace.report.selection import Selection
+from kvmtrace.report.exit_numbers import with_numbers
+from kvmtrace.report.selection import Selection, describe_empty
 from kvmtrace.report.timeline import build_timeline
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.slices import SegmentCollector
@@ -19,6 +23,7 @@ from kvmtrace.stats.detail import DetailAccumulator
 from kvmtrace.stats.exits import ExitAccumulator
 from kvmtrace.stats.perf_kvm_stat import PerfAccumulator
 from kvmtrace.stats.rate import RateAccumulator
+from kvmtrace.stats.slowest import SlowestAccumulator
 from kvmtrace.stats.userspace import UserspaceAccumulator
 from kvmtrace.stats.vcpus import Identities, VcpuAccumulator, with_ids
 from kvmtrace.table.event_table import LOST_EVENTS
@@ -38,6 +43,9 @@ if TYPE_CHECKING:
     from kvmtrace.table.recording import Recording
 
 PIECE_EVENTS = 1 << 18  # small enough for the caches
+# rows of each attribution: what a text report cuts further, what a document holds, what --by promises
+SHOWN_ROWS, DOCUMENT_ROWS, ALL_ROWS = 256, 4096, 1 << 20
+SLOWEST = 32
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class ReportOptions:
     model : compare with the reference model
     perf_only : nothing but the perf-compatible tables
     symbol : guest address -> its symbol, None if there is none
+    detail_rows : rows of each attribution; what lies behind is told in one
+    slowest : VM-exits told one by one
     timeline : reduce the recording to what renderers draw over time
     progress : called with the number of events read so far
     tables, spans : called with each table and each piece of spans, for others who want them of the same pass
@@ -59,6 +69,8 @@ class ReportOptions:
     model: bool = True
     perf_only: bool = False
     symbol: Callable[[int], str | None] = lambda _: None
+    detail_rows: int = DOCUMENT_ROWS
+    slowest: int = SLOWEST
     timeline: bool = False
     progress: Callable[[int], None] = lambda _: None
     tables: tuple[Callable[[EventTable], None], ...] = ()
@@ -77,6 +89,7 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     builder = ReportBuilder(options)
     checker = _new_checker(recording) if options.model and not options.perf_only else None
     selection = options.selection.resolved(recording)
+    builder.begin = selection.selection.begin
     beginning = Beginning()
 
     def collect(table: EventTable) -> None:
@@ -89,11 +102,20 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
 
     model = [checker.stages] if checker else []
     run_stages(recording.iter_events(PIECE_EVENTS), *model, (collect,))
+    if not selection.selection.everything and not builder.n_selected:
+        raise UsageError(describe_empty(options.selection, recording))
     report = builder.finish(recording, checker.finish() if checker else None)
     replay = beginning.replay(recording) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
     report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
+    report = with_numbers(report, recording)
     return replace(report, timeline=_timeline(builder.segments(), report)) if options.timeline else report
+
+
+def _span(report: Report) -> tuple[int, int] | None:
+    """Return when the recording, or what is selected of it, begins and ends."""
+    start, length = report.capture.start_ns, report.capture.duration_ns
+    return None if start is None or length is None else (start, start + length)
 
 
 def _timeline(segments: Segments, report: Report) -> Timeline | None:
@@ -102,7 +124,8 @@ def _timeline(segments: Segments, report: Report) -> Timeline | None:
         row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
         for row in report.vcpus
     }
-    return build_timeline(segments, labels, report.model.violations if report.model else ())
+    counts = {row.tid: row.exits for row in report.vcpus}
+    return build_timeline(segments, labels, report.model.violations if report.model else (), counts, _span(report))
 
 
 def check_report(recording: Recording, limit: int = 20, progress: Callable[[int], None] = lambda _: None) -> Report:
@@ -124,7 +147,7 @@ def check_report(recording: Recording, limit: int = 20, progress: Callable[[int]
     report = builder.finish(recording, None)
     model = checker.finish()
     capture = replace(report.capture, isa=report.capture.isa or model.isa)
-    return Report(capture, report.loss, model=model)
+    return with_numbers(Report(capture, report.loss, model=model), recording)
 
 
 def _read_ahead(tables: Iterable[EventTable]) -> Iterator[EventTable]:
@@ -156,11 +179,14 @@ class ReportBuilder:
         self._split = ReasonSplit()
         self._detail = DetailAccumulator()
         self._rate = RateAccumulator()
+        self._slowest = SlowestAccumulator(options.slowest)
+        self._exits_before: dict[int, int] = {}  # tid -> VM-exits before the selected stretch
         self._identities = Identities()
         self._segments = SegmentCollector()
         self._described: set[str] = set()
         self._span: tuple[int, int] | None = None
-        self.n_events = 0
+        self.n_events = self.n_selected = 0
+        self.begin: int | None = None  # of the selected stretch, absolute
 
     def feed(self, table: EventTable, selected: EventTable) -> None:
         """Take in the next table, and of it what was selected (the table itself for everything)."""
@@ -168,15 +194,26 @@ class ReportBuilder:
         lanes = self._spans.feed_lanes(selected)
         if not self._options.perf_only:
             self._described |= set(selected.kind_index)
+            self._count_before(table)
             self._detail.feed_table(selected, self._spans.keys)
             self._rate.feed(selected)
             self._identities.feed(selected, self._spans.tids)
         self._feed_lanes(lanes)
 
+    def _count_before(self, table: EventTable) -> None:
+        """Count the VM-exits of each thread before the selected stretch of time: numbers are of the recording."""
+        if self.begin is None or not table.count("kvm_exit"):
+            return
+        rows = table.rows("kvm_exit")
+        tids, counts = np.unique(table.tid[rows[table.ts_ns[rows] < self.begin]], return_counts=True)
+        for tid, n in zip(tids.tolist(), counts.tolist(), strict=True):
+            self._exits_before[tid] = self._exits_before.get(tid, 0) + n
+
     def look_at(self, table: EventTable, selected: EventTable | None = None) -> None:
         """Count a table's events and note its time span."""
         self.n_events += len(table) - table.count(LOST_EVENTS)  # what stands for lost events is none
         selected = table if selected is None else selected
+        self.n_selected += len(selected) - selected.count(LOST_EVENTS)
         if len(selected):
             low, high = int(selected.ts_ns.min()), int(selected.ts_ns.max())
             self._span = (min(low, self._span[0]), max(high, self._span[1])) if self._span else (low, high)
@@ -196,6 +233,7 @@ class ReportBuilder:
         self._split.feed(lanes, spans.pairs, spans.swept, spans.moves)
         self._vcpus.feed(lanes, spans.swept, spans.moves)
         self._detail.feed(lanes, spans.pairs)
+        self._slowest.feed(spans)
         for take in self._options.spans:
             take(spans)
 
@@ -219,6 +257,9 @@ class ReportBuilder:
             detail=self._finished_detail(),
             rate=self._rate.finish(),
             model=model,
+            slowest=self._slowest.finish(
+                keys, self._spans.tids, self._exits_before, waits=self._spans.recorded.scheduling
+            ),
         )
 
     def segments(self) -> Segments:
@@ -226,7 +267,7 @@ class ReportBuilder:
         return self._segments.finish(self._spans.keys, self._spans.tids)
 
     def _finished_detail(self) -> Detail:
-        return self._detail.finish(self._spans.keys, self._options.symbol)
+        return self._detail.finish(self._spans.keys, self._options.symbol, self._options.detail_rows)
 
     def _can_tell(self) -> dict[str, bool]:
         """Return which parts of a budget this capture shows."""

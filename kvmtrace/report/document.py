@@ -15,7 +15,7 @@ from kvmtrace.bring_up.followed import BringUp  # noqa: TC001
 from kvmtrace.check.verdict import Comparison  # noqa: TC001
 from kvmtrace.predict.replayed import ReplayedGuest  # noqa: TC001
 from kvmtrace.report.over_time import Timeline  # noqa: TC001
-from kvmtrace.stats.rows import Detail, ExitRow, PerfTables, Rate, UserspaceExitRow, VcpuRow
+from kvmtrace.stats.rows import Detail, ExitRow, PerfTables, Rate, SlowExit, UserspaceExitRow, VcpuRow
 
 SCHEMA: Literal["kvmtrace.report/1"] = "kvmtrace.report/1"
 
@@ -83,4 +83,5 @@ class Report:
     model: Comparison | None = None  # what the comparison with the reference model says; null: not compared
     replay: ReplayedGuest | None = None  # a bundled guest, predicted and recorded; null: none was recorded
     timeline: Timeline | None = None  # only for renderers that draw over time; null in JSON
+    slowest: tuple[SlowExit, ...] = ()  # VM-exits, slowest first, waiting left out
     schema: Literal["kvmtrace.report/1"] = SCHEMA

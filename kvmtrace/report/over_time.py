@@ -25,11 +25,26 @@ class Window:
     start_ns : begin of the first segment, since the recording's start
     dur_ns : length of each segment; they follow each other without gaps
     code : part + len(parts) * (index of the exit reason + 1)
+    exits : indices of the segments that a VM-exit begins
+    rips : the guest's RIP at each of them
+    first_exit : number of the first of them, as `--explain` takes it; None if unknown
     """
 
     lane: int
     start_ns: int
     dur_ns: tuple[int, ...]
+    code: tuple[int, ...]
+    exits: tuple[int, ...] = ()
+    rips: tuple[int, ...] = ()
+    first_exit: int | None = None
+
+
+@dataclass(frozen=True)
+class Bins:
+    """What a thread did longest in each of many short stretches of equal length; code as in Window, -1: nothing."""
+
+    lane: int
+    bin_ns: float
     code: tuple[int, ...]
 
 
@@ -43,6 +58,8 @@ class ChosenExit:
     reason: str
     guest_rip: int
     why: str
+    number: int | None = None  # as `--explain` takes it, with --tid; None if unknown
+    tid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,3 +84,4 @@ class Timeline:
     windows: tuple[Window, ...]
     chosen: tuple[ChosenExit, ...]
     complete: bool  # windows hold every segment of the recording
+    bins: tuple[Bins, ...] = ()  # where they do not: all of the recording, less sharply

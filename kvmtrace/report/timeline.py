@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.report.over_time import ChosenExit, Lane, Latency, Timeline, Window
+from kvmtrace.report.over_time import Bins, ChosenExit, Lane, Latency, Timeline, Window
 from kvmtrace.spans.slices import PART_NAMES
 from kvmtrace.spans.time_parts import Part
 
@@ -22,12 +22,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kvmtrace.check.verdict import Violation
     from kvmtrace.spans.slices import Segments
 
 OVERVIEW_BINS = 160
-MAX_SEGMENTS = 60_000  # about 600 kB of HTML
+MAX_SEGMENTS = 400_000  # some 2 MB of HTML
+AROUND_SEGMENTS = 60_000  # of a longer recording, around chosen exits
+ALL_BINS = 1 << 20  # of all threads together, some 1 MB of HTML
+THREAD_BINS = 1 << 18
 AROUND = 60  # segments on either side of a chosen exit
 SLOWEST = 4  # exits chosen per reason
+
+
+@dataclass(frozen=True)
+class _View:
+    """Segments with what is derived of each once."""
+
+    segments: Segments
+    start_ns: int
+    codes: NDArray[np.int64]
+    begins: NDArray[np.bool_]
+    numbers: NDArray[np.int64]
+    lane_of: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,7 @@ def _ranges(segments: Segments, wanted: Iterable[int]) -> list[tuple[int, int]]:
         edges = [0, *bounds.tolist(), len(segments)]
         return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
     ranges: list[tuple[int, int]] = []
-    left = MAX_SEGMENTS
+    left = AROUND_SEGMENTS
     for i in sorted(wanted):
         first = np.searchsorted(segments.thread, segments.thread[i])
         stop = np.searchsorted(segments.thread, segments.thread[i], "right")
@@ -114,24 +130,102 @@ def _ranges(segments: Segments, wanted: Iterable[int]) -> list[tuple[int, int]]:
     return ranges
 
 
-def _window(segments: Segments, first: int, stop: int, start_ns: int) -> Window:
-    code = segments.part[first:stop].astype(np.int64) + len(Part) * (segments.reason[first:stop].astype(np.int64) + 1)
+def _codes(segments: Segments) -> NDArray[np.int64]:
+    """Return what each segment is, as Window.code says."""
+    codes: NDArray[np.int64] = segments.part.astype(np.int64) + len(Part) * (segments.reason.astype(np.int64) + 1)
+    return codes
+
+
+def _begins(segments: Segments) -> NDArray[np.bool_]:
+    """Say which segments a VM-exit begins; one at RIP 0 is told by the guest mode before it."""
+    begins = segments.guest_rip != 0
+    after_guest = (segments.part[1:] != Part.GUEST) & (segments.part[:-1] == Part.GUEST)
+    begins[1:] |= after_guest & (segments.thread[1:] == segments.thread[:-1]) & (segments.reason[1:] >= 0)
+    found: NDArray[np.bool_] = begins
+    return found
+
+
+def _numbers(segments: Segments, begins: NDArray[np.bool_], counts: Mapping[int, int]) -> NDArray[np.int64]:
+    """Return the number of the VM-exit that begins each segment, 0 where none does or the count does not fit.
+
+    Parameters
+    ----------
+    counts : tid -> VM-exits that were recorded
+    """
+    numbers = np.zeros(len(segments), np.int64)
+    for thread, tid in enumerate(segments.tids):
+        own = np.flatnonzero(begins & (segments.thread == thread))
+        if counts.get(tid) == len(own):
+            numbers[own] = np.arange(1, len(own) + 1)
+    return numbers
+
+
+def _window(view: _View, first: int, stop: int) -> Window:
+    segments = view.segments
+    exits = np.flatnonzero(view.begins[first:stop])
+    numbers = view.numbers[first:stop][exits]
     return Window(
-        int(segments.thread[first]),
-        int(segments.ts_ns[first]) - start_ns,
-        tuple(segments.dur_ns[first:stop].tolist()),
-        tuple(code.tolist()),
+        lane=view.lane_of[segments.tids[int(segments.thread[first])]],
+        start_ns=int(segments.ts_ns[first]) - view.start_ns,
+        dur_ns=tuple(segments.dur_ns[first:stop].tolist()),
+        code=tuple(view.codes[first:stop].tolist()),
+        exits=tuple(exits.tolist()),
+        rips=tuple(segments.guest_rip[first:stop][exits].tolist()),
+        first_exit=int(numbers[0]) or None if len(numbers) else None,
     )
 
 
-def build_timeline(segments: Segments, labels: Mapping[int, str], violations: Iterable[Any] = ()) -> Timeline | None:
+def _bins(view: _View, stop_ns: int) -> tuple[Bins, ...]:
+    """Reduce every thread to what it did longest in each of many stretches."""
+    segments, n_bins = view.segments, min(THREAD_BINS, ALL_BINS // max(len(view.lane_of), 1))
+    edges = np.linspace(0, max(stop_ns - view.start_ns, 1), n_bins + 1)
+    made = []
+    for thread, tid in enumerate(segments.tids):
+        own = np.flatnonzero(segments.thread == thread)
+        if tid in view.lane_of and len(own):
+            code = _longest(segments.ts_ns[own] - view.start_ns, segments.dur_ns[own], view.codes[own], edges)
+            made.append(Bins(view.lane_of[tid], float(edges[1]), tuple(code.tolist())))
+    return tuple(made)
+
+
+def _longest(
+    begin: NDArray[np.int64], dur_ns: NDArray[np.int64], code: NDArray[np.int64], edges: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the code of the segment that covers most of each bin, -1 for none; begin ascends."""
+    n_bins = len(edges) - 1
+    # the segment that reaches into a bin from before
+    into = np.searchsorted(begin, edges[:-1], "right") - 1
+    known = into >= 0
+    until = np.where(known, begin[into] + dur_ns[into], 0)
+    covered = np.where(known, np.minimum(until, edges[1:]) - edges[:-1], -1.0)
+    longest = np.where(covered > 0, code[into], -1)
+    # the longest of those that begin in it
+    where = np.clip(np.searchsorted(edges, begin, "right") - 1, 0, n_bins - 1)
+    inside = np.minimum(begin + dur_ns, edges[where + 1]) - begin
+    order = np.lexsort((inside, where))
+    last = np.flatnonzero(np.append(where[order][1:] != where[order][:-1], True))
+    best = order[last]
+    better = inside[best] > covered[where[best]]
+    longest[where[best[better]]] = code[best[better]]
+    return longest
+
+
+def build_timeline(
+    segments: Segments,
+    labels: Mapping[int, str],
+    violations: Iterable[Violation] = (),
+    counts: Mapping[int, int] | None = None,
+    span: tuple[int, int] | None = None,
+) -> Timeline | None:
     """Reduce a recording's segments to what fits a page.
 
     Parameters
     ----------
     segments : from collect_segments
     labels : tid -> label
-    violations : objects with tid and ts_ns; segments around them are kept
+    violations : segments around them are kept
+    counts : tid -> VM-exits recorded; their numbers are told where the segments are as many
+    span : begin and end of the recording; times count from its begin. Default: of the segments
 
     Returns
     -------
@@ -141,6 +235,8 @@ def build_timeline(segments: Segments, labels: Mapping[int, str], violations: It
         return None
     start = int(segments.ts_ns.min())
     stop = int((segments.ts_ns + segments.dur_ns).max())
+    if span is not None:
+        start, stop = min(start, span[0]), max(stop, span[1])
     edges = np.linspace(start, max(stop, start + 1), OVERVIEW_BINS + 1)
     parts = tuple(PART_NAMES[part] for part in Part)
     lanes = tuple(
@@ -158,10 +254,9 @@ def build_timeline(segments: Segments, labels: Mapping[int, str], violations: It
             if len(own):
                 at = np.searchsorted(segments.ts_ns[own], violation.ts_ns, "right") - 1
                 wanted.append(int(own[max(int(at), 0)]))
-    windows = []
-    for a, b in _ranges(segments, wanted):
-        made = _window(segments, a, b, start)
-        windows.append(Window(lane_of[segments.tids[made.lane]], made.start_ns, made.dur_ns, made.code))
+    begins = _begins(segments)
+    view = _View(segments, start, _codes(segments), begins, _numbers(segments, begins, counts or {}), lane_of)
+    complete = len(segments) <= MAX_SEGMENTS
     described = tuple(
         ChosenExit(
             lane_of[segments.tids[int(segments.thread[at])]],
@@ -170,6 +265,8 @@ def build_timeline(segments: Segments, labels: Mapping[int, str], violations: It
             segments.reasons[int(segments.reason[at])],
             int(segments.guest_rip[at]),
             why,
+            int(view.numbers[at]) or None,
+            segments.tids[int(segments.thread[at])],
         )
         for i, at, why in sorted(chosen, key=lambda item: -int(exits.dur_ns[item[0]]))
     )
@@ -180,7 +277,8 @@ def build_timeline(segments: Segments, labels: Mapping[int, str], violations: It
         segments.reasons,
         lanes,
         _latency(segments, exits, edges),
-        tuple(windows),
+        tuple(_window(view, a, b) for a, b in _ranges(segments, wanted)),
         described,
-        len(segments) <= MAX_SEGMENTS,
+        complete,
+        () if complete else _bins(view, stop),
     )

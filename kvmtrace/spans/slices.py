@@ -26,9 +26,9 @@ PART_NAMES = {
     Part.GUEST: "guest",
     Part.ENTRY_EXIT: "switch",
     Part.HANDLER: "kernel",
-    Part.USERSPACE: "userspace",
+    Part.USERSPACE: "VMM",
     Part.BLOCKED: "blocked",
-    Part.HALT_POLL: "halt-poll",
+    Part.HALT_POLL: "poll",
     Part.PREEMPTED: "preempted",
     Part.UNKNOWN: "unknown",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from kvmtrace.spans.keys import Counter, KeyIndex
 from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, split_pair, u64
 from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step
 from kvmtrace.stats.injections import InjectionAccumulator, InstructionAccumulator
-from kvmtrace.stats.rows import CpuRow, CrRow, Detail, GpaRow, HypercallRow, MsrRow, PortRow, RipRow
+from kvmtrace.stats.rows import CpuRow, CrRow, Detail, GpaRow, HypercallRow, LeftOut, MsrRow, PortRow, RipRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kvmtrace.spans.pairs import Pairs
     from kvmtrace.table.event_table import EventTable
 
-DETAIL_ROWS = 256
 Row = TypeVar("Row", PortRow, GpaRow, MsrRow, CrRow, HypercallRow, RipRow)
 
 # family -> the steps that belong to it
@@ -121,11 +120,12 @@ class DetailAccumulator:
             index, counter = self._fast_mmio
             counter.add(index.encode(u64(table, "kvm_fast_mmio", "gpa")))
 
-    def finish(self, keys: LaneKeys, symbol: Callable[[int], str | None]) -> Detail:
+    def finish(self, keys: LaneKeys, symbol: Callable[[int], str | None], limit: int) -> Detail:
         """Return the rows.
 
         Parameters
         ----------
+        limit : rows of a list; what lies behind is told in one
         symbol : guest address -> its symbol, None if there is none
         """
         lists = {
@@ -134,14 +134,16 @@ class DetailAccumulator:
             "msrs": self._rows("msrs", keys.msrs, self._msr_row),
             "crs": self._rows("crs", keys.crs, _cr_row),
             "hypercalls": self._hypercall_rows(keys),
-            "rips": self._rip_rows(keys, symbol),
             "interrupts": self._injections.rows(),
             "emulated": self._instructions.rows(),
         }
-        cut = {name: rows[:DETAIL_ROWS] for name, rows in lists.items()}
+        cut = {name: rows[:limit] for name, rows in lists.items()}
+        left_out = {name: _rest(rows[limit:]) for name, rows in lists.items() if len(rows) > limit}
+        cut["rips"], rest = self._rip_rows(keys, symbol, limit)
+        left_out |= {"rips": rest} if rest.rows else {}
         cpus = [CpuRow(cpu - 1, int(n)) for cpu, n in enumerate(self._cpus.values) if n and cpu]
         distinct = {name: len(rows) for name, rows in lists.items()} | {"rips": len(self._sites)}
-        return Detail(**cut, cpus=tuple(cpus), distinct=distinct)  # type: ignore[arg-type]
+        return Detail(**cut, cpus=tuple(cpus), distinct=distinct, left_out=left_out)  # type: ignore[arg-type]
 
     def _rows(self, family: str, index: KeyIndex, row: Callable[[int, int, int, int | None], Row]) -> tuple[Row, ...]:
         counts = self._families[family]
@@ -167,12 +169,14 @@ class DetailAccumulator:
         ]
         return _sorted([*self._rows("hypercalls", keys.hypercalls, _hypercall_row), *others])
 
-    def _rip_rows(self, keys: LaneKeys, symbol: Callable[[int], str | None]) -> tuple[RipRow, ...]:
+    def _rip_rows(
+        self, keys: LaneKeys, symbol: Callable[[int], str | None], limit: int
+    ) -> tuple[tuple[RipRow, ...], LeftOut]:
         reasons, rips = keys.reasons.keys(), keys.rips.keys()
         sites = self._sites.keys()
         numbers = sorted(range(len(sites)), key=lambda n: (-self._site_ns[n], -self._site_count[n], sites[n]))
         rows = []
-        for n in numbers[:DETAIL_ROWS]:
+        for n in numbers[:limit]:
             rip = rips[sites[n] >> REASON_BITS]
             isa, reason = split_pair(reasons[sites[n] & REASON_MASK])
             rows.append(
@@ -186,12 +190,19 @@ class DetailAccumulator:
                     self._site_ns[n],
                 )
             )
-        return tuple(rows)
+        rest = numbers[limit:]
+        total_ns = sum(self._site_ns[n] for n in rest)
+        return tuple(rows), LeftOut(len(rest), sum(self._site_count[n] for n in rest), total_ns)
 
 
 def _sorted(rows: list[Row]) -> tuple[Row, ...]:
     """Sort by time, then count, descending."""
     return tuple(sorted(rows, key=lambda row: (-(row.total_ns or 0), -row.count)))
+
+
+def _rest(rows: Sequence[Any]) -> LeftOut:
+    times = [ns for row in rows if (ns := getattr(row, "total_ns", None)) is not None]
+    return LeftOut(len(rows), sum(row.count for row in rows), sum(times) if times else None)
 
 
 def _port_row(number: int, key: int, count: int, total_ns: int | None) -> PortRow:  # noqa: ARG001

@@ -34,6 +34,7 @@ class ExitRow:
     waiting_ns: int | None  # of total_ns: blocked, halt-polling or preempted
     unknown_ns: int | None  # of total_ns: not attributable
     histogram: tuple[int, ...]  # samples by powers of two: [k] counts 2**k .. 2**(k+1)-1 ns
+    fine_histogram: tuple[tuple[int, int], ...] = ()  # [least ns, samples] of each eighth of an octave that has any
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class UserspaceExitRow:
     p99_ns: int | None
     p999_ns: int | None
     histogram: tuple[int, ...] = ()
+    fine_histogram: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,17 @@ class CpuRow:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """The rows that a list was cut by, in one."""
+
+    rows: int
+    count: int  # sum over them
+    total_ns: int | None  # null: none of them has a time
+
+
+@dataclass(frozen=True)
 class Detail:
-    """What the exits were about; each list is by time, then count, descending, and cut to DETAIL_ROWS."""
+    """What the exits were about; each list is by time, then count, descending, and cut to the most expensive rows."""
 
     ports: tuple[PortRow, ...] = ()
     gpas: tuple[GpaRow, ...] = ()
@@ -226,6 +237,26 @@ class Detail:
     emulated: tuple[EmulatedRow, ...] = ()
     cpus: tuple[CpuRow, ...] = ()
     distinct: dict[str, int] = field(default_factory=dict)  # list -> rows before it was cut
+    left_out: dict[str, LeftOut] = field(default_factory=dict)  # list -> what it was cut by; none for whole lists
+
+
+@dataclass(frozen=True)
+class SlowExit:
+    """One of the VM-exits that took the longest, waiting left out."""
+
+    number: int  # of the VM-exit in its thread, from 1: what `--explain` takes, with --tid or --vcpu
+    tid: int
+    vcpu_id: int | None
+    ts_ns: int
+    isa: str | None
+    exit_reason: int
+    name: str
+    dur_ns: int  # to the thread's next kvm_entry
+    waiting_ns: int | None  # of dur_ns: blocked, halt-polling or preempted; null: not recorded
+    guest_rip: int
+    access: str | None  # its first access: "port" "mmio" "page" "msr" "cr" "hypercall"; null: none was recorded
+    access_key: int | None  # the port, address, MSR, register or number accessed
+    access_write: bool | None  # null: neither a read nor a write
 
 
 @dataclass(frozen=True)

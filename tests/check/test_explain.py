@@ -123,7 +123,8 @@ def test_without_function_probes_the_tracepoints_stand_in(lifecycle: EventTable)
 
 def test_the_text_tells_reason_evidence_and_what_no_trace_shows(stories: list[Story]) -> None:
     text = render_story(stories[1])
-    assert text.startswith(f"VM-exit 2 of {len(stories)} of vCPU 0 (thread {stories[1].tid}, {stories[1].isa}): ")
+    assert text.startswith("The guest ")
+    assert f"\n\nVM-exit 2 of {len(stories)} of vCPU 0 (thread {stories[1].tid}, {stories[1].isa}): " in text
     assert stories[1].reason in text
     assert "between kvm_entry and" in text
     assert "No trace can show:" in text

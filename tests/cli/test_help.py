@@ -36,6 +36,29 @@ def test_options_named_in_the_readme_exist() -> None:
             assert option in text, (name, option)
 
 
+def examples() -> list[tuple[str, list[str]]]:
+    """Return (command, lines) of what the README shows of a command's output; "..." ends it."""
+    found = []
+    for block in re.findall(r"^    \$ (kvmtrace .*)\n((?:    .*\n|\n(?=    ))+)", README, re.MULTILINE):
+        lines = [line.removeprefix("    ") for line in block[1].splitlines()]
+        found.append((block[0], lines[: lines.index("...")] if "..." in lines else lines))
+    return found
+
+
+@pytest.mark.parametrize(("line", "expected"), examples(), ids=lambda value: value if isinstance(value, str) else "")
+def test_what_the_readme_shows_is_what_the_command_prints(
+    line: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setenv("COLUMNS", "100")
+    done = CliRunner().invoke(cli, line.split()[1:])
+    assert done.output.splitlines()[: len(expected)] == expected
+
+
+def test_the_readme_shows_output() -> None:
+    assert len(examples()) >= 1
+
+
 def test_make_targets_named_in_the_readme_exist() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     for target in ("setup", "demo", "test", "test-lab", "bench", "bench-record", "fuzz", "fixtures", "lint", "help"):

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from fuzz.seeds import summary
 from report.tables import KVM_RUN, Row, TableRecording, make_table
 
 from kvmtrace.cli import check, report
+from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +65,7 @@ class TestReport:
     def test_text(self) -> None:
         text = self.invoke("a.dat", "--no-model")
         assert text.startswith("kvmtrace report: a.dat\n")
-        assert "HLT dominates" in text
+        assert "HLT is 100% of the host's work on" in text
 
     def test_json_has_what_the_interface_promises(self) -> None:
         document = json.loads(self.invoke("a.dat", "--format", "json"))
@@ -159,6 +161,86 @@ class TestReport:
 
 
 @pytest.mark.usefixtures("recording")
+class TestNothingThere:
+    """A selection or a table without a row says so."""
+
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            (["--vcpu", "99"], "a.dat has no vCPU 99; it has vCPUs 0, 1"),
+            (["--tid", "99"], "a.dat has no event of thread 99; vCPUs ran on threads 50, 51"),
+            (["--from", "5"], "a.dat has no event (from 5 s after the start); its events are from 0.000000 to 0.0"),
+            (["--to", "@0.0001"], "a.dat has no event (to 0.0001 s); its events are from 0.001"),
+        ],
+    )
+    def test_of_a_selection(self, args: list[str], words: str) -> None:
+        result = CliRunner().invoke(report.command, ["a.dat", "--no-model", *args])
+        assert isinstance(result.exception, UsageError)
+        assert words in str(result.exception)
+
+    @pytest.mark.parametrize(
+        ("by", "words"),
+        [
+            ("cr", "No access to a control register"),
+            ("msr", "No access to an MSR"),
+            ("port", "No access to an I/O port"),
+        ],
+    )
+    def test_of_a_table(self, by: str, words: str) -> None:
+        result = CliRunner().invoke(report.command, ["a.dat", "--no-model", "--by", by], catch_exceptions=False)
+        assert words in result.output
+
+
+def many_sites(n: int) -> TableRecording:
+    rows: list[Row] = []
+    for i in range(n):
+        rows.append((10_000 * i, 0, 50, "kvm_exit", {"exit_reason": 12, "isa": 1, "guest_rip": 0x1000 + i}))
+        rows.append((10_000 * i + i + 1, 0, 50, "kvm_entry", {"vcpu_id": 0, "rip": 0x1000 + i}))
+    return TableRecording(make_table(rows))
+
+
+class TestAllRows:
+    """What promises all rows gives all rows; what does not says how much it left out."""
+
+    N = 5000
+
+    @pytest.fixture(autouse=True)
+    def sites(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kvmtrace.formats.open_recording", lambda _: many_sites(self.N))
+
+    def invoke(self, *args: str) -> str:
+        return CliRunner().invoke(report.command, ["a.dat", "--no-model", *args], catch_exceptions=False).output
+
+    def test_text(self) -> None:
+        text = self.invoke("--by", "rip")
+        assert sum(" HLT" in line for line in text.splitlines()) >= self.N
+        assert "more" not in text
+
+    def test_json(self) -> None:
+        detail = json.loads(self.invoke("--by", "rip", "--format", "json"))["detail"]
+        assert len(detail["rips"]) == detail["distinct"]["rips"] == self.N
+        assert detail["left_out"] == {}
+
+    def test_what_is_left_out_of_a_whole_report_is_told(self) -> None:
+        detail = json.loads(self.invoke("--format", "json"))["detail"]
+        left = self.N - len(detail["rips"])
+        assert detail["left_out"]["rips"] == {"rows": left, "count": left, "total_ns": left * (left + 1) // 2}
+        assert detail["distinct"]["rips"] == self.N
+        assert f"... {self.N - 6:,} more (--by rip)" in self.invoke("--show", "details")
+        assert f"rip ({self.N:,})" in self.invoke()
+
+
+@pytest.mark.parametrize("args", [("check",), ("report", "--explain", "1"), ("report", "--by", "rip"), ("compare",)])
+def test_a_summary_is_told_in_one_line(args: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "counts"
+    path.write_bytes(summary())
+    done = run(*args, path, *([path] if args == ("compare",) else []))
+    assert done.returncode in {2, 3}
+    assert done.stderr.count(b"\n") == 1
+    assert b"a recording of --summary" in done.stderr
+
+
+@pytest.mark.usefixtures("recording")
 def test_check_conforms() -> None:
     result = CliRunner().invoke(check.command, ["a.dat"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -192,6 +274,17 @@ def test_check_reports_a_violation_with_exit_code_1(monkeypatch: pytest.MonkeyPa
         (["--from", "1", "--to", "@2"], "both"),
         (["--tid", "0"], "--tid"),
         (["--limit", "x"], "--limit"),
+        (["--tid", "99999999999999999999"], "--tid"),
+        (["--vcpu", "99999999999999999999"], "--vcpu"),
+        (["--from", "99999999999999999999"], "longer than any recording"),
+        (["--from", "1e308"], "is no time"),
+        (["--from", "5", "--to", "2"], "--from is behind --to"),
+        (["--explain", "1", "--format", "json"], "--format does not go with --explain"),
+        (["--explain", "1", "--by", "port"], "--by does not go with --explain"),
+        (["--perf-compatible", "--by", "port"], "--by does not go with --perf-compatible"),
+        (["--perf-compatible", "--format", "html"], "--format does not go with --perf-compatible"),
+        (["--format", "html", "--by", "port"], "--by does not go with --format html"),
+        (["--format", "json", "--sort", "time"], "--sort does not go with --format"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(args: list[str], words: str, tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ window.addEventListener("error", (event) => window.errors.push(String(event.mess
 """
 DRIVER = """
 <script>
+(async () => {
 const seen = {};
+const drawn = document.getElementById("timeline");
+for (let i = 0; i < 200 && drawn.dataset.ready !== "yes"; i++) await new Promise((done) => setTimeout(done, 10));
 const rows = (id) => [...document.querySelectorAll(`#${id} tbody tr`)].filter((row) => !row.hidden);
 const column = (id, i) => rows(id).map((row) => row.cells[i].textContent);
 const head = document.querySelectorAll("#exits thead button")[2];
@@ -43,10 +46,20 @@ canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "Home" })); seen.home =
 const picker = document.getElementById("timeline-exit");
 picker.value = "0"; picker.dispatchEvent(new Event("change"));
 seen.details = document.getElementById("timeline-details").textContent; seen.at = span();
+const find = document.getElementById("timeline-search");
+find.value = "3"; document.getElementById("timeline-next").click();
+seen.third = document.getElementById("timeline-details").textContent;
+find.value = "hlt"; document.getElementById("timeline-next").click();
+seen.reason = document.getElementById("timeline-details").textContent;
+location.hash = document.querySelector("#slowest a").getAttribute("href");
+await new Promise((done) => setTimeout(done, 50));
+seen.linked = document.getElementById("timeline-details").textContent;
+seen.slowest = document.querySelector("#slowest a").textContent;
 seen.errors = window.errors;
 const out = document.createElement("pre");
 out.id = "seen"; out.textContent = JSON.stringify(seen);
 document.body.append(out);
+})();
 </script>
 </body>"""
 
@@ -123,6 +136,9 @@ def test_sorting_filtering_and_zoom_in_a_browser(page: str, tmp_path: Path) -> N
     assert seen["home"] == pytest.approx(seen["all"])
     assert seen["at"] < seen["all"]
     assert "for" in seen["details"]
+    assert ": VM-exit 3, " in seen["third"]
+    assert ", hlt, " in seen["reason"]
+    assert f": VM-exit {seen['slowest']}, " in seen["linked"]
 
 
 @pytest.mark.browser

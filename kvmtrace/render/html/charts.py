@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 560, 170
 WIDE = 1140  # the page's full width
 LEFT, RIGHT, TOP, BOTTOM = 58, 8, 10, 24
-CSS_CLASS = {"unknown": "unknown-part"}
+LABEL_ROOM = 60  # between two labels of an axis
+CSS_CLASS = {"unknown": "unknown-part", "VMM": "vmm"}
+
+
+def part_colour(part: str) -> str:
+    """Return the style sheet's variable with a part's colour."""
+    return f"--{part.lower()}"
 
 
 def part_class(part: str) -> str:
@@ -108,7 +114,7 @@ def latency_chart(timeline: Timeline) -> str:
     )
     lines = (
         _polyline([y(v) for v in latency.max_ns], "preempted", "2 3")
-        + _polyline([y(v) for v in latency.p99_ns], "userspace")
+        + _polyline([y(v) for v in latency.p99_ns], "vmm")
         + _polyline([y(v) for v in latency.p50_ns], "kernel")
     )
     title = "VM-exit to VM-entry over time: median, 99th percentile, maximum"
@@ -140,27 +146,34 @@ def overview_chart(lane: Lane, bin_ns: float) -> str:
     )
 
 
-def histogram_chart(histogram: Sequence[int], title: str) -> str:
-    """Draw a histogram of powers of two, ns."""
-    filled = [i for i, count in enumerate(histogram) if count]
-    if not filled:
+def histogram_chart(histogram: Sequence[tuple[int, int]], title: str) -> str:
+    """Draw a histogram on a logarithmic axis: (lower bound ns, samples) of each eighth of an octave."""
+    if not histogram:
         return ""
-    first, last = filled[0], filled[-1]
-    counts = histogram[first : last + 1]
-    height, high = 120, max(counts)
+    height, high = 120, max(n for _, n in histogram)
     base = height - BOTTOM
-    step = (WIDTH - LEFT - RIGHT) / len(counts)
+    low, top_ns = max(histogram[0][0], 1), _upper(histogram[-1][0])
+    span = max(math.log2(top_ns) - math.log2(low), 0.5)
+
+    def x(ns: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log2(max(ns, 1)) - math.log2(low)) / span
+
     bars = "".join(
-        f'<rect class="kernel" x="{LEFT + i * step + 1:.1f}" y="{base - (base - TOP) * count / high:.1f}" '
-        f'width="{max(step - 2, 1):.1f}" height="{(base - TOP) * count / high:.1f}">'
-        f"<title>{count:,} from {duration(2 ** (first + i))} to {duration(2 ** (first + i + 1))}</title></rect>"
-        for i, count in enumerate(counts)
-        if count
+        f'<rect class="kernel" x="{x(ns) + 0.3:.1f}" y="{base - (base - TOP) * n / high:.1f}" '
+        f'width="{max(x(_upper(ns)) - x(ns) - 0.6, 0.8):.1f}" height="{max((base - TOP) * n / high, 0.7):.1f}">'
+        f"<title>{n:,} from {duration(ns)} to {duration(_upper(ns))}</title></rect>"
+        for ns, n in histogram
     )
-    every = max(1, math.ceil(len(counts) / 8))
-    labels = "".join(
-        f'<text x="{LEFT + i * step:.1f}" y="{height - 8}">{duration(2 ** (first + i))}</text>'
-        for i in range(0, len(counts), every)
-    )
+    labels, free = "", -1e9
+    for power in range(math.ceil(math.log2(low)), math.floor(math.log2(top_ns)) + 1):
+        at = x(2**power)
+        if at - free > LABEL_ROOM and at < WIDTH - RIGHT - LABEL_ROOM / 2:
+            labels += f'<text x="{at:.1f}" y="{height - 8}" text-anchor="middle">{duration(2**power)}</text>'
+            free = at
     axis = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
     return _svg(_y_label(TOP, f"{high:,}") + bars + axis + labels, title, height)
+
+
+def _upper(ns: int) -> int:
+    """Return where the bar that begins at `ns` ends."""
+    return ns + 1 if ns < 16 else ns + (1 << (ns.bit_length() - 4))

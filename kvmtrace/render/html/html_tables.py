@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.render.accesses import describe_access
 from kvmtrace.render.bring_up_rows import ASKED, outcomes, timeline
+from kvmtrace.render.html.timeline_data import link
 from kvmtrace.render.terminal import count, duration, percent
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ class Cell:
 
     text: str
     value: float | int | None = None
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,40 @@ def exit_table(report: Report) -> HtmlTable:
             _share(r.userspace_ns, r.total_ns),
             _share(r.waiting_ns, r.total_ns),
             _count(r.to_userspace),
+        ),
+    )
+
+
+def slowest_table(report: Report) -> HtmlTable:
+    """Tabulate the slowest VM-exits, each linked into the timeline."""
+    start_ns = report.capture.start_ns or 0
+    columns = [
+        ("number", True),
+        ("vCPU", True),
+        ("thread", True),
+        ("at", True),
+        ("reason", False),
+        ("took", True),
+        ("waited", True),
+        ("about", False),
+        ("rip", True),
+    ]
+    return _table(
+        "slowest",
+        "Slowest VM-exits",
+        "Waiting left out. The number is what kvmtrace report --explain takes, with --tid.",
+        columns,
+        report.slowest,
+        lambda r: (
+            Cell(str(r.number), r.number, link(report, r.tid, r.ts_ns, r.dur_ns)),
+            _count(r.vcpu_id),
+            Cell(str(r.tid), r.tid),
+            _time(r.ts_ns - start_ns),
+            Cell(r.name),
+            _time(r.dur_ns),
+            _time(r.waiting_ns),
+            Cell(describe_access(r.access, r.access_key, r.access_write)),
+            _hex(r.guest_rip),
         ),
     )
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
-from kvmtrace.render.html import charts, html_tables
+from kvmtrace.render.headline import headline
+from kvmtrace.render.html import charts, html_tables, timeline_data
 from kvmtrace.render.terminal import Style, count, duration, escape, percent, plural
-from kvmtrace.render.text.model_text import meaning_of, verdict_line
-from kvmtrace.render.text.report_text import capture_line, filter_line, is_lossy, loss_line, summary_line
+from kvmtrace.render.text.event_fields import describe_fields
+from kvmtrace.render.text.header_text import capture_line, filter_line, is_lossy, loss_line
+from kvmtrace.render.text.model_text import explain_command, meaning_of, verdict_line
 from kvmtrace.spans.slices import PART_NAMES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from kvmtrace.check.verdict import Comparison
     from kvmtrace.report.document import Report
     from kvmtrace.report.over_time import Timeline
     from kvmtrace.stats.rows import VcpuRow
@@ -29,9 +31,9 @@ PARTS = {
     "guest_ns": "guest",
     "entry_exit_ns": "switch",
     "handler_ns": "kernel",
-    "userspace_ns": "userspace",
+    "userspace_ns": "VMM",
     "blocked_ns": "blocked",
-    "halt_poll_ns": "halt-poll",
+    "halt_poll_ns": "poll",
     "preempted_ns": "preempted",
     "unknown_ns": "unknown",
 }
@@ -68,20 +70,22 @@ def _budget(vcpu: VcpuRow) -> BudgetBar:
     )
 
 
-def _violations(model: Any) -> list[dict[str, Any]]:
+def _violations(report: Report, model: Comparison) -> list[dict[str, Any]]:
     found = []
     for v in model.violations[:MAX_VIOLATIONS]:
         at = next((i for i, event in enumerate(v.context) if event.event_index == v.event_index), 0)
         around = v.context[max(0, at - CONTEXT_BEFORE) : at + CONTEXT_AFTER + 1]
         lines = [
             (
-                f"{(event.ts_ns - v.ts_ns) / 1000:+12.3f} us  cpu {event.cpu}  {event.event}  "
-                + "  ".join(f"{name}={_field(value)}" for name, value in event.fields.items()),
+                f"{(event.ts_ns - v.ts_ns) / 1000:+12.3f} us  cpu {event.cpu}  {escape(event.event)}  "
+                + ", ".join(describe_fields(event.event, event.fields)),
                 event.event_index == v.event_index,
             )
             for event in around
         ]
-        where = f"vCPU {'?' if v.vcpu_id is None else v.vcpu_id}, thread {v.tid}, CPU {v.cpu}, event {v.event_index:,}"
+        vcpu = "?" if v.vcpu_id is None else v.vcpu_id
+        number = f", VM-exit {v.vm_exit}" if v.vm_exit else ""
+        where = f"vCPU {vcpu}{number}, thread {v.tid}, CPU {v.cpu}, event {v.event_index:,}"
         found.append(
             {
                 "severity": v.severity,
@@ -91,31 +95,11 @@ def _violations(model: Any) -> list[dict[str, Any]]:
                 "why": v.why,
                 "source": v.source,
                 "context": lines,
+                "command": escape(explain_command(v, report.capture.path)),
+                "link": timeline_data.link(report, v.tid, v.ts_ns),
             }
         )
     return found
-
-
-def _field(value: int | str) -> str:
-    if isinstance(value, str):
-        return escape(value)
-    return str(value) if abs(value) < 10 else f"{value & (1 << 64) - 1:#x}"
-
-
-def _timeline_json(timeline: Timeline) -> str:
-    """Return the timeline as JSON that is safe inside a script element."""
-    text = json.dumps(
-        {
-            "end": round(timeline.bin_ns * len(timeline.latency.p50_ns)) or 1,
-            "parts": timeline.parts,
-            "reasons": timeline.reasons,
-            "lanes": [lane.label for lane in timeline.lanes],
-            "windows": [[w.lane, w.start_ns, w.dur_ns, w.code] for w in timeline.windows],
-            "chosen": [[c.lane, c.ts_ns, c.dur_ns] for c in timeline.chosen],
-        },
-        separators=(",", ":"),
-    )
-    return text.replace("<", "\\u003c").replace("&", "\\u0026").replace("\u2028", "\\u2028")
 
 
 def _model_part(report: Report) -> dict[str, Any]:
@@ -126,7 +110,7 @@ def _model_part(report: Report) -> dict[str, Any]:
 
     edges = {(t.from_state, t.event, t.to_state): t.count for t in model.transitions}
     coverage = model.coverage
-    shown = _violations(model)
+    shown = _violations(report, model)
     total = model.n_violations + model.n_suspicions
     return {
         "violations": shown,
@@ -159,6 +143,7 @@ def _time_part(report: Report) -> dict[str, Any]:
                 drawn.append((f"{what} per second", _safe(charts.rate_chart(counts, report.rate.bin_ns, what))))
     if timeline is None:
         return {"charts": drawn, "timeline": "", "overviews": []}
+    plain = timeline
     timeline = replace(timeline, lanes=tuple(replace(lane, label=escape(lane.label)) for lane in timeline.lanes))
     latency = charts.latency_chart(timeline)
     if latency:
@@ -168,17 +153,12 @@ def _time_part(report: Report) -> dict[str, Any]:
                 _safe(latency),
             )
         )
-    note = "" if timeline.complete else "A long recording: stored are the segments around the VM-exits in the list."
     return {
         "charts": drawn,
-        "timeline": _safe(_timeline_json(timeline)),
-        "timeline_note": note,
+        "timeline": _safe(timeline_data.timeline_json(report, plain)),
+        "timeline_note": timeline_data.note(plain),
         "overviews": [(lane.label, _safe(charts.overview_chart(lane, timeline.bin_ns))) for lane in timeline.lanes],
-        "chosen": [
-            f"{c.reason} {duration(c.dur_ns)}, {c.why}, at {duration(c.ts_ns)}, "
-            f"vCPU lane {c.lane + 1}, rip {c.guest_rip:#x}"
-            for c in timeline.chosen
-        ],
+        "chosen": timeline_data.chosen_words(plain),
     }
 
 
@@ -186,7 +166,7 @@ def _histograms(report: Report) -> list[tuple[str, Any]]:
     made = []
     for row in sorted(report.exits, key=lambda row: -(row.total_ns or 0))[:MAX_HISTOGRAMS]:
         title = f"{row.name}: {plural(row.samples, 'sample')}, p50 {duration(row.p50_ns)}, p99 {duration(row.p99_ns)}"
-        svg = charts.histogram_chart(row.histogram, title)
+        svg = charts.histogram_chart(row.fine_histogram, title)
         if svg:
             made.append((title, _safe(svg)))
     return made
@@ -212,13 +192,14 @@ def _contents(page: dict[str, Any]) -> list[tuple[str, str]]:
         ("violations", "Violations", page["violations"]),
         ("budget", "Time budget", page["budgets"]),
         ("vm-exits", "VM-exits", page["exits"].rows),
+        ("slowest-exits", "Slowest", page["slowest"].rows),
         ("userspace-exits", "Userspace exits", page["userspace"].rows),
-        ("over-time", "Over time", page["charts"]),
         ("timeline-section", "Timeline", page["timeline"]),
+        ("over-time", "Over time", page["charts"]),
         ("latency", "Latency", page["histograms"]),
+        ("details", "Details", page["details"]),
         ("model", "Model", page["rules"]),
         ("bring-up", "Bring-up", page["bring_up"]),
-        ("details", "Details", page["details"]),
     ]
     return [(anchor, title) for anchor, title, content in wanted if content]
 
@@ -229,7 +210,7 @@ def build_page(report: Report) -> dict[str, Any]:
     page: dict[str, Any] = {
         "path": escape(capture.path),
         "version": __version__,
-        "summary": summary_line(report),
+        "summary": headline(report),
         "verdict": " ".join(" ".join(verdict_line(report, Style())).split()).removeprefix("Model: "),
         "lossy": is_lossy(report),
         "loss": loss_line(report),
@@ -243,6 +224,7 @@ def build_page(report: Report) -> dict[str, Any]:
         "parts": [(name, charts.part_class(name)) for name in PARTS.values()],
         "budgets": [_budget(vcpu) for vcpu in report.vcpus],
         "exits": html_tables.exit_table(report),
+        "slowest": html_tables.slowest_table(report),
         "userspace": html_tables.userspace_table(report),
         "details": html_tables.detail_tables(report),
         "histograms": _histograms(report),
@@ -269,5 +251,6 @@ def render_html(report: Report) -> str:
     here = files("kvmtrace.render.html")
     template = html_environment().get_template("template.html.j2")
     style = _safe((here / "style.css").read_text(encoding="utf-8"))
-    script = _safe((here / "script.js").read_text(encoding="utf-8"))
+    names = ("script.js", "timeline.js")
+    script = _safe("\n".join((here / name).read_text(encoding="utf-8") for name in names))
     return template.render(page=build_page(report), style=style, script=script)

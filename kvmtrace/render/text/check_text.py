@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmtrace.render.terminal import escape
+from kvmtrace.render.text.header_text import is_lossy, loss_line
 from kvmtrace.render.text.model_text import model_sections, verdict_line
-from kvmtrace.render.text.report_text import is_lossy, loss_line
 
 if TYPE_CHECKING:
     from kvmtrace.render.terminal import Style

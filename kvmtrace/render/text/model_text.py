@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
-from typing import TYPE_CHECKING, Any
+import shlex
+from typing import TYPE_CHECKING
 
-from kvmtrace.render.terminal import WIDTH, Column, Style, count, escape, plural, table
+from kvmtrace.render.terminal import Column, Style, count, escape, plural, table
+from kvmtrace.render.text.event_fields import describe_fields
 
 if TYPE_CHECKING:
-    from kvmtrace.check.verdict import Comparison
+    from kvmtrace.check.verdict import Comparison, ContextEvent, Violation
     from kvmtrace.report.document import Report
 
 CONTEXT_EVENTS = 12
 _SHOWN_FIELDS = 5
-_HEX_FIELDS = frozenset(
-    {
-        "rip",
-        "guest_rip",
-        "gpa",
-        "address",
-        "fault_address",
-        "error_code",
-        "intr_info",
-        "info1",
-        "info2",
-        "port",
-        "ecx",
-        "data",
-        "val",
-        "cmd",
-        "arg",
-    }
-)
 
 
 def verdict_line(report: Report, style: Style) -> list[str]:
@@ -48,13 +30,7 @@ def verdict_line(report: Report, style: Style) -> list[str]:
     )
     suspicions = f", {plural(model.n_suspicions, 'suspicion')}" if model.n_suspicions else ""
     verdict = plural(model.n_violations, "violation").upper() if model.n_violations else "conforms"
-    lines = textwrap.wrap(
-        f"{verdict}{suspicions}{counts}",
-        WIDTH,
-        initial_indent="  Model:   ",
-        subsequent_indent=" " * 11,
-        break_on_hyphens=False,
-    )
+    lines = style.wrapped(f"{verdict}{suspicions}{counts}", "  Model:   ", " " * 11)
     paint = style.bad if model.n_violations else style.good
     return [lines[0].replace(verdict, paint(verdict), 1), *lines[1:]]
 
@@ -73,21 +49,54 @@ def _unexplained(model: Comparison) -> str:
 
 def model_sections(report: Report, style: Style, limit: int) -> list[str]:
     """Return violations (first divergence on top), rules, coverage, and what could not be seen."""
+    return [
+        *violation_sections(report, style, limit),
+        *rules_sections(report, style),
+        *limits_section(report, style),
+    ]
+
+
+def violation_sections(report: Report, style: Style, limit: int) -> list[str]:
+    """Return the violations, the first divergence on top, each with the command that tells what led to it."""
+    return [] if report.model is None else _violations(report, report.model, style, limit)
+
+
+def rules_sections(report: Report, style: Style) -> list[str]:
+    """Return the rules with their counts, and the coverage."""
+    return [] if report.model is None else [*_rules(report.model, style), *_coverage(report.model, style)]
+
+
+def limits_section(report: Report, style: Style) -> list[str]:
+    """Return what the recording cannot show."""
+    if report.model is None or not report.model.cannot_see:
+        return []
+    lines = [style.title("What this recording cannot show")]
+    for words in report.model.cannot_see:
+        lines += style.wrapped(escape(words), "  - ", "    ")
+    return [*lines, ""]
+
+
+def rules_line(report: Report) -> str:
+    """Say in a line how many rules were checked; "" without a model."""
     model = report.model
     if model is None:
-        return []
-    lines = _violations(model, style, limit)
-    lines += _rules(model, style)
-    lines += _coverage(model, style)
-    if model.cannot_see:
-        lines += [style.title("What this recording cannot show")]
-        for words in model.cannot_see:
-            lines += textwrap.wrap(escape(words), WIDTH, initial_indent="  - ", subsequent_indent="    ")
-        lines.append("")
-    return lines
+        return ""
+    checked = [rule for rule in model.rules.values() if rule.checked]
+    violated = sum(rule.violated > 0 for rule in model.rules.values())
+    seen = model.coverage
+    return (
+        f"Rules: {len(checked)} of {len(model.rules)} had something to check, {violated} violated; "
+        f"{seen.transitions_seen} of {seen.transitions_in_model} transitions of the model seen"
+    )
 
 
-def _violations(model: Any, style: Style, limit: int) -> list[str]:
+def limits_line(report: Report) -> str:
+    """Say in a line how much the recording cannot show; "" if nothing is known to be hidden."""
+    limits = report.model.cannot_see if report.model else ()
+    return f"Limits: {plural(len(limits), 'thing')} that this recording cannot show" if limits else ""
+
+
+def _violations(report: Report, model: Comparison, style: Style, limit: int) -> list[str]:
     if not model.violations:
         return []
     first = model.first_divergence
@@ -96,14 +105,14 @@ def _violations(model: Any, style: Style, limit: int) -> list[str]:
     lines = []
     for number, violation in enumerate(ordered[:limit]):
         title = "First divergence from the model" if number == 0 and violation == first else "Also"
-        lines += [*_violation(violation, title, style), ""]
+        lines += [*_violation(violation, title, report.capture.path, style), ""]
     found = model.n_violations + model.n_suspicions
     if found > min(limit, len(ordered)):
         lines += [style.faint(f"... {count(found - min(limit, len(ordered)))} more (kvmtrace check --limit N)"), ""]
     return lines
 
 
-def _violation(violation: Any, title: str, style: Style) -> list[str]:
+def _violation(violation: Violation, title: str, path: str, style: Style) -> list[str]:
     vcpu = "?" if violation.vcpu_id is None else violation.vcpu_id
     paint = style.bad if violation.severity == "violation" else style.warn
     lines = [paint(f"{title}: {violation.severity} of {escape(violation.rule)}")]
@@ -111,46 +120,46 @@ def _violation(violation: Any, title: str, style: Style) -> list[str]:
         f"event {count(violation.event_index)} ({escape(violation.event)}) at {violation.ts_ns / 1e9:.9f} s, "
         f"vCPU {vcpu}, thread {violation.tid}, CPU {violation.cpu}"
     )
-    lines += textwrap.wrap(where, WIDTH, initial_indent="  at:       ", subsequent_indent=" " * 12)
+    lines += style.wrapped(where, "  at:       ", " " * 12)
     for label, words in (
         ("expected", violation.expected),
         ("observed", violation.observed),
         ("why", violation.why),
         ("source", violation.source),
+        ("led to", explain_command(violation, path)),
     ):
-        lines += (
-            textwrap.wrap(escape(words), WIDTH, initial_indent=f"  {label + ':':<10}", subsequent_indent=" " * 12)
-            if words
-            else []
-        )
+        lines += style.wrapped(escape(words), f"  {label + ':':<10}", " " * 12) if words else []
     return lines + _context(violation, style)
 
 
-def _context(violation: Any, style: Style) -> list[str]:
+def explain_command(violation: Violation, path: str) -> str:
+    """Return the command that tells the VM-exit of a violation step by step; "" before the first VM-exit."""
+    if violation.vm_exit is None:
+        return ""
+    return f"kvmtrace report {shlex.quote(path)} --explain {violation.vm_exit} --tid {violation.tid}"
+
+
+def _context(violation: Violation, style: Style) -> list[str]:
     """Return the events around a violation, the one found wrong marked with `>`."""
     lines = []
     for event in _around(violation.context, violation.event_index):
-        fields = " ".join(f"{name}={_value(name, value)}" for name, value in list(event.fields.items())[:_SHOWN_FIELDS])
+        fields = ", ".join(describe_fields(event.event, event.fields, _SHOWN_FIELDS))
         mark = ">" if event.event_index == violation.event_index else " "
         delta = (event.ts_ns - violation.ts_ns) / 1000
-        line = f"  {mark} {delta:+12.3f} us  [{event.cpu:03d}] {escape(event.event):<22} {escape(fields)}"
-        lines.append(style.bad(line[:WIDTH]) if mark == ">" else line[:WIDTH])
+        line = f"  {mark} {delta:+12.3f} us  [{event.cpu:03d}] {escape(event.event):<18} {fields}"
+        shown = style.wrapped(line, "", " " * 44)[:2]
+        lines += [style.bad(part) for part in shown] if mark == ">" else shown
     return lines
 
 
-def _around(context: tuple[Any, ...], index: int) -> tuple[Any, ...]:
+def _around(context: tuple[ContextEvent, ...], index: int) -> tuple[ContextEvent, ...]:
     """Return at most CONTEXT_EVENTS events, the violation's among them."""
     position = next((i for i, event in enumerate(context) if event.event_index == index), len(context) - 1)
     start = max(min(position - CONTEXT_EVENTS // 2, len(context) - CONTEXT_EVENTS), 0)
     return context[start : start + CONTEXT_EVENTS]
 
 
-def _value(name: str, value: int | str) -> str:
-    as_hex = isinstance(value, int) and (abs(value) > 0xFFFF or name in _HEX_FIELDS)
-    return f"{value:#x}" if as_hex else str(value)
-
-
-def _rules(model: Any, style: Style) -> list[str]:
+def _rules(model: Comparison, style: Style) -> list[str]:
     rules = [(name, rule) for name, rule in model.rules.items() if rule.checked or rule.unknown]
     if not rules:
         return []
@@ -173,7 +182,7 @@ def meaning_of(rule: str) -> str:
     return known.title if known else ""
 
 
-def _coverage(model: Any, style: Style) -> list[str]:
+def _coverage(model: Comparison, style: Style) -> list[str]:
     seen = model.coverage
     words = (
         f"  states {seen.states_seen} of {seen.states_in_model}, transitions {seen.transitions_seen} of "

@@ -44,6 +44,7 @@ def arranged(rows: Sequence[Any], sort: str | None, limit: int | None) -> tuple[
 
 
 def _titled(title: str, note: str, columns: Sequence[Column], style: Style, left_out: str = "") -> list[str]:
+    note = note if len(title) + len(note) + 2 <= style.width else ""
     heading = style.title(title) + (style.faint(f"  {note}") if note else "")
     return [heading, *table(columns, style), *([style.faint(f"  {left_out}")] if left_out else [])]
 
@@ -59,17 +60,17 @@ def reason_table(report: Report, style: Style, sort: str | None, limit: int | No
     rows, left_out = arranged(report.exits, sort, limit)
     total_ns = sum(row.total_ns or 0 for row in report.exits)
     columns = [
-        Column("reason", [row.name for row in rows], left=True, flexible=True),
+        Column("reason", [row.name for row in rows], left=True, flexible=True, shortest=20),
         Column("exits", [count(row.count) for row in rows]),
         Column("time", [duration(row.total_ns) for row in rows]),
-        Column("time%", [percent(row.total_ns, total_ns) for row in rows]),
-        Column("mean", [duration(row.mean_ns) for row in rows]),
-        Column("p50", [duration(row.p50_ns) for row in rows]),
-        Column("p99", [duration(row.p99_ns) for row in rows]),
-        Column("max", [duration(row.max_ns) for row in rows]),
-        Column("kernel", [percent(row.kernel_ns, row.total_ns) for row in rows]),
-        Column("VMM", [percent(row.userspace_ns, row.total_ns) for row in rows]),
-        Column("wait", [percent(row.waiting_ns, row.total_ns) for row in rows]),
+        Column("time%", [percent(row.total_ns, total_ns) for row in rows], rank=6),
+        Column("mean", [duration(row.mean_ns) for row in rows], rank=3),
+        Column("p50", [duration(row.p50_ns) for row in rows], rank=4),
+        Column("p99", [duration(row.p99_ns) for row in rows], rank=2),
+        Column("max", [duration(row.max_ns) for row in rows], rank=5),
+        Column("kernel", [percent(row.kernel_ns, row.total_ns) for row in rows], rank=1),
+        Column("VMM", [percent(row.userspace_ns, row.total_ns) for row in rows], rank=1),
+        Column("wait", [percent(row.waiting_ns, row.total_ns) for row in rows], rank=1),
     ]
     return _titled(
         "VM-exits by reason", "(time: from kvm_exit to the next kvm_entry)", columns, style, _more(left_out, "reason")
@@ -82,15 +83,15 @@ def userspace_table(report: Report, style: Style, sort: str | None, limit: int |
         return []
     rows, left_out = arranged(report.userspace_exits, sort, limit)
     columns = [
-        Column("reason", [row.name for row in rows], left=True),
-        Column("number", [str(row.reason) for row in rows]),
-        Column("errno", [str(row.errno) for row in rows]),
+        Column("reason", [row.name for row in rows], left=True, flexible=True, shortest=20),
+        Column("number", [str(row.reason) for row in rows], rank=7),
+        Column("errno", [str(row.errno) for row in rows], rank=6),
         Column("count", [count(row.count) for row in rows]),
         Column("time", [duration(row.total_ns) for row in rows]),
-        Column("mean", [duration(row.mean_ns) for row in rows]),
-        Column("p50", [duration(row.p50_ns) for row in rows]),
-        Column("p99", [duration(row.p99_ns) for row in rows]),
-        Column("max", [duration(row.max_ns) for row in rows]),
+        Column("mean", [duration(row.mean_ns) for row in rows], rank=3),
+        Column("p50", [duration(row.p50_ns) for row in rows], rank=4),
+        Column("p99", [duration(row.p99_ns) for row in rows], rank=2),
+        Column("max", [duration(row.max_ns) for row in rows], rank=5),
     ]
     return _titled(
         "Userspace exits",
@@ -108,9 +109,12 @@ BUDGET_PARTS = (
     ("VMM", "userspace_ns"),
     ("blocked", "blocked_ns"),
     ("poll", "halt_poll_ns"),
-    ("preempt", "preempted_ns"),
-    ("unkn", "unknown_ns"),
+    ("preempted", "preempted_ns"),
+    ("unknown", "unknown_ns"),
 )
+
+# of the budget's columns: what is left out first in a narrow terminal
+_RANKS = {"switch": 3, "poll": 2, "unknown": 4}
 
 
 def vcpu_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:
@@ -120,11 +124,11 @@ def vcpu_table(report: Report, style: Style, sort: str | None, limit: int | None
     rows, left_out = arranged(report.vcpus, sort, limit)
     columns = [
         Column("vCPU", ["?" if row.vcpu_id is None else str(row.vcpu_id) for row in rows]),
-        Column("tid", [str(row.tid) for row in rows]),
-        Column("comm", [escape(row.comm) for row in rows], left=True, flexible=True),
+        Column("tid", [str(row.tid) for row in rows], rank=6),
+        Column("comm", [escape(row.comm) for row in rows], left=True, flexible=True, rank=5),
         Column("wall", [duration(row.wall_ns) for row in rows]),
         *(
-            Column(title, [percent(getattr(row.budget, part), row.wall_ns) for row in rows])
+            Column(title, [percent(getattr(row.budget, part), row.wall_ns) for row in rows], rank=_RANKS.get(title, 0))
             for title, part in BUDGET_PARTS
         ),
     ]
@@ -149,7 +153,8 @@ def _access_table(report: Report, look: _Access, style: Style, sort: str | None,
     if not rows:
         return []
     shown, left_out = arranged(rows, sort, limit)
-    left_out += max(report.detail.distinct.get(look.member, 0) - len(rows), 0)
+    rest = report.detail.left_out.get(look.member)
+    left_out += rest.rows if rest else 0
     keys = [look.key(row) for row in shown]
     columns = [
         Column(heading, cells, left=True, flexible=i == len(look.headings) - 1)
@@ -227,4 +232,19 @@ TABLES: dict[str, Table] = {
     "vcpu": vcpu_table,
     "userspace": userspace_table,
     **{look.by or look.member: _table_of(look) for look in _ACCESSES},
+}
+
+# --by KEY -> what its rows are, and the events that they come from
+EVENTS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
+    "reason": ("VM-exit", ("kvm_exit",)),
+    "userspace": ("userspace exit", ("kvm_userspace_exit",)),
+    "vcpu": ("vCPU", ("kvm_entry", "kvm_exit", "kvm_userspace_exit")),
+    "port": ("access to an I/O port", ("kvm_pio",)),
+    "gpa": ("access to MMIO and no fault on a guest page", ("kvm_mmio", "kvm_page_fault", "kvm_fast_mmio")),
+    "msr": ("access to an MSR", ("kvm_msr",)),
+    "cr": ("access to a control register", ("kvm_cr",)),
+    "rip": ("VM-exit", ("kvm_exit",)),
+    "hypercalls": ("hypercall", ("kvm_hypercall", "kvm_hv_hypercall", "kvm_xen_hypercall")),
+    "interrupts": ("injection", ("kvm_inj_virq", "kvm_inj_exception")),
+    "emulated": ("emulated instruction", ("kvm_emulate_insn",)),
 }

@@ -1,0 +1,162 @@
+"""A VM-exit's story in one plain sentence: what the guest did, who served it, how long it took."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvmtrace.isa.registry import BY_NAME
+from kvmtrace.kvm.hypercalls import describe_hypercall
+from kvmtrace.kvm.msrs import describe_msr
+from kvmtrace.kvm.ports import describe_port
+from kvmtrace.kvm.userspace_exits import describe_userspace_exit
+from kvmtrace.render.accesses import named
+from kvmtrace.render.terminal import duration, escape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from kvmtrace.check.explain import Story, StoryEvent
+
+    Fields = Mapping[str, int | str]
+
+LEAVES = ("sys_exit_ioctl", "kvm_vcpu_ioctl_return", "kvm_userspace_exit")  # the last of them that is there
+RETURNS = ("sys_enter_ioctl", "kvm_vcpu_ioctl", "kvm_fpu", "kvm_entry")  # the first
+MMIO_WRITE = 2  # KVM_TRACE_MMIO_WRITE, include/trace/events/kvm.h
+# kind of VM-exit (isa/base.py) -> what happened, where no event of its own tells more
+KINDS = {
+    "external_interrupt": "An interrupt of the host stopped the guest",
+    "interrupt_window": "The guest became ready to take an interrupt",
+    "halt": "The guest halted: it had nothing to do until an interrupt",
+    "triple_fault": "The guest shut down after a fault that it could not handle",
+    "task_switch": "The guest switched tasks in hardware",
+    "nested_entry": "The guest is a hypervisor and entered its own guest",
+    "exception": "The guest raised an exception that KVM watches for",
+    "second_level_fault": "The guest touched a page that was not mapped for it",
+    "known_mmio": "The guest accessed the registers of a device in memory",
+    "cpuid": "The guest asked what its processor can do (CPUID)",
+}
+
+
+def _number(fields: Fields, name: str) -> int:
+    value = fields.get(name, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _pio(fields: Fields) -> str:
+    port = _number(fields, "port")
+    name = describe_port(port)
+    where = f"{escape(name)} (port {port:#x})" if name else f"port {port:#x}"
+    if not _number(fields, "rw"):
+        return f"The guest read {where}"
+    value = f"{_number(fields, 'val'):#x}" if "val" in fields else "a value"
+    return f"The guest wrote {value} to {where}"
+
+
+def _mmio(fields: Fields) -> str:
+    gpa = f"the device at guest-physical address {_number(fields, 'gpa'):#x}"
+    if _number(fields, "type") == MMIO_WRITE:
+        return f"The guest wrote {_number(fields, 'val'):#x} to {gpa}"
+    return f"The guest read {gpa}"
+
+
+def _msr(fields: Fields) -> str:
+    msr = _number(fields, "ecx")
+    name = named(msr, describe_msr(msr))
+    if not _number(fields, "write"):
+        did = f"The guest read MSR {name}"
+    else:
+        did = f"The guest wrote {_number(fields, 'data'):#x} to MSR {name}"
+    return did + (", which KVM refused with #GP" if _number(fields, "exception") else "")
+
+
+def _fault(fields: Fields) -> str:
+    address = _number(fields, "fault_address" if "fault_address" in fields else "address")
+    return f"The guest touched {address:#x}, which was not mapped for it"
+
+
+def _cr(fields: Fields) -> str:
+    if not _number(fields, "rw"):
+        return f"The guest read cr{_number(fields, 'cr')}"
+    return f"The guest wrote {_number(fields, 'val'):#x} to cr{_number(fields, 'cr')}"
+
+
+# event -> what the guest did, the most telling event first
+DEEDS: dict[str, Callable[[Fields], str]] = {
+    "kvm_mmio": _mmio,
+    "kvm_pio": _pio,
+    "kvm_msr": _msr,
+    "kvm_cr": _cr,
+    "kvm_cpuid": lambda fields: f"The guest asked for CPUID leaf {_number(fields, 'function'):#x}",
+    "kvm_hypercall": lambda fields: (
+        f"The guest called KVM: {describe_hypercall(_number(fields, 'nr')) or _number(fields, 'nr')}"
+    ),
+    "kvm_page_fault": _fault,
+}
+
+
+def describe_story(story: Story) -> str:
+    """Return the sentence."""
+    after = story.events[story.exit_at :]
+    return f"{_deed(story, after)}; {_service(after)}"
+
+
+def _deed(story: Story, after: Sequence[StoryEvent]) -> str:
+    for event, deed in DEEDS.items():
+        found = next((one for one in after if one.event == event), None)
+        if found is not None:
+            return deed(found.fields)
+    isa, fields = BY_NAME[story.isa], story.events[story.exit_at].fields
+    row = isa.exits.get(isa.code(_number(fields, "exit_reason")))
+    for kind in row.kinds if row else ():
+        if kind in KINDS:
+            return KINDS[kind]
+    return f"The guest left with {escape(story.reason)}"
+
+
+def _service(after: Sequence[StoryEvent]) -> str:
+    """Say who served the VM-exit, and how long it took until the guest ran again."""
+    entered = after[-1].event == "kvm_entry"
+    took = duration(after[-1].ts_ns - after[0].ts_ns)
+    again = f"the guest ran again after {took}" if entered else "the recording ends before the guest runs again"
+    left = [i for i, event in enumerate(after) if event.event == "kvm_userspace_exit"]
+    if not left:
+        waited = _waited(after)
+        return f"KVM served it in the kernel{waited}, and {again}."
+    first = after[left[0]]
+    errno = _number(first.fields, "errno")
+    reason = describe_userspace_exit(_number(first.fields, "reason"), errno)
+    in_vmm = sum(_in_vmm(after[at:]) for at in left)
+    which = f", which took {duration(in_vmm)}" if in_vmm else ""
+    times = f", {len(left)} times" if len(left) > 1 else ""
+    if errno < 0:
+        return f"then KVM_RUN returned {reason}{times}; {again}."
+    return f"KVM could not serve it and asked the VMM ({reason}{times}){which}; {again}."
+
+
+def _in_vmm(after: Sequence[StoryEvent]) -> int:
+    """Return the time from one return of KVM_RUN to the next call, as closely as the events tell, ns."""
+    back = _first(after, RETURNS)
+    if back is None:
+        return 0
+    out = max((i for i, event in enumerate(after[:back]) if event.event in LEAVES), default=0)
+    return after[back].ts_ns - after[out].ts_ns
+
+
+def _first(after: Iterable[StoryEvent], names: Sequence[str]) -> int | None:
+    return next(
+        (
+            i
+            for i, event in enumerate(after)
+            if event.event in names and (event.event != "kvm_fpu" or event.fields.get("load"))
+        ),
+        None,
+    )
+
+
+def _waited(after: Sequence[StoryEvent]) -> str:
+    """Say how long the vCPU slept or waited for a CPU, if the events tell."""
+    wakeup = next((event for event in after if event.event == "kvm_vcpu_wakeup"), None)
+    if wakeup is not None:
+        how = "slept" if wakeup.fields.get("waited") else "polled"
+        return f", where the vCPU {how} for {duration(_number(wakeup.fields, 'ns'))}"
+    return ", where the thread was switched out" if any(event.event == "sched_switch" for event in after) else ""

@@ -1,0 +1,170 @@
+"""The VM-exits that took the longest once waiting is left out, each with its number in its thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.isa.registry import describe_exit_reason, isa_name
+from kvmtrace.spans.keys import grown
+from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, split_pair
+from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step
+from kvmtrace.spans.time_parts import Part
+from kvmtrace.stats.rows import SlowExit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from kvmtrace.spans.lanes import Lanes
+    from kvmtrace.spans.span_builder import Spans
+    from kvmtrace.spans.time_parts import Moves
+
+_WAITING = np.zeros(len(Part), bool)
+_WAITING[[Part.BLOCKED, Part.HALT_POLL, Part.PREEMPTED]] = True
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A VM-exit as the lanes have it; `access` is (step, argument) of its first access, None if it made none."""
+
+    work_ns: int
+    ts_ns: int
+    dur_ns: int
+    thread: int
+    number: int
+    arg: int
+    access: tuple[int, int] | None
+
+
+class SlowestAccumulator:
+    """Keeps the slowest VM-exits of consecutive pieces of lanes.
+
+    Parameters
+    ----------
+    limit : how many to keep
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: list[_Candidate] = []
+        self._counted = np.zeros(16, np.int64)  # VM-exits of each thread so far
+
+    def feed(self, spans: Spans) -> None:
+        """Take in the next piece."""
+        lanes, pairs, swept, moves = spans.lanes, spans.pairs, spans.swept, spans.moves
+        edges = pairs.edges
+        number = self._numbers(lanes, edges, pairs.is_exit)
+        handled = np.flatnonzero(pairs.handling & pairs.sound)
+        if not len(handled) or not self._limit:
+            return
+        begin, end = edges[handled], edges[handled + 1]
+        waited = np.concatenate([[0], np.cumsum(np.where(_WAITING[swept.part], swept.dur_ns, 0))])
+        work_ns = pairs.dur_ns[handled] - (waited[end] - waited[begin]) - _moved(begin, end, moves)
+        least = self._kept[-1].work_ns if len(self._kept) == self._limit else -1
+        wanted = np.flatnonzero(work_ns >= least)
+        if len(wanted) > self._limit:
+            rows = begin[wanted]
+            wanted = wanted[np.lexsort((lanes.thread[rows], lanes.ts_ns[rows], -work_ns[wanted]))[: self._limit]]
+        self._kept += [
+            _Candidate(
+                work_ns=int(work_ns[i]),
+                ts_ns=int(lanes.ts_ns[begin[i]]),
+                dur_ns=int(pairs.dur_ns[handled[i]]),
+                thread=int(lanes.thread[begin[i]]),
+                number=int(number[handled[i]]),
+                arg=int(lanes.arg[begin[i]]),
+                access=_first_access(lanes, int(begin[i]), int(end[i])),
+            )
+            for i in wanted.tolist()
+        ]
+        self._kept.sort(key=lambda one: (-one.work_ns, one.ts_ns, one.thread))
+        del self._kept[self._limit :]
+
+    def _numbers(self, lanes: Lanes, edges: NDArray[np.intp], is_exit: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return, for each edge that is an exit, its number among its thread's exits, from 1."""
+        number = np.zeros(len(edges), np.int64)
+        exits = np.flatnonzero(is_exit)
+        if not len(exits):
+            return number
+        thread = lanes.thread[edges[exits]]
+        self._counted = grown(self._counted, int(thread.max()) + 1)
+        first = np.flatnonzero(np.append(True, thread[1:] != thread[:-1]))
+        length = np.diff(np.append(first, len(thread)))
+        number[exits] = np.arange(len(thread)) - np.repeat(first, length) + 1 + self._counted[thread]
+        self._counted[thread[first]] += length
+        return number
+
+    def finish(
+        self, keys: LaneKeys, tids: Sequence[int], before: Mapping[int, int], *, waits: bool
+    ) -> tuple[SlowExit, ...]:
+        """Return the rows, slowest first.
+
+        Parameters
+        ----------
+        tids : thread's number -> tid
+        before : tid -> its VM-exits before what was fed, for a selection that begins later
+        waits : the capture shows when a thread waits
+        """
+        return tuple(_row(one, keys, tids, before, waits=waits) for one in self._kept)
+
+
+def _moved(begin: NDArray[np.intp], end: NDArray[np.intp], moves: Moves) -> NDArray[np.int64]:
+    """Return how much of each interval's handler time was waiting, as kvm_vcpu_wakeup says."""
+    moved = np.zeros(len(begin), np.int64)
+    if not len(moves.rows):
+        return moved
+    at = np.searchsorted(begin, moves.rows, "right") - 1
+    inside = (at >= 0) & (moves.rows < end[np.maximum(at, 0)])
+    np.add.at(moved, at[inside], moves.ns[inside])
+    return moved
+
+
+def _first_access(lanes: Lanes, begin: int, end: int) -> tuple[int, int] | None:
+    steps = lanes.step[begin + 1 : end]
+    found = np.flatnonzero((steps >= Step.PIO) & (steps <= Step.PAGE_FAULT))
+    if not len(found):
+        return None
+    at = begin + 1 + int(found[0])
+    return int(lanes.step[at]), int(lanes.arg[at])
+
+
+def _row(one: _Candidate, keys: LaneKeys, tids: Sequence[int], before: Mapping[int, int], *, waits: bool) -> SlowExit:
+    tid = tids[one.thread]
+    isa, exit_reason = split_pair(keys.reasons.keys()[one.arg & REASON_MASK])
+    kind, key, write = _access(one.access, keys)
+    return SlowExit(
+        number=one.number + before.get(tid, 0),
+        tid=tid,
+        vcpu_id=None,
+        ts_ns=one.ts_ns,
+        isa=isa_name(isa),
+        exit_reason=exit_reason,
+        name=describe_exit_reason(isa, exit_reason),
+        dur_ns=one.dur_ns,
+        waiting_ns=one.dur_ns - one.work_ns if waits else None,
+        guest_rip=keys.rips.keys()[one.arg >> REASON_BITS],
+        access=kind,
+        access_key=key,
+        access_write=write,
+    )
+
+
+def _access(access: tuple[int, int] | None, keys: LaneKeys) -> tuple[str | None, int | None, bool | None]:
+    """Return (what was accessed, its number, whether it was written)."""
+    if access is None:
+        return None, None, None
+    step, number = Step(access[0]), access[1]
+    if step in {Step.MMIO_READ, Step.MMIO_WRITE}:
+        key = keys.mmio.keys()[number]
+        return "mmio", key >> 1, bool(key & 1)
+    if step == Step.PAGE_FAULT:
+        return "page", keys.pages.keys()[number] << PAGE_SHIFT, None
+    if step == Step.HYPERCALL:
+        return "hypercall", keys.hypercalls.keys()[number], None
+    kind, index = {Step.PIO: ("port", keys.ports), Step.MSR: ("msr", keys.msrs), Step.CR: ("cr", keys.crs)}[step]
+    write, key = split_pair(index.keys()[number])
+    return kind, key, bool(write)

@@ -1,0 +1,134 @@
+"""Nothing is destroyed: no command writes over what it reads, nor over a recording unless it is told to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kvmtrace.cli.main import cli
+from kvmtrace.cli.output import check_output
+from kvmtrace.errors import UsageError
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+RECORDING = FIXTURES / "vmx-6.1-mmio-split.dat"
+OTHER = FIXTURES / "svm-6.1-mmio-split.dat"
+
+
+def run(*args: object, stdout: object = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "kvmtrace", *map(str, args)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=60, check=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return Path(shutil.copy(RECORDING, tmp_path / "run.dat"))
+
+
+def named_as(file: Path, how: str) -> Path:
+    """Return another name of a file."""
+    other = file.parent / f"{how}.parquet"
+    if how == "same":
+        return file
+    if how == "symbolic link":
+        other.symlink_to(file)
+    else:
+        os.link(file, other)
+    return other
+
+
+@pytest.mark.parametrize("how", ["same", "symbolic link", "hard link"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", "{in}", "--no-model", "-o", "{out}"),
+        ("report", "{in}", "--format", "json", "--force", "-o", "{out}"),
+        ("report", "{in}", "--explain", "1", "-o", "{out}"),
+        ("compare", "{in}", str(OTHER), "-o", "{out}"),
+        ("compare", str(OTHER), "{in}", "--force", "-o", "{out}"),
+    ],
+    ids=" ".join,
+)
+def test_no_command_writes_over_its_input(file: Path, how: str, command: tuple[str, ...]) -> None:
+    before = file.read_bytes()
+    target = named_as(file, how)
+    done = CliRunner().invoke(cli, [word.replace("{in}", str(file)).replace("{out}", str(target)) for word in command])
+    assert isinstance(done.exception, UsageError)
+    assert f"is the input {file}" in str(done.exception)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["symbolic link", "hard link"])
+def test_export_does_not_write_over_its_input(file: Path, how: str) -> None:
+    before = file.read_bytes()
+    done = run("export", file, "-o", named_as(file, how))
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"is the input" in done.stderr
+    assert file.read_bytes() == before
+
+
+FORMATS = ["vmx-6.1-mmio-split.dat", "trace-cmd text", "perf.data", "parquet", "bpf", "summary"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_recording_is_written_over_only_with_force(kind: str, tmp_path: Path) -> None:
+    heads = {
+        "trace-cmd text": b"cpus=1\n   qemu-123   [000]   1.000000: kvm_exit:   reason HLT rip 0x10 info 0 0\n",
+        "perf.data": b"PERFILE2" + bytes(200),
+        "parquet": b"PAR1" + bytes(200),
+        "bpf": b"KVMTRACE-BPF-1\n\0" + bytes(200),
+        "summary": b'{"schema":"kvmtrace.summary/1"}',
+        "vmx-6.1-mmio-split.dat": RECORDING.read_bytes(),
+    }
+    target = tmp_path / "out"
+    target.write_bytes(heads[kind])
+    with pytest.raises(UsageError, match="is a recording; --force"):
+        check_output(target)
+    check_output(target, force=True)
+
+
+@pytest.mark.parametrize("text", ["kvmtrace report: x\n  Events: 1\n", "", "{}", "<!DOCTYPE html>"])
+def test_earlier_reports_are_written_over(text: str, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text(text)
+    check_output(target, [RECORDING])
+
+
+def test_force_writes_over_another_recording(file: Path) -> None:
+    assert run("report", RECORDING, "--no-model", "-o", file).returncode == 2
+    assert run("report", RECORDING, "--no-model", "--force", "-o", file).returncode == 0
+    assert file.read_bytes().startswith(b"kvmtrace report")
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "why"),
+    [
+        ("report", "/nonexistent/x", "No such directory"),
+        ("report", "/dev/full", "No space left on device"),
+        ("export", "/nonexistent/x.csv", "No such directory"),
+        ("compare", "/nonexistent/x", "No such directory"),
+    ],
+)
+def test_output_that_cannot_be_written_is_exit_code_4_and_names_the_users_path(
+    command: str, output: str, why: str
+) -> None:
+    inputs = [RECORDING, OTHER] if command == "compare" else [RECORDING]
+    done = run(command, *inputs, "-o", output)
+    assert done.returncode == 4
+    told = done.stderr.decode()
+    assert told.startswith(f"kvmtrace: {output}")
+    assert why in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("args", [("report", RECORDING, "--no-model"), ("check", RECORDING), ("model",)])
+def test_full_standard_output_is_exit_code_4(args: tuple[object, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run(*args, stdout=full)
+    assert (done.returncode, done.stderr.count(b"\n")) == (4, 1)
+    assert b"No space left on device" in done.stderr
