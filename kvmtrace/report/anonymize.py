@@ -170,7 +170,8 @@ def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
         return None
     lanes = tuple(replace(lane, label=f"vCPU lane {i + 1}") for i, lane in enumerate(timeline.lanes))
     chosen = tuple(replace(one, guest_rip=names.address(one.guest_rip)) for one in timeline.chosen)
-    return replace(timeline, lanes=lanes, chosen=chosen)
+    windows = tuple(replace(one, rips=tuple(names.address(rip) for rip in one.rips)) for one in timeline.windows)
+    return replace(timeline, lanes=lanes, chosen=chosen, windows=windows)
 
 
 def _model(model: Comparison | None, names: StandIns) -> Comparison | None:
