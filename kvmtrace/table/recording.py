@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Capture:
     """What was recorded, how, and where (the report document's `capture`).
 
-    `meta` is the recorder's own metadata ("kvmtrace.capture/1", see ARCHITECTURE.md), {} for files of
+    `meta` is the recorder's own metadata ("kvmtrace.capture/1", see docs/capture-metadata.md), {} for files of
     other tools.
     """
 

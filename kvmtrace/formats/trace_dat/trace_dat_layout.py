@@ -27,7 +27,7 @@ from kvmtrace.table.format_text import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-META_MAGIC = b"KVMTRACE-META-1\n"  # ends the trailer of our recorder, see ARCHITECTURE.md
+META_MAGIC = b"KVMTRACE-META-1\n"  # ends the trailer of our recorder, see docs/capture-metadata.md
 MAX_PAGE = 1 << 20
 
 # option ids; also the section ids of version 7
