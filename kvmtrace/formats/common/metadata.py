@@ -1,4 +1,4 @@
-"""Capture metadata of a file ("kvmtrace.capture/1", see docs/capture-metadata.md): what has not the documented type is dropped.
+"""Capture metadata of a file (docs/capture-metadata.md): what has not the documented type is dropped.
 
 Readers may then rely on the types; a member that was dropped counts as absent.
 """
