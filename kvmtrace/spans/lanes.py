@@ -7,7 +7,7 @@ Tables arrive in pieces. What a later piece may still change is held back: of ea
 last VM-entry on (of a thread without VM-entries, from its last userspace exit or KVM_RUN on). That row ends
 this piece and, marked `opening`, begins the next one. So every exit→entry interval lies within one piece,
 every stretch between two rows is seen exactly once, and the result does not depend on how the recording
-was cut.
+was cut; only a loss that is told behind a cut comes too late for what was complete before it.
 """
 
 from __future__ import annotations
