@@ -177,3 +177,27 @@ LIGHT = ["kvmtrace.cli.main", "kvmtrace.cli.record", "kvmtrace.cli.doctor", "kvm
 @pytest.mark.parametrize("module", LIGHT)
 def test_recording_side_stays_light(module: str) -> None:
     assert not imported_by(f"import {module}") & HEAVY
+
+
+LONG_TO_IMPORT = {
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "jinja2",
+    "rich",
+    "importlib.metadata",
+    "numpy.ma",
+    "zipfile",
+}
+
+
+@pytest.mark.parametrize("command", ["report", "check"])
+def test_a_small_recording_waits_for_few_imports(command: str) -> None:
+    """The text of a small recording takes little longer than NumPy's own start; what few commands need, they import."""
+    fixture = PACKAGE.parent / "fixtures" / "svm-6.1-storm.dat"
+    argv = [sys.executable, "-X", "importtime", "-m", "kvmtrace", command, str(fixture)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "kvmtrace.check.engine" in modules
+    assert not modules & LONG_TO_IMPORT

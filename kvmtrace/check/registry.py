@@ -13,8 +13,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from functools import lru_cache
-from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import kvmtrace.check.rules as package
@@ -44,8 +45,26 @@ def _order(rule: Rule) -> tuple[int, int]:
     return _SERIES.index(series), int(number)
 
 
+def _is_asked_for(group: str) -> bool:
+    """Say whether any package on the path may register something in this group.
+
+    Reading the metadata of packages properly takes as long as a small recording, and seldom there is anything.
+    """
+    for folder in map(Path, dict.fromkeys(sys.path)):
+        if folder.is_file():
+            return True  # packages in an archive: whatever they say
+        for found in folder.glob("*.*-info/entry_points.txt"):
+            if group in found.read_text(encoding="utf-8", errors="replace"):
+                return True
+    return False
+
+
 def _foreign(known: dict[str, Rule], errors: list[str]) -> Iterator[Rule]:
     """Yield the rules of other packages; what is wrong with them is added to `errors`."""
+    if not _is_asked_for(GROUP):
+        return
+    from importlib.metadata import entry_points
+
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         where = f"rule {point.name} ({point.value})"
         try:

@@ -128,6 +128,7 @@ class Request:
             timeline=self.output_format == "html",
             slowest=max(self.slowest or 0, SLOWEST),
             detail_rows=ALL_ROWS if self.by else SHOWN_ROWS if self.output_format == "text" else DOCUMENT_ROWS,
+            every_step=self.output_format == "json",
         )
         return replace(options, symbol=read_guest_symbols(self.guest_symbols).name) if self.guest_symbols else options
 

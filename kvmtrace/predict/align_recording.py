@@ -12,6 +12,7 @@ from kvmtrace.isa.registry import BY_NAME, BY_NUMBER, isa_name, run_functions
 from kvmtrace.predict.align import Alignment, Replay, align
 from kvmtrace.predict.guest_prediction import predict
 from kvmtrace.predict.story import PREDICTABLE, PVM, Facts
+from kvmtrace.table.distinct import among, distinct
 from kvmtrace.table.event_table import LOST_EVENTS
 from kvmtrace.workload.guests import GUESTS
 
@@ -119,10 +120,10 @@ def _skips_by_emulation(events: EventTable) -> bool:
     exits, emulated = events.rows("kvm_exit"), events.rows("kvm_emulate_insn")
     isa = BY_NUMBER.get(int(events.field("kvm_exit", "isa")[0]))
     skipped = isa.codes("cpuid", "msr", "halt") if isa is not None else frozenset()
-    chosen = np.isin(events.field("kvm_exit", "exit_reason"), list(skipped))
+    chosen = among(events.field("kvm_exit", "exit_reason"), skipped)
     rips = events.field("kvm_exit", "guest_rip")
     # the last exit of the same thread before each emulation
-    for tid in np.unique(events.tid[exits]):
+    for tid in distinct(events.tid[exits]):
         own = np.flatnonzero(events.tid[exits] == tid)
         after = np.flatnonzero(events.tid[emulated] == tid)
         before = np.searchsorted(exits[own], emulated[after]) - 1
@@ -143,7 +144,7 @@ def vcpu_threads(capture: Capture, events: EventTable) -> dict[int, int]:
     if events.count("kvm_entry"):
         ids = events.field("kvm_entry", "vcpu_id")
         tids = events.tid[events.rows("kvm_entry")]
-        return {int(vcpu_id): int(tids[np.flatnonzero(ids == vcpu_id)[0]]) for vcpu_id in np.unique(ids)}
+        return {int(vcpu_id): int(tids[np.flatnonzero(ids == vcpu_id)[0]]) for vcpu_id in distinct(ids)}
     if events.count("task_rename"):
         names = events.field("task_rename", "newcomm")
         pairs = zip(names, events.field("task_rename", "pid"), strict=True)

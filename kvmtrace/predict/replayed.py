@@ -71,13 +71,19 @@ def _step(step: AlignedStep) -> ReplayedStep:
     )
 
 
-def _vcpu(vcpu: Alignment) -> ReplayedVcpu:
-    steps = tuple(_step(step) for step in vcpu.steps)
+def _vcpu(vcpu: Alignment, *, listed: bool) -> ReplayedVcpu:
+    steps = tuple(_step(step) for step in vcpu.steps) if listed else ()
     return ReplayedVcpu(vcpu.vcpu_id, vcpu.tid, vcpu.n_steps, vcpu.n_matched, vcpu.n_asynchronous, steps)
 
 
-def replayed(replay: Replay) -> ReplayedGuest:
-    """Return a replay as the document has it."""
+def replayed(replay: Replay, *, every_step: bool = True) -> ReplayedGuest:
+    """Return a replay as the document has it.
+
+    Parameters
+    ----------
+    every_step : list the steps also where prediction and recording nowhere disagree
+    """
+    listed = every_step or any(vcpu.differences for vcpu in replay.vcpus)
     return ReplayedGuest(
         guest=replay.guest,
         arguments=replay.arguments,
@@ -86,7 +92,7 @@ def replayed(replay: Replay) -> ReplayedGuest:
         n_steps=replay.n_steps,
         n_matched=replay.n_matched,
         n_lost=replay.n_lost,
-        vcpus=tuple(_vcpu(vcpu) for vcpu in replay.vcpus),
+        vcpus=tuple(_vcpu(vcpu, listed=listed) for vcpu in replay.vcpus),
         differences=tuple(
             ReplayDifference(vcpu.vcpu_id, **vars(_step(step))) for vcpu in replay.vcpus for step in vcpu.differences
         ),

@@ -74,8 +74,8 @@ class Beginning:
             found = replace(found, notes=(*found.notes, note))
         return None if found is None else _in_recording(found, row)
 
-    def replay(self, recording: Recording) -> ReplayedGuest | None:
-        """Return a bundled guest's prediction beside its recording, None if it is none, or too long."""
+    def replay(self, recording: Recording, *, every_step: bool = True) -> ReplayedGuest | None:
+        """Return a bundled guest's prediction beside its recording, None if it is none, or too long; see replayed."""
         if not self._whole:
             return None
         from kvmtrace.predict.align_recording import find_guest, replay_events
@@ -84,7 +84,7 @@ class Beginning:
         if find_guest(recording.capture) is None:
             return None
         replay = replay_events(recording.capture, EventTable.concat(self._whole))
-        return None if replay is None else replayed(replay)
+        return None if replay is None else replayed(replay, every_step=every_step)
 
 
 def _in_recording(found: BringUp, row: NDArray[np.intp]) -> BringUp:

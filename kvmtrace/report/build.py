@@ -61,6 +61,7 @@ class ReportOptions:
     detail_rows : rows of each attribution; what lies behind is told in one
     slowest : VM-exits told one by one
     timeline : reduce the recording to what renderers draw over time
+    every_step : list a replay's steps also where prediction and recording nowhere disagree
     progress : called with the number of events read so far
     tables, spans : called with each table and each piece of spans, for others who want them of the same pass
     """
@@ -72,6 +73,7 @@ class ReportOptions:
     detail_rows: int = DOCUMENT_ROWS
     slowest: int = SLOWEST
     timeline: bool = False
+    every_step: bool = True
     progress: Callable[[int], None] = lambda _: None
     tables: tuple[Callable[[EventTable], None], ...] = ()
     spans: tuple[Callable[[Spans], None], ...] = ()
@@ -105,7 +107,7 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     if not selection.selection.everything and not builder.n_selected:
         raise UsageError(describe_empty(options.selection, recording))
     report = builder.finish(recording, checker.finish() if checker else None)
-    replay = beginning.replay(recording) if checker else None
+    replay = beginning.replay(recording, every_step=options.every_step) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
     report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
     report = with_numbers(report, recording)

@@ -7,6 +7,7 @@ import gc
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvmtrace.formats import open_recording
@@ -66,3 +67,24 @@ def test_what_does_not_fit_any_more_is_left_out_from_there_on(monkeypatch):
             assert any("too many" in note for note in found.notes) == (limit < 1_000_000)
     assert counts[0] in (None, 0)
     assert (counts[0] or 0) <= (counts[1] or 0) < counts[2]
+
+
+def test_a_report_that_shows_no_step_does_not_put_them_into_words():
+    """Text tells of steps only where prediction and recording disagree."""
+    recording = open_recording(FIXTURES / NAMES[0])
+    kept = Beginning()
+    kept.feed(recording.events())
+    listed, short = kept.replay(recording), kept.replay(recording, every_step=False)
+    assert listed is not None
+    assert len(listed.vcpus[0].steps) > 1000
+    vcpus = tuple(dataclasses.replace(vcpu, steps=()) for vcpu in listed.vcpus)
+    assert short == dataclasses.replace(listed, vcpus=vcpus)
+
+
+def test_steps_are_listed_where_one_differs():
+    recording = open_recording(FIXTURES / NAMES[0])
+    kept = Beginning()
+    events = recording.events()
+    kept.feed(events.take(np.delete(np.arange(len(events)), events.rows("kvm_cpuid")[3])))
+    assert kept.replay(recording, every_step=False) == kept.replay(recording)
+    assert kept.replay(recording, every_step=False).differences
