@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Mount tracefs as the product does, before the tests are collected: some ask at import time for formats."""
+    """Begin as on a terminal, whatever started the tests, and with tracefs mounted.
+
+    Under nohup, or in a background job, hang-ups and interrupts are ignored, which programs that the tests start would
+    inherit. tracefs is mounted as the product does it, before the tests are collected: some ask at import time for
+    formats.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.geteuid() == 0 and not (MOUNT_POINT / "events").is_dir():
         with contextlib.suppress(CapabilityError):
             mount_tracefs()
