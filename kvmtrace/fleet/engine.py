@@ -166,23 +166,33 @@ def _run_on_dask(
         executor = client.get_executor(pure=False, retries=RETRIES)
         waiting = iter(arguments)
         running: dict[Future[Any], str] = {}
+        suspects: list[str] = []  # were on workers that died; Dask cannot tell which of them was to blame
+
+        def result_of(future: Future[Any]) -> Any:
+            try:
+                return future.result()
+            except KilledWorker as error:
+                return Failed(f"the workers that took it died: {error}".split("\n", 1)[0], 1 + RETRIES)
+            except (CancelledError, OSError) as error:
+                raise _lost(engine) from error
+
         while True:
             while len(running) < REMOTE_IN_FLIGHT and (argument := next(waiting, None)) is not None:
                 running[executor.submit(task, argument)] = argument
             if not running:
-                return
+                break
             ended, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             if client.status not in {"running", "connecting"}:
                 raise _lost(engine)
             for future in ended:
                 argument = running.pop(future)
-                try:
-                    result = future.result()
-                except KilledWorker as error:
-                    result = Failed(f"the workers that took it died: {error}".split("\n", 1)[0], 1 + RETRIES)
-                except (CancelledError, OSError) as error:
-                    raise _lost(engine) from error
-                done(argument, result)
+                result = result_of(future)
+                if isinstance(result, Failed):
+                    suspects.append(argument)
+                else:
+                    done(argument, result)
+        for argument in suspects:  # one by one, so that only the guilty one fails again
+            done(argument, result_of(executor.submit(task, argument)))
 
 
 def _connect(engine: Engine, stack: ExitStack) -> Any:
