@@ -261,7 +261,7 @@ class Replay:
 
     def __repr__(self) -> str:
         c = self.comparison
-        verdict = "conforms" if c.conforms else f"{c.n_violations} violations"
+        verdict = c.verdict
         counts = f"{c.n_events:,} events, {c.explained_events:,} explained, {c.unknown_events:,} unknown"
         return f"<model replay: {verdict}; {counts}>"
 

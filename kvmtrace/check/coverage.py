@@ -173,7 +173,7 @@ def not_checked(findings: Findings, capability: Capability) -> tuple[NotChecked,
         if missing:
             found.append(NotChecked(rule.id, "", missing, sum(mine.values())))
             continue
-        found += [NotChecked(rule.id, part, lacking, places) for (part, lacking), places in mine.items() if places]
+        found += [NotChecked(rule.id, part, lacking, places) for (part, lacking), places in mine.items()]
     return tuple(found)
 
 

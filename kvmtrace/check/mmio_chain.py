@@ -23,6 +23,29 @@ def pieces(length: int) -> int:
     return -(-length // _PIECE)
 
 
+def fragments(rest: int, last_part: int, first_gpa: int) -> tuple[tuple[int, ...], int]:
+    """Return how many userspace exits a read may take, and the length of its first fragment; none if it cannot be.
+
+    Each page is translated on its own: the two parts of an access may lie in frames far apart, and a part that is RAM,
+    or that the kernel serves, makes no fragment.
+
+    Parameters
+    ----------
+    rest : bytes of the access beside its last fragment
+    last_part : bytes of the last fragment, with which the unsatisfied read is traced
+    first_gpa : gpa of the first fragment, with which it is traced, too
+
+    Source: emulator_read_write, emulator_read_write_onepage (x86.c)
+    """
+    if rest == 0:
+        return (pieces(last_part),), last_part
+    if rest > 0 and (first_gpa + rest) % _PAGE == 0:  # the first page is userspace's, the second may be
+        return (pieces(rest), pieces(rest) + pieces(last_part)), rest
+    if rest > 0 and first_gpa % _PAGE == 0:  # only the second page is
+        return (pieces(last_part),), last_part
+    return (), last_part
+
+
 @dataclass
 class MmioChain:
     """State of one chain; `wrong` collects (position, expected, observed).
@@ -52,7 +75,8 @@ class MmioChain:
             self.read, self.exits, self.known = (length, gpa), 0, True
             self.write_left, self.wrote = 0, False
         elif kind == MMIO_WRITE:
-            continued = gpa == self.write_end and gpa % _PAGE == 0
+            # the second part of a write that crosses a page, wherever its frame lies
+            continued = self.write_end % _PAGE == 0 == gpa % _PAGE and not self.wrote
             self.write_left = pieces(length) + (self.write_left if continued else 0)
             self.write_end, self.wrote = gpa + length, False
 
@@ -61,14 +85,17 @@ class MmioChain:
             return  # a device in the kernel answered, or the chain's begin is not known
         last_part, first_gpa = self.read
         self.checked += 1
-        needed = pieces(last_part) + pieces(length - last_part)
-        if self.exits != needed or length < last_part:
-            self._note(position, f"{needed} exits KVM_EXIT_MMIO for a read of {length} bytes", f"{self.exits}")
-        elif length != last_part and first_gpa % _PAGE + length <= _PAGE:
-            self._note(position, f"kvm_mmio read of {last_part} bytes, as none crosses a page", f"{length}")
-        elif length == last_part <= _PIECE and gpa != first_gpa:
-            self._note(position, f"kvm_mmio read of gpa {first_gpa:#x}, which was pending", f"gpa {gpa:#x}")
         self.read = None
+        rest = length - last_part
+        needed, fragment = fragments(rest, last_part, first_gpa)
+        pending_gpa = first_gpa + _PIECE * (pieces(fragment) - 1)
+        if not needed:
+            self._note(position, f"kvm_mmio read of {last_part} bytes, as none crosses a page", f"{length}")
+        elif self.exits not in needed:
+            number = " or ".join(str(one) for one in needed)
+            self._note(position, f"{number} exits KVM_EXIT_MMIO for a read of {length} bytes", f"{self.exits}")
+        elif gpa != pending_gpa:
+            self._note(position, f"kvm_mmio read of gpa {pending_gpa:#x}, which was pending", f"gpa {gpa:#x}")
 
     def leave(self, position: int, reason: int, errno: int) -> None:
         """Take a kvm_userspace_exit."""

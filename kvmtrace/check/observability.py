@@ -251,7 +251,9 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
         if event in enabled - evidence.seen and evidence.seen.issuperset(others)
     )
     return Capability(
-        recorded=_recorded(enabled, evidence.seen) - set(not_traced) - untraced(_exit_fields(table)),
+        # what was enabled under a name that the file does not describe cannot be found in it
+        recorded=(_recorded(enabled, evidence.seen) - set(not_traced) - untraced(_exit_fields(table)))
+        & table.kind_index.keys(),
         not_traced=not_traced,
         described=_described(table),
         traits=_traits(table, evidence),

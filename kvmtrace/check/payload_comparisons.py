@@ -9,6 +9,7 @@ import numpy as np
 from kvmtrace.check.alphabet import USERSPACE
 from kvmtrace.check.instruction_bytes import is_string
 from kvmtrace.check.predicates import port_access
+from kvmtrace.check.rip_continuity import rip_unwound
 from kvmtrace.model.predicates import CHECKS
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def _register_field(name: str, kind: str, field: str, word: str) -> None:
 
     @_comparison(name)
     def _compare(excerpt: Excerpt, group: Group, found: Found) -> None:
+        if word == "guest_rip":
+            group = group[~rip_unwound(excerpt)[group]]
         exits, positions = _with(excerpt, group, kind)
         _equal(excerpt, found, f"{kind}.{field}", (exits, positions), excerpt.exits.get(word)[exits])
 

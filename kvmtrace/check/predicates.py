@@ -191,6 +191,20 @@ def _no_mmio(excerpt: Excerpt, group: Group) -> Mask:
     return found
 
 
+@_predicate("fast_fault")
+def _fast_fault(excerpt: Excerpt, group: Group) -> Mask:
+    if excerpt.recorded("kvm_fast_mmio"):
+        return _fast_mmio(excerpt, group)
+    found: Mask = ~excerpt.exits.has("kvm_page_fault")[group] & ~_retry(excerpt, group)
+    return found
+
+
+@_predicate("vectored_mmio")
+def _vectored_mmio(excerpt: Excerpt, group: Group) -> Mask:
+    found: Mask = ~_no_mmio(excerpt, group) & (excerpt.exits.vectoring[group] != 0)
+    return found
+
+
 @_predicate("fast_mmio")
 def _fast_mmio(excerpt: Excerpt, group: Group) -> Mask:
     return excerpt.exits.has("kvm_fast_mmio")[group]

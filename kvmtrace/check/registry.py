@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import kvmtrace.check.rules as package
 from kvmtrace.check.rule import SUSPICION, VIOLATION, Rule
+from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,12 +75,17 @@ def _foreign(known: dict[str, Rule], errors: list[str]) -> Iterator[Rule]:
             continue
         if not isinstance(rule, Rule):
             errors.append(f"{where} was not loaded: it is a {type(rule).__name__}, no kvmtrace.check.rule.Rule")
-        elif rule.id in known:
-            errors.append(f"{where} was not loaded: there is a rule {rule.id} already")
-        elif rule.severity not in (VIOLATION, SUSPICION):
-            errors.append(f"{where} was not loaded: its severity is {rule.severity!r}")
+        elif wrong := _objection(rule, known):
+            errors.append(f"{where} was not loaded: {wrong}")
         else:
             yield rule
+
+
+def _objection(rule: Rule, known: dict[str, Rule]) -> str:
+    """Say what speaks against a rule of somebody else's, "" if nothing does."""
+    if rule.id in known:
+        return f"there is a rule {rule.id} already"
+    return "" if rule.severity in (VIOLATION, SUSPICION) else f"its severity is {rule.severity!r}"
 
 
 @lru_cache(maxsize=1)
@@ -90,6 +96,21 @@ def registry() -> Registry:
     for rule in _foreign(rules, errors):
         rules[rule.id] = rule
     return Registry(rules, tuple(errors))
+
+
+def add_rule(rule: Rule) -> None:
+    """Add a rule to this process, as an entry point would; one of ours cannot be replaced.
+
+    Raises
+    ------
+    UsageError
+        There is such a rule, or its severity is unknown.
+    """
+    rules = registry().rules
+    wrong = _objection(rule, {name: known for name, known in rules.items() if is_own(known)})
+    if wrong:
+        raise UsageError(f"rule {rule.id}: {wrong}")
+    rules[rule.id] = rule
 
 
 def is_own(rule: Rule) -> bool:

@@ -1,4 +1,4 @@
-"""RIP continuity across userspace exits: V6's where the VMM was seen to set registers by ioctl, else H5's."""
+"""RIP continuity across userspace exits: H5's, as KVM_CAP_SYNC_REGS sets registers without an ioctl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvmtrace.check.alphabet import USERSPACE
 from kvmtrace.check.predicates import next_rip, port_access, userspace_fields
 from kvmtrace.check.rip_continuity import fits, overridden, portions_of
 from kvmtrace.check.rule import RowPart
-from kvmtrace.check.userspace_changes import may_have_changed, sets_registers
+from kvmtrace.check.userspace_changes import may_have_changed
 from kvmtrace.isa.base import RipClass
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_IO, describe_userspace_exit
 from kvmtrace.model.predicates import CHECKS
@@ -39,24 +39,18 @@ NEEDS = (
 )
 
 
-def parts_behind_userspace(row: ExitRow, *, by_ioctl: bool) -> Iterator[RowPart]:
-    """Yield what is to be checked of a row's exits that left to userspace and resumed.
-
-    Parameters
-    ----------
-    by_ioctl : where the VMM was seen to set registers by ioctl (V6), else where it was not (H5)
-    """
+def parts_behind_userspace(row: ExitRow) -> Iterator[RowPart]:
+    """Yield what is to be checked of a row's exits that left to userspace and resumed."""
     if row.rip is RipClass.NEVER:
         return
     told = NEEDS + (CHECKS["io_next_rip"].needs if "io_next_rip" in row.checks else ())
     for portion in portions_of(row):
 
         def check(excerpt: Excerpt, group: Group, found: Found, portion: Portion = portion) -> None:
-            if _setters_seen(excerpt) == by_ioctl:
-                _check(excerpt, _chosen(excerpt, group, portion), row, found)
+            _check(excerpt, _chosen(excerpt, group, portion), row, found)
 
         def count(excerpt: Excerpt, group: Group, portion: Portion = portion) -> int:
-            return len(_chosen(excerpt, group, portion)) if _setters_seen(excerpt) == by_ioctl else 0
+            return len(_chosen(excerpt, group, portion))
 
         yield RowPart(f"behind userspace, {portion.about}", told + portion.needs, check, count)
 
@@ -67,14 +61,6 @@ def _chosen(excerpt: Excerpt, whole: Group, portion: Portion) -> Group:
     group = group[excerpt.segments.resume[excerpt.exits.seg[group]] >= 0]
     chosen: Group = group[portion.select(excerpt, group, excerpt.exits.later_rip[group])]
     return chosen
-
-
-def _setters_seen(excerpt: Excerpt) -> bool:
-    """Say whether the VMM was seen to set registers by ioctl so far, hence not by KVM_CAP_SYNC_REGS."""
-    seen = excerpt.remember("register setters", set)
-    if excerpt.once("sets registers", sets_registers):
-        seen.add(True)
-    return bool(seen)
 
 
 def _check(excerpt: Excerpt, group: Group, row: ExitRow, found: Found) -> None:

@@ -14,7 +14,8 @@ from kvmtrace.check.excerpt import is_port_access, owed_events
 from kvmtrace.check.instruction_bytes import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
 from kvmtrace.check.predicates import holds, needs_of
 from kvmtrace.isa.base import RipClass
-from kvmtrace.model.injection import RESET_RIPS, SMI_RIP
+from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR, decode_intr_info
+from kvmtrace.model.injection import RESET_RIPS, SMI_RIP, SOFT_VECTORS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.userspace import EXECUTED_EVENTS
 from kvmtrace.table.distinct import among
@@ -69,6 +70,7 @@ def overridden(excerpt: Excerpt, group: Group, new: NDArray[np.uint64]) -> Mask:
     free = exits.chain_has("kvm_smm_transition")[group] | among(new, RESET_RIPS)
     if not excerpt.recorded("kvm_smm_transition"):
         free |= new == SMI_RIP
+    free |= _unwound(excerpt, group, new)
     soft = exits.chain_has("inject exception")[group] | _has_soft_interrupt(excerpt, group)
     soft &= excerpt.of_isa(lambda isa: isa.soft_events_move_rip)[group]
     # vm86 injection (kvm_inject_realmode_interrupt): hosts without unrestricted guest
@@ -76,6 +78,25 @@ def overridden(excerpt: Excerpt, group: Group, new: NDArray[np.uint64]) -> Mask:
     real &= excerpt.of_isa(lambda isa: isa.emulates_real_mode)[group]
     real &= exits.chain_has("inject interrupt", "inject exception")[group]
     found: Mask = free | soft | real | _encrypted(excerpt, group)
+    return found
+
+
+def rip_unwound(excerpt: Excerpt) -> NDArray[np.bool_]:
+    """Say behind which exits KVM moved RIP back to the INT n, INT3 or INTO whose delivery they interrupted.
+
+    Source: svm_complete_soft_interrupt (svm/svm.c), after kvm_exit was traced
+    """
+    info = decode_intr_info(excerpt.exits.vectoring)
+    soft = (info.type == INTR_TYPE_SOFT_INTR) | among(info.vector, SOFT_VECTORS)
+    found: NDArray[np.bool_] = info.valid & soft & excerpt.of_isa(lambda isa: isa.soft_events_move_rip)
+    return found
+
+
+def _unwound(excerpt: Excerpt, group: Group, new: NDArray[np.uint64]) -> Mask:
+    """Say where RIP may have been moved back to an instruction whose event is delivered again."""
+    back = (excerpt.exits.get("guest_rip")[group] - new).view(np.int64)
+    untold = ~excerpt.tells_vectoring & excerpt.of_isa(lambda isa: isa.soft_events_move_rip)
+    found: Mask = (back > 0) & (back <= MAX_INSTRUCTION) & (rip_unwound(excerpt) | untold)[group]
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.kvm.ioctls import IOCTL_NUMBERS
-from kvmtrace.model.userspace import REGISTER_SETTERS, SETTER_TRACES, STATE_SETTERS
+from kvmtrace.model.userspace import SETTER_TRACES, STATE_SETTERS
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
@@ -39,15 +39,6 @@ def setter_rows(excerpt: Excerpt) -> NDArray[np.intp]:
     cmd = table.field(kind, "cmd").astype(np.int64) & 0xFFFFFFFF
     rows: NDArray[np.intp] = table.rows(kind)[among(cmd, _numbers(STATE_SETTERS))]
     return rows
-
-
-def sets_registers(excerpt: Excerpt) -> bool:
-    """Say whether the VMM was seen to set registers by ioctl, hence not by KVM_CAP_SYNC_REGS."""
-    kind = ioctl_kind(excerpt)
-    if kind is None:
-        return False
-    cmd = excerpt.sequence.table.field(kind, "cmd").astype(np.int64) & 0xFFFFFFFF
-    return bool(among(cmd, _numbers(REGISTER_SETTERS)).any())
 
 
 def may_have_changed(excerpt: Excerpt, first: NDArray[np.intp], last: NDArray[np.intp]) -> NDArray[np.bool_]:

@@ -185,5 +185,5 @@ class Comparison:
 
     @property
     def conforms(self) -> bool:
-        """Say whether nothing contradicts the model (suspicions may remain)."""
-        return self.n_violations == 0
+        """Whether something was checked and nothing contradicts the model (suspicions may remain)."""
+        return self.n_violations == 0 and self.n_checks > 0

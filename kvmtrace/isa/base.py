@@ -212,7 +212,6 @@ class Isa:
     unseen : what no recording shows of the world switch
 
     exit_irqs_off : kvm_exit is always traced with interrupts off; False: it depends on the kernel
-    immediate_exit_is_exact : no guest instruction retires after an entry marked [immediate exit]
     decodes_to_skip : processors exist that do not tell the next RIP, so that KVM decodes an instruction to skip it
     soft_events_move_rip : KVM moves RIP itself to inject INT n, INT3, INTO; such an event may also be executed again
     emulates_real_mode : hosts exist whose guests in real mode KVM emulates, interrupts included
@@ -270,7 +269,6 @@ class Isa:
     unseen: tuple[str, ...] = ()
 
     exit_irqs_off: bool = False
-    immediate_exit_is_exact: bool = False
     decodes_to_skip: bool = False
     soft_events_move_rip: bool = False
     emulates_real_mode: bool = False

@@ -125,6 +125,8 @@ def _emulate(
     userspace: frozenset[int] = _NONE,
     may: frozenset[str] = frozenset(),
     checks: tuple[str, ...] = (),
+    length: int = 0,
+    rip_when: tuple[tuple[str, RipClass], ...] = (),
 ) -> ExitRow:
     """Return the row of an exit that the emulator may handle; without it the guest tries again."""
     return ExitRow(
@@ -132,6 +134,8 @@ def _emulate(
         name,
         handler,
         RipClass.EMULATED,
+        length,
+        rip_when=rip_when,
         kinds=kinds,
         userspace=EMULATOR_USERSPACE | userspace,
         must=must,
@@ -213,8 +217,8 @@ def _dr(code: int, name: str) -> ExitRow:
 
 _HYPERCALL = Must(("kvm_hypercall", "kvm_hv_hypercall", "kvm_xen_hypercall"), (1, 1), unless=("exception",))
 _MMIO = (
-    Must(("kvm_emulate_insn",), (1, None), unless=("no_mmio", "retry", "exception")),
-    Must(("kvm_mmio",), (1, None), unless=("no_mmio", "retry", "exception", "userspace_pio")),
+    Must(("kvm_emulate_insn",), (1, None), unless=("no_mmio", "retry", "exception", "fast_fault")),
+    Must(("kvm_mmio",), (1, None), unless=("no_mmio", "retry", "exception", "userspace_pio", "fast_fault")),
 )
 
 # fmt: off
@@ -313,8 +317,9 @@ _NESTED = (
 _MEMORY = (
     _emulate(0x400, "npf", "npf_interception (svm/svm.c), kvm_mmu_page_fault (mmu/mmu.c)",
              "The page is mapped and the instruction runs again, or MMIO is emulated.",
-             must=(Must(("kvm_page_fault",), (1, 1)), *_MMIO), may=frozenset({"kvm_page_fault"}),
-             userspace=frozenset({KVM_EXIT_MEMORY_FAULT}),
+             must=(Must(("kvm_page_fault",), (1, 1), unless=("fast_fault", "vectored_mmio")), *_MMIO),
+             may=frozenset({"kvm_page_fault", "kvm_fast_mmio"}), userspace=frozenset({KVM_EXIT_MEMORY_FAULT}),
+             rip_when=(("fast_fault", RipClass.ADVANCE),), length=1,
              checks=(*_PAGE_FAULT, "emulated_rip", "mmio_matches_page_fault"),
              kinds=("second_level_fault", "memory_fault", "known_mmio")),
     ExitRow(0x401, "avic_incomplete_ipi", "avic_incomplete_ipi_interception (svm/avic.c)", RipClass.TRAP,

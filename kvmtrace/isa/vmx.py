@@ -165,7 +165,7 @@ def _nested(code: int, name: str, *, kinds: tuple[str, ...] = ()) -> ExitRow:
 _ROWS: tuple[ExitRow, ...] = (
     ExitRow(
         0, "EXCEPTION_NMI", "handle_exception_nmi (vmx/vmx.c)", RipClass.EMULATED,
-        userspace=EMULATOR_USERSPACE | {KVM_EXIT_EXCEPTION},
+        userspace=EMULATOR_USERSPACE | {KVM_EXIT_EXCEPTION, KVM_EXIT_HLT},  # HLT: handle_rmode_exception
         must=(Must(("kvm_emulate_insn",), (1, 1), unless=("not_ud", "exception")),
               Must(("kvm_page_fault",), (1, 1), unless=("not_pf", "exception"))),
         may=EMULATOR_EVENTS | {"kvm_page_fault"}, source="handle_exception_nmi, handle_ud, kvm_handle_page_fault",
@@ -351,7 +351,6 @@ VMX = Isa(
     unseen=VMX_UNSEEN,
     bus_lock_userspace=frozenset({KVM_EXIT_X86_BUS_LOCK}),
     exit_irqs_off=True,
-    immediate_exit_is_exact=True,
     emulates_real_mode=True,
     resets_fpu=True,
     marks_mmio=True,

@@ -59,6 +59,10 @@ PREDICATES: dict[str, Predicate] = {
     "not_ud": Predicate("an exception exit whose intr_info is not #UD (vector 6)", ("kvm_exit.intr_info",)),
     "no_mmio": Predicate("page fault whose error code lacks the reserved bit: not a known MMIO page",
                          ("kvm_exit.info1",)),
+    "fast_fault": Predicate("kvm_fast_mmio answered the page fault (7.x; where it was not recorded: no kvm_page_fault, "
+                          "and RIP moved)", ("kvm_exit.guest_rip", "kvm_entry.rip")),
+    "vectored_mmio": Predicate("a page fault on a known MMIO page that interrupted a delivery: 7.x refuses to emulate "
+                               "it before it traces the fault", ("kvm_exit.info1", "kvm_exit.vectoring")),
     "fast_mmio": Predicate("the segment has a kvm_fast_mmio", ("kvm_fast_mmio",)),
 }
 
@@ -67,7 +71,8 @@ CHECKS: dict[str, Comparison] = {
         "V5", "kvm_pio's port, size and direction equal the exit's",
         ("kvm_exit.info1", "kvm_pio.port", "kvm_pio.size", "kvm_pio.rw")),
     "page_fault_rip": Comparison(
-        "V5", "kvm_page_fault's RIP is the exit's", ("kvm_exit.guest_rip", "kvm_page_fault.guest_rip")),
+        "V5", "kvm_page_fault's RIP is the exit's",
+        ("kvm_exit.guest_rip", "kvm_exit.vectoring", "kvm_page_fault.guest_rip")),
     "page_fault_error": Comparison(
         "V5", "kvm_page_fault's error_code is info1", ("kvm_exit.info1", "kvm_page_fault.error_code")),
     "page_fault_address": Comparison(
@@ -76,7 +81,8 @@ CHECKS: dict[str, Comparison] = {
     "cr_matches_exit": Comparison(
         "V5", "kvm_cr's register and direction equal the exit's", ("kvm_exit.info1", "kvm_cr.cr", "kvm_cr.rw")),
     "emulated_rip": Comparison(
-        "V5", "kvm_emulate_insn's RIP is the exit's", ("kvm_exit.guest_rip", "kvm_emulate_insn.rip")),
+        "V5", "kvm_emulate_insn's RIP is the exit's",
+        ("kvm_exit.guest_rip", "kvm_exit.vectoring", "kvm_emulate_insn.rip")),
     "mmio_matches_page_fault": Comparison(
         "V5", "the first kvm_mmio lies on the page of kvm_page_fault's address",
         ("kvm_mmio.gpa", "kvm_mmio.len", "kvm_page_fault.fault_address", "kvm_emulate_insn.insn")),

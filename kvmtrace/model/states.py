@@ -149,5 +149,8 @@ VCPU_EVENTS: tuple[str, ...] = (
     "kvm_fpu",
     *run_functions(),
 )
-# what shows that an exit got something done, although the guest continues at the same instruction (H3)
-PROGRESS_EVENTS: tuple[str, ...] = ("kvm_pio", "kvm_mmio", "inject interrupt", "inject exception")
+# what shows that an exit got something done, although the guest continues at the same instruction (H3); so does the
+# injection of a fresh event
+PROGRESS_EVENTS: tuple[str, ...] = ("kvm_pio", "kvm_mmio")
+# what only a LAPIC in the kernel traces (V7)
+LAPIC_EVENTS: tuple[str, ...] = ("kvm_apic", "kvm_eoi", "kvm_pv_eoi", "kvm_hv_timer_state")

@@ -17,8 +17,6 @@ STATE_SETTERS: tuple[str, ...] = (
     "KVM_SET_GUEST_DEBUG",
     "KVM_SMI",
 )
-# those of them by which a VMM sets registers: one that uses them does not need KVM_CAP_SYNC_REGS for it
-REGISTER_SETTERS: tuple[str, ...] = ("KVM_SET_REGS", "KVM_SET_SREGS", "KVM_SET_SREGS2")
 # traced while a VMM writes the whole state back, after a reset for example; looked at where no ioctl was recorded
 SETTER_TRACES: tuple[str, ...] = (
     "kvm_hv_stimer_start_one_shot",

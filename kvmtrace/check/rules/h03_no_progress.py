@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY
+from kvmtrace.check.injections import injections_of
 from kvmtrace.check.rule import SUSPICION, Rule
 from kvmtrace.check.runs_of_exits import report_runs
 from kvmtrace.model.states import PROGRESS_EVENTS
@@ -33,6 +34,20 @@ RULE = Rule(
     ),
     "The same exit at the same instruction is not repeated without end.",
     "each handler resumes, advances or leaves to userspace",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=0x181 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_page_fault: vcpu_id=0 guest_rip=0x1000 fault_address=0x200000 error_code=0x181
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
+    broken="""
+kvm_fpu: load=1
+261 times:
+  kvm_entry: vcpu_id=0 rip=0x1000
+  kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=0x181 info2=0x0 intr_info=0x0 vcpu_id=0
+  kvm_page_fault: vcpu_id=0 guest_rip=0x1000 fault_address=0x200000 error_code=0x181
+""",
 )
 
 
@@ -48,9 +63,8 @@ def _repeats(excerpt: Excerpt) -> NDArray[np.bool_]:
     same = np.zeros(len(exits), bool)
     rip = exits.get("guest_rip")
     stays = (exits.next_kind == ENTRY) & (exits.resume_rip == rip)
-    if not stays.any():
-        return same
-    stays &= ~exits.has(*PROGRESS_EVENTS)
+    again, fresh = _injections(excerpt)
+    stays = (stays | again) & ~fresh & ~exits.has(*PROGRESS_EVENTS)
     same[1:] = stays[:-1]
     for column in (exits.raw, rip, exits.get("info1"), exits.get("info2"), _fault_addresses(excerpt)):
         same[1:] &= column[1:] == column[:-1]
@@ -64,3 +78,22 @@ def _fault_addresses(excerpt: Excerpt) -> NDArray[np.uint64]:
     there = position >= 0
     address[there] = excerpt.sequence.values("kvm_page_fault", "fault_address", position[there])
     return address
+
+
+def _injections(excerpt: Excerpt) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Say which exits' interrupted delivery is injected again, and which have another event injected.
+
+    Who tries the same delivery again and again gets nowhere, wherever RIP stands meanwhile.
+    """
+    exits, injections = excerpt.exits, injections_of(excerpt)
+    again, fresh = np.zeros(len(exits), bool), np.zeros(len(exits), bool)
+    owner = np.full(len(excerpt.segments), -1, np.intp)
+    owner[exits.seg] = np.arange(len(exits))
+    of_exit = owner[excerpt.segments.of[injections.position]]
+    mine = of_exit >= 0
+    of_exit, vector, repeated = of_exit[mine], injections.vector[mine], injections.repeated[mine]
+    interrupted = exits.vectoring[of_exit]
+    same = (interrupted != 0) & ((interrupted & np.uint64(0xFF)).astype(np.int64) == vector)
+    again[of_exit[same]] = True
+    fresh[of_exit[~same & ~repeated]] = True
+    return again & (exits.next_kind == ENTRY), fresh

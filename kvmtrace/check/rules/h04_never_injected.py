@@ -18,6 +18,33 @@ RULE = Rule(
     NEEDS,
     "An interrupt that the LAPIC accepted is injected: the vCPU does not halt, and stay halted, with it.",
     "kvm_apic_accept_events, kvm_check_and_inject_events (x86.c)",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=12 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=1 next_comm=other next_pid=7 next_prio=120
+kvm_vcpu_wakeup: ns=1000 waited=1 valid=1
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1001
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=236
+kvm_exit: exit_reason=12 guest_rip=0x1001 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=1 next_comm=other next_pid=7 next_prio=120
+[1] (200) kvm_apic_accept_irq: apicid=7 dm=0 tm=0 vec=1
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=12 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=1 next_comm=other next_pid=7 next_prio=120
+kvm_vcpu_wakeup: ns=1000 waited=1 valid=1
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1001
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=236
+kvm_exit: exit_reason=12 guest_rip=0x1001 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=1 next_comm=other next_pid=7 next_prio=120
++2s
+[1] (200) kvm_apic_accept_irq: apicid=7 dm=0 tm=0 vec=1
+""",
 )
 
 

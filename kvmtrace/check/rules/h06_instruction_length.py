@@ -34,6 +34,23 @@ RULE = Rule(
     "The guest resumes no further on than the longest usual encoding of the instruction.",
     "vmx_skip_emulated_instruction, svm_skip_emulated_instruction; ExitRow.longest",
     "instructions with superfluous prefixes, which are longer and legal",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1002
+kvm_exit: exit_reason=10 guest_rip=0x1010 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1013
+""",
 )
 
 

@@ -27,6 +27,8 @@ RULE = Rule(
         "kvm_exit.exit_reason",
         "kvm_exit.isa",
         "kvm_exit.vcpu_id",
+        "kvm_exit.guest_rip",
+        "kvm_entry.rip",
         "kvm_inj_virq",
         "kvm_inj_exception",
         "kvm_apic_accept_irq.apicid",
@@ -38,6 +40,44 @@ RULE = Rule(
     "kvm_vcpu_check_block (virt/kvm/kvm_main.c), kvm_vcpu_has_events (x86.c)",
     "events that hardware delivers (APICv, AVIC)",
     places=lambda excerpt: len(_resumed(excerpt)),
+    healthy="""
+(200) kvm_inj_exception: exception=13 has_error=1 error_code=0x0 reinjected=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=12 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=S ==> next_comm=swapper/0 next_pid=0 next_prio=120
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=48
+kvm_vcpu_wakeup: ns=900 waited=1 valid=1
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1001
+kvm_exit: exit_reason=10 guest_rip=0x1001 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: func=0 index=0 rax=0 rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1003
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=12 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=S ==> next_comm=swapper/0 next_pid=0 next_prio=120
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=48
+kvm_vcpu_wakeup: ns=900 waited=1 valid=1
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1001
+kvm_exit: exit_reason=10 guest_rip=0x1001 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: func=0 index=0 rax=0 rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1003
+kvm_exit: exit_reason=31 guest_rip=0x1003 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_msr: write=0 ecx=123 data=0x0 exception=1
+kvm_inj_exception: exception=13 has_error=1 error_code=0x0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1003
+kvm_exit: exit_reason=12 guest_rip=0x1003 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=S ==> next_comm=swapper/0 next_pid=0 next_prio=120
+kvm_vcpu_wakeup: ns=900 waited=1 valid=1
+kvm_entry: vcpu_id=0 rip=0x1004
+kvm_exit: exit_reason=10 guest_rip=0x1004 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: func=0 index=0 rax=0 rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1006
+""",
 )
 
 

@@ -26,6 +26,22 @@ RULE = Rule(
     "An exit with valid vectoring information never re-enters by fast path: an injection pass follows; with a reason "
     "whose handler cannot deal with it, it ends in KVM_EXIT_INTERNAL_ERROR.",
     "__vmx_complete_interrupts raises KVM_REQ_EVENT; __vmx_handle_exit (vmx/vmx.c)",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=12 guest_rip=0x1000 isa=1 info1=0x0 info2=0x80000030 intr_info=0x0 vcpu_id=0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=17 errno=0
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=49 guest_rip=0x1000 isa=1 info1=0x0 info2=0x80000030 intr_info=0x0 vcpu_id=0
+kvm_emulate_insn: rip=1000 csbase=0 len=2 insn=ARRAY[89, 07] flags=9 failed=0
+kvm_mmio: type=2 len=4 gpa=0xfe001000 val=0x0
+kvm_inj_virq: vector=0x30 soft=0 reinjected=1
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
 )
 
 

@@ -24,6 +24,21 @@ RULE = Rule(
     "One pass injects at most one interrupt, and a repeated exception goes before it.",
     "kvm_check_and_inject_events (x86.c)",
     places="inject interrupt",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=7 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_inj_virq: vector=0x41 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
 )
 
 
@@ -48,6 +63,7 @@ def _check(excerpt: Excerpt, found: Found, chosen: NDArray[np.bool_]) -> None:
     if not len(excerpt.exits) or not len(at):
         return
     fresh = np.flatnonzero(~repeated)
+    found.check(len(fresh) if interrupt.all() else np.count_nonzero(~interrupt[fresh]))
     fresh = fresh[fresh > 0]
     own, previous = at[fresh], at[fresh - 1]
     together = (segments.of[previous] == segments.of[own]) & (segments.kind[segments.of[own]] == EXIT)
@@ -58,7 +74,6 @@ def _check(excerpt: Excerpt, found: Found, chosen: NDArray[np.bool_]) -> None:
     if not interrupt.all():  # two interrupts in a row were found already
         wrong = wrong[~(interrupt[wrong] & interrupt[wrong - 1])]
     vector = injections.vector[chosen]
-    found.check(len(fresh))
     found.violate(
         at[wrong],
         lambda i: (

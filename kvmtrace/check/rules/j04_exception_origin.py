@@ -26,6 +26,21 @@ RULE = Rule(
     "A repeated exception has a cause, as V10 says for interrupts.",
     "kvm_check_and_inject_events (x86.c)",
     places="inject exception",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=0x181 info2=0x80000b0e intr_info=0x0 vcpu_id=0
+kvm_page_fault: vcpu_id=0 guest_rip=0x1000 fault_address=0x200000 error_code=0x181
+kvm_inj_exception: exception=14 has_error=1 error_code=0 reinjected=1
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_inj_exception: exception=14 has_error=1 error_code=0 reinjected=1
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
 )
 
 

@@ -30,6 +30,35 @@ RULE = Rule(
     "kvm_arch_vcpu_ioctl_run (x86.c), kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
     "a KVM_RUN that fails before vcpu_load, which leaves no KVM event",
     places="userspace exit",
+    healthy="""
+sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x3f80000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: rw=1 port=0x3f8 size=1 count=1 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=2 errno=0
+sys_exit_ioctl: ret=0
+sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1001
+kvm_exit: exit_reason=12 guest_rip=0x1001 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=5 errno=0
+sys_exit_ioctl: ret=0
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x3f80000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: rw=1 port=0x3f8 size=1 count=1 val=0x0
+kvm_userspace_exit: reason=2 errno=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1001
+kvm_exit: exit_reason=12 guest_rip=0x1001 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=5 errno=0
+""",
 )
 _NUMBER = np.full(N_CLASSES, -1, np.int8)
 _NUMBER[[CLASS[name] for name in CALL_STEPS]] = np.arange(len(CALL_STEPS))

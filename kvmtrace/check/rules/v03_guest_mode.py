@@ -28,6 +28,21 @@ RULE = Rule(
     "vcpu_enter_guest (x86.c): local_irq_disable before run, local_irq_enable after handle_exit_irqoff",
     "what happens between VM-exit and kvm_exit where the kernel traces kvm_exit with interrupts on",
     places="VM-entry",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=0 next_comm=other next_pid=7 next_prio=120
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
 )
 
 
@@ -71,6 +86,22 @@ def _unscheduled(excerpt: Excerpt, found: Found) -> None:
     )
 
 
+@RULE.part("sleep before a late kvm_exit", needs=("sched_switch.prev_state",), adds=False)
+def _awake(excerpt: Excerpt, found: Found) -> None:
+    """Check that a thread whose kvm_exit is traced late is preempted before it at most, and never sleeps."""
+    if excerpt.capability.exit_irqs_off is not False:
+        return
+    segments = excerpt.segments
+    inside = (segments.kind == ENTRY) & (segments.next_kind == EXIT)
+    switches = segments.positions("sched_switch")
+    switches = switches[inside[segments.of[switches]]]
+    state = excerpt.sequence.values("sched_switch", "prev_state", switches).astype(np.int64) & 0xFF
+    found.check(np.count_nonzero(inside))
+    found.violate(
+        switches[state != 0], constant("preempted at most: from kvm_entry to kvm_exit KVM does not wait", "asleep")
+    )
+
+
 @RULE.part("interrupts off at kvm_entry", needs=("irq_flags",))
 def _off_at_entry(excerpt: Excerpt, found: Found) -> None:
     _check_flags(excerpt, found, "kvm_entry", ENTRY)
@@ -89,7 +120,8 @@ def _check_flags(excerpt: Excerpt, found: Found, name: str, cls: int) -> None:
     off = (flags & TRACE_FLAG_IRQS_OFF) != 0
     if not len(position):
         return
-    if (flags & TRACE_FLAG_IRQS_NOSUPPORT).any() or np.mean(off) < 0.5:  # text traces may lack the column
+    told = off.any() or (sequence.table.irq_flags & TRACE_FLAG_IRQS_OFF).any()
+    if (flags & TRACE_FLAG_IRQS_NOSUPPORT).any() or not told:  # text traces may lack the column
         found.check(0, len(position))
         return
     found.check(len(position))

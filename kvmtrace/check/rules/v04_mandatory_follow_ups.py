@@ -37,6 +37,22 @@ RULE = Rule(
     ("kvm_exit.exit_reason", "kvm_exit.isa"),
     "The events that the exit's handler always traces do appear before the vCPU resumes.",
     "kvm_vmx_exit_handlers (vmx/vmx.c), svm_exit_handlers (svm/svm.c)",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1002
+kvm_exit: exit_reason=10 guest_rip=0x1010 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_entry: vcpu_id=0 rip=0x1012
+""",
 )
 _INJECTIONS = mask_of("inject interrupt", "inject exception")
 DECODED_SKIPS, DECODED_SHARE = threshold("decoded_skips"), threshold("decoded_share")

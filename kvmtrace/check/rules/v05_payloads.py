@@ -34,6 +34,23 @@ RULE = Rule(
     "register as the exit that caused it.",
     "handle_io, handle_cr, handle_ept_violation (vmx/vmx.c); io_interception, npf_interception (svm/svm.c)",
     "values that only the guest's registers hold, such as the data written",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x3f80000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: rw=1 port=0x3f8 size=1 count=1 val=0x0
+kvm_entry: vcpu_id=0 rip=0x1001
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x3f80000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: rw=1 port=0x2f8 size=1 count=1 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=2 errno=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1001
+""",
 )
 _U = np.uint64
 X2APIC_EOI = 0x80B  # write-only: any access that raises no #GP is an EOI

@@ -9,18 +9,21 @@ import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, USERSPACE
 from kvmtrace.check.excerpt import is_port_access
+from kvmtrace.check.findings import constant
 from kvmtrace.check.predicates import holds, needs_of, userspace_fields
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
 from kvmtrace.isa.base import RipClass
 from kvmtrace.kvm.apic import APIC_TASKPRI
 from kvmtrace.kvm.userspace_exits import (
     KVM_EXIT_FAIL_ENTRY,
+    KVM_EXIT_HLT,
     KVM_EXIT_INTERNAL_ERROR,
     KVM_EXIT_INTR,
     KVM_EXIT_MMIO,
     KVM_EXIT_TPR_ACCESS,
     describe_userspace_exit,
 )
+from kvmtrace.model.states import LAPIC_EVENTS, NESTED_EVENTS
 from kvmtrace.model.userspace import CONTINUED, CONTINUED_EVENTS
 from kvmtrace.table.distinct import among
 
@@ -44,6 +47,32 @@ RULE = Rule(
     "kvm_arch_vcpu_ioctl_run, vcpu_enter_guest (x86.c) and the exit's handler",
     "whether the reason is right where errno is negative: it is that of an earlier exit then",
     places="userspace exit",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x3f80000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: rw=1 port=0x3f8 size=1 count=1 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=2 errno=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1001
+kvm_exit: exit_reason=30 guest_rip=0x1001 isa=1 info1=0x3f80000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: rw=1 port=0x3f8 size=1 count=1 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=2 errno=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x3f80000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: rw=1 port=0x3f8 size=1 count=1 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=6 errno=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1001
+""",
 )
 _U = np.uint64
 
@@ -132,6 +161,54 @@ def _tpr_access(excerpt: Excerpt, found: Found) -> None:
         lambda i: (
             f"an access to the TPR (kvm_apic, register 0x80) after {excerpt.exit_name(bad[i])}",
             describe_userspace_exit(KVM_EXIT_TPR_ACCESS, 0),
+        ),
+    )
+
+
+@RULE.part("KVM_EXIT_HLT", needs=("kvm_apic|kvm_eoi",), adds=False)
+def _halt_with_lapic(excerpt: Excerpt, found: Found) -> None:
+    """Check that a vCPU whose LAPIC is in the kernel halts there (__kvm_emulate_halt)."""
+    sequence = excerpt.sequence
+    seen: set[int] = excerpt.remember("vCPUs with a LAPIC in the kernel", set)
+    for name in LAPIC_EVENTS:
+        threads = np.unique(sequence.thread[excerpt.segments.positions(name)]).tolist()
+        seen.update(sequence.key_of(thread) for thread in threads)
+    group = np.flatnonzero(excerpt.of_kind("halt") & ~excerpt.nested)
+    leaves, reason, errno = userspace_fields(excerpt, group)
+    has_lapic = np.array([sequence.key_of(int(thread)) in seen for thread in excerpt.thread[group]], bool)
+    bad = group[leaves & (reason == KVM_EXIT_HLT) & (errno == 0) & has_lapic]
+    found.check(np.count_nonzero(has_lapic))
+    found.violate(
+        excerpt.segments.start[excerpt.exits.seg[bad] + 1],
+        constant("a halt in the kernel: this vCPU's LAPIC is there", "KVM_EXIT_HLT"),
+    )
+
+
+@RULE.part("failed entries", needs=("kvm_entry",), places="VM-entry", adds=False)
+def _failed_entry(excerpt: Excerpt, found: Found) -> None:
+    """Check that a VM-entry does not fail behind a good exit: nobody but KVM has touched the state between."""
+    exits, segments, sequence = excerpt.exits, excerpt.segments, excerpt.sequence
+    if excerpt.of_kind("nested_entry").any() or exits.has(*NESTED_EVENTS).any():
+        return
+    good = np.zeros(len(segments), bool)
+    good[exits.seg[~exits.failed_entry]] = True
+    behind_good = np.append(False, good[:-1] & segments.linked[:-1]) & (segments.kind == ENTRY)
+    # an excerpt begins with the entry that the one before ended with
+    last: dict[int, bool] = excerpt.remember("last entry is behind a good exit", dict)
+    for entry in np.flatnonzero(sequence.repeated[segments.start] & (segments.kind == ENTRY)).tolist():
+        behind_good[entry] = last.get(sequence.key_of(int(sequence.thread[segments.start[entry]])), False)
+    threads = sequence.thread[segments.start]
+    ends = np.flatnonzero(np.append(threads[1:] != threads[:-1], True)) if len(threads) else np.empty(0, np.intp)
+    last.update((sequence.key_of(int(threads[end])), bool(behind_good[end])) for end in ends.tolist())
+    failed = np.flatnonzero(exits.failed_entry & (exits.seg > 0))
+    failed = failed[segments.linked[exits.seg[failed] - 1] & (segments.kind[exits.seg[failed] - 1] == ENTRY)]
+    bad = failed[behind_good[exits.seg[failed] - 1]]
+    found.check(len(failed))
+    found.violate(
+        exits.start[bad],
+        lambda i: (
+            "a VM-entry that succeeds: the exit before was good, and userspace did not run",
+            excerpt.exit_name(bad[i]),
         ),
     )
 

@@ -30,6 +30,37 @@ RULE = Rule(
     "complete_emulated_pio, complete_emulated_mmio, complete_fast_pio_in (x86.c)",
     "the completion of a write, which leaves no event",
     places="userspace exit",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=49 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_emulate_insn: rip=1000 csbase=0 len=2 insn=ARRAY[8b, 07] flags=9 failed=0
+kvm_mmio: type=0 len=4 gpa=0xfe001000 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=6 errno=0
+kvm_fpu: load=1
+kvm_mmio: type=1 len=4 gpa=0xfe001000 val=0x0
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=49 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_emulate_insn: rip=1000 csbase=0 len=2 insn=ARRAY[8b, 07] flags=9 failed=0
+kvm_mmio: type=0 len=4 gpa=0xfe001000 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=6 errno=0
+kvm_fpu: load=1
+kvm_mmio: type=1 len=4 gpa=0xfe001000 val=0x0
+kvm_entry: vcpu_id=0 rip=0x1002
+kvm_exit: exit_reason=49 guest_rip=0x1002 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_emulate_insn: rip=1002 csbase=0 len=2 insn=ARRAY[8b, 07] flags=9 failed=0
+kvm_mmio: type=0 len=4 gpa=0xfe001000 val=0x0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=6 errno=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1004
+""",
 )
 _U = np.uint64
 _PORT_READS = (

@@ -23,6 +23,25 @@ RULE = Rule(
     "__vmx_complete_interrupts (vmx/vmx.c), svm_complete_interrupts (svm/svm.c), kvm_check_and_inject_events (x86.c)",
     "the repetition of an NMI, whose injection has no tracepoint",
     places=count_interrupted,
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=0x181 info2=0x80000030 intr_info=0x0 vcpu_id=0
+kvm_page_fault: vcpu_id=0 guest_rip=0x1000 fault_address=0x200000 error_code=0x181
+kvm_inj_virq: vector=0x30 soft=0 reinjected=1
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=0x181 info2=0x80000030 intr_info=0x0 vcpu_id=0
+kvm_page_fault: vcpu_id=0 guest_rip=0x1000 fault_address=0x200000 error_code=0x181
+kvm_inj_virq: vector=0x30 soft=0 reinjected=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=0x181 info2=0x80000030 intr_info=0x0 vcpu_id=0
+kvm_page_fault: vcpu_id=0 guest_rip=0x1000 fault_address=0x300000 error_code=0x181
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
 )
 
 

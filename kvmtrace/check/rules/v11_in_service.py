@@ -13,6 +13,8 @@ from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.kvm.apic import APIC_EOI
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
 
@@ -25,7 +27,64 @@ RULE = Rule(
     "apic_set_eoi, apic_find_highest_isr (lapic.c)",
     "vectors that were in service before the recording began, and those that APICv and AVIC deliver without an event",
     places="kvm_eoi",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=48
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1000
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=65
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_inj_virq: vector=0x41 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=32 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_apic: rw=1 reg=176 val=0x0
+kvm_eoi: apicid=0 vector=65
+kvm_msr: write=1 ecx=80b data=0x0 exception=0
+kvm_entry: vcpu_id=0 rip=0x1002
+kvm_exit: exit_reason=32 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_apic: rw=1 reg=176 val=0x0
+kvm_eoi: apicid=0 vector=48
+kvm_msr: write=1 ecx=80b data=0x0 exception=0
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=48
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_inj_virq: vector=0x30 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1000
+[1] (200) kvm_apic_accept_irq: apicid=0 dm=0 tm=0 vec=65
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_inj_virq: vector=0x41 soft=0 reinjected=0
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=32 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_apic: rw=1 reg=176 val=0x0
+kvm_eoi: apicid=0 vector=48
+kvm_msr: write=1 ecx=80b data=0x0 exception=0
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
 )
+
+
+def _neighbours(excerpt: Excerpt, positions: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the events before and behind each position, scheduling left out; -1 where a thread or knowledge ends.
+
+    A preemptible kernel may schedule the thread between any two of them.
+    """
+    sequence = excerpt.sequence
+    kept = np.flatnonzero(sequence.cls != CLASS["sched_switch"])
+    place = np.searchsorted(kept, positions)
+    parted = np.cumsum(sequence.first | sequence.broken)  # grows where a thread begins, or knowledge
+    found = []
+    for step in (-1, 1):
+        inside = (place + step >= 0) & (place + step < len(kept))
+        near = np.where(inside, kept[np.clip(place + step, 0, max(len(kept) - 1, 0))], -1)
+        near[near >= 0] = np.where(parted[near] == parted[positions], near, -1)[near >= 0]
+        found.append(near.astype(np.intp))
+    return found[0], found[1]
 
 
 @RULE.part("the stack", needs=("kvm_inj_virq.vector",))
@@ -41,14 +100,13 @@ def _origin(excerpt: Excerpt, found: Found) -> None:
     """Check that an EOI is a write of the EOI register, or found in the paravirtual flag, or hardware's."""
     sequence, segments, exits = excerpt.sequence, excerpt.segments, excerpt.exits
     positions = segments.positions("kvm_eoi")
-    inside = (positions > 0) & (positions < len(sequence) - 1)
-    positions = positions[inside & ~sequence.first[positions] & ~sequence.broken[positions]]
-    positions = positions[~sequence.broken[np.minimum(positions + 1, len(sequence) - 1)]]
-    positions = positions[sequence.thread[positions + 1] == sequence.thread[positions]]
+    before, behind = _neighbours(excerpt, positions)
+    known = (before >= 0) & (behind >= 0)
+    positions, before, behind = positions[known], before[known], behind[known]
     by_write = np.zeros(len(positions), bool)
-    before = sequence.cls[positions - 1] == CLASS["kvm_apic"]
-    by_write[before] = sequence.values("kvm_apic", "reg", positions[before] - 1) == APIC_EOI
-    by_flag = sequence.cls[positions + 1] == CLASS["kvm_pv_eoi"]
+    written = sequence.cls[before] == CLASS["kvm_apic"]
+    by_write[written] = sequence.values("kvm_apic", "reg", before[written]) == APIC_EOI
+    by_flag = sequence.cls[behind] == CLASS["kvm_pv_eoi"]
     number = np.searchsorted(exits.start, positions) - 1
     by_hardware = np.append(True, excerpt.of_kind("hardware_eoi"))[number + 1]  # True: no exit before
     bad = positions[~(by_write | by_flag | by_hardware)]
@@ -61,11 +119,12 @@ def _pv_eoi(excerpt: Excerpt, found: Found) -> None:
     """Check that kvm_pv_eoi directly follows kvm_eoi of its vector (apic_sync_pv_eoi_from_guest)."""
     sequence = excerpt.sequence
     positions = excerpt.segments.positions("kvm_pv_eoi")
-    positions = positions[(positions > 0) & ~sequence.first[positions] & ~sequence.broken[positions]]
+    before, _ = _neighbours(excerpt, positions)
+    positions, before = positions[before >= 0], before[before >= 0]
     vector = sequence.values("kvm_pv_eoi", "vector", positions).astype(np.int32)
     ended = np.full(len(positions), -2, np.int32)
-    after = sequence.cls[positions - 1] == CLASS["kvm_eoi"]
-    ended[after] = sequence.values("kvm_eoi", "vector", positions[after] - 1).astype(np.int32)
+    after = sequence.cls[before] == CLASS["kvm_eoi"]
+    ended[after] = sequence.values("kvm_eoi", "vector", before[after]).astype(np.int32)
     at = np.flatnonzero(ended != vector)
     found.check(len(positions))
     found.violate(

@@ -23,6 +23,30 @@ RULE = Rule(
     "kvm_userspace_exit carries the value that the ioctl returns.",
     "kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
     places="userspace exit",
+    healthy="""
+sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=10 errno=-4
+sys_exit_ioctl: ret=0xfffffffffffffffc
+sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
+    broken="""
+sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_fpu: load=0
+kvm_userspace_exit: reason=10 errno=-4
+sys_exit_ioctl: ret=0
+sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+""",
 )
 
 

@@ -40,6 +40,23 @@ RULE = Rule(
     ("kvm_exit.exit_reason", "kvm_exit.isa"),
     "Events that this exit's handler cannot trace, or not in this order, do not appear before the vCPU resumes.",
     "kvm_vmx_exit_handlers (vmx/vmx.c), svm_exit_handlers (svm/svm.c)",
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1002
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1002
+kvm_exit: exit_reason=1 guest_rip=0x1010 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
+kvm_entry: vcpu_id=0 rip=0x1010
+""",
 )
 # bystanders that KVM cannot trace in guest mode; sched_switch is V3's
 _NOT_IN_GUEST = mask_of(*(name for name in BYSTANDERS if name not in GUEST_EVENTS | {"sched_switch"}))

@@ -40,6 +40,22 @@ RULE = Rule(
     "kvm_set_irq (virt/kvm/irqchip.c), kvm_apic_send_ipi (lapic.c), vcpu_enter_guest (x86.c)",
     "what is traced by threads that run no vCPU",
     places=_count(*SIDE_EVENTS),
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_pvclock_update: vcpu_id=0 version=2
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_pvclock_update: vcpu_id=0 version=2
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
+""",
 )
 
 

@@ -12,7 +12,7 @@ from kvmtrace.render.html import charts, html_tables, timeline_data
 from kvmtrace.render.terminal import Style, count, duration, escape, percent, plural
 from kvmtrace.render.text.event_fields import describe_fields
 from kvmtrace.render.text.header_text import capture_line, filter_line, is_lossy, loss_line
-from kvmtrace.render.text.model_text import explain_command, meaning_of, verdict_line
+from kvmtrace.render.text.model_text import cannot_show, explain_command, meaning_of, unseen_parts, verdict_line
 from kvmtrace.spans.slices import PART_NAMES
 
 if TYPE_CHECKING:
@@ -118,13 +118,19 @@ def _model_part(report: Report) -> dict[str, Any]:
         "rules": html_tables.rule_table(model, meaning_of),
         "transitions": html_tables.transition_table(model),
         "diagram": _safe(render_svg(edges)) if edges else "",
-        "cannot_see": model.cannot_see,
+        "cannot_see": cannot_show(model, whole=False),
+        "not_checked": [one.sentence for one in model.not_checked if not one.part] + list(model.rule_errors),
+        "unseen_parts": unseen_parts(model),
         "coverage": (
             f"Coverage: {coverage.states_seen} of {coverage.states_in_model} states, "
             f"{coverage.transitions_seen} of {coverage.transitions_in_model} transitions, "
             f"{coverage.exit_reasons_seen} of {coverage.exit_reasons_in_model} exit reasons."
         ),
-        "verdict_class": "bad" if model.n_violations else "warn" if model.n_suspicions else "good",
+        "verdict_class": "bad"
+        if model.n_violations
+        else "warn"
+        if model.n_suspicions or model.verdict != "conforms"
+        else "good",
     }
 
 

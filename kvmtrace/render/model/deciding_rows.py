@@ -56,6 +56,7 @@ def deciding_rows() -> dict[str, Any]:
             "nested_events": list(states.NESTED_EVENTS),
             "vcpu_events": list(states.VCPU_EVENTS),
             "progress_events": list(states.PROGRESS_EVENTS),
+            "lapic_events": list(states.LAPIC_EVENTS),
             "stand_ins": states.STAND_INS,
             "lifecycle_parts": {part: list(steps) for part, steps in states.LIFECYCLE_PARTS.items()},
         },
@@ -87,7 +88,6 @@ def deciding_rows() -> dict[str, Any]:
         },
         "userspace": {
             "state_setters": list(userspace.STATE_SETTERS),
-            "register_setters": list(userspace.REGISTER_SETTERS),
             "setter_traces": list(userspace.SETTER_TRACES),
             "completed": [describe_userspace_exit_reason(reason) for reason in userspace.COMPLETED],
             "continued": [describe_userspace_exit_reason(reason) for reason in userspace.CONTINUED],

@@ -21,17 +21,23 @@ def verdict_line(report: Report, style: Style) -> list[str]:
     model = report.model
     if model is None:
         return ["  Model:   not compared"]
-    checked = sum(rule.checked for rule in model.rules.values())
+    judged = (
+        ""
+        if model.judged_share is None
+        else f"; {judged_percent(model.judged_share)} of the vCPU threads' events judged"
+    )
     counts = (
-        f"; {count(model.n_events)} events: {count(model.explained_events)} explained, "
+        f"{judged}; {count(model.n_events)} events: {count(model.explained_events)} explained, "
         f"{count(model.unknown_events)} unknown, {_unexplained(model)}"
         f"{count(model.environment_events)} of other threads; "
-        f"{count(checked)} checks"
+        f"{count(model.n_checks)} checks"
     )
+    unchecked = [one.rule for one in model.not_checked if not one.part]
+    counts += f"; not checked: {', '.join(unchecked)}" if unchecked else ""
     suspicions = f", {plural(model.n_suspicions, 'suspicion')}" if model.n_suspicions else ""
-    verdict = plural(model.n_violations, "violation").upper() if model.n_violations else "conforms"
+    verdict = model.verdict.upper() if model.n_violations else model.verdict
     lines = style.wrapped(f"{verdict}{suspicions}{counts}", "  Model:   ", " " * 11)
-    paint = style.bad if model.n_violations else style.good
+    paint = style.bad if model.n_violations else style.good if model.verdict == "conforms" else style.warn
     return [lines[0].replace(verdict, paint(verdict), 1), *lines[1:]]
 
 
@@ -47,12 +53,50 @@ def _unexplained(model: Comparison) -> str:
     return f"{total} unexplained ({', '.join(named)}{', ...' if len(model.unexplained) > MOST_NAMED else ''}), "
 
 
+def judged_percent(share: float) -> str:
+    """Return a share as text that says 100 % of nothing less than all."""
+    return f"{share:.0%}" if share in (0.0, 1.0) else f"{min(max(share, 0.001), 0.999):.1%}"
+
+
+def unchecked_lines(report: Report, style: Style) -> list[str]:
+    """Return a line for each rule of which nothing could be checked, and for each that could not be loaded."""
+    model = report.model
+    if model is None:
+        return []
+    words = [one.sentence for one in model.not_checked if not one.part]
+    lines = [line for text in (*words, *model.rule_errors) for line in style.wrapped(escape(text), " " * 11, " " * 13)]
+    return [style.warn(line) for line in lines]
+
+
+def unchecked_rules(model: Comparison) -> list[str]:
+    """Return a sentence for each rule of which nothing could be checked."""
+    return [one.sentence for one in model.not_checked if not one.part]
+
+
+def cannot_show(model: Comparison, *, whole: bool = True) -> list[str]:
+    """Say in words what the recording does not show: rules that were not checked, in part or at all, and blind spots.
+
+    Parameters
+    ----------
+    whole : rules of which nothing was checked as well; False where they are told already
+    """
+    parts: dict[str, list[str]] = {}
+    for one in model.not_checked:
+        if one.part:
+            parts.setdefault(one.rule, []).extend(one.missing)
+    return [
+        *(words for words in (*unchecked_rules(model), *model.rule_errors) if whole),
+        *(f"{rule} checked in part: without {', '.join(dict.fromkeys(missing))}" for rule, missing in parts.items()),
+        *model.cannot_see,
+    ]
+
+
 def model_sections(report: Report, style: Style, limit: int) -> list[str]:
     """Return violations (first divergence on top), rules, coverage, and what could not be seen."""
     return [
         *violation_sections(report, style, limit),
         *rules_sections(report, style),
-        *limits_section(report, style),
+        *limits_section(report, style, whole=False),
     ]
 
 
@@ -66,12 +110,13 @@ def rules_sections(report: Report, style: Style) -> list[str]:
     return [] if report.model is None else [*_rules(report.model, style), *_coverage(report.model, style)]
 
 
-def limits_section(report: Report, style: Style) -> list[str]:
+def limits_section(report: Report, style: Style, *, whole: bool = True) -> list[str]:
     """Return what the recording cannot show."""
-    if report.model is None or not report.model.cannot_see:
+    hidden = cannot_show(report.model, whole=whole) if report.model else []
+    if not hidden:
         return []
     lines = [style.title("What this recording cannot show")]
-    for words in report.model.cannot_see:
+    for words in hidden:
         lines += style.wrapped(escape(words), "  - ", "    ")
     return [*lines, ""]
 
@@ -92,7 +137,7 @@ def rules_line(report: Report) -> str:
 
 def limits_line(report: Report) -> str:
     """Say in a line how much the recording cannot show; "" if nothing is known to be hidden."""
-    limits = report.model.cannot_see if report.model else ()
+    limits = cannot_show(report.model) if report.model else []
     return f"Limits: {plural(len(limits), 'thing')} that this recording cannot show" if limits else ""
 
 
@@ -188,4 +233,11 @@ def _coverage(model: Comparison, style: Style) -> list[str]:
         f"  states {seen.states_seen} of {seen.states_in_model}, transitions {seen.transitions_seen} of "
         f"{seen.transitions_in_model}, exit reasons {seen.exit_reasons_seen} of {seen.exit_reasons_in_model}"
     )
-    return [style.title("Coverage of the model"), words, ""]
+    not_seen = style.wrapped(unseen_parts(model), "  ", "    ") if unseen_parts(model) else []
+    return [style.title("Coverage of the model"), words, *not_seen, ""]
+
+
+def unseen_parts(model: Comparison) -> str:
+    """Name the parts of the lifecycle of which nothing was seen, "" if there are none."""
+    parts = [part.part + ("" if part.recorded else " (not recorded)") for part in model.coverage.not_seen]
+    return f"not seen: {', '.join(parts)}" if parts else ""
