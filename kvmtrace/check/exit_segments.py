@@ -159,6 +159,7 @@ class Exits:
     raw: NDArray[np.int64]
     code: NDArray[np.int64]
     _fields: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
+    _holding: dict[tuple[str, ...], NDArray[np.bool_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.seg)
@@ -190,9 +191,10 @@ class Exits:
         return self.segments.next_kind[self.seg]
 
     def has(self, *names: str) -> NDArray[np.bool_]:
-        """Say which exits' segments hold an event of one of these classes."""
-        found: NDArray[np.bool_] = (self.mask & np.uint64(sum(1 << CLASS[name] for name in names))) != 0
-        return found
+        """Say which exits' segments hold an event of one of these classes (cached; not to be written to)."""
+        if names not in self._holding:
+            self._holding[names] = (self.mask & np.uint64(sum(1 << CLASS[name] for name in names))) != 0
+        return self._holding[names]
 
     def chain_has(self, *names: str) -> NDArray[np.bool_]:
         """Say the same, the events behind userspace exits up to the next entry included."""

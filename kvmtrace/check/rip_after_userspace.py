@@ -55,10 +55,17 @@ def parts_behind_userspace(row: ExitRow) -> Iterator[RowPart]:
         yield RowPart(f"behind userspace, {portion.about}", told + portion.needs, check, count)
 
 
+def _resumed(excerpt: Excerpt, whole: Group) -> Group:
+    group = whole[(excerpt.exits.next_kind[whole] == USERSPACE)]
+    resumed: Group = group[excerpt.segments.resume[excerpt.exits.seg[group]] >= 0]
+    return resumed
+
+
 def _chosen(excerpt: Excerpt, whole: Group, portion: Portion) -> Group:
     """Return the exits of a portion that left to userspace and resumed."""
-    group = whole[(excerpt.exits.next_kind[whole] == USERSPACE)]
-    group = group[excerpt.segments.resume[excerpt.exits.seg[group]] >= 0]
+    group = excerpt.once(f"behind userspace {id(whole)}", lambda own: _resumed(own, whole))
+    if not len(group):
+        return group
     chosen: Group = group[portion.select(excerpt, group, excerpt.exits.later_rip[group])]
     return chosen
 

@@ -93,7 +93,7 @@ def _resumed(excerpt: Excerpt, group: Group) -> Group:
 
 def _chosen(excerpt: Excerpt, group: Group, portion: Portion) -> Group:
     """Return the exits of a portion that resumed in the kernel."""
-    group = _resumed(excerpt, group)
+    group = excerpt.once(f"resumed {id(group)}", lambda own: _resumed(own, group))
     chosen: Group = group[portion.select(excerpt, group, excerpt.exits.resume_rip[group])]
     return chosen
 

@@ -75,15 +75,19 @@ def _neighbours(excerpt: Excerpt, positions: NDArray[np.intp]) -> tuple[NDArray[
     A preemptible kernel may schedule the thread between any two of them.
     """
     sequence = excerpt.sequence
-    kept = np.flatnonzero(sequence.cls != CLASS["sched_switch"])
-    place = np.searchsorted(kept, positions)
-    parted = np.cumsum(sequence.first | sequence.broken)  # grows where a thread begins, or knowledge
     found = []
     for step in (-1, 1):
-        inside = (place + step >= 0) & (place + step < len(kept))
-        near = np.where(inside, kept[np.clip(place + step, 0, max(len(kept) - 1, 0))], -1)
-        near[near >= 0] = np.where(parted[near] == parted[positions], near, -1)[near >= 0]
-        found.append(near.astype(np.intp))
+        near = positions + step
+        while True:
+            inside = (near >= 0) & (near < len(sequence))
+            scheduled = np.flatnonzero(inside)[sequence.cls[near[inside]] == CLASS["sched_switch"]]
+            if not len(scheduled):
+                break
+            near[scheduled] += step
+        near = np.where(inside, near, -1)
+        first, last = np.minimum(near, positions), np.maximum(near, positions)
+        parted = np.searchsorted(sequence.begins, last, "right") != np.searchsorted(sequence.begins, first, "right")
+        found.append(np.where(parted, -1, near).astype(np.intp))
     return found[0], found[1]
 
 
