@@ -19,7 +19,7 @@ from tests.lab.strace_log import STRACE, read_strace, recorded_ioctls
 pytestmark = pytest.mark.kvm
 KVMTRACE = (sys.executable, "-m", "kvmtrace")
 # SeaBIOS with two vCPUs, for some hundred ms
-START_QEMU = """timeout 0.8 qemu-system-x86_64 -machine q35 -accel kvm -smp 2 -m 64 -display none \\
+START_QEMU = """timeout 3 qemu-system-x86_64 -machine q35 -accel kvm -smp 2 -m 64 -display none \\
     -trace 'kvm_*' -D "${1:-/dev/null}"
 true"""
 QEMU = ("sh", "-c", START_QEMU, "sh")

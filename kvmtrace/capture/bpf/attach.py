@@ -28,7 +28,7 @@ from kvmtrace.capture.bpf.bpf_syscall import (
     perf_event_open,
     program_misses,
 )
-from kvmtrace.errors import CapabilityError
+from kvmtrace.errors import RESOURCES, CapabilityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,10 +191,8 @@ class Attachments:
             self.hooks.append(hook)
             hang_program(hook, program)
         except OSError as error:
-            raise CapabilityError(
-                f"no BPF program may be attached to {name}: {error.strerror}",
-                "run as root, or with CAP_BPF and CAP_PERFMON",
-            ) from None
+            remedy = RESOURCES.get(error.errno or 0, "run as root, or with CAP_BPF and CAP_PERFMON")
+            raise CapabilityError(f"no BPF program may be attached to {name}: {error.strerror}", remedy) from None
 
     def _trace(self, name: str, instructions: bytes, place: tuple[str, int], *, is_return: bool) -> bool:
         program = self._load_traced(name, instructions, place, ATTACH_TRACE_FEXIT if is_return else ATTACH_TRACE_FENTRY)

@@ -95,8 +95,15 @@ class Reader:
         self._number = 1 + max(
             (int(part.name.partition(".")[2]) for parts in self.segments.values() for part in parts), default=-1
         )
-        self.raw = {cpu: self._open_raw(cpu) for cpu in self.cpus}
-        self._pipe_read, self._pipe_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.raw: dict[int, int] = {}
+        try:
+            for cpu in self.cpus:
+                self.raw[cpu] = self._open_raw(cpu)
+            self._pipe_read, self._pipe_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:  # no more files may be opened: those that are open would keep the instance
+            for fd in self.raw.values():
+                os.close(fd)
+            raise
         try:
             self._pipe_bytes = fcntl.fcntl(self._pipe_write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:  # more than an unprivileged user may have
