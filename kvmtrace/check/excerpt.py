@@ -13,7 +13,7 @@ from kvmtrace.check.exit_segments import Exits, Segments, cut_segments, find_exi
 from kvmtrace.isa.base import EXIT_KINDS
 from kvmtrace.isa.registry import BY_NUMBER, ISAS, describe_exit_reason
 from kvmtrace.model.states import FOLLOW_UPS, NESTED_EVENTS, STEPS
-from kvmtrace.table.distinct import among
+from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ class Excerpt:
         enters &= ~self.exits.has("inject exception")
         if not enters.any() or self.recorded("kvm_nested_vmexit"):
             return told
-        first = {int(t): int(np.flatnonzero(enters & (self.thread == t))[0]) for t in np.unique(self.thread[enters])}
+        first = {int(t): int(np.flatnonzero(enters & (self.thread == t))[0]) for t in distinct(self.thread[enters])}
         number = np.arange(len(self.exits))
         for thread, begin in first.items():
             told |= (self.thread == thread) & (number >= begin)

@@ -25,7 +25,7 @@ from kvmtrace.kvm.userspace_exits import (
 )
 from kvmtrace.model.states import LAPIC_EVENTS, NESTED_EVENTS
 from kvmtrace.model.userspace import CONTINUED, CONTINUED_EVENTS
-from kvmtrace.table.distinct import among
+from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -171,7 +171,7 @@ def _halt_with_lapic(excerpt: Excerpt, found: Found) -> None:
     sequence = excerpt.sequence
     seen: set[int] = excerpt.remember("vCPUs with a LAPIC in the kernel", set)
     for name in LAPIC_EVENTS:
-        threads = np.unique(sequence.thread[excerpt.segments.positions(name)]).tolist()
+        threads = distinct(sequence.thread[excerpt.segments.positions(name)]).tolist()
         seen.update(sequence.key_of(thread) for thread in threads)
     group = np.flatnonzero(excerpt.of_kind("halt") & ~excerpt.nested)
     leaves, reason, errno = userspace_fields(excerpt, group)
