@@ -203,7 +203,7 @@ def _connect(engine: Engine, stack: ExitStack) -> Any:
         cluster = LocalCluster(
             n_workers=engine.n_workers,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: others may run a cluster here
             host="127.0.0.1",
             silence_logs=50,
             **limit,
