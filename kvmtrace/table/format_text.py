@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-_NAME = re.compile(r"^name:\s*(\S+)", re.MULTILINE)
-_ID = re.compile(r"^ID:\s*(\d{1,9})\s*$", re.MULTILINE)
+# each piece can match in one way only: the time that a text takes grows with its length and not faster
+_NAME = re.compile(r"^name:[ \t]*+(\S++)", re.MULTILINE)
+_ID = re.compile(r"^ID:[ \t]*+(\d{1,9})[ \t\r]*+$", re.MULTILINE)
 _FIELD = re.compile(
-    r"^\s*field(?: special)?:\s*([^;\n]+);\s*offset:\s*(\d{1,9});\s*size:\s*(\d{1,9});"
-    r"(?:\s*signed:\s*(\d+);)?",
+    r"^[ \t]*+field(?: special)?:[ \t]*+([^;\n]++);\s*+offset:\s*+(\d{1,9});\s*+size:\s*+(\d{1,9});"
+    r"(?:\s*+signed:\s*+(\d{1,9});)?",
     re.MULTILINE,
 )
-_PRINT = re.compile(r"^print fmt:\s*(.*)", re.MULTILINE | re.DOTALL)
-_DECLARATION = re.compile(r"^(.*?)([A-Za-z_]\w*)\s*(?:\[([^\]]*)\])?$", re.DOTALL)
-_BITS = re.compile(r"^\s*(\w+)\s*:\s*(\d+) bits?", re.MULTILINE)
+_PRINT = re.compile(r"^print fmt:\s*+(.*)", re.MULTILINE | re.DOTALL)
+_BITS = re.compile(r"^[ \t]*+(\w++)[ \t]*+:[ \t]*+(\d{1,9}) bits?", re.MULTILINE)
+_TYPES = re.compile(r"^[ \t]*+(padding|time_extend|time_stamp)[ \t]*+:[ \t]*+type == (\d{1,9})", re.MULTILINE)
+_WORD = string.ascii_letters + string.digits + "_"
 
 _CHARS = frozenset({"char", "const char", "unsigned char", "signed char"})
 _TYPE_SIZES = {
@@ -95,19 +98,32 @@ def _parse_declaration(text: str, size: int, signed: bool) -> tuple[str, str, np
     for word, where in (("__data_loc", DATA_LOC), ("__rel_loc", REL_LOC)):
         if text.startswith(word):
             text, place = text[len(word) :].strip(), where
-    # dynamic arrays are declared "char[] name", old kernels say so of static ones as well
-    text = re.sub(r"\[([^\]]*)\]\s*(\w+)$", r" \2[\1]", text)
-    match = _DECLARATION.match(text)
-    if match is None:
+    type_text, name, count = _split_declaration(text)
+    if not name:
         return text, text, _bytes_dtype(size), place
-    type_text, name, count = match[1].strip(), match[2], match[3]
     if place != STATIC:
         return name, type_text, np.dtype("S") if type_text in _CHARS else np.dtype(object), place
-    if count is None:
+    # until 5.x the text of trace_printk and trace_marker was "char buf" and "u32 buf", of no size
+    if count is None and size:
         return name, type_text, _scalar_dtype(type_text, size, signed), place
     if size == 0:
-        return name, type_text, np.dtype("S"), TO_END
-    return name, type_text, _array_dtype(type_text, count, size, signed), place
+        return name, type_text, np.dtype("S") if type_text in _CHARS else np.dtype(object), TO_END
+    return name, type_text, _array_dtype(type_text, count or "", size, signed), place
+
+
+def _split_declaration(text: str) -> tuple[str, str, str | None]:
+    """Return (type, name, count of items) of `int x`, `char comm[16]` or `char[16] comm`; name "" where it has none."""
+    text, count = text.strip(), None
+    if text.endswith("]"):
+        text, _, count = text[:-1].rpartition("[")
+        text = text.rstrip()
+    head = text.rstrip(_WORD)
+    name, head = text[len(head) :], head.rstrip()
+    if count is None and head.endswith("]"):  # dynamic arrays; old kernels say so of static ones as well
+        head, _, count = head[:-1].rpartition("[")
+    if name[:1].isdigit():
+        name = ""
+    return head.strip(), name, count
 
 
 def _bytes_dtype(size: int) -> np.dtype[Any]:
@@ -200,7 +216,7 @@ def validate_header_event(text: str) -> str | None:
     bits = dict(_BITS.findall(text))
     if bits.get("type_len") != "5" or bits.get("time_delta") != "27":
         return f"type_len {bits.get('type_len')} bits, time_delta {bits.get('time_delta')} bits"
-    types = dict(re.findall(r"^\s*(padding|time_extend|time_stamp)\s*:\s*type == (\d+)", text, re.MULTILINE))
+    types = dict(_TYPES.findall(text))
     expected = {"padding": "29", "time_extend": "30", "time_stamp": "31"}
     wrong = [f"{k} {v}" for k, v in types.items() if v != expected[k]]
     return ", ".join(wrong) or None

@@ -59,7 +59,12 @@ def _gather_dynamic(words: NDArray[np.uint32], start: NDArray[np.int64], field: 
 
 
 def _gather_to_end(words: NDArray[np.uint32], start: NDArray[np.int64], field: Field) -> NDArray[Any]:
-    """Return strings that run to the end of their record (trace_marker text); they end with a NUL there."""
+    """Return strings that run to the end of their record (trace_marker text); they end with a NUL there.
+
+    Of arguments in binary form (bprint) nothing says where they end: they are left out.
+    """
+    if field.dtype.kind == "O":
+        return np.array([b""] * len(start), object)
     size = int(min(1024, max(MAX_DYNAMIC_BYTES // max(len(start), 1), 1)))
     text = _cut_strings(field_bytes.gather(words, start, field.offset, size))
     longest = int(np.char.str_len(text).max(initial=1))

@@ -49,12 +49,20 @@ class Damage:
 
 @dataclass(frozen=True)
 class Loss:
-    """Events that are not in the recording although they happened (the document's `loss`)."""
+    """Events that are not in the recording although they happened (the document's `loss`).
+
+    Parameters
+    ----------
+    repeated : int, events that the recorder wrote twice; they are in the table once
+    not_understood : event -> events of a text whose own text is none that a kernel prints
+    """
 
     events: int | None = 0  # None: some were lost, nobody knows how many
     by_cpu: dict[int, int] = field(default_factory=dict)
     truncated: bool = False
     damage: tuple[Damage, ...] = ()
+    repeated: int = 0
+    not_understood: dict[str, int] = field(default_factory=dict)
 
 
 class Recording:

@@ -103,3 +103,43 @@ def test_header_event():
     assert validate_header_event(text) is None
     assert validate_header_event(text.replace("5 bits", "4 bits")) == "type_len 4 bits, time_delta 27 bits"
     assert validate_header_event(text.replace("type == 29", "type == 28")) == "padding 28"
+
+
+OLD_PRINT = (
+    "name: print\nID: 5\nformat:\n\tfield:unsigned long ip;\toffset:8;\tsize:8;\tsigned:0;\n"
+    "\tfield:%s;\toffset:16;\tsize:0;\tsigned:%d;\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("declared", "name", "dtype"),
+    [("char buf", "buf", "S"), ("char buf[]", "buf", "S"), ("char[] buf", "buf", "S"), ("u32 buf", "buf", "O")],
+)
+def test_arrays_of_no_size_run_to_the_end_of_the_record(declared, name, dtype):
+    """Until 5.x `char buf` had no brackets."""
+    field = parse_event_format(OLD_PRINT % (declared, 1), "ftrace").fields[name]
+    assert (field.dtype.kind, field.place) == (dtype, TO_END)
+
+
+@pytest.mark.parametrize(
+    ("declared", "name", "type_text", "dtype"),
+    [
+        ("char comm[16]", "comm", "char", "S16"),
+        ("char comm[TASK_COMM_LEN]", "comm", "char", "S16"),
+        ("char[16] comm", "comm", "char", "S16"),
+        ("unsigned int  x", "x", "unsigned int", None),
+        ("struct file * filp", "filp", "struct file *", None),
+        ("__u8 insn[15]", "insn", "__u8", None),
+        ("const char * const who", "who", "const char * const", None),
+        ("u8 a [ 4 ]", "a", "u8", None),
+    ],
+)
+def test_declarations(declared, name, type_text, dtype):
+    fields = parse_event_format(OLD_PRINT.replace("size:0", "size:16") % (declared, 0), "kvm").fields
+    assert fields[name].type_text == type_text
+    assert dtype is None or fields[name].dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("declared", ["", " ", "[4]", "9x", "]", "[", "a[", "*", "a]b["])
+def test_declarations_that_are_none_raise_nothing(declared):
+    assert parse_event_format(OLD_PRINT % (declared, 0), "kvm") is not None

@@ -121,7 +121,25 @@ def test_copies_that_perf_wrote_are_left_out_and_noted(save):
     records = entries(0, 10, 8, 0)
     recording = open_recording(save(PerfDataWriter([*records, *records[5:], *entries(100, 10, 3, 0)]).bytes()))
     assert recording.events().ts_ns.tolist() == [0, 10, 20, 30, 40, 50, 60, 70, 100, 110, 120]
-    assert recording.capture.meta["notes"] == ["perf wrote 3 records twice; the copies are left out"]
+    assert (recording.loss.repeated, recording.loss.events) == (3, 0)
+
+
+def test_a_copy_beside_its_sample_counts_once(save):
+    """No time steps back; another thread, CPU, kind or content at that time is no copy."""
+    records = entries(0, 10, 400, 0)
+    same_time = [sample(30, entry(3)), sample(30, entry(3), cpu=1), sample(30, entry(99)), sample(30, entry(3))]
+    recording = open_recording(save(PerfDataWriter([*records[:4], *same_time, *records[4:]]).bytes()))
+    events = recording.events()
+    assert (len(events), recording.loss.repeated) == (402, 2)
+    assert events.field("kvm_entry", "rip")[events.ts_ns == 30].tolist() == [3, 3, 99]
+    parts = EventTable.concat(list(recording.iter_events(10)))
+    assert parts.ts_ns.tolist() == events.ts_ns.tolist()
+
+
+def test_equal_samples_of_a_coarse_clock_stay(save):
+    records = [sample(i // 40, entry(i % 7)) for i in range(400)]
+    recording = open_recording(save(PerfDataWriter(records).bytes()))
+    assert (len(recording.events()), recording.loss.repeated) == (400, 0)
 
 
 def test_late_records_that_are_no_copies_stay(save):

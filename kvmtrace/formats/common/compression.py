@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # a real trace shrinks 3 to 40 times; a page of one event repeated at most some 200 times
 MAX_RATIO = 1100  # deflate's own limit is 1032
 MIN_LIMIT = 1 << 20
-MAX_PART = 1 << 30  # one section or chunk; trace-cmd makes chunks of some 10 pages
+MAX_PART = 64 << 20  # one section or chunk: formats are some MB, trace-cmd makes chunks of some 10 pages
 
 
 def _unzlib(data: memoryview, size: int) -> bytes:

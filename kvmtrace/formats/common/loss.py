@@ -90,11 +90,12 @@ class LossCounter:
 
     def add_lost(self, cpu: NDArray[np.int16], count: NDArray[np.int64]) -> None:
         """Take in rows of lost events."""
-        for number in np.unique(cpu).tolist():
-            mine = count[cpu == number]
-            self._marked[number] = self._marked.get(number, 0) + int(mine[mine > 0].sum())
-            if (mine < 0).any():
-                self._uncounted.add(number)
+        numbers, which = np.unique(cpu, return_inverse=True)
+        sums = np.zeros(len(numbers), np.int64)
+        np.add.at(sums, which, np.maximum(count, 0))
+        for number, lost in zip(numbers.tolist(), sums.tolist(), strict=True):
+            self._marked[number] = self._marked.get(number, 0) + lost
+        self._uncounted.update(cpu[count < 0].tolist())
 
     def loss(self) -> Loss:
         """Return what is known so far."""

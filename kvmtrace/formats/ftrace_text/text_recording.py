@@ -20,7 +20,7 @@ from kvmtrace.isa.probes import PROBES
 from kvmtrace.table.event_table import LOST_EVENTS, EventKind, EventTable
 from kvmtrace.table.kinds import PROBE_SYSTEM, UNKNOWN_EVENT, lost_events_kind
 from kvmtrace.table.payload import ColumnPayload, Payload
-from kvmtrace.table.recording import Damage, Recording
+from kvmtrace.table.recording import Damage, Loss, Recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ class TextRecording(Recording):
         self._end = self._last_line_end(data)
         self._disguise = Disguise(self._text(0, min(HEAD_BYTES, self._end)))
         self._era = Era()
-        self._unread: dict[str, tuple[int, int, str]] = {}  # of the latest pass: event -> offset, number, the first
+        self._unread: dict[str, int] = {}  # of the latest pass: event -> texts of it that were not understood
         self._only_block: tuple[str, str, Lines] | None = None  # what the first pass made, if it is not much
         self._text_kinds = self._find_kinds()
         names = list(self._text_kinds)
@@ -167,9 +167,9 @@ class TextRecording(Recording):
         for at, block, text, lines in self._lines(size):
             n_blocks += 1
             self._note_strange(lines.strange, at, block, text)
-            yield self._table(lines, at, block)
+            yield self._table(lines)
         if not n_blocks:
-            yield self._table(decode_lines(""), 0, "")
+            yield self._table(decode_lines(""))
 
     def _note_strange(self, strange: list[str], at: int, block: str, text: str) -> None:
         """Remember where lines stand that were not understood, up to MAX_STRANGE of them."""
@@ -182,23 +182,15 @@ class TextRecording(Recording):
             where = at + len(block[:offset].encode())  # up to the first byte that is not UTF-8
             self._strange.append(Damage(where, None, "a line of ftrace text", repr(line.strip()[:60])))
 
-    def _note_unread(self, name: str, bodies: list[str], unread: list[int], at: int, block: str) -> None:
-        """Count events whose text fits no pattern."""
-        if not unread:
-            return
-        offset, count, first = self._unread.get(name, (-1, 0, bodies[unread[0]]))
-        if offset < 0:
-            offset = at + len(block[: max(block.find(first), 0)].encode())
-        self._unread[name] = offset, count + len(unread), first
-
-    def _table(self, lines: Lines, at: int, block: str) -> EventTable:
+    def _table(self, lines: Lines) -> EventTable:
         unknown, lost = len(self.kinds) - 2, len(self.kinds) - 1
         kind = np.array([self._index.get(n, unknown) for n in lines.name], np.uint16)
         kind[lines.lost != 0] = lost
         payloads: dict[int, Payload] = {}
-        for index in np.unique(kind).tolist():
-            rows = np.flatnonzero(kind == index)
-            payloads[index] = self._payload(lines, index, rows, (at, block))
+        order = np.argsort(kind, kind="stable")
+        found, begins = np.unique(kind[order], return_index=True)
+        for index, rows in zip(found.tolist(), np.split(order, begins[1:]), strict=True):
+            payloads[index] = self._payload(lines, index, rows)
         self._note(lines)
         columns: dict[str, Any] = {
             "ts_ns": lines.ts_ns,
@@ -210,7 +202,7 @@ class TextRecording(Recording):
         }
         return EventTable(columns, self.kinds, payloads)
 
-    def _payload(self, lines: Lines, index: int, rows: Any, where: tuple[int, str]) -> Payload:
+    def _payload(self, lines: Lines, index: int, rows: Any) -> Payload:
         if index == len(self.kinds) - 1:
             return ColumnPayload({"count": lines.lost[rows]})
         bodies = [lines.body[i] for i in rows.tolist()]
@@ -218,7 +210,8 @@ class TextRecording(Recording):
             return ColumnPayload({"text": np.array([b.encode() for b in bodies], "S")})
         name = self.kinds[index].name
         decoded = decode_bodies(self._text_kinds[name], bodies)
-        self._note_unread(name, bodies, decoded.unread, *where)
+        if decoded.unread:
+            self._unread[name] = self._unread.get(name, 0) + len(decoded.unread)
         return ColumnPayload(decoded.columns, decoded.told)
 
     def _note(self, lines: Lines) -> None:
@@ -232,11 +225,8 @@ class TextRecording(Recording):
 
     def _update_loss(self) -> None:
         known = self._loss.loss()
-        unread = tuple(
-            Damage(offset, None, f"{name} as a kernel prints it", f"{n:,} not understood, the first {first[:60]!r}")
-            for name, (offset, n, first) in self._unread.items()
-        )
-        self.loss = type(known)(known.events, known.by_cpu, self._cut, (*unread, *self._strange, *self._unended))
+        damage = (*self._strange, *self._unended)
+        self.loss = Loss(known.events, known.by_cpu, self._cut, damage, not_understood=dict(self._unread))
 
 
 def open_text(data: memoryview, path: str) -> TextRecording:

@@ -5,7 +5,7 @@ Source: tools/perf/Documentation/perf.data-file-format.txt, PERF_RECORD_COMPRESS
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.formats.perf_data.perf_layout import PerfData
+
+
+PIECE_BYTES = 512  # a block of 4 bytes may stand for 128 KiB
 
 
 class FaultSink(Protocol):
@@ -69,20 +72,32 @@ def decompress_records(perf: PerfData, first: int, last: int, sink: FaultSink) -
                 out.append(perf.data[at : at + 8 + len(content)])
             continue
         try:
-            got = held + stream.decompress(content)
+            more = _decompress(stream, content, limit)
         except zstandard.ZstdError as error:
             faults.append(Fault(at, -1, "zstd data", str(error)))
             break
-        limit -= len(got)
-        if limit < 0:
+        if more is None:
             faults.append(Fault(at, -1, f"at most {MAX_RATIO} times its size", "more"))
             break
+        limit -= len(more)
+        got = held + more
         whole = _whole_records(got)
         out.append(got[:whole])
         held = got[whole:]
     sink.add_faults(faults, truncated=True)
     data = b"".join(out)
     return np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
+
+
+def _decompress(stream: Any, content: memoryview, limit: int) -> bytes | None:
+    """Return what a part of the stream holds, None if it is more than `limit`; it is fed by small pieces."""
+    pieces: list[bytes] = []
+    for begin in range(0, len(content), PIECE_BYTES):
+        pieces.append(stream.decompress(content[begin : begin + PIECE_BYTES]))
+        limit -= len(pieces[-1])
+        if limit < 0:
+            return None
+    return b"".join(pieces)
 
 
 def _whole_records(data: bytes) -> int:

@@ -148,6 +148,7 @@ def _read_attrs(cursor: Cursor, perf: PerfData, attr_size: int, total: int) -> N
         raise cursor.fail("event attributes of 80 to 4096 bytes", f"{attr_size} bytes each")
     if total > cursor.left:
         raise cursor.fail(f"{total} bytes of event attributes", f"only {max(cursor.left, 0)} bytes to the end")
+    n_ids = 0
     for _ in range(total // attr_size):
         part = bytes(cursor.take(attr_size, "event attribute"))
         numbers = [int.from_bytes(part[i : i + 8], "little") for i in range(0, len(part) - 7, 8)]
@@ -155,6 +156,9 @@ def _read_attrs(cursor: Cursor, perf: PerfData, attr_size: int, total: int) -> N
         clock_id = int.from_bytes(part[88:92], "little") if attr_size >= 92 + 16 else 0
         clock = CLOCK_IDS.get(clock_id, f"clock {clock_id}") if flags & ATTR_USE_CLOCKID else "perf"
         ids = _read_ids(perf, *numbers[-2:])
+        n_ids += len(ids)
+        if n_ids > len(perf.data) // 8:
+            raise cursor.fail("event ids of each attribute's own", "ids that overlap")
         perf.attrs.append(Attr(numbers[0] & 0xFFFFFFFF, numbers[1], numbers[3], numbers[4], flags, clock, ids))
     if not perf.attrs:
         raise cursor.fail("an event attribute", "none")

@@ -6,6 +6,7 @@ Its rows are in the order of their time stamps, at equal times in file order, as
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 
 MAX_RECORD = 1 << 16
+MAX_COARSE = 100  # of so many samples one may have the time of another of its CPU, or the clock is coarse
 SAMPLE_BYTES = 100  # typical
 SMALLEST_SAMPLE_BYTES = 32
 WINDOW_WORDS = 1 << 18  # 2 MiB: what is counted is still in the cache when it is read
@@ -82,6 +84,7 @@ class PerfDataRecording(Recording):
         self.comms = dict(perf.comms)
         self.processes: dict[int, int] = {}
         self._loss = LossCounter()
+        self._repeated = 0  # of the latest pass
         self._layouts = self._make_layouts()
         self._words, self._first, self._last = self._record_words()
         self._start_dtype = np.dtype(np.uint32 if len(self._words) < 0x7FFFFF00 else np.int64)
@@ -97,7 +100,7 @@ class PerfDataRecording(Recording):
             n_cpus=perf.feature_number(FEAT_NRCPUS),
             events=self._event_names(),
         )
-        self.loss = self._loss.loss()
+        self.loss = replace(self._loss.loss(), repeated=self._repeated)
 
     def _event_names(self) -> tuple[str, ...]:
         wanted = {a.config & 0xFFFF for a in self._perf.attrs if a.type_ == TYPE_TRACEPOINT}
@@ -150,6 +153,7 @@ class PerfDataRecording(Recording):
         perf writes rounds: what a round holds is not older than the newest of the round before the last.
         """
         self._loss.restart()
+        self._repeated = 0
         at, carried = self._first, no_rows(self._start_dtype)
         read = deque([at])
         flush = previous = np.iinfo(np.int64).min
@@ -161,21 +165,22 @@ class PerfDataRecording(Recording):
             done = at >= self._last or not sound
             if not done:
                 flush, previous = self._flush_limit(rounds, rows, flush, previous)
-            rows = self._drop_copies(concat_rows([carried, rows]))
+            rows = concat_rows([carried, rows])
             if (rows.ts_ns[1:] < rows.ts_ns[:-1]).any():
                 rows = rows.take(np.argsort(rows.ts_ns, kind="stable").astype(np.uint32))
+            rows = self._drop_copies(rows)
             n_out = len(rows) if done else int(np.searchsorted(rows.ts_ns, flush, "right"))
             carried = rows.slice(n_out, len(rows))
             if n_out:
                 table = self._table(rows.slice(0, n_out))
-                self.loss = self._loss.loss()
+                self.loss = replace(self._loss.loss(), repeated=self._repeated)
                 yield table
             if done:
                 break
             read.append(at)
             if len(read) > KEPT_TABLES + 1 and FEAT_COMPRESSED not in self._perf.features:
                 release_mapped(self._perf.data, read.popleft() * 8, read[0] * 8)
-        self.loss = self._loss.loss()
+        self.loss = replace(self._loss.loss(), repeated=self._repeated)
 
     def _read_part(self, at: int, stop: int) -> tuple[Rows, list[int], int, bool]:
         """Return the rows of records that begin in words at..stop, how many stand before each end of a round ...
@@ -250,37 +255,50 @@ class PerfDataRecording(Recording):
         return max(newest[0], flush), newest[1]
 
     def _drop_copies(self, rows: Rows) -> Rows:
-        """Leave out records that perf wrote twice, as perf 6.1 was seen to do.
+        """Leave out samples that perf wrote twice, as perf 6.1 was seen to do: of one CPU, time, thread and content.
 
-        The time of a CPU steps back, and what follows equals, byte for byte, what was there already.
+        Where the clock is so coarse that different samples of a CPU often have one time, equal ones say nothing.
+
+        Parameters
+        ----------
+        rows : in the order of their time stamps
         """
-        if (rows.ts_ns[1:] >= rows.ts_ns[:-1]).all():
+        near = np.flatnonzero(rows.ts_ns[1:] == rows.ts_ns[:-1])
+        if not len(near):
             return rows
-        cpus = np.flatnonzero(np.bincount(rows.cpu.view(np.uint16))).astype(np.uint16).view(np.int16)
-        copies = [copy for cpu in cpus.tolist() for copy in self._copies_of_cpu(rows, np.flatnonzero(rows.cpu == cpu))]
-        if not copies:
+        level = np.union1d(near, near + 1)
+        key = (rows.kind[level], rows.tid[level], rows.cpu[level], rows.ts_ns[level])
+        level = level[np.lexsort(key)]  # of equal ones the first in the file comes first
+        same_cpu = self._equal_neighbours(rows, level, ("ts_ns", "cpu"))
+        alike = np.flatnonzero(self._equal_neighbours(rows, level, ("ts_ns", "cpu", "tid", "kind")))
+        copies = self._copies(rows, level, alike)
+        if not copies or (int(same_cpu.sum()) - len(copies)) * MAX_COARSE > len(rows):
             return rows
-        notes = self.capture.meta.setdefault("notes", [])
-        note = f"perf wrote {len(copies)} records twice; the copies are left out"
-        if note not in notes:
-            notes.append(note)
+        self._repeated += len(copies)
         return rows.take(np.setdiff1d(np.arange(len(rows)), copies))
 
-    def _copies_of_cpu(self, rows: Rows, mine: NDArray[np.intp]) -> list[int]:
-        """Return those of a CPU's rows that are copies of earlier ones."""
-        ts = rows.ts_ns[mine]
-        late = np.flatnonzero(ts < np.maximum.accumulate(ts))
-        if not len(late):
-            return []
-        late = np.union1d(late, late + 1)  # the last copy stands level with the newest record
-        suspects = mine[np.isin(ts, ts[late[late < len(ts)]])]
-        seen: set[tuple[int, bytes]] = set()
-        copies = []
-        for row in suspects.tolist():
-            key = (int(rows.ts_ns[row]), self._record_bytes(rows, row))
-            if key in seen:
-                copies.append(row)
-            seen.add(key)
+    @staticmethod
+    def _equal_neighbours(rows: Rows, level: NDArray[np.intp], names: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Say which of these rows, the first left out, equal the one before."""
+        equal = np.ones(max(len(level) - 1, 0), bool)
+        for name in names:
+            values = getattr(rows, name)[level]
+            equal &= values[1:] == values[:-1]
+        return equal
+
+    def _copies(self, rows: Rows, level: NDArray[np.intp], alike: NDArray[np.intp]) -> list[int]:
+        """Return the rows that hold what one before them, alike in all columns, holds."""
+        copies: list[int] = []
+        seen: set[bytes] = set()
+        last = -2
+        for at in alike.tolist():
+            if at != last + 1:
+                seen = {self._record_bytes(rows, int(level[at]))}
+            content = self._record_bytes(rows, int(level[at + 1]))
+            if content in seen:
+                copies.append(int(level[at + 1]))
+            seen.add(content)
+            last = at
         return copies
 
     def _record_bytes(self, rows: Rows, row: int) -> bytes:

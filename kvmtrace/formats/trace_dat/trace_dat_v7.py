@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SECTION_COMPRESSED = 1
 MAX_OPTION_SECTIONS = 1000
+MAX_OPTIONS = 100_000  # in all sections, which may overlap in a damaged file
 
 
 def read_v7(cursor: Cursor, trace: TraceDat) -> None:
@@ -85,6 +86,8 @@ def _read_options(data: memoryview, offset: int, trace: TraceDat, decompressor: 
         content = bytes(cursor.take(cursor.number(4, "option size"), "option"))
         if number == OPTION_DONE:
             return int.from_bytes(content[:8], "little")
+        if len(trace.options) >= MAX_OPTIONS:
+            raise cursor.fail(f"at most {MAX_OPTIONS:,} options", "more of them")
         trace.options.append((number, content))
 
 
