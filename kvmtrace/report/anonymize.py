@@ -110,7 +110,10 @@ def anonymized(report: Report) -> Report:
     detail = replace(
         report.detail,
         gpas=tuple(replace(row, gpa=names.address(row.gpa)) for row in report.detail.gpas),
-        rips=tuple(replace(row, rip=names.address(row.rip), symbol=None) for row in report.detail.rips),
+        rips=tuple(
+            replace(row, rip=None if row.rip is None else names.address(row.rip), symbol=None)
+            for row in report.detail.rips
+        ),
     )
     damage = tuple(
         replace(place, found=names.text(HEXDUMP.sub("(left out)", place.found))) for place in report.loss.damage

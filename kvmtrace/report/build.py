@@ -328,6 +328,8 @@ class ReportBuilder:
             damage=damage,
             ended_by=meta.get("ended_by"),
             notes=tuple(meta.get("notes") or ()),
+            repeated=loss.repeated,
+            not_understood=dict(loss.not_understood),
         )
 
 

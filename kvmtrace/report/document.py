@@ -65,6 +65,8 @@ class LossInfo:
         None  # "target" "time" "interrupt" "disk full" "killed", as the recorder noted; null: unknown
     )
     notes: tuple[str, ...] = ()  # what the recorder said of this recording
+    repeated: int = 0  # events that the recorder wrote twice; they count once
+    not_understood: dict[str, int] = field(default_factory=dict)  # event -> texts of it that no kernel prints
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from kvmtrace.isa.registry import run_functions
 from kvmtrace.kvm.ioctls import KVM_RUN
 from kvmtrace.spans.gaps import Gaps
-from kvmtrace.spans.lane_keys import KEYED, LaneKeys, u64
+from kvmtrace.spans.lane_keys import KEYED, LaneKeys, told, u64
 from kvmtrace.spans.lanes import MARKS, REASON_BITS, Lanes, Step
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class LaneBuilder:
                 index: KeyIndex = getattr(self.keys, member)
                 arg[table.rows(event)] = index.encode(keys(table))
         if table.count("kvm_exit") and not self._perf_only:
-            rips = self.keys.rips.encode(u64(table, "kvm_exit", "guest_rip")).astype(np.int64)
+            rips = self.keys.rips.encode(told(table, "kvm_exit", "guest_rip")).astype(np.int64)
             arg[table.rows("kvm_exit")] |= rips << REASON_BITS
         if table.has("kvm_vcpu_wakeup", "ns"):
             ns = np.minimum(u64(table, "kvm_vcpu_wakeup", "ns"), np.uint64(1 << 60)).astype(np.int64)

@@ -43,10 +43,34 @@ def u64(table: EventTable, event: str, name: str) -> NDArray[np.uint64]:
     return values
 
 
+NOT_TOLD = np.uint64(0xFFFFFFFFFFFFFFFF)  # in place of a value that an event does not tell
+ERRNO_NOT_TOLD = np.uint64(0x80000000)  # as a 32-bit number no errno
+
+
+def told(table: EventTable, event: str, name: str, untold: np.uint64 = NOT_TOLD) -> NDArray[np.uint64]:
+    """Return a field as u64() does, `untold` for the events that do not tell it."""
+    if not table.has(event, name):
+        return np.full(table.count(event), untold)
+    values, mask = u64(table, event, name), table.told(event, name)
+    if mask is not None:
+        values = values.copy()
+        values[~mask] = untold
+    return values
+
+
 def u32(table: EventTable, event: str, name: str) -> NDArray[np.uint64]:
     """Return the low 32 bits of a field, as uint64."""
     low: NDArray[np.uint64] = np.bitwise_and(u64(table, event, name), np.uint64(0xFFFFFFFF))
     return low
+
+
+def _userspace(table: EventTable) -> NDArray[np.uint64]:
+    """Return errno and reason of userspace exits; trace-cmd's text does not tell the errno."""
+    errno = np.bitwise_and(told(table, "kvm_userspace_exit", "errno", ERRNO_NOT_TOLD), np.uint64(0xFFFFFFFF))
+    both: NDArray[np.uint64] = np.bitwise_or(
+        np.left_shift(errno, np.uint64(32)), u32(table, "kvm_userspace_exit", "reason")
+    )
+    return both
 
 
 def _pair(table: EventTable, event: str, high: str, low: str) -> NDArray[np.uint64]:
@@ -68,7 +92,7 @@ def _page(table: EventTable) -> NDArray[np.uint64]:
 # event -> (member of LaneKeys, its keys)
 KEYED: dict[str, tuple[str, Callable[[EventTable], NDArray[np.uint64]]]] = {
     "kvm_exit": ("reasons", lambda table: _pair(table, "kvm_exit", "isa", "exit_reason")),
-    "kvm_userspace_exit": ("userspace", lambda table: _pair(table, "kvm_userspace_exit", "errno", "reason")),
+    "kvm_userspace_exit": ("userspace", _userspace),
     "kvm_pio": ("ports", lambda table: _pair(table, "kvm_pio", "rw", "port")),
     "kvm_mmio": ("mmio", _mmio),
     "kvm_msr": ("msrs", lambda table: _pair(table, "kvm_msr", "write", "ecx")),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.isa.registry import describe_exit_reason
-from kvmtrace.spans.lane_keys import split_pair
+from kvmtrace.spans.lane_keys import NOT_TOLD, split_pair
 from kvmtrace.spans.lanes import REASON_BITS, Step
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.time_parts import Part
@@ -131,6 +131,7 @@ class SegmentCollector:
         order = np.argsort(columns[0], kind="stable")  # pieces are in time order: so is each thread
         thread, ts_ns, dur_ns, part, reason, cpu, number = (column[order] for column in columns)
         rip_of = np.array([*keys.rips.keys(), 0], np.uint64)  # -1: the zero at the end
+        rip_of[rip_of == NOT_TOLD] = 0
         return Segments(tuple(tids), names, thread, ts_ns, dur_ns, part, reason, cpu, rip_of[number])
 
 

@@ -11,7 +11,7 @@ from kvmtrace.kvm.hypercalls import describe_hypercall
 from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.ports import describe_port
 from kvmtrace.spans.keys import Counter, KeyIndex
-from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, split_pair, u64
+from kvmtrace.spans.lane_keys import NOT_TOLD, PAGE_SHIFT, LaneKeys, split_pair, u64
 from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step
 from kvmtrace.stats.injections import InjectionAccumulator, InstructionAccumulator
 from kvmtrace.stats.rows import CpuRow, CrRow, Detail, GpaRow, HypercallRow, LeftOut, MsrRow, PortRow, RipRow
@@ -177,12 +177,13 @@ class DetailAccumulator:
         numbers = sorted(range(len(sites)), key=lambda n: (-self._site_ns[n], -self._site_count[n], sites[n]))
         rows = []
         for n in numbers[:limit]:
-            rip = rips[sites[n] >> REASON_BITS]
+            key = rips[sites[n] >> REASON_BITS]
+            rip = None if key == NOT_TOLD else key
             isa, reason = split_pair(reasons[sites[n] & REASON_MASK])
             rows.append(
                 RipRow(
                     rip,
-                    symbol(rip),
+                    None if rip is None else symbol(rip),
                     isa_name(isa),
                     reason,
                     describe_exit_reason(isa, reason),

@@ -8,7 +8,7 @@ import numpy as np
 
 from kvmtrace.kvm.vectors import describe_vector
 from kvmtrace.spans.keys import Counter, KeyIndex
-from kvmtrace.spans.lane_keys import u64
+from kvmtrace.spans.lane_keys import NOT_TOLD, told, u64
 from kvmtrace.stats.rows import EmulatedRow, InterruptRow
 from kvmtrace.table.distinct import run_starts
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # kvm_emulate_insn.flags, arch/x86/kvm/trace.h
 _PROTECTED, _VM86, _CS_D, _CS_L = 1, 2, 4, 8
+_WIDE = np.uint64(_PROTECTED | _CS_L)
 _INSN_BYTES = 15
 
 
@@ -84,13 +85,20 @@ class InstructionAccumulator:
         event = "kvm_emulate_insn"
         if not table.count(event) or not table.has(event, "insn"):
             return
-        raw, lengths, flags = table.field(event, "insn"), u64(table, event, "len"), u64(table, event, "flags")
+        raw, lengths = table.field(event, "insn"), told(table, event, "len")
+        flags, failed = told(table, event, "flags"), u64(table, event, "failed") != 0
+        # beyond 4 GiB only 64-bit code runs
+        flags = np.where((flags == NOT_TOLD) & (u64(table, event, "rip") >> np.uint64(32) != 0), _WIDE, flags)
+        known = lengths != NOT_TOLD  # a disassembler's words in place of the bytes
+        raw, lengths, flags, failed = raw[known], lengths[known], flags[known], failed[known]
+        if not len(raw):
+            return
         # what equals the instruction before counts with it: loops meet the same one again and again
         at = run_starts(_bytes(raw), lengths, flags)
         insn = _padded(raw[at])
         length = np.minimum(lengths[at], np.uint64(_INSN_BYTES)).astype(np.int64)
         insn[np.arange(16) >= length[:, None]] = 0
-        mode = _bits(flags[at].astype(np.int64))
+        mode = np.where(flags[at] == NOT_TOLD, 0, _bits(flags[at].astype(np.int64)))
         words = insn.view(np.uint64)
         tail = (mode << 8 | length).astype(np.uint64) << np.uint64(48)
         ids = self._index.encode(words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ (words[:, 1] | tail))
@@ -98,15 +106,25 @@ class InstructionAccumulator:
             row = int(np.argmax(ids == number))
             self._samples.append((insn[row, : length[row]].tobytes(), int(mode[row])))
         self._count.add(ids, np.diff(at, append=len(raw)))
-        self._failed.add(ids, np.add.reduceat(u64(table, event, "failed") != 0, at, dtype=np.int64))
+        self._failed.add(ids, np.add.reduceat(failed, at, dtype=np.int64))
 
     def rows(self) -> tuple[EmulatedRow, ...]:
         """Return the rows by count, descending."""
         rows = [
-            EmulatedRow(insn.hex(" "), str(mode), disassemble(insn, mode), self._count[number], self._failed[number])
+            EmulatedRow(
+                insn.hex(" "), str(mode or "?"), _disassembled(insn, mode), self._count[number], self._failed[number]
+            )
             for number, (insn, mode) in enumerate(self._samples)
         ]
         return tuple(sorted(rows, key=lambda row: -row.count))
+
+
+def _disassembled(insn: bytes, mode: int) -> str:
+    """Return an instruction as text; of an unknown mode (0) only what is the same in all of them."""
+    if not insn:
+        return "(not fetched)"
+    texts = {disassemble(insn, bits) for bits in ((mode,) if mode else (16, 32, 64))}
+    return texts.pop() if len(texts) == 1 else "?"
 
 
 def _bytes(insn: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

@@ -68,7 +68,7 @@ class UserspaceExitRow:
 
     reason: int
     name: str
-    errno: int  # 0, or negative: then KVM leaves the reason as it was
+    errno: int | None  # 0, or negative: then KVM leaves the reason as it was; null: the recording does not tell it
     count: int
     samples: int
     total_ns: int | None
@@ -186,7 +186,7 @@ class InterruptRow:
 class RipRow:
     """VM-exits of one reason at one guest instruction."""
 
-    rip: int
+    rip: int | None  # null: the recording does not tell it
     symbol: str | None
     isa: str | None
     exit_reason: int
@@ -200,8 +200,8 @@ class EmulatedRow:
     """Instructions that KVM emulated."""
 
     insn: str  # bytes, hexadecimal
-    mode: str  # "16" "32" "64": bits of the code segment
-    text: str  # disassembled
+    mode: str  # "16" "32" "64": bits of the code segment; "?": the recording does not tell them
+    text: str  # disassembled, "?" where that depends on a mode that is not told
     count: int
     failed: int
 

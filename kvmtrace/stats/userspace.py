@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.spans.keys import Counter
-from kvmtrace.spans.lane_keys import signed32, split_pair
+from kvmtrace.spans.lane_keys import ERRNO_NOT_TOLD, signed32, split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.userspace import find_userspace_stays
 from kvmtrace.stats.durations import Samples, Summary
@@ -40,15 +40,16 @@ class UserspaceAccumulator:
         for number, key in enumerate(index.keys()):
             if not self.count[number]:
                 continue
-            errno, reason = split_pair(key)
+            number_32, reason = split_pair(key)
+            errno = None if number_32 == ERRNO_NOT_TOLD else signed32(number_32)
             summary = summaries.get(number, Summary())
             rows.append(
                 UserspaceExitRow(
                     reason=reason,
-                    name=describe_userspace_exit(reason, signed32(errno)),
-                    errno=signed32(errno),
+                    name=describe_userspace_exit(reason, errno or 0),
+                    errno=errno,
                     count=self.count[number],
                     **{name: value for name, value in vars(summary).items() if name != "rel_stderr"},
                 )
             )
-        return tuple(sorted(rows, key=lambda row: (-row.count, row.reason, row.errno)))
+        return tuple(sorted(rows, key=lambda row: (-row.count, row.reason, row.errno or 0)))

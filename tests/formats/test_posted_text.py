@@ -8,6 +8,7 @@ from kvmtrace.check.engine import check_recording
 from kvmtrace.errors import FormatError
 from kvmtrace.formats import open_recording
 from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
 
 FULL = "info1 0x0000000000000000 info2 0x0000000000000000 intr_info 0x00000000 error_code 0x00000000"
@@ -148,6 +149,31 @@ class TestEmulatedInstructions:
         told = fields(posted("kvm_emulate_insn: 0:1000:in al, dx", "kvm_emulate_insn: 0:1000:ec (real)"),
                       "kvm_emulate_insn")  # fmt: skip
         assert (told["rip"], told["len"]) == ([0x1000, 0x1000], [None, 1])
+
+
+def test_the_report_says_what_is_not_told(posted):
+    """No RIP, no errno, no mode: null and "-", never 0; a failed emulation is shown without bytes, too."""
+    recording = posted(
+        "kvm_exit: vcpu 0 reason HLT",
+        "kvm_emulate_insn: 0:fc95a: FAIL",
+        "kvm_emulate_insn: 0:133025: ec FAIL",
+        "kvm_emulate_insn: 0:133025: f3 a5",
+        "kvm_emulate_insn: 0:fffff802987d6169: f3 a5",
+        "kvm_userspace_exit: reason KVM_EXIT_IO (2)",
+        "kvm_pio: nonsense",
+        padded=True,
+    )
+    report = build_report(recording)
+    assert [row.rip for row in report.detail.rips] == [None]
+    assert [(row.reason, row.errno) for row in report.userspace_exits] == [(2, None)]
+    assert {(row.text, row.mode, row.failed) for row in report.detail.emulated} == {
+        ("(not fetched)", "?", 1),
+        ("in al,dx", "?", 1),
+        ("?", "?", 0),
+        ("rep movsd [rdi],[rsi]", "64", 0),
+    }
+    assert report.loss.not_understood == {"kvm_pio": 1}
+    assert "lines not understood: 1 of kvm_pio" in render_text(report)
 
 
 class TestOtherKernels:

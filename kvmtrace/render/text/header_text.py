@@ -50,7 +50,8 @@ ENDED_EARLY = {
 def is_lossy(report: Report) -> bool:
     """Say whether events are missing, as far as anybody knows."""
     loss = report.loss
-    return loss.events != 0 or loss.truncated or bool(loss.damage) or loss.ended_by in ENDED_EARLY
+    missing = loss.events != 0 or loss.truncated or bool(loss.damage) or loss.ended_by in ENDED_EARLY
+    return missing or bool(loss.not_understood)
 
 
 VM_EXIT_FILTERS = ("vcpu", "exit_reason", "sample", "slower_than_ns")
@@ -71,6 +72,8 @@ def loss_line(report: Report) -> str:
     loss = report.loss
     if not is_lossy(report):
         note = f"; {plural(loss.discarded_intervals, 'interval')} ran backwards" if loss.discarded_intervals else ""
+        if loss.repeated:
+            note += f"; {plural(loss.repeated, 'event')} recorded twice and counted once"
         return f"none{note}"
     words = []
     if loss.events != 0:
@@ -87,6 +90,11 @@ def loss_line(report: Report) -> str:
     ]
     if len(loss.damage) > 3:
         words.append(f"{len(loss.damage) - 3} more damaged places")
+    if loss.not_understood:
+        which = ", ".join(f"{count(n)} of {escape(event)}" for event, n in sorted(loss.not_understood.items()))
+        words.append(f"lines not understood: {which}")
+    if loss.repeated:
+        words.append(f"{plural(loss.repeated, 'event')} recorded twice and counted once")
     if loss.discarded_intervals:
         words.append(f"{plural(loss.discarded_intervals, 'interval')} that may span a loss left out")
     return "; ".join(words)

@@ -85,7 +85,7 @@ def userspace_table(report: Report, style: Style, sort: str | None, limit: int |
     columns = [
         Column("reason", [row.name for row in rows], left=True, flexible=True, shortest=20),
         Column("number", [str(row.reason) for row in rows], rank=7),
-        Column("errno", [str(row.errno) for row in rows], rank=6),
+        Column("errno", ["-" if row.errno is None else str(row.errno) for row in rows], rank=6),
         Column("count", [count(row.count) for row in rows]),
         Column("time", [duration(row.total_ns) for row in rows]),
         Column("mean", [duration(row.mean_ns) for row in rows], rank=3),
@@ -210,7 +210,7 @@ _ACCESSES = (
         "rips",
         "rip",
         ("rip", "reason", "symbol"),
-        lambda row: [f"{row.rip:#x}", row.name, escape(row.symbol) if row.symbol else ""],
+        lambda row: ["-" if row.rip is None else f"{row.rip:#x}", row.name, escape(row.symbol) if row.symbol else ""],
     ),
     _Access(
         "Emulated instructions",
