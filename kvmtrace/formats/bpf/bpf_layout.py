@@ -207,14 +207,16 @@ def _take_meta(capture: BpfCapture, text: bytes, offset: int) -> None:
 
 def _resync(data: memoryview, position: int) -> int:
     """Return where the next frame begins, or the file's end."""
+    size = 256  # the next frame is seldom far
     while position < len(data):
-        chunk = bytes(data[position : position + RESYNC_BYTES])
+        chunk = bytes(data[position : position + size])
         found = chunk.find(FRAME_MAGIC)
         while found >= 0 and (position + found) % 8:
             found = chunk.find(FRAME_MAGIC, found + 1)
         if found >= 0:
             return position + found
-        position += RESYNC_BYTES
+        position += max(len(chunk) - 8, 8)  # a magic may lie across the end; positions are multiples of 8
+        size = min(2 * size, RESYNC_BYTES)
     return len(data)
 
 

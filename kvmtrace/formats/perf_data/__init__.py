@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvmtrace.formats.registry import Format
@@ -14,10 +15,12 @@ MAGIC = b"PERFILE2"
 
 
 def _open(source: Source) -> Recording:
+    from kvmtrace.formats.common.old_layouts import with_settled_layout
     from kvmtrace.formats.perf_data.perf_layout import read_perf_data
     from kvmtrace.formats.perf_data.perf_recording import PerfDataRecording
 
-    return PerfDataRecording(read_perf_data(source.data(), source.path))
+    perf = read_perf_data(source.data(), source.path)
+    return with_settled_layout(lambda formats: PerfDataRecording(replace(perf, formats=formats)), perf.formats)
 
 
 FORMAT = Format("perf.data", lambda source: source.head[:8] in (MAGIC, MAGIC[::-1]), _open)

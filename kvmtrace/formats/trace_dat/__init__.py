@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvmtrace.formats.registry import Format
@@ -21,9 +22,10 @@ def _open(source: Source) -> Recording:
         from kvmtrace.formats.ftrace_text.text_recording import TextRecording
 
         return TextRecording(memoryview(trace.text), source.path, "trace.dat")
+    from kvmtrace.formats.common.old_layouts import with_settled_layout
     from kvmtrace.formats.trace_dat.trace_dat_recording import TraceDatRecording
 
-    return TraceDatRecording(trace)
+    return with_settled_layout(lambda formats: TraceDatRecording(replace(trace, formats=formats)), trace.formats)
 
 
 FORMAT = Format("trace.dat", lambda source: source.head.startswith(MAGIC), _open)
