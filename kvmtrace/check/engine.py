@@ -14,6 +14,7 @@ from kvmtrace.check.alphabet import ENTRY, USERSPACE
 from kvmtrace.check.coverage import Statistics
 from kvmtrace.check.excerpt import EXPECTATIONS, make_excerpt
 from kvmtrace.check.findings import Findings, merged
+from kvmtrace.check.fpu_on_demand import without_fpu
 from kvmtrace.check.observability import Evidence, find_capability
 from kvmtrace.check.registry import all_rules, is_own
 from kvmtrace.check.rule import Found
@@ -105,6 +106,9 @@ class Checker:
         self.statistics.n_events += len(table)
         self._evidence.look_at(table)
         loss = self._gaps.feed(table)
+        if self._evidence.fpu_on_demand:
+            table = without_fpu(table)
+            self._parked = self._parked and without_fpu(self._parked)
         n_parked = 0 if self._parked is None else len(self._parked)
         if self._parked is not None and n_parked:
             table = EventTable.concat([self._parked, table], shared=True)

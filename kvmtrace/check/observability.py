@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.fpu_on_demand import FPU, is_on_demand
 from kvmtrace.check.registry import all_rules
 from kvmtrace.isa.registry import BY_NUMBER, ISAS, run_functions, untraced
 from kvmtrace.model.injection import NOT_TRACED_BESIDE
@@ -41,6 +42,7 @@ class Capability:
     filtered : the recorder dropped whole exits on purpose
     not_traced : events that were enabled, and never fired where they would have: this KVM does not trace them
     isas : of the VM-exits so far
+    fpu_on_demand : kvm_fpu comes after kvm_userspace_exit, so that it is not judged
     """
 
     recorded: frozenset[str] = frozenset()
@@ -53,6 +55,7 @@ class Capability:
     not_traced: tuple[str, ...] = ()
     seen: frozenset[str] = frozenset()
     isas: frozenset[int] = frozenset()
+    fpu_on_demand: bool = False
 
     def resolve(self, need: str) -> tuple[str, ...]:
         """Return the events and fields, each of them needed, that a need stands for in this recording."""
@@ -98,6 +101,8 @@ class Capability:
             f"{event} never came, although {' and '.join(NOT_TRACED_BESIDE[event])} did: this KVM does not trace it"
             for event in self.not_traced
         ]
+        if self.fpu_on_demand:
+            lines.append("kvm_fpu is not judged: it comes after kvm_userspace_exit, as in kernels before 4.15")
         if self.filtered:
             lines.append("the recorder left out VM-exits on purpose: nothing is concluded from one to the next")
         if self.exit_irqs_off is None and "kvm_exit" in self.recorded:
@@ -118,9 +123,12 @@ class Evidence:
     irq_flags: bool | None = None
     entry_before_run: bool | None = None
     return_before_exit: bool | None = None
+    fpu_on_demand: bool | None = None
 
     def look_at(self, table: EventTable) -> None:
         """Take note of a further part."""
+        if self.fpu_on_demand is None:
+            self.fpu_on_demand = is_on_demand(table)
         counts = np.bincount(table.kind, minlength=len(table.kinds))
         self.n_kvm_events += int(sum(n for kind, n in zip(table.kinds, counts, strict=True) if n and _of_kvm(kind)))
         self.seen |= {kind.name for kind, count in zip(table.kinds, counts, strict=True) if count}
@@ -235,10 +243,18 @@ def _described(table: EventTable) -> frozenset[str]:
     described: set[str] = set()
     for index, kind in enumerate(table.kinds):
         payload = table.payloads.get(index)
-        fields = kind.fields if payload is None else [name for name in kind.fields if name in payload.fields]
+        fields = list(kind.fields)
+        if payload is not None:  # what some of its events do not tell is judged of none
+            fields = [name for name in fields if name in payload.fields and payload.told(name) is None]
         described.add(kind.name)
         described.update(f"{kind.name}.{name}" for name in fields)
     return frozenset(described).union(f"{kind}.{name}" for kind, name in table.derived)
+
+
+def _unjudged(table: EventTable, evidence: Evidence, not_traced: tuple[str, ...]) -> frozenset[str]:
+    """Return events whose absence means nothing here."""
+    fpu = {FPU} if evidence.fpu_on_demand else set()
+    return frozenset(not_traced) | untraced(_exit_fields(table)) | fpu
 
 
 def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> Capability:
@@ -252,8 +268,7 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
     )
     return Capability(
         # what was enabled under a name that the file does not describe cannot be found in it
-        recorded=(_recorded(enabled, evidence.seen) - set(not_traced) - untraced(_exit_fields(table)))
-        & table.kind_index.keys(),
+        recorded=(_recorded(enabled, evidence.seen) - _unjudged(table, evidence, not_traced)) & table.kind_index.keys(),
         not_traced=not_traced,
         described=_described(table),
         traits=_traits(table, evidence),
@@ -262,5 +277,6 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
         exact_errno=not capture.format.startswith("ftrace-text"),
         seen=frozenset(evidence.seen),
         isas=frozenset(evidence.isas),
+        fpu_on_demand=bool(evidence.fpu_on_demand),
         filtered=any(name in EXIT_FILTERS or name.startswith("kvm:") for name in filters),
     )

@@ -281,3 +281,34 @@ def test_names_travel_with_an_export(posted, tmp_path):
     again = open_recording(path)
     assert reasons(again) == ["SPLIT_LOCK_X", "HLT"]
     assert fields(again, "kvm_exit")["guest_rip"] == [0x10, None]
+
+
+CALL = ("kvm_fpu: load", "kvm_entry: vcpu 0", "kvm_exit: reason IO_INSTRUCTION rip 0x1000 info 3f80000 0",
+        "kvm_pio: pio_write at 0x3f8 size 1 count 1 val 0x34")  # fmt: skip
+LEAVE, UNLOAD = "kvm_userspace_exit: reason KVM_EXIT_IO (2)", "kvm_fpu: unload"
+
+
+def test_an_fpu_that_is_loaded_on_demand_is_not_judged(posted):
+    """Until 4.14 it was put away after kvm_userspace_exit."""
+    found = check_recording(posted(*CALL, LEAVE, UNLOAD, *CALL[1:], LEAVE))
+    assert not found.violations
+    assert any("kvm_fpu is not judged" in line for line in found.cannot_see)
+
+
+def test_an_fpu_that_is_put_away_late_once_is_a_violation(posted):
+    found = check_recording(posted(*CALL, UNLOAD, LEAVE, *CALL, LEAVE, UNLOAD, *CALL, UNLOAD, LEAVE))
+    assert {v.rule for v in found.violations} >= {"V1"}
+
+
+def test_what_some_lines_do_not_tell_is_judged_of_none(posted):
+    full = f"kvm_exit: vcpu 0 reason CPUID rip 0x1000 {FULL}"
+    entry = "kvm_entry: vcpu 0, rip 0x1002"
+    cpuid, leave = (
+        "kvm_cpuid: func 0 idx 0 rax 0 rbx 0 rcx 0 rdx 0, cpuid entry found",
+        "kvm_userspace_exit: reason restart (4)",
+    )
+    whole = check_recording(posted(entry, full, cpuid, entry, full, leave))
+    part = check_recording(posted(entry, full, cpuid, entry, "kvm_exit: vcpu 0 reason HLT", leave))
+    assert whole.rules["V6"].checked > 0
+    assert (part.rules["V6"].checked, part.violations) == (0, ())
+    assert part.rules["V2"].checked == whole.rules["V2"].checked > 0

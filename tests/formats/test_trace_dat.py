@@ -362,3 +362,19 @@ def test_files_that_are_no_trace(save, data):
     with pytest.raises(FormatError) as error:
         open_recording(save(data))
     assert error.value.offset == 0
+
+
+def test_cpus_whose_pages_overlap_are_read_once_and_stated(tmp_path):
+    """Else a damaged table would have the same pages decoded as often as it has rows."""
+    data = bytearray(TraceDatWriter([page(100, [record(b"\x0a\0" + bytes(22), 7)]), b"", b""]).v6())
+    table = data.index(b"flyrecord\0") + 10
+    for cpu in (1, 2):
+        data[table + 16 * cpu : table + 16 * cpu + 16] = data[table : table + 16]
+    path = tmp_path / "overlap.dat"
+    path.write_bytes(data)
+    recording = open_recording(path)
+    assert recording.events().cpu[recording.events().tid >= 0].tolist() == [0]
+    assert [(d.cpu, d.found.partition(" from")[0]) for d in recording.loss.damage] == [
+        (1, "those of CPU 0"),
+        (2, "those of CPU 0"),
+    ]

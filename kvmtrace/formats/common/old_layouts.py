@@ -31,7 +31,7 @@ def _is_old(fmt: EventFormat) -> bool:
 
 def _first_isa(recording: Recording) -> int | None:
     for table in recording.iter_events(LOOKED_AT):
-        if table.count("kvm_exit"):
+        if table.count("kvm_exit") and table.has("kvm_exit", "isa"):
             return int(table.field("kvm_exit", "isa")[0])
     return None
 

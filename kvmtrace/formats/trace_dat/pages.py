@@ -6,11 +6,13 @@ Pages are handed out in units that can be loaded alone: single pages of a mapped
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.errors import FormatError
+from kvmtrace.formats.trace_dat.areas import overlapping
 from kvmtrace.formats.trace_dat.chunks import KeptPages, chunked_stream, read_begins, unpack
 from kvmtrace.formats.trace_dat.page_checks import ORDERED_CLOCKS, check_stamps
 from kvmtrace.formats.trace_dat.page_streams import HEAD_BYTES, Fault, Loaded, Span, Stream, read_heads, unit_stamps
@@ -125,13 +127,19 @@ class PageSource:
         self._trace = trace
         self._words = as_words(trace.data)
         self.streams: list[Stream] = []
-        for buffer in trace.buffers:
+        taken = overlapping(trace)
+        for number, buffer in enumerate(trace.buffers):
             layout = self._layout(buffer)
-            for cpu in buffer.cpus:
+            for position, cpu in enumerate(buffer.cpus):
                 if cpu.cpu > MAX_CPU:
                     raise FormatError(trace.path, None, f"a CPU number up to {MAX_CPU}", str(cpu.cpu))
                 make = chunked_stream if buffer.compressed else _mapped_stream
-                self.streams.append(make(trace, buffer, cpu, layout, len(self.streams)))
+                other = taken.get((number, position))
+                own = cpu if other is None else replace(cpu, size=0)
+                self.streams.append(make(trace, buffer, own, layout, len(self.streams)))
+                if other is not None:
+                    found = f"those of CPU {other.cpu} from {other.offset:#x}"
+                    self.streams[-1].faults.append(Fault(cpu.offset, cpu.cpu, f"pages of CPU {cpu.cpu} alone", found))
         self.faults = _end_faults(trace)
         self.holes = bool(self.faults) and trace.meta_at is not None and not trace.meta_broken
         self.mapped = not any(s.packed is not None or (s.n_units and s.offset[0] % 4) for s in self.streams)
