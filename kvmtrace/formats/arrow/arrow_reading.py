@@ -40,6 +40,7 @@ _DAMAGE = (
     OverflowError,
     RecursionError,
 )
+MIN_ROWS, ROWS_PER_BYTE = 1 << 20, 4  # that a file may have; real ones have a tenth of a row in each byte
 ROW_DTYPE = np.dtype(np.int64)
 
 
@@ -116,6 +117,7 @@ class ArrowRecording(Recording):
         self._window_numbers: list[int] = []
         try:
             self._file = self._open(data)
+            self._check_rows(len(data))
             self._schema = schema = self._file.schema_arrow if self._parquet else self._file.schema
             told = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
             self._take_in(told)
@@ -136,6 +138,12 @@ class ArrowRecording(Recording):
 
             return pq.ParquetFile(pa.BufferReader(self._source))
         return pa.ipc.open_file(self._source)
+
+    def _check_rows(self, size: int) -> None:
+        """Hold the rows that the file claims against its size: a column of one value takes no room."""
+        rows = self._file.metadata.num_rows if self._parquet else 0  # of Arrow files each batch is checked when read
+        if rows > max(MIN_ROWS, size * ROWS_PER_BYTE):
+            raise ValueError(f"{rows} rows in {size} bytes")
 
     def _fail(self, error: Exception) -> FormatError:
         expected = "a Parquet or Arrow file written by kvmtrace export"

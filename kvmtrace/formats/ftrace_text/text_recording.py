@@ -189,7 +189,7 @@ class TextRecording(Recording):
         payloads: dict[int, Payload] = {}
         order = np.argsort(kind, kind="stable")
         found, begins = np.unique(kind[order], return_index=True)
-        for index, rows in zip(found.tolist(), np.split(order, begins[1:]), strict=True):
+        for index, rows in zip(found.tolist(), np.split(order, begins[1:]), strict=False):
             payloads[index] = self._payload(lines, index, rows)
         self._note(lines)
         columns: dict[str, Any] = {
