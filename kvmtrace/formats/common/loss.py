@@ -90,11 +90,13 @@ class LossCounter:
 
     def add_lost(self, cpu: NDArray[np.int16], count: NDArray[np.int64]) -> None:
         """Take in rows of lost events."""
-        numbers, which = np.unique(cpu, return_inverse=True)
-        sums = np.zeros(len(numbers), np.int64)
-        np.add.at(sums, which, np.maximum(count, 0))
-        for number, lost in zip(numbers.tolist(), sums.tolist(), strict=True):
-            self._marked[number] = self._marked.get(number, 0) + lost
+        if not len(cpu):
+            return
+        number = cpu.view(np.uint16)  # no np.unique: it imports masked arrays
+        sums = np.zeros(1 << 16, np.int64)
+        np.add.at(sums, number, np.maximum(count, 0))
+        for one in np.flatnonzero(np.bincount(number)).astype(np.uint16).view(np.int16).tolist():
+            self._marked[one] = self._marked.get(one, 0) + int(sums[one & 0xFFFF])
         self._uncounted.update(cpu[count < 0].tolist())
 
     def loss(self) -> Loss:
