@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.model.ordering import FPU_BRACKET
 from kvmtrace.table.event_table import EventTable
 
 if TYPE_CHECKING:
@@ -18,14 +19,13 @@ if TYPE_CHECKING:
 
 FPU = "kvm_fpu"
 HIDDEN = "kvm_fpu of a kernel before 4.15"
-_BRACKET = ("kvm_entry", "kvm_exit", "kvm_userspace_exit", FPU)
 
 
 def is_on_demand(table: EventTable) -> bool | None:
     """Say whether a recording's kernel loads the FPU on demand, None if this part of it does not tell."""
     if not table.count(FPU) or not table.count("kvm_userspace_exit") or not table.has(FPU, "load"):
         return None
-    rows = np.sort(np.concatenate([table.rows(kind) for kind in _BRACKET]))
+    rows = np.sort(np.concatenate([table.rows(kind) for kind in FPU_BRACKET]))
     rows = rows[np.argsort(table.tid[rows], kind="stable")]
     same = table.tid[rows[1:]] == table.tid[rows[:-1]]
     unload = np.zeros(len(table), bool)

@@ -79,3 +79,7 @@ EXCLUSIVE: tuple[tuple[str, str], ...] = (("kvm_fast_mmio", "kvm_mmio"),)
 
 # steps of the thread's next call: a return behind one of them is not that of the userspace exit before (V12)
 STEPS_OF_A_NEW_CALL: tuple[str, ...] = ("call ioctl", "call KVM_RUN", "KVM_RUN", "vCPU ioctl", "FPU load")
+
+# a KVM_RUN as its tracepoints bracket it: kvm_fpu directly behind kvm_userspace_exit, and never before it, is that of a
+# kernel before 4.15, which loads the guest's FPU on demand (vcpu_put); it is not judged
+FPU_BRACKET: tuple[str, ...] = ("kvm_entry", "kvm_exit", "kvm_userspace_exit", "kvm_fpu")

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     Made = TypeVar("Made", bound=Recording)
 
+SINCE_5_10 = {"intr_info", "error_code"}
 LOOKED_AT = 1 << 14  # events in each step of the search for the first kvm_exit
 
 
 def _is_old(fmt: EventFormat) -> bool:
-    return fmt.name == "kvm_exit" and {"info2", "isa"} <= fmt.fields.keys() and "intr_info" not in fmt.fields
+    return fmt.name == "kvm_exit" and {"info2", "isa"} <= fmt.fields.keys() and not SINCE_5_10 & fmt.fields.keys()
 
 
 def _first_isa(recording: Recording) -> int | None:

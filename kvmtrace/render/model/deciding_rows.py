@@ -49,6 +49,7 @@ def deciding_rows() -> dict[str, Any]:
             "fast_path_events": sorted(ordering.FAST_PATH_EVENTS),
             "not_on_fast_path": sorted(ordering.NOT_ON_FAST_PATH),
             "fast_path_msrs": {f"{msr:#x}": name for msr, name in ordering.FAST_PATH_MSRS.items()},
+            "fpu_bracket": list(ordering.FPU_BRACKET),
             "exclusive": [list(pair) for pair in ordering.EXCLUSIVE],
             "follow_up_states": sorted(transitions.FOLLOW_UP_STATES),
             "late_exit_states": sorted(transitions.LATE_EXIT_STATES),
