@@ -83,8 +83,8 @@ class RunSamples:
     budget_ns : budget part -> ns, summed over vCPUs; None: the recording cannot tell this part
     transitions : (state, event, next state) -> count, from the comparison with the model
     violations : int
-    late_exit : bool or None, kvm_exit is traced with interrupts on, after host interrupts were served (SVM up to
-        6.4); None if the recording does not say
+    late_exit : bool or None, kvm_exit is traced with interrupts on, after host interrupts were served (older
+        kernels); None if the recording does not say
     traced : how it was recorded; None: not known, as of samples that no recording holds
     """
 

@@ -148,7 +148,7 @@ class Evidence:
 def _returns_first(table: EventTable) -> bool | None:
     """Say whether a run function returns before kvm_exit is traced."""
     for isa in ISAS:
-        if isa.run_function and not isa.exit_irqs_off:
+        if isa.run_function:
             found = _precedes(table, f"{isa.run_function}_return", ("kvm_exit",))
             if found is not None:
                 return found
@@ -167,7 +167,7 @@ def _exit_irqs_off(table: EventTable) -> bool | None:
         return None
     if table.has("kvm_exit", "isa"):
         isa = BY_NUMBER.get(int(np.bincount(table.field("kvm_exit", "isa") & 0xFF).argmax()))
-        if isa is not None and isa.exit_irqs_off:
+        if isa is not None and isa.early_exit_field and table.has("kvm_exit", isa.early_exit_field):
             return True
     off = float(np.mean((table.irq_flags[exits] & TRACE_FLAG_IRQS_OFF) != 0))
     if off > 0.5:

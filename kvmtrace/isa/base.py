@@ -211,7 +211,7 @@ class Isa:
     brackets : (event, the next one, what lies between): the intervals of the world switch that a recording can time
     unseen : what no recording shows of the world switch
 
-    exit_irqs_off : kvm_exit is always traced with interrupts off; False: it depends on the kernel
+    early_exit_field : every kernel whose kvm_exit has this field traces it with interrupts off; "": no field tells
     decodes_to_skip : processors exist that do not tell the next RIP, so that KVM decodes an instruction to skip it
     soft_events_move_rip : KVM moves RIP itself to inject INT n, INT3, INTO; such an event may also be executed again
     emulates_real_mode : hosts exist whose guests in real mode KVM emulates, interrupts included
@@ -268,7 +268,7 @@ class Isa:
     brackets: tuple[tuple[str, str, str], ...] = ()
     unseen: tuple[str, ...] = ()
 
-    exit_irqs_off: bool = False
+    early_exit_field: str = ""
     decodes_to_skip: bool = False
     soft_events_move_rip: bool = False
     emulates_real_mode: bool = False

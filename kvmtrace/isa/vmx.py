@@ -343,6 +343,7 @@ VMX = Isa(
     run_source="vmx_vcpu_run (vmx/vmx.c)",
     control_structure="VMCS",
     vcpu_object="struct vcpu_vmx with its VMCS",
+    late_exit="VMX before 5.8",
     follow_ups=X86_FOLLOW_UPS,
     bystanders=X86_BYSTANDERS,
     any_exit_causes=ANY_EXIT_CAUSES,
@@ -350,7 +351,8 @@ VMX = Isa(
     brackets=VMX_BRACKETS,
     unseen=VMX_UNSEEN,
     bus_lock_userspace=frozenset({KVM_EXIT_X86_BUS_LOCK}),
-    exit_irqs_off=True,
+    # since 5.10; trace_kvm_exit moved from vmx_handle_exit to vmx_vcpu_run in 5.8
+    early_exit_field="error_code",
     emulates_real_mode=True,
     resets_fpu=True,
     marks_mmio=True,

@@ -8,13 +8,10 @@ have missed, are stepped over silently by the checker.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from kvmtrace.isa.registry import ISAS
 from kvmtrace.model.states import LATE_EXIT, RETURN_STEPS, RUN_STEPS
-
-if TYPE_CHECKING:
-    from kvmtrace.isa.base import Isa
 
 
 class Transition(NamedTuple):
@@ -58,9 +55,6 @@ _IOCTL = "kvm_vcpu_ioctl (virt/kvm/kvm_main.c)"
 _SYSCALL = "ksys_ioctl (fs/ioctl.c)"
 _VENDOR = "vmx_vcpu_run (vmx/vmx.c), svm_vcpu_run (svm/svm.c)"
 _RUNNING = tuple(isa for isa in ISAS if isa.name in RUN_STEPS)
-# kvm_exit is always traced inside the run function, or behind it on some kernels
-_EARLY: tuple[Isa, ...] = tuple(isa for isa in _RUNNING if isa.exit_irqs_off)
-_LATE: tuple[Isa, ...] = tuple(isa for isa in _RUNNING if not isa.exit_irqs_off)
 _HALT = "vcpu_block (x86.c), kvm_vcpu_halt (virt/kvm/kvm_main.c)"
 _NEW = "entry_in_run"
 
@@ -104,20 +98,19 @@ TRANSITIONS: tuple[Transition, ...] = (
                                                       "read."),
     *(Transition("guest", RETURN_STEPS[isa.name], "switched_out", isa.run_source,
                  "The run function returns first; the handler traces kvm_exit.", only="exit_irqs_on")
-      for isa in _LATE),
-    Transition("switched_out", "VM-exit", "exited", "svm_handle_exit (svm/svm.c)",
+      for isa in _RUNNING),
+    Transition("switched_out", "VM-exit", "exited", "svm_handle_exit (svm/svm.c), vmx_handle_exit (vmx/vmx.c)",
                "kvm_exit is traced with interrupts on.", only="exit_irqs_on"),
-    *(Transition("exited", RETURN_STEPS[isa.name], "handling", isa.run_source, "The world switch is over.")
-      for isa in _EARLY),
     *(Transition("exited", RETURN_STEPS[isa.name], "handling", isa.run_source,
-                 "The world switch is over (kvm_exit traced inside).", only="exit_irqs_off") for isa in _LATE),
+                 "The world switch is over (kvm_exit traced inside).", only="exit_irqs_off") for isa in _RUNNING),
     Transition("exited", "VM-exit", "exited", "vmx_vcpu_run (vmx/vmx.c, 5.10)",
                "Fast-path re-entry inside the run function.", "fastpath_exit", "old_fastpath"),
     *(Transition("switching_in", RETURN_STEPS[isa.name], "handling", isa.run_source,
-                 "Guest state is invalid (emulation_required): no entry; KVM emulates instead.")
-      for isa in _EARLY if isa.emulates_real_mode),
+                 "Guest state is invalid (emulation_required): no entry; KVM emulates instead.", only="exit_irqs_off")
+      for isa in _RUNNING if isa.emulates_real_mode),
     *(Transition("guest", RETURN_STEPS[isa.name], "handling", isa.run_source,
-                 "VMLAUNCH or VMRESUME failed (VMfail): no kvm_exit.", "entry_failed") for isa in _EARLY),
+                 "VMLAUNCH or VMRESUME failed (VMfail): no kvm_exit.", "entry_failed", "exit_irqs_off")
+      for isa in _RUNNING if isa.early_exit_field),
     Transition("guest", "FPU unload", "unloaded", "vmx_vcpu_run (vmx/vmx.c)",
                "VM-entry failed (VMfail): no kvm_exit, KVM_EXIT_FAIL_ENTRY follows.", "entry_failed"),
 

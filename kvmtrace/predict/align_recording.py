@@ -99,7 +99,7 @@ def facts_of(capture: Capture, events: EventTable) -> Facts | None:
     if known.encode_io is None:  # no guest of this ISA is predicted
         return None
     nrips = not known.decodes_to_skip or not _skips_by_emulation(events)
-    inside = known.exit_irqs_off or "exit_irqs_on" not in capability.traits
+    inside = "exit_irqs_on" not in capability.traits
     apicv = known.interrupts_without_exit and events.count("kvm_apicv_accept_irq") > 0
     return Facts(isa, frozenset(recorded), nrips, inside, apicv)
 

@@ -71,8 +71,8 @@ def _rows(isa: str | None) -> list[Transition]:
         return list(TRANSITIONS)
     others = {*run_functions(), *run_functions("_return")} - {one.run_function, f"{one.run_function}_return"}
     rows = [row for row in TRANSITIONS if STEPS[row.event].kind not in others]
-    # no run function returns before kvm_exit where that is always traced with interrupts off
-    return [row for row in rows if not (one.exit_irqs_off and "switched_out" in {row.state, row.next})]
+    # no run function returns before kvm_exit where that is traced with interrupts off, as by the kernels of today
+    return [row for row in rows if not (one.early_exit_field and "switched_out" in {row.state, row.next})]
 
 
 def loop_states() -> frozenset[str]:
