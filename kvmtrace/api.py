@@ -22,8 +22,8 @@ from kvmtrace.report.json_document import to_json
 from kvmtrace.spans.row_columns import userspace_columns, vm_exit_columns
 from kvmtrace.spans.slices import PART_NAMES, collect_segments
 from kvmtrace.spans.time_parts import Part
-from kvmtrace.spans.userspace import collect_userspace_exits
 from kvmtrace.spans.vm_exits import collect_vm_exits
+from kvmtrace.spans.vmm_stays import collect_userspace_exits
 from kvmtrace.stats.rows import Budget, VcpuRow
 from kvmtrace.stats.vcpus import Identities
 

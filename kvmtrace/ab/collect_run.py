@@ -15,7 +15,7 @@ from kvmtrace.spans.keys import KeyIndex
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
-from kvmtrace.spans.userspace import find_userspace_stays
+from kvmtrace.spans.vmm_stays import find_userspace_stays
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_OFF
 
 if TYPE_CHECKING:

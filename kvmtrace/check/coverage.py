@@ -11,8 +11,8 @@ from kvmtrace._native import automaton as compiled
 from kvmtrace._native.automaton import StepColumns
 from kvmtrace.check.alphabet import CLASS_NAMES, N_STEPS
 from kvmtrace.check.observability import Capability
-from kvmtrace.check.registry import registry
 from kvmtrace.check.rule import SUSPICION
+from kvmtrace.check.rule_registry import registry
 from kvmtrace.check.side_rows import is_explained, own_side_events
 from kvmtrace.check.state_machine import STATE_NAMES, UNKNOWN, model_edges
 from kvmtrace.check.verdict import Comparison, Coverage, NotChecked, PartNotSeen, TransitionCount

@@ -16,8 +16,8 @@ from kvmtrace.check.excerpt import EXPECTATIONS, make_excerpt
 from kvmtrace.check.findings import Findings, merged
 from kvmtrace.check.fpu_on_demand import without_fpu
 from kvmtrace.check.observability import Evidence, find_capability
-from kvmtrace.check.registry import all_rules, is_own
 from kvmtrace.check.rule import Found
+from kvmtrace.check.rule_registry import all_rules, is_own
 from kvmtrace.check.state_machine import compile_automaton, take_steps
 from kvmtrace.check.thread_events import build_sequence, vcpu_tids
 from kvmtrace.check.vcpu_lanes import VcpuLanes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.check.injections import injections_of
+from kvmtrace.check.injected_events import injections_of
 from kvmtrace.check.userspace_changes import may_have_changed
 from kvmtrace.isa.registry import BY_NUMBER
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvmtrace.check.excerpt import Excerpt
-    from kvmtrace.check.injections import Injection
+    from kvmtrace.check.injected_events import Injection
 
 
 @dataclass

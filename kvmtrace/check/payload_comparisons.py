@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import USERSPACE
+from kvmtrace.check.exit_conditions import port_access
 from kvmtrace.check.instruction_bytes import is_string
-from kvmtrace.check.predicates import port_access
 from kvmtrace.check.rip_continuity import rip_unwound
 from kvmtrace.model.predicates import CHECKS
 

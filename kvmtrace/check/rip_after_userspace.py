@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import USERSPACE
-from kvmtrace.check.predicates import next_rip, port_access, userspace_fields
+from kvmtrace.check.exit_conditions import next_rip, port_access, userspace_fields
 from kvmtrace.check.rip_continuity import fits, overridden, portions_of
 from kvmtrace.check.rule import RowPart
 from kvmtrace.check.userspace_changes import may_have_changed
 from kvmtrace.isa.base import RipClass
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_IO, describe_userspace_exit
 from kvmtrace.model.predicates import CHECKS
-from kvmtrace.model.userspace import COMPLETED
+from kvmtrace.model.userspace_actions import COMPLETED
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.decoding import decodes, failed_segments
 from kvmtrace.check.excerpt import is_port_access, owed_events
+from kvmtrace.check.exit_conditions import holds, needs_of
 from kvmtrace.check.instruction_bytes import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
-from kvmtrace.check.predicates import holds, needs_of
 from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR, decode_intr_info
 from kvmtrace.model.injection import RESET_RIPS, SMI_RIP, SOFT_VECTORS
 from kvmtrace.model.thresholds import threshold
-from kvmtrace.model.userspace import EXECUTED_EVENTS
+from kvmtrace.model.userspace_actions import EXECUTED_EVENTS
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:

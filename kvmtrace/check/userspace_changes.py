@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.kvm.ioctls import IOCTL_NUMBERS
-from kvmtrace.model.userspace import SETTER_TRACES, STATE_SETTERS
+from kvmtrace.model.userspace_actions import SETTER_TRACES, STATE_SETTERS
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:

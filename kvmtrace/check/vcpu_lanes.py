@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS
-from kvmtrace.model.vcpus import RUN_BEGINS, RUN_ENDS, VCPU_IDENTITY
+from kvmtrace.model.vcpu_sources import RUN_BEGINS, RUN_ENDS, VCPU_IDENTITY
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.check.thread_events import Sequence
-    from kvmtrace.model.vcpus import Identity
+    from kvmtrace.model.vcpu_sources import Identity
 
     Positions = NDArray[np.intp]
     Lanes = NDArray[np.int64]

@@ -80,7 +80,7 @@ def command(*, files: tuple[str, ...], output_format: str, limit: int, require: 
 
 def _rule_names(words: str) -> tuple[str, ...]:
     """Return the rules named by --require."""
-    from kvmtrace.check.registry import all_rules
+    from kvmtrace.check.rule_registry import all_rules
 
     names = tuple(name for name in words.replace(" ", "").split(",") if name)
     unknown = [name for name in names if name not in all_rules()]

@@ -16,8 +16,8 @@ from kvmtrace.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvmtrace.fleet.job import Progress
     from kvmtrace.fleet.reduce import Fleet
+    from kvmtrace.fleet.summarizing import Progress
     from kvmtrace.render.terminal import Style
 
 SHOW_EVERY_S = 0.2
@@ -90,9 +90,9 @@ def summarize(
     A recording whose summary is there already is not read again. What cannot be summarised becomes a row in the
     failures of DEST; Ctrl-C leaves what is done, and the same command goes on.
     """
-    from kvmtrace.fleet.engine import Engine
-    from kvmtrace.fleet.job import FAILED, summarize_all
+    from kvmtrace.fleet.executors import Engine
     from kvmtrace.fleet.sources import find_sources
+    from kvmtrace.fleet.summarizing import FAILED, summarize_all
     from kvmtrace.render.text.fleet_text import render_progress
 
     chosen = Engine(engine, workers, scheduler, memory_limit)

@@ -56,7 +56,7 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _is_recording(path: Path) -> bool:
-    from kvmtrace.formats.registry import is_recording
+    from kvmtrace.formats.known_formats import is_recording
     from kvmtrace.formats.summary import is_summary
 
     try:

@@ -13,8 +13,8 @@ import numpy as np
 
 from kvmtrace.spans.row_columns import userspace_columns, vm_exit_columns
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
-from kvmtrace.spans.userspace import USERSPACE_DTYPE, userspace_rows
 from kvmtrace.spans.vm_exits import EXIT_DTYPE, VmExitRows
+from kvmtrace.spans.vmm_stays import USERSPACE_DTYPE, userspace_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.spans.keys import Counter
 from kvmtrace.spans.lane_keys import ERRNO_NOT_TOLD, signed32, split_pair
 from kvmtrace.spans.lanes import Step
-from kvmtrace.spans.userspace import find_userspace_stays
+from kvmtrace.spans.vmm_stays import find_userspace_stays
 from kvmtrace.stats.durations import Samples, Summary
 from kvmtrace.stats.rows import UserspaceExitRow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmtrace.check.engine import check_recording
-from kvmtrace.check.registry import all_rules
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.formats import open_recording
 
 RULES = all_rules()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmtrace.check.engine import check_recording
-from kvmtrace.formats.registry import open_recording
+from kvmtrace.formats.known_formats import open_recording
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from kvmtrace.check.engine import Checker, check_recording
 from kvmtrace.check.examples import text_trace
 from kvmtrace.check.excerpt import EXPECTATIONS, ISA_OF_ROW
 from kvmtrace.check.observability import IRQ_FLAGS
-from kvmtrace.check.registry import all_rules
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.formats import open_recording
 
 if TYPE_CHECKING:

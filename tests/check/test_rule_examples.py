@@ -8,7 +8,7 @@ import pytest
 
 from kvmtrace.check.engine import check_recording
 from kvmtrace.check.examples import text_trace
-from kvmtrace.check.registry import all_rules
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.formats import open_recording
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.fleet.engine import Engine
+from kvmtrace.fleet.executors import Engine
 from kvmtrace.fleet.fleet_report import build_fleet_report
-from kvmtrace.fleet.job import summarize_all
 from kvmtrace.fleet.reduce import Fleet
 from kvmtrace.fleet.sources import find_sources
+from kvmtrace.fleet.summarizing import summarize_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

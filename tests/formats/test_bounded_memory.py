@@ -15,7 +15,7 @@ from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import FormatError
 from kvmtrace.formats.arrow import arrow_reading, arrow_writing
-from kvmtrace.formats.registry import open_recording, recognise
+from kvmtrace.formats.known_formats import open_recording, recognise
 
 LIMIT_MB = 300  # of the whole process; it takes 80 to 130 to start
 LARGE = 128 << 20

@@ -19,7 +19,7 @@ from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import FormatError
 from kvmtrace.formats.common.loss import lost_by_cpu_stats
-from kvmtrace.formats.registry import recognise
+from kvmtrace.formats.known_formats import recognise
 from kvmtrace.table.format_text import parse_event_format, parse_header_page, validate_header_event
 
 FACTOR, TIMES = 4, 5

@@ -16,7 +16,7 @@ from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.formats.arrow import arrow_writing
-from kvmtrace.formats.registry import open_recording, recognise
+from kvmtrace.formats.known_formats import open_recording, recognise
 from kvmtrace.formats.trace_dat.trace_dat_layout import read_trace_dat
 from kvmtrace.table.format_text import DATA_LOC, REL_LOC, parse_event_format
 

@@ -14,7 +14,7 @@ from writers.trace_dat import TraceDatWriter
 
 from kvmtrace.errors import KvmtraceError
 from kvmtrace.formats.arrow import arrow_writing as arrow
-from kvmtrace.formats.registry import recognise
+from kvmtrace.formats.known_formats import recognise
 
 NUMBERS = [0, 1, 8, 16, 0x7F, 0xFF, 4096, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63, 2**64 - 1]
 

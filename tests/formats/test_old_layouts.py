@@ -11,7 +11,7 @@ from writers.packing import unpacked
 
 from kvmtrace.check.engine import check_recording
 from kvmtrace.formats import open_recording
-from kvmtrace.formats.registry import recognise
+from kvmtrace.formats.known_formats import recognise
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 BEFORE_5_10 = ((b"info2;", b"xnfo2;"), (b"intr_info;", b"info2;    "), (b"error_code;", b"xrror_code;"),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kvmtrace.check.registry import all_rules
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.isa.registry import BY_NAME, NAMES
 from kvmtrace.model.states import STATES
 from kvmtrace.model.transitions import TRANSITIONS

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.check import guards, payload_comparisons, predicates
+from kvmtrace.check import exit_conditions, guards, payload_comparisons
 from kvmtrace.check.alphabet import CLASS_NAMES, N_CLASSES
 from kvmtrace.check.excerpt import EXPECTATIONS
-from kvmtrace.check.registry import all_rules
 from kvmtrace.check.rule import SUSPICION, VIOLATION
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.check.state_machine import next_states, rows_for
 from kvmtrace.isa.registry import ISAS
 from kvmtrace.model.predicates import CHECKS, PREDICATES
@@ -83,7 +83,7 @@ def test_words_and_functions_are_the_same() -> None:
     unless = {name for row in ROWS for must in row.must for name in must.unless}
     rip_when = {name for row in ROWS for name, _ in row.rip_when}
     # "string" tells how port accesses go on
-    assert predicates.REGISTERED.keys() == PREDICATES.keys() == unless | rip_when | {"string"}
+    assert exit_conditions.REGISTERED.keys() == PREDICATES.keys() == unless | rip_when | {"string"}
     assert {name for row in ROWS for name in row.checks} == CHECKS.keys()
     in_v5 = {name for name, check in CHECKS.items() if check.rule == "V5"}
     assert payload_comparisons.REGISTERED.keys() == in_v5
@@ -170,7 +170,7 @@ def _needs(rule: Rule) -> Iterator[str]:
             yield from need.split("|")
 
 
-MODEL_FILES = ("ordering", "injection", "userspace", "thresholds", "states", "transitions", "predicates")
+MODEL_FILES = ("ordering", "injection", "userspace_actions", "thresholds", "states", "transitions", "predicates")
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)

@@ -1,1 +1,1 @@
-"""The rules, one file each; kvmtrace.check.registry finds them."""
+"""The rules, one file each; kvmtrace.check.rule_registry finds them."""

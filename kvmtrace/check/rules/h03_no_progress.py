@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY
-from kvmtrace.check.injections import injections_of
+from kvmtrace.check.injected_events import injections_of
 from kvmtrace.check.rule import SUSPICION, Rule
 from kvmtrace.check.runs_of_exits import report_runs
 from kvmtrace.model.states import PROGRESS_EVENTS

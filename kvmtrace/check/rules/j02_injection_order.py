@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import EXIT
-from kvmtrace.check.injections import VIRQ_VECTOR, injections_of
+from kvmtrace.check.injected_events import VIRQ_VECTOR, injections_of
 from kvmtrace.check.rule import VIOLATION, Rule
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY
-from kvmtrace.check.injections import VIRQ_VECTOR, injections_of
+from kvmtrace.check.injected_events import VIRQ_VECTOR, injections_of
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.isa.words import INTR_INFO_VALID, INTR_TYPE_NMI
 

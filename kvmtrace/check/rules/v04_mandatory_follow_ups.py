@@ -10,11 +10,11 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY, EXIT, mask_of
 from kvmtrace.check.decoding import decodes, failed_segments
 from kvmtrace.check.excerpt import EXPECTATIONS, class_of_kind
+from kvmtrace.check.exit_conditions import any_holds, complete, needs_of
 from kvmtrace.check.findings import constant
 from kvmtrace.check.halted_vcpus import slept
 from kvmtrace.check.instruction_bytes import CS_L, is_string
 from kvmtrace.check.mmio_chain import MMIO_WRITE
-from kvmtrace.check.predicates import any_holds, complete, needs_of
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
 from kvmtrace.isa.base import RipClass
 from kvmtrace.model.thresholds import threshold

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, USERSPACE
-from kvmtrace.check.predicates import next_rip, port_access
+from kvmtrace.check.exit_conditions import next_rip, port_access
 from kvmtrace.check.rip_continuity import (
     describe_continuation,
     fits,

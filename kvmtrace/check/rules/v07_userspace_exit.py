@@ -9,8 +9,8 @@ import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, USERSPACE
 from kvmtrace.check.excerpt import is_port_access
+from kvmtrace.check.exit_conditions import holds, needs_of, userspace_fields
 from kvmtrace.check.findings import constant
-from kvmtrace.check.predicates import holds, needs_of, userspace_fields
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
 from kvmtrace.isa.base import RipClass
 from kvmtrace.kvm.apic import APIC_TASKPRI
@@ -24,7 +24,7 @@ from kvmtrace.kvm.userspace_exits import (
     describe_userspace_exit,
 )
 from kvmtrace.model.states import LAPIC_EVENTS, NESTED_EVENTS
-from kvmtrace.model.userspace import CONTINUED, CONTINUED_EVENTS
+from kvmtrace.model.userspace_actions import CONTINUED, CONTINUED_EVENTS
 from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:

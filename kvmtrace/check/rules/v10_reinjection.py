@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.check.injections import VIRQ_VECTOR, check_causes
+from kvmtrace.check.injected_events import VIRQ_VECTOR, check_causes
 from kvmtrace.check.observability import VECTORING
 from kvmtrace.check.rule import VIOLATION, Rule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.formats.registry import Format
+from kvmtrace.formats.known_formats import Format
 
 if TYPE_CHECKING:
     from kvmtrace.formats.source import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kvmtrace.formats.registry import Format
+from kvmtrace.formats.known_formats import Format
 
 if TYPE_CHECKING:
     from kvmtrace.formats.source import Source

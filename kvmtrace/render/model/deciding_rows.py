@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.check.registry import all_rules
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
-from kvmtrace.model import injection, ordering, side_events, states, transitions, userspace, vcpus, wake_ups
+from kvmtrace.model import (
+    injection,
+    ordering,
+    side_events,
+    states,
+    transitions,
+    userspace_actions,
+    vcpu_sources,
+    wake_ups,
+)
 from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.thresholds import THRESHOLDS
 
@@ -72,9 +81,11 @@ def deciding_rows() -> dict[str, Any]:
             "hardware_delivery": list(wake_ups.HARDWARE_DELIVERY),
         },
         "vcpus": {
-            "identity": {f"{row.kind}.{row.field}": f"{row.sentence} ({row.step})" for row in vcpus.VCPU_IDENTITY},
-            "run_begins": list(vcpus.RUN_BEGINS),
-            "run_ends": list(vcpus.RUN_ENDS),
+            "identity": {
+                f"{row.kind}.{row.field}": f"{row.sentence} ({row.step})" for row in vcpu_sources.VCPU_IDENTITY
+            },
+            "run_begins": list(vcpu_sources.RUN_BEGINS),
+            "run_ends": list(vcpu_sources.RUN_ENDS),
         },
         "injection": {
             "injected_by": {kind: list(types) for kind, types in injection.INJECTED_BY.items()},
@@ -88,12 +99,12 @@ def deciding_rows() -> dict[str, Any]:
             "init_delivery_mode": injection.INIT_DELIVERY_MODE,
         },
         "userspace": {
-            "state_setters": list(userspace.STATE_SETTERS),
-            "setter_traces": list(userspace.SETTER_TRACES),
-            "completed": [describe_userspace_exit_reason(reason) for reason in userspace.COMPLETED],
-            "continued": [describe_userspace_exit_reason(reason) for reason in userspace.CONTINUED],
-            "continued_events": list(userspace.CONTINUED_EVENTS),
-            "executed_events": list(userspace.EXECUTED_EVENTS),
+            "state_setters": list(userspace_actions.STATE_SETTERS),
+            "setter_traces": list(userspace_actions.SETTER_TRACES),
+            "completed": [describe_userspace_exit_reason(reason) for reason in userspace_actions.COMPLETED],
+            "continued": [describe_userspace_exit_reason(reason) for reason in userspace_actions.CONTINUED],
+            "continued_events": list(userspace_actions.CONTINUED_EVENTS),
+            "executed_events": list(userspace_actions.EXECUTED_EVENTS),
         },
     }
 

@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace.check.registry import all_rules
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.isa.base import EXIT_KINDS
 from kvmtrace.isa.registry import BY_NAME, NAMES
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason

@@ -10,8 +10,8 @@ from kvmtrace.render.terminal import Column, count, duration, escape, percent, p
 if TYPE_CHECKING:
     from kvmtrace.fleet.cohorts import Change, FleetComparison
     from kvmtrace.fleet.fleet_report import FindingRow, FleetReport
-    from kvmtrace.fleet.job import Progress
     from kvmtrace.fleet.outliers import Outlier
+    from kvmtrace.fleet.summarizing import Progress
     from kvmtrace.render.terminal import Style
 
 ROWS = 20  # of a table, unless all are asked for

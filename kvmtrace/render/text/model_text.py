@@ -221,7 +221,7 @@ def _rules(model: Comparison, style: Style) -> list[str]:
 
 def meaning_of(rule: str) -> str:
     """Return a rule's sentence, "" if the model has none for it."""
-    from kvmtrace.check.registry import all_rules
+    from kvmtrace.check.rule_registry import all_rules
 
     known = all_rules().get(rule)
     return known.title if known else ""

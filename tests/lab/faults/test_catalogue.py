@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults.catalogue import FAULTS, Fault, apply_fault
-from kvmtrace.check.registry import all_rules
+from kvmtrace.check.rule_registry import all_rules
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""The registry of formats: content decides, a new format is a folder and a line, no source is read without an end."""
+"""The known formats: content decides, a new format is a folder and a line, no source is read without an end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 import kvmtrace
 from kvmtrace.errors import FormatError, UsageError
 from kvmtrace.formats import open_recording, source
-from kvmtrace.formats.registry import FORMATS, known_formats
+from kvmtrace.formats.known_formats import FORMATS, known_formats
 
 ROOT = Path(kvmtrace.__file__).parent
 FIXTURE = ROOT.parent / "fixtures" / "svm-6.1-smp.dat"
 
 TOY = '''"""A toy: a folder with one file of events, `seconds event: text` each."""
 
-from kvmtrace.formats.registry import Format
+from kvmtrace.formats.known_formats import Format
 
 
 def _sniff(source):
@@ -56,8 +56,8 @@ def test_a_new_format_is_a_folder_and_a_line(tmp_path):
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "formats" / "toy").mkdir()
     (copy / "formats" / "toy" / "__init__.py").write_text(TOY)
-    registry = copy / "formats" / "registry.py"
-    registry.write_text(registry.read_text().replace('    "arrow",\n', '    "arrow",\n    "toy",\n'))
+    formats = copy / "formats" / "known_formats.py"
+    formats.write_text(formats.read_text().replace('    "arrow",\n', '    "arrow",\n    "toy",\n'))
     recorded = tmp_path / "recorded"
     recorded.mkdir()
     (recorded / "toy.events").write_text(EVENTS)
@@ -75,7 +75,7 @@ def test_every_format_is_listed_with_what_it_needs():
 
 
 def test_looking_for_the_format_imports_no_decoder():
-    code = "import sys; from kvmtrace.formats.registry import known_formats; list(known_formats()); print(*sys.modules)"
+    code = "import sys; from kvmtrace.formats import known_formats as f; list(f.known_formats()); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "pyarrow", "zstandard"} & set(done.stdout.split())
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvmtrace.errors import CapabilityError, UsageError
-from kvmtrace.fleet.engine import Engine, Failed, run_tasks
-from kvmtrace.fleet.job import summarize_all
+from kvmtrace.fleet.executors import Engine, Failed, run_tasks
 from kvmtrace.fleet.reduce import Fleet
 from kvmtrace.fleet.sources import find_sources
 from kvmtrace.fleet.store import Store
+from kvmtrace.fleet.summarizing import summarize_all
 from kvmtrace.formats import open_recording
 from kvmtrace.report.build import build_report
 from kvmtrace.stats.exponential_histogram import RELATIVE_ERROR, merged, quantile_ns
@@ -141,7 +141,7 @@ def test_a_worker_killed_in_mid_run_changes_nothing(engine: Engine, tmp_path: Pa
 
 
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmtrace.fleet.engine.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("kvmtrace.fleet.executors.CONNECT_SECONDS", 0.5)
     with pytest.raises(CapabilityError, match="no Dask scheduler answers at"):
         run_tasks(Engine("dask", scheduler="tcp://127.0.0.1:9"), str, ["x"], lambda *_: None)
 

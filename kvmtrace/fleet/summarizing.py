@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from kvmtrace.errors import KvmtraceError
-from kvmtrace.fleet.engine import Failed, run_tasks
+from kvmtrace.fleet.executors import Failed, run_tasks
 from kvmtrace.fleet.sources import at_hand
 from kvmtrace.fleet.store import Store
 from kvmtrace.fleet.summarize import checksum_of, summarize
@@ -19,7 +19,7 @@ from kvmtrace.fleet.summarize import checksum_of, summarize
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kvmtrace.fleet.engine import Engine
+    from kvmtrace.fleet.executors import Engine
 
 ATTEMPTS = 3  # of reading a source or writing its summary
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # trying again does not help
