@@ -162,6 +162,29 @@ def test_circles_are_found(tmp_path: Path) -> None:
     assert sorted(find_circle(import_graph(package))) == ["toy.b", "toy.c"]
 
 
+def test_no_file_name_is_there_twice() -> None:
+    """Whoever is told a file's name finds one file."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.stem not in {"__init__", "__main__"}:
+            places.setdefault(path.name, []).append(str(path.relative_to(PACKAGE)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+LONGEST_FUNCTION = 60  # lines, with signature and docstring
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = [
+        f"{path.relative_to(PACKAGE)}: {node.name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+    ]
+    assert not long
+
+
 def imported_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -210,6 +210,33 @@ def _longest(
     return longest
 
 
+def _of_violations(segments: Segments, violations: Iterable[Violation]) -> list[int]:
+    """Return the segment in which each violation of a shown thread lies."""
+    wanted = []
+    for violation in violations:
+        if violation.tid in segments.tids:
+            own = np.flatnonzero(segments.thread == segments.tids.index(violation.tid))
+            if len(own):
+                at = np.searchsorted(segments.ts_ns[own], violation.ts_ns, "right") - 1
+                wanted.append(int(own[max(int(at), 0)]))
+    return wanted
+
+
+def _describe(view: _View, at: int, dur_ns: int, why: str) -> ChosenExit:
+    segments = view.segments
+    tid = segments.tids[int(segments.thread[at])]
+    return ChosenExit(
+        view.lane_of[tid],
+        int(segments.ts_ns[at]) - view.start_ns,
+        dur_ns,
+        segments.reasons[int(segments.reason[at])],
+        int(segments.guest_rip[at]),
+        why,
+        int(view.numbers[at]) or None,
+        tid,
+    )
+
+
 def build_timeline(
     segments: Segments,
     labels: Mapping[int, str],
@@ -247,27 +274,12 @@ def build_timeline(
     lane_of = {tid: i for i, tid in enumerate(lane.tid for lane in lanes)}
     exits = _find_exits(segments)
     chosen = _choose(segments, exits)
-    wanted = [segment for _, segment, _ in chosen]
-    for violation in violations:
-        if violation.tid in segments.tids:
-            own = np.flatnonzero(segments.thread == segments.tids.index(violation.tid))
-            if len(own):
-                at = np.searchsorted(segments.ts_ns[own], violation.ts_ns, "right") - 1
-                wanted.append(int(own[max(int(at), 0)]))
+    wanted = [segment for _, segment, _ in chosen] + _of_violations(segments, violations)
     begins = _begins(segments)
     view = _View(segments, start, _codes(segments), begins, _numbers(segments, begins, counts or {}), lane_of)
     complete = len(segments) <= MAX_SEGMENTS
     described = tuple(
-        ChosenExit(
-            lane_of[segments.tids[int(segments.thread[at])]],
-            int(segments.ts_ns[at]) - start,
-            int(exits.dur_ns[i]),
-            segments.reasons[int(segments.reason[at])],
-            int(segments.guest_rip[at]),
-            why,
-            int(view.numbers[at]) or None,
-            segments.tids[int(segments.thread[at])],
-        )
+        _describe(view, at, int(exits.dur_ns[i]), why)
         for i, at, why in sorted(chosen, key=lambda item: -int(exits.dur_ns[item[0]]))
     )
     return Timeline(

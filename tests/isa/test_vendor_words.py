@@ -77,3 +77,49 @@ def test_the_search_finds_what_it_should() -> None:
 def test_no_module_or_folder_is_called_after_an_isa() -> None:
     names = {isa.name for isa in ISAS}
     assert not [path for path in modules() if names & set(re.split(r"[_.]", path.name))]
+
+
+# what an ISA puts into these fields, bit by bit, only its decoders know; formats/ only moves them
+EXIT_FIELDS = {
+    "info1",
+    "info2",
+    "intr_info",
+    "exit_qualification",
+    "vectoring_field",
+    "fault_address_field",
+    "hsr",
+    "esr",
+}
+BITS = (ast.BitAnd, ast.BitOr, ast.BitXor, ast.LShift, ast.RShift)
+UINT32 = 0xFFFFFFFF  # widths are no bit positions
+
+
+def bits_of_exit_fields(source: str) -> list[str]:
+    """Return the expressions of a module that take single bits of an exit's fields."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, BITS):
+            continue
+        inner = list(ast.walk(node))
+        words = {word for child in inner for word in _names(child)}
+        words |= {child.value for child in inner if isinstance(child, ast.Constant) and isinstance(child.value, str)}
+        numbers = {child.value for child in inner if isinstance(child, ast.Constant) and isinstance(child.value, int)}
+        if words & EXIT_FIELDS and numbers - {UINT32}:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_bit_of_an_exits_fields_is_known_outside_isa(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] != "formats":
+        assert bits_of_exit_fields(path.read_text()) == []
+
+
+def test_bits_are_found() -> None:
+    assert bits_of_exit_fields('x = exit["info1"] & 0xFFFFFFFF') == []
+    for code in (
+        'x = exit["info1"] >> 16',
+        "x = row.intr_info & 0x80000000",
+        "x = (self.get(isa.vectoring_field) & 0xFF) == 3",
+    ):
+        assert bits_of_exit_fields(code), code

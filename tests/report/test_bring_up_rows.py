@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from kvmtrace.bring_up.followed import BringUp, Step, VmmStart, VmmStep
 from kvmtrace.render.bring_up_rows import ASKED, chosen, outcomes, timeline
-from kvmtrace.render.html.html_tables import bring_up_tables
+from kvmtrace.render.html.bring_up_tables import bring_up_tables
 from kvmtrace.render.terminal import Style
 from kvmtrace.render.text.bring_up_text import bring_up_sections
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
 from kvmtrace.render.html.charts import part_class
-from kvmtrace.render.html.html_tables import Cell, HtmlTable
+from kvmtrace.render.html.html_cells import Cell, HtmlTable
 from kvmtrace.render.html.page import PARTS, html_environment
 from kvmtrace.render.terminal import count, duration, escape
 from kvmtrace.render.text.compare_text import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace import __version__
-from kvmtrace.render.html.html_tables import Cell, HtmlTable
+from kvmtrace.render.html.html_cells import Cell, HtmlTable
 from kvmtrace.render.html.page import html_environment
 from kvmtrace.render.terminal import count, duration, escape, plural
 from kvmtrace.render.text.fleet_text import describe_outlier, describe_ratio, describe_value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace import __version__
 from kvmtrace.render.headline import headline
 from kvmtrace.render.html import charts, html_tables, timeline_data
+from kvmtrace.render.html.bring_up_tables import bring_up_tables
 from kvmtrace.render.terminal import Style, count, duration, escape, percent, plural
 from kvmtrace.render.text.event_fields import describe_fields
 from kvmtrace.render.text.header_text import capture_line, filter_line, is_lossy, loss_line
@@ -187,7 +188,7 @@ def _bring_up(report: Report) -> dict[str, Any]:
     accelerators = ", ".join(tried.sentence for tried in made.vmm.accelerators) if made.vmm else ""
     tried = f" Accelerator: {accelerators}." if accelerators else ""
     return {
-        "bring_up": html_tables.bring_up_tables(made),
+        "bring_up": bring_up_tables(made),
         "bring_up_summary": f"{plural(len(made.objects), 'object')}, {plural(len(made.steps), 'call')}: "
         f"{verdict}{explained}.{tried}",
     }

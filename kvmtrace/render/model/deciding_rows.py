@@ -39,6 +39,88 @@ def rule_as_dict(rule: Rule) -> dict[str, Any]:
     }
 
 
+def _ordering_rows() -> dict[str, Any]:
+    """Return which step may follow which."""
+    return {
+        "within_an_exit": [order._asdict() for order in ordering.ORDER],
+        "call_steps": list(ordering.CALL_STEPS),
+        "never_next": {step: sorted(never) for step, never in ordering.NEVER_NEXT.items()},
+        "never_next_if_paired": {step: sorted(never) for step, never in ordering.NEVER_NEXT_IF_PAIRED.items()},
+        "new_call": list(ordering.STEPS_OF_A_NEW_CALL),
+        "preparation": list(ordering.PREPARATION),
+        "run_steps": list(ordering.RUN_STEPS),
+        "return_steps": list(ordering.RETURN_STEPS),
+        "fast_path_events": sorted(ordering.FAST_PATH_EVENTS),
+        "not_on_fast_path": sorted(ordering.NOT_ON_FAST_PATH),
+        "fast_path_msrs": {f"{msr:#x}": name for msr, name in ordering.FAST_PATH_MSRS.items()},
+        "fpu_bracket": list(ordering.FPU_BRACKET),
+        "exclusive": [list(pair) for pair in ordering.EXCLUSIVE],
+        "follow_up_states": sorted(transitions.FOLLOW_UP_STATES),
+        "late_exit_states": sorted(transitions.LATE_EXIT_STATES),
+        "guest_events": sorted(transitions.GUEST_EVENTS),
+        "nested_events": list(states.NESTED_EVENTS),
+        "vcpu_events": list(states.VCPU_EVENTS),
+        "progress_events": list(states.PROGRESS_EVENTS),
+        "lapic_events": list(states.LAPIC_EVENTS),
+        "stand_ins": states.STAND_INS,
+        "lifecycle_parts": {part: list(steps) for part, steps in states.LIFECYCLE_PARTS.items()},
+    }
+
+
+def _side_event_rows() -> dict[str, Any]:
+    """Return what happens beside the lifecycle."""
+    return {
+        "places": dict(side_events.PLACES),
+        "rows": {kind: row._asdict() for kind, row in side_events.SIDE_EVENTS.items()},
+        "icr_busy": side_events.ICR_BUSY,
+        "vmm_prefix": side_events.VMM_PREFIX,
+    }
+
+
+def _wake_up_rows() -> dict[str, Any]:
+    """Return what ends an HLT."""
+    return {
+        "wakes_from_hlt": list(wake_ups.WAKES_FROM_HLT),
+        "hardware_delivery": list(wake_ups.HARDWARE_DELIVERY),
+    }
+
+
+def _vcpu_rows() -> dict[str, Any]:
+    """Return which vCPU a KVM_RUN is of."""
+    return {
+        "identity": {f"{row.kind}.{row.field}": f"{row.sentence} ({row.step})" for row in vcpu_sources.VCPU_IDENTITY},
+        "run_begins": list(vcpu_sources.RUN_BEGINS),
+        "run_ends": list(vcpu_sources.RUN_ENDS),
+    }
+
+
+def _injection_rows() -> dict[str, Any]:
+    """Return what is injected, and by which event."""
+    return {
+        "injected_by": {kind: list(types) for kind, types in injection.INJECTED_BY.items()},
+        "legal_losses": injection.LEGAL_LOSSES,
+        "soft_vectors": list(injection.SOFT_VECTORS),
+        "reset_rips": {f"{rip:#x}": why for rip, why in injection.RESET_RIPS.items()},
+        "smi_rip": injection.SMI_RIP,
+        "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},
+        "auto_eoi": injection.AUTO_EOI,
+        "not_traced_beside": {event: list(others) for event, others in injection.NOT_TRACED_BESIDE.items()},
+        "init_delivery_mode": injection.INIT_DELIVERY_MODE,
+    }
+
+
+def _userspace_rows() -> dict[str, Any]:
+    """Return what userspace may do between two KVM_RUNs."""
+    return {
+        "state_setters": list(userspace_actions.STATE_SETTERS),
+        "setter_traces": list(userspace_actions.SETTER_TRACES),
+        "completed": [describe_userspace_exit_reason(reason) for reason in userspace_actions.COMPLETED],
+        "continued": [describe_userspace_exit_reason(reason) for reason in userspace_actions.CONTINUED],
+        "continued_events": list(userspace_actions.CONTINUED_EVENTS),
+        "executed_events": list(userspace_actions.EXECUTED_EVENTS),
+    }
+
+
 def deciding_rows() -> dict[str, Any]:
     """Return these tables as one JSON-ready object."""
     return {
@@ -46,66 +128,12 @@ def deciding_rows() -> dict[str, Any]:
         "predicates": {name: asdict(predicate) for name, predicate in PREDICATES.items()},
         "checks": {name: asdict(check) for name, check in CHECKS.items()},
         "thresholds": {name: row._asdict() for name, row in THRESHOLDS.items()},
-        "ordering": {
-            "within_an_exit": [order._asdict() for order in ordering.ORDER],
-            "call_steps": list(ordering.CALL_STEPS),
-            "never_next": {step: sorted(never) for step, never in ordering.NEVER_NEXT.items()},
-            "never_next_if_paired": {step: sorted(never) for step, never in ordering.NEVER_NEXT_IF_PAIRED.items()},
-            "new_call": list(ordering.STEPS_OF_A_NEW_CALL),
-            "preparation": list(ordering.PREPARATION),
-            "run_steps": list(ordering.RUN_STEPS),
-            "return_steps": list(ordering.RETURN_STEPS),
-            "fast_path_events": sorted(ordering.FAST_PATH_EVENTS),
-            "not_on_fast_path": sorted(ordering.NOT_ON_FAST_PATH),
-            "fast_path_msrs": {f"{msr:#x}": name for msr, name in ordering.FAST_PATH_MSRS.items()},
-            "fpu_bracket": list(ordering.FPU_BRACKET),
-            "exclusive": [list(pair) for pair in ordering.EXCLUSIVE],
-            "follow_up_states": sorted(transitions.FOLLOW_UP_STATES),
-            "late_exit_states": sorted(transitions.LATE_EXIT_STATES),
-            "guest_events": sorted(transitions.GUEST_EVENTS),
-            "nested_events": list(states.NESTED_EVENTS),
-            "vcpu_events": list(states.VCPU_EVENTS),
-            "progress_events": list(states.PROGRESS_EVENTS),
-            "lapic_events": list(states.LAPIC_EVENTS),
-            "stand_ins": states.STAND_INS,
-            "lifecycle_parts": {part: list(steps) for part, steps in states.LIFECYCLE_PARTS.items()},
-        },
-        "side_events": {
-            "places": dict(side_events.PLACES),
-            "rows": {kind: row._asdict() for kind, row in side_events.SIDE_EVENTS.items()},
-            "icr_busy": side_events.ICR_BUSY,
-            "vmm_prefix": side_events.VMM_PREFIX,
-        },
-        "wake_ups": {
-            "wakes_from_hlt": list(wake_ups.WAKES_FROM_HLT),
-            "hardware_delivery": list(wake_ups.HARDWARE_DELIVERY),
-        },
-        "vcpus": {
-            "identity": {
-                f"{row.kind}.{row.field}": f"{row.sentence} ({row.step})" for row in vcpu_sources.VCPU_IDENTITY
-            },
-            "run_begins": list(vcpu_sources.RUN_BEGINS),
-            "run_ends": list(vcpu_sources.RUN_ENDS),
-        },
-        "injection": {
-            "injected_by": {kind: list(types) for kind, types in injection.INJECTED_BY.items()},
-            "legal_losses": injection.LEGAL_LOSSES,
-            "soft_vectors": list(injection.SOFT_VECTORS),
-            "reset_rips": {f"{rip:#x}": why for rip, why in injection.RESET_RIPS.items()},
-            "smi_rip": injection.SMI_RIP,
-            "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},
-            "auto_eoi": injection.AUTO_EOI,
-            "not_traced_beside": {event: list(others) for event, others in injection.NOT_TRACED_BESIDE.items()},
-            "init_delivery_mode": injection.INIT_DELIVERY_MODE,
-        },
-        "userspace": {
-            "state_setters": list(userspace_actions.STATE_SETTERS),
-            "setter_traces": list(userspace_actions.SETTER_TRACES),
-            "completed": [describe_userspace_exit_reason(reason) for reason in userspace_actions.COMPLETED],
-            "continued": [describe_userspace_exit_reason(reason) for reason in userspace_actions.CONTINUED],
-            "continued_events": list(userspace_actions.CONTINUED_EVENTS),
-            "executed_events": list(userspace_actions.EXECUTED_EVENTS),
-        },
+        "ordering": _ordering_rows(),
+        "side_events": _side_event_rows(),
+        "wake_ups": _wake_up_rows(),
+        "vcpus": _vcpu_rows(),
+        "injection": _injection_rows(),
+        "userspace": _userspace_rows(),
     }
 
 
