@@ -13,7 +13,7 @@ from kvmtrace._native.arrays import filled, given
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SEED = int.from_bytes(os.urandom(8), "little")
+SEED = int.from_bytes(os.urandom(8), "little")
 _FIRST_SLOTS = 64
 
 
@@ -41,7 +41,7 @@ class KeyNumbers:
         table.key, table.number = filled(self._slot_key), filled(self._slot_number)
         table.n_slots, table.known = len(self._slot_key), filled(self._known)
         n_known = np.array([self._n], np.int64)
-        done: int = lib.number_keys(given(keys), len(keys), _SEED, table, filled(n_known), filled(out))
+        done: int = lib.number_keys(given(keys), len(keys), SEED, table, filled(n_known), filled(out))
         self._n = int(n_known[0])
         return done
 

@@ -83,6 +83,27 @@ int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first,
 			  const uint16_t *kind_of_id, const Columns *out, int16_t *cpu, int64_t *others,
 			  int64_t n_others);
 
+/* perf_copies.c: samples that perf wrote twice */
+
+/* Rows in the order of their times. start: as of Columns. */
+typedef struct {
+	int64_t n_rows;
+	int32_t wide;
+	const void *start;
+	const int64_t *ts;
+	const int16_t *cpu;
+	const int32_t *tid;
+	const uint16_t *kind;
+} TimedRows;
+
+/* Mark in `copy` the rows that hold what an earlier one of their CPU, time, thread and kind holds, rows of kind `lost`
+ * left out. slots, moments: n_slots zeros each (a power of two above the number of rows that share their time with the
+ * one before or behind). Returns how many copies there are, -1 where there are too few slots; *n_same: how many rows
+ * have the time of an earlier one of their CPU.
+ */
+int64_t mark_copies(Words buffer, const TimedRows *rows, int32_t lost, uint64_t seed, int64_t *slots, int64_t *moments,
+		    int64_t n_slots, uint8_t *copy, int64_t *n_same);
+
 /* field_bytes.c: one field of many records */
 
 /* Copy `size` bytes at byte `start * unit + offset` of each of n records. starts: uint32 or (wide) int64. Beyond the

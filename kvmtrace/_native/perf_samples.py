@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace._native._loops import ffi, lib
-from kvmtrace._native.arrays import filled, given
+from kvmtrace._native.arrays import filled, given, words_of
+from kvmtrace._native.key_numbers import SEED
 from kvmtrace._native.ring_records import RecordColumns, changed
 
 if TYPE_CHECKING:
@@ -162,3 +163,31 @@ def read_perf_records(
         out.start[:n], out.ts[:n], out.kind[:n], out.irq_flags[:n], out.preempt_count[:n], out.tid[:n]
     )
     return PerfWindow(columns, cpu[:n], others, stop, sound)
+
+
+def mark_copies(words: NDArray[np.uint32], rows: Any, lost: int) -> tuple[NDArray[np.bool_], int]:
+    """Say which rows hold what an earlier one of their CPU, time, thread and kind holds.
+
+    Parameters
+    ----------
+    words : the file as little-endian u32
+    rows : columns ts_ns, cpu, tid, kind and start, in the order of their times
+    lost : the kind whose rows are no samples
+
+    Returns
+    -------
+    (bool of each row, how many rows have the time of an earlier one of their CPU)
+    """
+    n = len(rows.ts_ns)
+    equal = rows.ts_ns[1:] == rows.ts_ns[:-1]
+    n_slots = 1 << (4 * int(np.count_nonzero(equal)) + 1).bit_length()  # a pair of neighbours is two rows
+    copy, same = np.empty(n, np.bool_), np.zeros(1, np.int64)
+    timed = ffi.new("TimedRows *")
+    start = np.ascontiguousarray(rows.start)
+    timed.n_rows, timed.wide, timed.start = n, start.itemsize == 8, given(start)
+    timed.ts, timed.cpu, timed.tid, timed.kind = (given(c) for c in (rows.ts_ns, rows.cpu, rows.tid, rows.kind))
+    slots = np.zeros((2, n_slots), np.int64)
+    lib.mark_copies(
+        words_of(words), timed, lost, SEED, filled(slots[0]), filled(slots[1]), n_slots, filled(copy), filled(same)
+    )
+    return copy, int(same[0])

@@ -148,3 +148,17 @@ def read_perf_records(words, bounds, samples, kind_of_id, room):
         getattr(out, field.name)[: len(getattr(columns, field.name))] = getattr(columns, field.name)
     cpu_out[:] = cpus
     return PerfWindow(out, cpu_out, others, stop, sound)
+
+
+def mark_copies(words, rows, lost):
+    """See kvmtrace._native.perf_samples.mark_copies: the rows of one moment, each beside all earlier ones."""
+    columns = zip(rows.ts_ns.tolist(), rows.cpu.tolist(), rows.tid.tolist(), rows.kind.tolist(), strict=True)
+    copy, same, moments, seen = [], 0, set(), set()
+    for (ts, cpu, tid, kind), start in zip(columns, rows.start.tolist(), strict=True):
+        same += (ts, cpu) in moments
+        moments.add((ts, cpu))
+        size = min(int(words[min(max(start - 1, 0), len(words) - 1)]), 1 << 16) // 4 if len(words) else 0
+        content = (ts, cpu, tid, kind, words[max(start - 1, 0) : max(start + size, 0)].tobytes())
+        copy.append(kind != lost and content in seen)
+        seen.add(content if kind != lost else None)
+    return np.array(copy, bool), same

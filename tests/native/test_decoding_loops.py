@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import oracle_records
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from writers.perf_data import (
 from writers.perf_data import record as perf_record
 from writers.ring_buffer import discarded, event, null_padding, page, record, time_extend, time_stamp
 
-from kvmtrace._native.perf_samples import PerfSamples, count_perf_records, fill_perf_records
+from kvmtrace._native.perf_samples import PerfSamples, count_perf_records, fill_perf_records, mark_copies
 from kvmtrace._native.ring_records import RecordColumns, count_records, fill_records
 from kvmtrace.check.engine import check_recording as check_model
 from kvmtrace.errors import FormatError
@@ -33,6 +34,7 @@ from kvmtrace.formats import open_recording
 from kvmtrace.formats.trace_dat.ring_buffer import as_words, decode_pages, read_page_headers
 from kvmtrace.table.format_text import PageLayout, parse_event_format
 from kvmtrace.table.gather import gather_field
+from kvmtrace.table.merge import Rows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 LAYOUT = PageLayout()
@@ -216,3 +218,29 @@ def test_a_perf_data_that_is_changed_while_it_is_read_is_refused(change, n_other
             cpu=np.empty(1, np.int16),
             others=np.empty(n_others, np.int64),
         )
+
+
+PERF_ROWS = st.tuples(st.integers(0, 3), st.integers(-1, 1), st.integers(5, 6), st.integers(0, 2), st.integers(0, 45))
+
+
+@pytest.mark.parametrize("start_dtype", [np.uint32, np.int64])
+@given(st.lists(PERF_ROWS, max_size=60), st.lists(st.sampled_from([0, 4, 9, 0xFFFFFFFF]), min_size=0, max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_copies_of_samples(start_dtype, rows, words):
+    ts, cpu, tid, kind, start = (
+        (list(c) for c in zip(*sorted(rows, key=lambda r: r[0]), strict=True)) if rows else [[]] * 5
+    )
+    nothing = np.zeros(len(ts), np.uint8)
+    columns = Rows(
+        np.array(ts, np.int64),
+        np.array(cpu, np.int16),
+        np.array(tid, np.int32),
+        np.array(kind, np.uint16),
+        nothing,
+        nothing,
+        np.array(start, start_dtype),
+    )
+    buffer = np.array(words, np.uint32)
+    copied, same = mark_copies(buffer, columns, 2)
+    wanted, n_same = oracle_records.mark_copies(buffer, columns, 2)
+    assert (copied.tolist(), same) == (wanted.tolist(), n_same)

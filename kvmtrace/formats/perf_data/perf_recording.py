@@ -263,50 +263,12 @@ class PerfDataRecording(Recording):
         ----------
         rows : in the order of their time stamps
         """
-        near = np.flatnonzero(rows.ts_ns[1:] == rows.ts_ns[:-1])
-        if not len(near):
+        copied, n_same = perf_samples.mark_copies(self._words.view(np.uint32), rows, self._kinds.lost)
+        n_copies = int(np.count_nonzero(copied))
+        if not n_copies or (n_same - n_copies) * MAX_COARSE > len(rows):
             return rows
-        level = np.union1d(near, near + 1)
-        key = (rows.kind[level], rows.tid[level], rows.cpu[level], rows.ts_ns[level])
-        level = level[np.lexsort(key)]  # of equal ones the first in the file comes first
-        same_cpu = self._equal_neighbours(rows, level, ("ts_ns", "cpu"))
-        alike = np.flatnonzero(self._equal_neighbours(rows, level, ("ts_ns", "cpu", "tid", "kind")))
-        copies = self._copies(rows, level, alike)
-        if not copies or (int(same_cpu.sum()) - len(copies)) * MAX_COARSE > len(rows):
-            return rows
-        self._repeated += len(copies)
-        return rows.take(np.setdiff1d(np.arange(len(rows)), copies))
-
-    @staticmethod
-    def _equal_neighbours(rows: Rows, level: NDArray[np.intp], names: tuple[str, ...]) -> NDArray[np.bool_]:
-        """Say which of these rows, the first left out, equal the one before."""
-        equal = np.ones(max(len(level) - 1, 0), bool)
-        for name in names:
-            values = getattr(rows, name)[level]
-            equal &= values[1:] == values[:-1]
-        return equal
-
-    def _copies(self, rows: Rows, level: NDArray[np.intp], alike: NDArray[np.intp]) -> list[int]:
-        """Return the rows that hold what one before them, alike in all columns, holds."""
-        copies: list[int] = []
-        seen: set[bytes] = set()
-        last = -2
-        for at in alike.tolist():
-            if at != last + 1:
-                seen = {self._record_bytes(rows, int(level[at]))}
-            content = self._record_bytes(rows, int(level[at + 1]))
-            if content in seen:
-                copies.append(int(level[at + 1]))
-            seen.add(content)
-            last = at
-        return copies
-
-    def _record_bytes(self, rows: Rows, row: int) -> bytes:
-        """Return the raw data of a sample: its length stands before it."""
-        half, start = self._words.view(np.uint32), int(rows.start[row])
-        if rows.kind[row] == self._kinds.lost:
-            return row.to_bytes(8, "little")  # no two are copies
-        return half[start - 1 : start + min(int(half[start - 1]), MAX_RECORD) // 4].tobytes()
+        self._repeated += n_copies
+        return rows.take(np.flatnonzero(~copied))
 
     def _note_damage(self, word: int) -> None:
         head = int(self._words[word]) if word < len(self._words) else 0
