@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from kvmtrace._native._loops import ffi, lib
 from kvmtrace._native.arrays import filled, given, words_of
 from kvmtrace._native.key_numbers import SEED
 from kvmtrace._native.ring_records import RecordColumns, changed
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from kvmtrace._native._loops import ffi, lib
 from kvmtrace._native.arrays import filled, given, words_of
 from kvmtrace.errors import FormatError
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

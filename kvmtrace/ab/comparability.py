@@ -6,10 +6,10 @@ only what the recording shows. Where the sides differ in that, a difference says
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.registry import BY_NAME
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.states import STEPS
 
 if TYPE_CHECKING:

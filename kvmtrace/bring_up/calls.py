@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.kvm import ioctls
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.bring_up import RUN_AGAIN, STRUCTURAL
 from kvmtrace.spans.syscalls import pair_syscalls
 from kvmtrace.table.distinct import among, distinct

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from kvmtrace.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ marked as assumed. Works for any VMM, and for several VMs in one process.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvmtrace.bring_up.followed import KvmObject
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.bring_up import OBJECT_KINDS
 
 if TYPE_CHECKING:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from kvmtrace.capture import host_checks
 from kvmtrace.capture.host import host_facts
 from kvmtrace.capture.host_checks import MISSING, OK, OPTIONAL, Check
 from kvmtrace.capture.tracefs import mounted
+from kvmtrace.lazy_dataclass import dataclass
 
 SCHEMA = "kvmtrace.doctor/1"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from kvmtrace.capture.host import kvm_modules
 from kvmtrace.capture.tracefs import KNOWN_FORMAT, MOUNT_POINT, lockdown_mode, may
 from kvmtrace.isa.probes import PROBES
 from kvmtrace.kvm.tracepoints import LIFECYCLE, MINIMAL
+from kvmtrace.lazy_dataclass import dataclass
 
 OK, MISSING, OPTIONAL = "ok", "missing", "optional"  # optional: missing, and recording works without
 KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0x00), include/uapi/linux/kvm.h

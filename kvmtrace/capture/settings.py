@@ -5,8 +5,10 @@ A back end is a function `record(settings: RecordSettings) -> RecordResult`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
+
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ from kvmtrace.check.alphabet import mask_of
 from kvmtrace.check.exit_segments import Exits, Segments, cut_segments, find_exits
 from kvmtrace.isa.base import EXIT_KINDS
 from kvmtrace.isa.registry import BY_NUMBER, ISAS, describe_exit_reason
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.states import FOLLOW_UPS, NESTED_EVENTS, STEPS
 from kvmtrace.table.distinct import among, distinct
 

@@ -6,7 +6,7 @@ that of a userspace exit what userspace did and how I/O was completed; that of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from kvmtrace._native import automaton
 from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT, USERSPACE
 from kvmtrace.isa.registry import BY_NUMBER
 from kvmtrace.isa.words import INTR_INFO_VALID
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

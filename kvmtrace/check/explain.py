@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.errors import MissingEventError, UsageError
 from kvmtrace.isa.registry import BY_NUMBER, ISAS
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.states import STAND_INS
 from kvmtrace.model.world_switch import STEPS_BY_ISA, UNSEEN
 from kvmtrace.table.event_table import TRACE_FLAG_HARDIRQ

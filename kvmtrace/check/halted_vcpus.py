@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from kvmtrace.check.alphabet import CLASS, EXIT, N_STEPS
 from kvmtrace.check.decoding import failed_segments
 from kvmtrace.check.findings import constant
 from kvmtrace.isa.registry import BY_NUMBER
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import IRR_DELIVERY_MODES
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.table.distinct import among

@@ -8,13 +8,14 @@ Source: kvm_get_apic_interrupt, apic_set_eoi (lapic.c)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS
 from kvmtrace.check.userspace_changes import setter_rows
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import AUTO_EOI, IRR_DELIVERY_MODES
 from kvmtrace.table.distinct import among, distinct
 

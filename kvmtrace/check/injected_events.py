@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS
 from kvmtrace.check.findings import constant
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import INJECTED_BY
 
 if TYPE_CHECKING:

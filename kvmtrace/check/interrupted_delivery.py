@@ -5,7 +5,7 @@ Few exits interrupt a delivery, so they are looked at one by one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from kvmtrace.check.injected_events import injections_of
 from kvmtrace.check.userspace_changes import may_have_changed
 from kvmtrace.isa.registry import BY_NUMBER
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import (
     INJECTED_BY,
     LEGAL_LOSSES,

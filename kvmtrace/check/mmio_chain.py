@@ -9,9 +9,10 @@ Source: emulator_read_write, read_prepare, write_mmio, complete_emulated_mmio (x
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_MMIO
+from kvmtrace.lazy_dataclass import dataclass
 
 MMIO_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2  # KVM_TRACE_MMIO_*, include/trace/events/kvm.h
 _PIECE = 8

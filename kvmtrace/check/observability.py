@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from kvmtrace.check.fpu_on_demand import FPU, is_on_demand
 from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.isa.registry import BY_NUMBER, ISAS, run_functions, untraced
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import NOT_TRACED_BESIDE
 from kvmtrace.model.states import VCPU_EVENTS
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from kvmtrace.check.exit_conditions import holds, needs_of
 from kvmtrace.check.instruction_bytes import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
 from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR, decode_intr_info
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import RESET_RIPS, SMI_RIP, SOFT_VECTORS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.userspace_actions import EXECUTED_EVENTS

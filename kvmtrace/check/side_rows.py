@@ -6,12 +6,12 @@ beside the last step of its thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS_NAMES, INTERRUPT_CONTEXT, N_STEPS
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.side_events import SIDE_EVENTS, VMM_PREFIX
 from kvmtrace.model.states import STEPS
 from kvmtrace.table.distinct import distinct

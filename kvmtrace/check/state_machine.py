@@ -7,7 +7,6 @@ events is a look-up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import numpy as np
 from kvmtrace._native import automaton as compiled
 from kvmtrace.check.alphabet import CLASS, N_STEPS
 from kvmtrace.check.guards import guard_holds
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.states import STATES, STEPS
 from kvmtrace.model.transitions import FOLLOW_UP_STATES, LATE_EXIT_STATES, TRANSITIONS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from kvmtrace._native import thread_rows
 from kvmtrace._native.automaton import Knowledge
 from kvmtrace._native.thread_rows import TrackedColumns
 from kvmtrace.check.alphabet import CLASS, EXIT, classify
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.states import VCPU_EVENTS
 from kvmtrace.spans.gaps import doubtful_rows
 from kvmtrace.table.distinct import distinct

@@ -5,8 +5,9 @@ Values only. A violation is a value; nothing here computes or renders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.thresholds import threshold
 
 MODEL_NAME = "kvm-vcpu-lifecycle/1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from kvmtrace.cli.output import check_output, force_option, text_width, wants_co
 from kvmtrace.cli.parameter_types import ID, Moment, Parts
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import UsageError
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from kvmtrace.render.terminal import Style

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +18,7 @@ from kvmtrace.capture.nothing_of_kvm import vcpus_of
 from kvmtrace.cli.completion import processes
 from kvmtrace.cli.parameter_types import MAX_PID
 from kvmtrace.errors import UsageError
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

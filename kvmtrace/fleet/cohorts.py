@@ -9,13 +9,13 @@ false-discovery rate over all comparisons is held by Benjamini and Hochberg's pr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.fleet.host_metrics import METRICS, host_metrics
 from kvmtrace.fleet.outliers import adjusted
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from kvmtrace.errors import UsageError
 from kvmtrace.fleet.host_metrics import host_metrics
 from kvmtrace.fleet.outliers import Outlier, find_outliers
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.stats.exponential_histogram import quantile_ns
 
 if TYPE_CHECKING:

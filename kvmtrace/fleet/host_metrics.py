@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.stats.exponential_histogram import PER_OCTAVE, ZERO
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ reasons and metrics is held by Benjamini and Hochberg's procedure; what is signi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.fleet.host_metrics import METRICS, RATE_COUNT
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

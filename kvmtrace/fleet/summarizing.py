@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from kvmtrace.fleet.executors import Failed, run_tasks
 from kvmtrace.fleet.sources import at_hand
 from kvmtrace.fleet.store import Store
 from kvmtrace.fleet.summarize import checksum_of, summarize
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.keys import Counter, KeyIndex
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step

@@ -6,7 +6,6 @@ A new format is a folder with a FORMAT in its `__init__.py` and one line in FORM
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import FormatError, UsageError
@@ -14,6 +13,7 @@ from kvmtrace.formats.source import Source
 from kvmtrace.isa.foreign import foreign_architecture
 from kvmtrace.isa.registry import NAMES
 from kvmtrace.isa.registry import recognise as recognise_isa
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

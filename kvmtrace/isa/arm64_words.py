@@ -6,7 +6,7 @@ System instruction execution"; arch/arm64/include/asm/esr.h.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvmtrace.lazy_dataclass import dataclass
 
 _FAULTS = {0x0: "address size fault", 0x4: "translation fault", 0x8: "access flag fault", 0xC: "permission fault"}
 _SIZES = ("byte", "halfword", "word", "doubleword")

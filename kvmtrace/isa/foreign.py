@@ -7,8 +7,9 @@ and trace_booke.h, arch/mips/kvm/trace.h, arch/loongarch/kvm/trace.h
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

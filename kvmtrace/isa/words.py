@@ -8,11 +8,11 @@ arch/x86/include/asm/kvm_host.h (PFERR_*).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.kvm.vectors import describe_exception
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,9 +9,10 @@ compiler; levels from kvm_dev_ioctl, kvm_vm_ioctl, kvm_vcpu_ioctl, kvm_device_io
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

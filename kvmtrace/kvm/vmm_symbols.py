@@ -9,7 +9,7 @@ qom/object.c); older names from 2.x to 6.x (accel/accel.c, vl.c, cpus.c).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvmtrace.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.cache import cache_dir, cached, digest, locked
 from kvmtrace.lab.kernels import Kernel
 from kvmtrace.lab.tools import run_tool
+from kvmtrace.lazy_dataclass import dataclass
 
 # kernel series -> names of its images in Debian's archive (the newest is taken)
 SERIES: dict[str, re.Pattern[str]] = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.lab_run import LabResult, run_lab
 from kvmtrace.lab.linux_guest import LINUX_GUEST
 from kvmtrace.lab.run_folder import run_folder
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,12 +12,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import kvmtrace
 from kvmtrace.errors import UsageError
 from kvmtrace.lab.linux_guest import LINUX_GUEST, linux_guest_script
+from kvmtrace.lazy_dataclass import dataclass
 
 LAB_DIRECTORY = ".kvmtrace-lab"
 

@@ -6,7 +6,6 @@ import lzma
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmtrace.errors import CapabilityError, UsageError
@@ -14,6 +13,7 @@ from kvmtrace.lab.backports import apt_options
 from kvmtrace.lab.cache import cache_dir, cached, locked
 from kvmtrace.lab.repack import repack_kernel
 from kvmtrace.lab.tools import run_tool
+from kvmtrace.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import shutil
 import sys
 import tarfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from kvmtrace.lab.job import LAB_DIRECTORY, Job, write_job
 from kvmtrace.lab.kernels import get_kernel
 from kvmtrace.lab.linux_guest import GUEST_SERIES, link_linux_guest
 from kvmtrace.lab.run_folder import run_folder
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,12 +9,12 @@ vCPUs before the RAM slots.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.registry import ISAS, union
 from kvmtrace.kvm import ioctls
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ knows which duties a recording allows to judge. The functions are registered in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvmtrace.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ look up whole columns at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmtrace.isa.registry import ISAS, run_functions, union
+from kvmtrace.lazy_dataclass import dataclass
 
 LATE_EXIT = ", ".join(isa.late_exit for isa in ISAS if isa.late_exit)
 

@@ -11,10 +11,11 @@ The prediction (`model.prediction`) knows nothing of the recording but its capab
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.registry import BY_NUMBER, run_functions
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.predict.observed import Observed, observe
 from kvmtrace.predict.story import PREDICTABLE, Prediction, Step, describe_step
 

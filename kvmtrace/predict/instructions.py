@@ -6,9 +6,10 @@ Each is a function of the processor (`predict_cpu.Cpu`) and its operands as text
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
+
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

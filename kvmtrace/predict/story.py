@@ -8,10 +8,11 @@ recorded, the ISA, and whether the host's processor reports next RIPs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from kvmtrace.isa.registry import run_functions
+from kvmtrace.lazy_dataclass import dataclass
 
 PVM = "pvm"  # no ISA of the registry: kernel-mode code runs in KVM's emulator, without VM-exits
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.isa.registry import BY_NAME
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.terminal import count, duration, escape, percent
 
 if TYPE_CHECKING:

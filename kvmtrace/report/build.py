@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.errors import UsageError
 from kvmtrace.isa.registry import isa_name, run_functions
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.exit_numbers import with_numbers

@@ -7,12 +7,13 @@ percentages are `*_percent` or said in the comment. The meaning of each member i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 # these are looked up when JSON is read: not only for type checkers
 from kvmtrace.bring_up.followed import BringUp  # noqa: TC001
 from kvmtrace.check.verdict import Comparison  # noqa: TC001
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.predict.replayed import ReplayedGuest  # noqa: TC001
 from kvmtrace.report.over_time import Timeline  # noqa: TC001
 from kvmtrace.stats.rows import Detail, ExitRow, PerfTables, Rate, SlowExit, UserspaceExitRow, VcpuRow

@@ -8,11 +8,11 @@ look at first (the slowest and the first of each reason, and every violation).
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.report.over_time import Bins, ChosenExit, Lane, Latency, Timeline, Window
 from kvmtrace.spans.slices import PART_NAMES
 from kvmtrace.spans.time_parts import Part

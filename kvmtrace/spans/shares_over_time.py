@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.slices import joined_slices
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.time_parts import N_PARTS

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.lane_keys import NOT_TOLD, split_pair
 from kvmtrace.spans.lanes import REASON_BITS, Step
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans

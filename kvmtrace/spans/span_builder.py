@@ -5,13 +5,13 @@ Report, comparison, frames, tables and Perfetto traces all take the same pieces,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.isa.registry import codes
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.lane_builder import LaneBuilder
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step

@@ -21,11 +21,11 @@ time counts as guest mode, except from the first step on that shows the thread i
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.keys import Counter, grown
 from kvmtrace.spans.lanes import Step
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.table.distinct import among

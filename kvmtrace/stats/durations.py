@@ -7,11 +7,11 @@ recording of 40 million events fit in some 100 MB.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.stats.mean_variance import REL_STDERR_DIGITS
 
 if TYPE_CHECKING:

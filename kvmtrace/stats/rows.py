@@ -6,7 +6,9 @@ Times are integers in ns where the name says so, absent is None (never 0), unkno
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from kvmtrace.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.isa.registry import describe_exit_reason, isa_name
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.keys import grown
 from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, split_pair
 from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step

@@ -21,13 +21,14 @@ the gap.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace._native import thread_rows
 from kvmtrace.errors import MissingEventError
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.derived import derived_fields
 from kvmtrace.table.payload import ConcatPayload, Payload
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import re
 import string
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from kvmtrace.lazy_dataclass import dataclass
 
 # each piece can match in one way only: the time that a text takes grows with its length and not faster
 _NAME = re.compile(r"^name:[ \t]*+(\S++)", re.MULTILINE)

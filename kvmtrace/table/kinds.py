@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.credible import is_credible
 from kvmtrace.table.event_table import LOST_EVENTS, EventKind
 from kvmtrace.table.format_text import Field

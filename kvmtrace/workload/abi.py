@@ -6,7 +6,8 @@ Source: include/uapi/linux/kvm.h, arch/x86/include/uapi/asm/kvm.h, Documentation
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from kvmtrace.lazy_dataclass import dataclass
 
 API_VERSION = 12
 

@@ -15,10 +15,11 @@ that states its counts, and a row in `GUESTS`. If it uses an instruction that no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.workload.listing import Listing, read_listing
 from kvmtrace.workload.result import KnownCounts
 

@@ -12,9 +12,11 @@ on purpose elsewhere. The bytes are what runs; tests hold the text against a dis
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
+
+from kvmtrace.lazy_dataclass import dataclass
 
 _ROW = re.compile(
     r"(?P<address>[0-9a-f]{4})  (?P<code>(?:[0-9a-f]{2} )*[0-9a-f]{2})\s{2,}(?P<text>[^;]+?)"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
+
+from kvmtrace.lazy_dataclass import dataclass
 
 SCHEMA = "kvmtrace.guest_run/1"
 

@@ -10,7 +10,7 @@ import os
 import select
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.bpf.bpf_disk_full import Unkept
@@ -32,6 +32,7 @@ from kvmtrace.capture.target import Target
 from kvmtrace.capture.threads import Threads
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import UsageError
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from kvmtrace.capture.bpf.uprobes import UserProbe

@@ -13,9 +13,9 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 
 from kvmtrace.errors import RESOURCES, CapabilityError
+from kvmtrace.lazy_dataclass import dataclass
 
 SYS_BPF = 321
 SYS_PERF_EVENT_OPEN = 298

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmtrace.capture.bpf.bpf_syscall import (
@@ -21,6 +20,7 @@ from kvmtrace.capture.bpf.bpf_syscall import (
     bpf,
     raw_syscall,
 )
+from kvmtrace.lazy_dataclass import dataclass
 
 BTF_FOLDER = Path("/sys/kernel/btf")
 KIND_FUNC, KIND_VAR = 12, 14

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from kvmtrace.capture.bpf.btf_ids import BTF_FOLDER, FIXED_BYTES, MEMBER_BYTES, find_name
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

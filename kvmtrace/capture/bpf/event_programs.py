@@ -6,12 +6,13 @@ No numpy here; the decoder parses the same texts once more, from the capture.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.bpf.compiler import find_tracers
 from kvmtrace.isa.probes import PROBES
 from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

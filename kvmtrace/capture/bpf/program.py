@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.bpf import btf_ids as bpf_btf
@@ -21,6 +21,7 @@ from kvmtrace.capture.bpf.compiler import compile_cached, relocate
 from kvmtrace.capture.elf_symbols import find_functions
 from kvmtrace.capture.tracefs import lockdown_mode
 from kvmtrace.errors import CapabilityError
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

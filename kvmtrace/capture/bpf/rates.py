@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from kvmtrace.lazy_dataclass import dataclass
 
 PHASES = ("guest", "kernel", "userspace", "blocked", "preempted")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import select
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from kvmtrace.capture.spool import Spool, is_full
 from kvmtrace.capture.target import Target
 from kvmtrace.capture.threads import Threads
 from kvmtrace.errors import UsageError
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

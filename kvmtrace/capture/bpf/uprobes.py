@@ -6,9 +6,8 @@ bpf_recorder.record(settings, user_probes=[probe])
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmtrace.capture.bpf.event_programs import TracedEvent, describe_probe
+from kvmtrace.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

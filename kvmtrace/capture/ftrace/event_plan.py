@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from kvmtrace.capture.ftrace.vmm_probes import add_vmm_probes
 from kvmtrace.errors import CapabilityError
 from kvmtrace.isa.probes import PROBES
 from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from kvmtrace.capture.ftrace.instance import Instance

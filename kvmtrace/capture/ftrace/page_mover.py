@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmtrace.capture.ftrace.raw_pages import count_events, mark_gap, page_time
 from kvmtrace.capture.spool import PAGE_SIZE, SEGMENT_BYTES, Spool, is_full
 from kvmtrace.errors import UsageError
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

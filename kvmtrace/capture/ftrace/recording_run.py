@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
@@ -19,6 +18,7 @@ from kvmtrace.capture.ftrace.trim import trim_head, trim_tail
 from kvmtrace.capture.nothing_of_kvm import is_of_kvm
 from kvmtrace.capture.spool import Spool
 from kvmtrace.kvm.tracepoints import PROBE_SYSTEM
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.settings import META_MAGIC
 from kvmtrace.capture.spool import PAGE_SIZE, Spool
 from kvmtrace.kvm.tracepoints import PROBE_SYSTEM
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.formats.arrow.arrow_schema import stored_as
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.event_table import COMMON_DTYPES
 
 if TYPE_CHECKING:

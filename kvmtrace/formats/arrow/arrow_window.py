@@ -8,13 +8,13 @@ fields are views of what was read; otherwise they are put into recorded order wh
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.errors import MissingEventError
 from kvmtrace.formats.arrow.arrow_schema import TOLD
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.event_table import COMMON_DTYPES, EventTable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from kvmtrace.formats.bpf import MAGIC
 from kvmtrace.formats.common.cursor import Cursor, describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
 from kvmtrace.formats.trace_dat.page_streams import Fault
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.format_text import STATIC, EventFormat, parse_event_format
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from kvmtrace.formats.common.capture_of_file import capture_of
 from kvmtrace.formats.common.loss import LossCounter
 from kvmtrace.formats.trace_dat.page_streams import Fault
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.event_table import COMMON_DTYPES, EventTable
 from kvmtrace.table.kinds import make_kind_table
 from kvmtrace.table.merge import Rows, concat_rows, merge_rows, order_keys

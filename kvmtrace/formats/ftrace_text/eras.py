@@ -6,12 +6,13 @@ the value is not told.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.printed import OLD_NAMES, exit_reason_number
 from kvmtrace.isa.registry import BY_NUMBER
 from kvmtrace.kvm.vectors import EXCEPTION_NAMES, EXCEPTIONS_WITH_ERROR_CODE
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ it and others do not, a mask says which (`ColumnPayload.told`): what was not pri
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from kvmtrace.formats.ftrace_text.text_patterns import (
     number_reader,
 )
 from kvmtrace.isa.printed import exit_reason_number
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ include/uapi/linux/perf_event.h, struct perf_event_attr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from kvmtrace.formats.common.cursor import Cursor
@@ -20,6 +20,7 @@ from kvmtrace.formats.trace_dat.trace_dat_layout import (
     read_header_info,
     skip_sized,
 )
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from kvmtrace.table.format_text import EventFormat

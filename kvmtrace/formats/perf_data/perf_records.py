@@ -5,7 +5,6 @@ Source: include/uapi/linux/perf_event.h, enum perf_event_type, PERF_RECORD_SAMPL
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmtrace.formats.perf_data.perf_layout import (
@@ -23,6 +22,7 @@ from kvmtrace.formats.perf_data.perf_layout import (
     SAMPLE_TID,
     SAMPLE_TIME,
 )
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from kvmtrace.formats.perf_data.perf_layout import Attr

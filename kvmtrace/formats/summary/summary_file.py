@@ -22,12 +22,12 @@ A cell: `count` (begun), `samples` (ended), `total_ns`, `max_ns`, `buckets` (buc
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from kvmtrace.errors import FormatError
 from kvmtrace.formats.common.cursor import describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
+from kvmtrace.lazy_dataclass import dataclass
 
 SCHEMA = "kvmtrace.summary/1"
 PHASES = ("unknown", "guest", "kernel", "userspace", "blocked", "preempted")

@@ -5,7 +5,7 @@ Source: trace-cmd.dat.v7(5), options DATE, OFFSET, TIME_SHIFT, TSC2NSEC; trace-c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from kvmtrace.formats.trace_dat.trace_dat_layout import (
     OPTION_TIME_SHIFT,
     OPTION_TSC2NSEC,
 )
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,12 +10,12 @@ Source: kernel/trace/ring_buffer.c, ring_buffer_read_page(); Documentation/trace
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvmtrace.formats.trace_dat.ring_buffer import RB_MISSED_STORED, PageDamage
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,12 +8,12 @@ Source: include/linux/ring_buffer.h, enum ring_buffer_type; kernel/trace/ring_bu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace._native import ring_records
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from kvmtrace.formats.trace_dat.ring_buffer import (
     decode_pages,
     read_page_headers,
 )
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.common_fields import gather_common, has_usual_common
 from kvmtrace.table.merge import Rows, order_keys
 

@@ -9,13 +9,14 @@ Source: trace-cmd.dat.v6(5), trace-cmd.dat.v7(5)
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.formats.common.compression import ALGORITHMS, Decompressor
 from kvmtrace.formats.common.cursor import Cursor, describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
 from kvmtrace.formats.trace_dat import MAGIC
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.format_text import (
     EventFormat,
     PageLayout,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from kvmtrace.formats.trace_dat.page_streams import Span, Stream
 from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, PageSource
 from kvmtrace.formats.trace_dat.ring_rows import StreamDecoder, StreamRows, loaded_count
 from kvmtrace.formats.trace_dat.trace_dat_layout import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.kinds import KindTable, make_kind_table
 from kvmtrace.table.merge import Rows, RowsBuilder, merge_rows, no_rows, occurring

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import math
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace import __version__
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.html.html_cells import Cell, HtmlTable
 from kvmtrace.render.html.page import html_environment
 from kvmtrace.render.terminal import count, duration, escape, plural

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.terminal import count, duration, percent
 
 if TYPE_CHECKING:

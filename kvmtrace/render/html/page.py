@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace import __version__
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.headline import headline
 from kvmtrace.render.html import charts, html_tables, timeline_data
 from kvmtrace.render.html.bring_up_tables import bring_up_tables

@@ -6,10 +6,10 @@ once, from a hub that stands for "the next pass of vcpu_run"; their counts are t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.registry import BY_NAME, run_functions
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.states import STATES, STEPS
 from kvmtrace.model.transitions import TRANSITIONS, Transition
 

@@ -6,9 +6,8 @@ row here is drawn as a straight line, which is legible but not pretty: a test ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmtrace.isa.registry import run_functions
+from kvmtrace.lazy_dataclass import dataclass
 
 WIDTH, HEIGHT = 1260, 860
 NODE_WIDTH, NODE_HEIGHT = 132, 44

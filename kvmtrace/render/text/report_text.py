@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.headline import headline
 from kvmtrace.render.terminal import Style, escape
 from kvmtrace.render.text import text_tables

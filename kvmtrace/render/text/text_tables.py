@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
+from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, table
 
 if TYPE_CHECKING:
