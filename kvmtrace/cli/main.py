@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import gc
 import importlib
 import os
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace import __version__
-from kvmtrace.errors import RESOURCES, UNFORESEEN, CapabilityError, FormatError, KvmtraceError
+from kvmtrace.cli.error_line import explain
+from kvmtrace.errors import CapabilityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,37 +158,6 @@ def _of_stdout(error: Exception) -> Exception:
         return error
     _quiet_stdout()
     return OSError(error.errno, error.strerror, "standard output")
-
-
-# errors of the environment, not of a file that was read, and what to do
-REMEDIES = {
-    **RESOURCES,
-    errno.ENOSPC: "make room, or choose another place",
-    errno.EDQUOT: "make room, or choose another place",
-    errno.EFBIG: "the file would be larger than allowed: `ulimit -f unlimited`",
-    errno.EROFS: "choose another place",
-    errno.EACCES: "",
-    errno.EPERM: "",
-}
-
-
-def explain(error: Exception) -> tuple[str, int]:
-    """Return the one line that tells of an error, and the exit code."""
-    if isinstance(error, KvmtraceError):
-        return str(error), error.exit_code
-    if isinstance(error, MemoryError):
-        return "out of memory; free some, or choose less with --from and --to", CapabilityError.exit_code
-    if isinstance(error, OSError) and error.errno is not None:
-        name = f"{error.filename}: " if error.filename else ""
-        remedy = REMEDIES.get(error.errno)
-        text = f"{name}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
-        return text, FormatError.exit_code if remedy is None else CapabilityError.exit_code
-    said = " ".join(str(error).split())
-    kind = type(error).__name__
-    return (
-        f"unforeseen error, please report it: {kind}{': ' + said if said else ''} (kvmtrace --debug shows where)",
-        UNFORESEEN,
-    )
 
 
 if __name__ == "__main__":

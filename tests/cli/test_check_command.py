@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,73 @@ def test_the_verdict_says_what_it_rests_on() -> None:
     sparse = check("--format", "json", str(FIXTURES / "svm-6.1-linux-1vcpu.dat"))
     not_seen = json.loads(sparse.output)["model"]["coverage"]["not_seen"]
     assert {"part": "halt and wake-up", "recorded": False} in not_seen
+
+
+STORM = str(FIXTURES / "svm-6.1-storm.dat")
+
+
+def broken(tmp_path: Path) -> str:
+    """Return a recording with a violation: a case of the model, without its header."""
+    path = tmp_path / "broken.txt"
+    path.write_text(BROKEN)
+    return str(path)
+
+
+BROKEN = """\
+ vmm-100  [000] d..1. 1.000001: kvm_entry: vcpu 0, rip 0x1000
+ vmm-100  [000] d..1. 1.000002: kvm_entry: vcpu 0, rip 0x1000
+ vmm-100  [000] d..1. 1.000003: kvm_exit: reason CPUID rip 0x1000 info 0 0
+"""
+
+
+def test_many_files_are_one_line_each_with_totals(tmp_path: Path) -> None:
+    wrong = broken(tmp_path)
+    done = check(SMP, wrong, STORM, str(tmp_path / "absent.dat"))
+    assert done.exit_code == 2, "as a missing file alone"
+    lines = done.output.splitlines()
+    assert sum("vmx-6.1-smp.dat" in line for line in lines) == 1
+    assert any(re.search(r"broken\.txt +1 VIOLATION ", line) for line in lines)
+    assert any("violation of V2" in line for line in lines)
+    assert "4 recordings: 2 conform, 1 with 1 violation, 1 without a verdict" in done.output
+    assert "Rules of the reference model" not in done.output
+    assert len(lines) < 40
+
+
+def test_verbose_tells_all_of_many(tmp_path: Path) -> None:
+    done = check("-v", SMP, STORM)
+    assert done.exit_code == 0
+    assert done.output.count("Rules of the reference model") == 2
+    assert "2 recordings: 2 conform, 0 violate" in done.output
+
+
+def test_quiet_prints_only_what_is_wrong(tmp_path: Path) -> None:
+    assert check("-q", SMP, STORM) == Result(0, "")
+    assert check("-q", SMP) == Result(0, "")
+    done = check("-q", SMP, broken(tmp_path))
+    assert done.exit_code == 1
+    assert "violation of V2" in done.output
+    assert SMP not in done.output
+    assert check("-q", "--format", "tap", SMP).exit_code == 2
+
+
+def test_formats_of_ci(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    wrong = broken(tmp_path)
+    for name, good, bad in (
+        ("tap", f"ok 1 - {SMP}\n", f"not ok 2 - {wrong}\n"),
+        ("junit", f'<testcase name="{SMP}"', 'type="kvmtrace.violation"'),
+        ("sarif", '"version": "2.1.0"', '"ruleId": "V2"'),
+    ):
+        assert check("--format", name, "-o", str(out), "--force", SMP, wrong) == Result(1, "")
+        assert good in out.read_text()
+        assert bad in out.read_text()
+
+
+def test_the_output_is_no_input() -> None:
+    assert check("--format", "tap", "-o", STORM, STORM).exit_code == 2
+
+
+def test_anonymized_recordings_have_numbers(tmp_path: Path) -> None:
+    done = check("--anonymize", "--format", "tap", SMP, STORM)
+    assert "ok 1 - recording 1\n" in done.output
+    assert SMP not in done.output
