@@ -105,8 +105,8 @@ class Statistics:
             )
         return tuple(rows)
 
-    def comparison(self, findings: Findings, capability: Capability | None) -> Comparison:
-        """Return the outcome."""
+    def comparison(self, findings: Findings, capability: Capability | None, not_understood: int = 0) -> Comparison:
+        """Return the outcome; `not_understood`: lines of a text that were not read as events."""
         results = findings.results()
         suspicions = sum(r.violated for name, r in results.items() if findings.rules[name].severity == SUSPICION)
         violations = sum(r.violated for r in results.values()) - suspicions
@@ -131,7 +131,8 @@ class Statistics:
             unexplained=dict(sorted(self.unexplained.items(), key=lambda item: (-item[1], item[0]))),
             cannot_see=capability.cannot_see() if capability else (),
             not_checked=not_checked(findings, capability or Capability()),
-            judged_share=(self.explained + self.contradicting) / own if own else None,
+            judged_share=(self.explained + self.contradicting) / (own + not_understood) if own else None,
+            not_understood=not_understood,
             n_kvm_events=self.n_kvm_events,
             rule_errors=(*registry().errors, *dict.fromkeys(findings.errors)),
         )

@@ -75,10 +75,12 @@ class Checker:
         self._vcpu_ids: dict[int, int] = {}
         self._memory: dict[str, Any] = {}
         self._lanes = VcpuLanes()
+        self._recording: Recording | None = None
 
-    def know_ends(self, last_ns: dict[int, int]) -> None:
-        """Take note of where each CPU's events end in a damaged recording (cpu -> ns)."""
-        self._gaps.end_at(last_ns)
+    def know(self, recording: Recording) -> None:
+        """Take note of where each CPU's events end in a damaged recording, and of whom to ask what was not read."""
+        self._recording = recording
+        self._gaps.end_at(_damaged_ends(recording))
 
     def feed(self, table: EventTable) -> None:
         """Check a further table, all but the unfinished ends of its threads."""
@@ -146,7 +148,8 @@ class Checker:
             self._judge_others(self._judge_first(part))
         self._parked = None
         self.statistics.n_kvm_events = self._evidence.n_kvm_events
-        return self.statistics.comparison(merged(self._findings), self._capability)
+        not_understood = self._recording.loss.not_understood.values() if self._recording is not None else ()
+        return self.statistics.comparison(merged(self._findings), self._capability, sum(not_understood))
 
     def _excerpt(
         self, table: EventTable, index: NDArray[np.int64], loss: NDArray[np.int32], n_parked: int, *, final: bool
@@ -305,7 +308,7 @@ def checker_of(recording: Recording, limit: int = 20) -> Checker:
     limit : int, violations described per rule; all are counted
     """
     checker = Checker(recording.capture, limit)
-    checker.know_ends(_damaged_ends(recording))
+    checker.know(recording)
     return checker
 
 

@@ -136,8 +136,9 @@ class Comparison:
     threads and of interrupt context, which the model does not step through. `unexplained`: the vCPU threads' own events
     that no table of the model has, event -> count, most first. `violations` holds at most
     `limit` per rule in recorded order; `n_violations` and `rules` count all. `judged_share`: of the vCPU threads' own
-    events, those that the model explained or contradicted; None without such events. `n_kvm_events`: events of KVM, of
-    any thread. `rule_errors`: a line for each rule of another package that could not be loaded or failed.
+    events, those that the model explained or contradicted; None without such events. `not_understood`: lines of a text
+    that could not be read as events, counted as not judged. `n_kvm_events`: events of KVM, of any thread.
+    `rule_errors`: a line for each rule of another package that could not be loaded or failed.
     """
 
     name: str = MODEL_NAME
@@ -157,6 +158,7 @@ class Comparison:
     cannot_see: tuple[str, ...] = ()
     not_checked: tuple[NotChecked, ...] = ()
     judged_share: float | None = None
+    not_understood: int = 0
     n_kvm_events: int = 0
     rule_errors: tuple[str, ...] = ()
 
@@ -182,7 +184,7 @@ class Comparison:
         if not self.n_checks:
             return "nothing checked"
         whole = self.judged_share is not None and self.judged_share * 100 >= threshold("partly_judged")
-        return "conforms" if whole else "conforms as far as judged"
+        return "conforms" if whole and not self.not_understood else "conforms as far as judged"
 
     @property
     def conforms(self) -> bool:

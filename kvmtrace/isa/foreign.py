@@ -35,7 +35,7 @@ class Foreign:
 
 # fmt: off
 FOREIGN: tuple[Foreign, ...] = (
-    Foreign("arm64", frozenset({"vcpu_pc"}), "kvm_hvc_arm64", r"(?:\w+: HSR_EC: |PC: 0x)"),
+    Foreign("arm, or arm64 before Linux 4.4", frozenset({"vcpu_pc"}), "", r"(?:HSR_EC: |PC: 0x)"),
     Foreign("riscv", frozenset({"sepc", "scause"}), "", r"SEPC: ?0x"),
     Foreign("s390", frozenset(), "kvm_s390_"),
     Foreign("powerpc", frozenset({"exit_nr", "dar"}), "kvm_book3s_", r"exit=\S+ \| pc=0x"),

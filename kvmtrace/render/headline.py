@@ -113,7 +113,8 @@ def culprit(report: Report, row: ExitRow) -> Culprit | None:
             candidates = _GROUPED[LISTS[event]](report.detail, row) if event in LISTS else []
             if candidates:
                 return _most(candidates, row)
-    sites = [site for site in report.detail.rips if (site.isa, site.exit_reason) == (row.isa, row.exit_reason)]
+    of_row = (row.isa, row.exit_reason)
+    sites = [site for site in report.detail.rips if (site.isa, site.exit_reason) == of_row and site.rip is not None]
     return _most((Culprit(_site(site), site.count, site.total_ns or 0) for site in sites), row)
 
 

@@ -149,12 +149,13 @@ def _touched(starts: list[int], ends: list[int], since: Times, until: Times) -> 
 def doubtful_rows(table: EventTable) -> NDArray[np.intp]:
     """Return the last rows before losses of unknown size.
 
-    Damage may begin within an event, and what follows in its page may look like events for a while.
+    Damage may begin within an event, and what follows in its page may look like events for a while. A count of -2
+    says that this is not so: what stands before the loss is whole.
     """
     lost = table.rows(LOST_EVENTS)
     if not len(lost) or not table.has(LOST_EVENTS, "count"):
         return np.empty(0, np.intp)
-    unknown = lost[table.field(LOST_EVENTS, "count") < 0]
+    unknown = lost[table.field(LOST_EVENTS, "count") == -1]
     nameless = table.kind == table.kind_index.get(UNKNOWN_EVENT, -1)
     doubtful: list[int] = []
     for cpu in distinct(table.cpu[unknown]):

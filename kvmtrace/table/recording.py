@@ -56,7 +56,8 @@ class Loss:
     Parameters
     ----------
     repeated : int, events that the recorder wrote twice; they are in the table once
-    not_understood : event -> events of a text whose own text is none that a kernel prints
+    not_understood : event -> events of a text whose own text is none that a kernel prints; also lines between
+        events that are no events
     """
 
     events: int | None = 0  # None: some were lost, nobody knows how many

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import quopri
+import re
 import subprocess
 import textwrap
 from pathlib import Path
@@ -37,6 +39,16 @@ def wrap(width: int):
     return lambda text: each(text, wrapped)
 
 
+def quoted_printable(text: str) -> str:
+    mail = f"Subject: it hangs\nContent-Transfer-Encoding: quoted-printable\n\n{text}"
+    return quopri.encodestring(mail.encode()).decode()
+
+
+def coloured(text: str) -> str:
+    """As grep --color and ccze leave it."""
+    return re.sub(r"\b(kvm_\w+|reason)\b", "\x1b[01;31m\x1b[K\\1\x1b[m\x1b[K", text)
+
+
 DISGUISES = {
     "excerpt": excerpt,
     "crlf": lambda text: text.replace("\n", "\r\n"),
@@ -64,6 +76,20 @@ DISGUISES = {
     "wrapped at 78, quoted": lambda text: each(wrap(78)(excerpt(text)), lambda _, line: f"> {line}"),
 }
 
+# seen on one recording
+OF_LOGS_AND_MAILS = {
+    "quoted-printable": lambda text: quoted_printable(excerpt(text)),
+    "quoted-printable, a reply": lambda text: quoted_printable(each(excerpt(text), lambda _, line: f"> {line}")),
+    "quoted-printable without a header": lambda text: quopri.encodestring(excerpt(text).encode()).decode(),
+    "quoted-printable, wrapped at 72": lambda text: quoted_printable(wrap(72)(excerpt(text))),
+    "coloured": coloured,
+    "journal": lambda text: each(excerpt(text), lambda _, line: f"Nov 27 19:58:34 host-1 trace.sh[991]: {line}"),
+    "journal, ISO": lambda text: each(excerpt(text), lambda _, line: f"2026-11-27T19:58:34+0100 host k: {line}"),
+    "dates": lambda text: each(excerpt(text), lambda _, line: f"2026-11-27 19:58:34.123456 {line}"),
+    "kernel log": lambda text: each(excerpt(text), lambda i, line: f"[ {i // 9:4}.{i % 9:06}] {line}"),
+    "remarks of grep": lambda text: each(excerpt(text), lambda _, line: f"t.txt:{line}"),
+}
+
 
 def verdict(path: Path) -> tuple:
     found = check_recording(open_recording(path))
@@ -86,6 +112,16 @@ def test_the_verdict_is_that_of_the_clean_text(clean, name, tmp_path):
     path = tmp_path / "trace.txt"
     path.write_bytes(DISGUISES[name](clean[1]).encode())
     assert verdict(path) == clean[2]
+
+
+@pytest.mark.parametrize("name", OF_LOGS_AND_MAILS)
+def test_logs_and_the_source_of_mails(tmp_path, name):
+    text = trace_cmd(NAMES[-1]).split("\n")
+    path = tmp_path / "trace.txt"
+    path.write_text("\n".join(text[:2000]))
+    clean = verdict(path)
+    path.write_text(OF_LOGS_AND_MAILS[name]("\n".join(text[:2000])))
+    assert verdict(path) == clean
 
 
 def test_windows_shells_write_utf_16(clean, tmp_path):

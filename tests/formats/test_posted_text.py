@@ -256,8 +256,8 @@ def test_latency_formats(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "name"),
     [
-        (["kvm_entry: PC: 0x0000000000401000", "kvm_exit: TRAP: HSR_EC: 0x0024 (DABT_LOW), PC: 0x401000"], "arm64"),
-        (["kvm_exit: IRQ: HSR_EC: 0x0000 (UNKNOWN), PC: 0x0000000000401008"], "arm64"),
+        (["kvm_entry: PC: 0x802c1f24", "kvm_exit: PC: 0x802c21c8"], "arm, or arm64 before Linux 4.4"),
+        (["kvm_exit: HSR_EC: 0x0024, PC: 0x00401008"], "arm, or arm64 before Linux 4.4"),
         (["kvm_exit: SEPC:0x80200000, SCAUSE:0x16, STVAL:0x0, HTVAL:0x0, HTINST:0x0"], "riscv"),
         (["kvm_s390_sie_enter: 00[0704c00180000000-000000000010a000]: entering sie cpuflags 00000000"], "s390"),
         (["kvm_exit: exit=EXTERNAL | pc=0xc000 | msr=0x8000 | dar=0x0 | last_inst=0x0"], "powerpc"),
@@ -312,3 +312,182 @@ def test_what_some_lines_do_not_tell_is_judged_of_none(posted):
     assert whole.rules["V6"].checked > 0
     assert (part.rules["V6"].checked, part.violations) == (0, ())
     assert part.rules["V2"].checked == whole.rules["V2"].checked > 0
+
+
+ARM64 = (
+    "kvm_entry: PC: 0x0000000000401000",
+    "kvm_exit: TRAP: HSR_EC: 0x0024 (DABT_LOW), PC: 0x0000000000401004",
+    "kvm_guest_fault: ipa 0x9000000, hsr 0x93800046, hxfar 0xffff800010005000, pc 0x00000000401004",
+    "kvm_mmio: mmio write len 4 gpa 0x9000000 val 0x41",
+    "kvm_userspace_exit: reason KVM_EXIT_MMIO (6)",
+    "kvm_entry: PC: 0x0000000000401004",
+    "kvm_exit: TRAP: HSR_EC: 0x0018 (SYS64), PC: 0x0000000000401008",
+    "kvm_handle_sys_reg: HSR 0x62300061",
+    "kvm_sys_access: PC: 401008 ID_AA64ISAR0_EL1 (3,0,0,6,0) read",
+    "kvm_entry: PC: 0x0000000000401008",
+    "kvm_exit: IRQ: HSR_EC: 0x0000 (UNKNOWN), PC: 0x000000000040100c",
+    "kvm_entry: PC: 0x000000000040100c",
+    "kvm_exit: TRAP: HSR_EC: 0x0001 (WFx), PC: 0x0000000000401010",
+    "kvm_wfx_arm64: guest executed wfi at: 0x0000000000401010",
+    "kvm_entry: PC: 0x0000000000401010",
+    "kvm_exit: TRAP: HSR_EC: 0x0016 (HVC64), PC: 0x0000000000401018",
+    "kvm_hvc_arm64: HVC at 0x0000000000401018 (r0: 0x0000000084000000, imm: 0x0)",
+    "kvm_entry: PC: 0x0000000000401018",
+)
+
+
+class TestArm64:
+    def test_its_text_is_read(self, posted):
+        recording = posted(*ARM64)
+        report = build_report(recording)
+        assert report.capture.isa == "arm64"
+        assert {(row.name, row.count) for row in report.exits} == {
+            (name, 1) for name in ("DABT_LOW", "SYS64", "IRQ", "WFx", "HVC64")
+        }
+        assert not report.loss.not_understood
+        assert report.model.verdict == "conforms"
+        assert report.model.rules["V4"].checked >= 4
+        assert report.model.rules["V6"].checked >= 3
+        assert fields(recording, "kvm_sys_access")["is_write"] == [0]
+
+    def test_a_fault_in_it_is_found(self, posted):
+        untraced = [line for line in ARM64 if "kvm_handle_sys_reg" not in line]
+        assert {v.rule for v in check_recording(posted(*ARM64, *untraced[1:])).violations} == {"V4"}
+
+
+FULL_CPUID = f"kvm_exit: vcpu 0 reason CPUID rip 0x1000 {FULL}"
+
+
+class TestPartsOfAnExit:
+    def test_fields_that_people_left_out(self, posted):
+        told = fields(
+            posted(
+                "kvm_exit: vcpu 0 reason EXTERNAL_INTERRUPT intr_info 0x800000ec",
+                "kvm_exit: vcpu 23 reason DR_ACCESS info1 0x0000000000000216",
+                "kvm_exit: reason PREEMPTION_TIMER rip 0x40274d info 0 0 intr 0",
+                "kvm_exit: vcpu 0 reason EXCEPTION_NMI rip 0x10 info1 0x28 intr_info 0x80000b0e error_code 0x2",
+            ),
+            "kvm_exit",
+        )
+        assert told["exit_reason"] == [1, 29, 52, 0]
+        assert told["guest_rip"] == [None, None, 0x40274D, 0x10]
+        assert told["info1"] == [None, 0x216, 0, 0x28]
+        assert told["intr_info"] == [0x800000EC, None, None, 0x80000B0E]
+        assert told["error_code"] == [None, None, None, 2]
+
+    def test_an_exit_of_a_nested_guest_as_trace_cmd_printed_it(self, posted):
+        line = "kvm_nested_vmexit: rip 7fa9ee reason IO_INSTRUCTION info1 5658000b info2 0 int_info 0 int_info_err 0"
+        told = fields(posted(line, padded=True), "kvm_nested_vmexit")
+        assert (told["exit_reason"], told["guest_rip"], told["info1"]) == ([30], [0x7FA9EE], [0x5658000B])
+
+    def test_what_the_plug_in_complains_of(self, posted):
+        line = 'kvm_nested_vmexit: CAN\'T FIND FIELD "rip"<CANT FIND FIELD exit_code>vcpu 0 reason npf rip 0x400433'
+        assert fields(posted(line, padded=True), "kvm_nested_vmexit")["guest_rip"] == [0x400433]
+
+    def test_the_report_of_exits_without_rip(self, posted):
+        """The headline names no instruction that nobody told."""
+        lines = ("kvm_entry: vcpu 0", "kvm_exit: vcpu 0 reason DR_ACCESS info1 0x0000000000000216") * 3
+        assert "rip" not in render_text(build_report(posted(*lines))).split("VM-exits by reason")[0]
+
+    def test_a_port_access_without_count(self, posted):
+        told = fields(posted("kvm_pio: pio_read  at 0x3fd size 1 val 0x60"), "kvm_pio")
+        assert (told["port"], told["size"], told["val"]) == ([0x3FD], [1], [0x60])
+
+
+CUT = """\
+  CPU 0/KVM-9 [000] d..1.  600.000001: kvm_entry: vcpu 0, rip 0xfff0
+  CPU 0/KVM-9 [000] d..1.  600.000002: kvm_exit: vcpu 0 reason CPUID rip 0xfff0 {FULL}
+  CPU 0/KVM-9 [000] .....  600.000003: kvm_cpuid: func 0 idx 0 rax d rbx 0 rcx 0 rdx 0, cpuid entry found
+{between}
+  CPU 0/KVM-9 [000] d..1.  600.000012: kvm_exit: vcpu 0 reason CPUID rip 0xfff4 {FULL}
+  CPU 0/KVM-9 [000] .....  600.000013: kvm_cpuid: func 0 idx 0 rax d rbx 0 rcx 0 rdx 0, cpuid entry found
+  CPU 0/KVM-9 [000] d..1.  600.000014: kvm_entry: vcpu 0, rip 0xfff6
+"""
+ENTRY = "  CPU 0/KVM-9 [000] d..1.  600.000004: kvm_entry: vcpu 0, rip 0xfff2"
+
+
+class TestExcerpts:
+    """Where lines were left out or are no events, events may be missing: no violation, and not plain "conforms"."""
+
+    @pytest.fixture
+    def cut(self, tmp_path):
+        def write(between: str):
+            path = tmp_path / "cut.txt"
+            path.write_text(CUT.format(FULL=FULL, between=between))
+            return open_recording(path)
+
+        return write
+
+    def test_the_whole_text_conforms(self, cut):
+        found = check_recording(cut(ENTRY))
+        assert (found.verdict, found.not_understood) == ("conforms", 0)
+
+    @pytest.mark.parametrize("between", ["...", "[...]", "[snip]", "--", " ---8<---", "…"])
+    def test_a_mark_of_what_was_left_out(self, cut, between):
+        recording = cut(between)
+        found = check_recording(recording)
+        assert (found.violations, found.not_understood) == ((), 0)
+        assert recording.loss.events is None
+
+    @pytest.mark.parametrize("between", ["and then, some time later:", ENTRY[:40], "\n\nhere it hangs\n\n"])
+    def test_other_text_between_events(self, cut, between):
+        recording = cut(between)
+        found = check_recording(recording)
+        assert found.violations == ()
+        assert (found.not_understood, found.verdict) == (1, "conforms as far as judged")
+        assert recording.loss.not_understood == {"no event": 1}
+        assert found.judged_share < 1
+
+    def test_text_around_the_trace_hides_nothing(self, tmp_path):
+        path = tmp_path / "mail.txt"
+        path.write_text("Hello,\n\n" + CUT.format(FULL=FULL, between=ENTRY) + "\n-- \nJoe\n")
+        found = check_recording(open_recording(path))
+        assert (found.verdict, found.judged_share) == ("conforms", 1.0)
+
+    def test_an_event_that_is_not_understood(self, cut):
+        found = check_recording(cut(ENTRY.replace("kvm_entry: vcpu 0, rip 0xfff2", "kvm_eoi: what?") + "\n" + ENTRY))
+        assert found.verdict == "conforms as far as judged"
+
+    def test_pieces_of_a_text(self):
+        """A gap at the end of a piece stands at the beginning of the next."""
+        from kvmtrace.formats.ftrace_text.text_gaps import TextGaps
+        from kvmtrace.formats.ftrace_text.text_lines import decode_lines
+
+        pieces = ("Hello\n", f"{ENTRY}\n...\n", "what\n", f"{ENTRY}\n", f"{ENTRY}\nbye\n")
+        gaps = TextGaps()
+        lost = [gaps.mark(decode_lines(piece)).lost.tolist() for piece in pieces]
+        assert lost == [[], [0], [], [-2, 0], [0]]
+        assert gaps.not_understood == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("    [001]   770.850287:           kvm:kvm_entry: vcpu 0, rip 0x100146", "lines of events without task"),
+        (
+            "preempt_test  20677.199579:   kvm:kvm_exit: reason HLT rip 0x40274d info 0 0",
+            "perf script without thread",
+        ),
+        ("   0.012 CPU 0/KVM/1234 kvm:kvm_exit(exit_reason: 10, guest_rip: 0xfff0, isa: 1)", "output of perf trace"),
+        ("  CPU 0: kvm_entry: vcpu 0, rip 0xffffffff81000aa0", "events without time stamps"),
+        ("CPU 0/KVM-82557 [002] ... kvm_entry: vcpu 0, rip 0xffffffffae1b603b", "events without time stamps"),
+        ("microkvm-30942 kvm_emulate_insn: 0:ffffffff8134be37:44 8b 60 60 (prot64)", "events without time stamps"),
+        ("  kvm_exit:             reason EXIT_RSM rip 0x7ffbb280 info 0 0", "events alone"),
+    ],
+)
+def test_what_is_not_read_is_named(tmp_path, line, words):
+    path = tmp_path / "posted.txt"
+    path.write_text(f"{line}\n{line}\n")
+    with pytest.raises(FormatError, match=words):
+        open_recording(path)
+
+
+def test_perf_prof_and_its_dates(tmp_path):
+    path = tmp_path / "prof.txt"
+    path.write_text(
+        "2021-12-12 16:11:10.214139     <...> 206966 .N.. [017] 15504452.408994: kvm:kvm_exit: reason HLT rip 0x10\n"
+        "2021-12-12 16:11:10.214203     <...> 206966 d... [017] 15504452.412981: kvm:kvm_entry: vcpu 20\n"
+    )
+    events = open_recording(path).events()
+    assert (events.tid.tolist(), events.cpu.tolist()) == ([206966] * 2, [17] * 2)
+    assert events.irq_flags.tolist() == [0x24, 1]

@@ -1,7 +1,9 @@
 """Undoes what mail, editors and web pages do to the lines of a trace. Each line stays one line.
 
-Line ends of Windows, a byte-order mark, tabs, `> ` of quotes, HTML's entities, and numbers in front of the lines.
-Lines that a mail program wrapped are joined in wrapped.py, which has to know what an event looks like.
+Line ends of Windows, a byte-order mark, tabs, colours of a terminal, `> ` of quotes, HTML's entities, and what stands
+in front of the lines: numbers, or the time stamps of a log. Quoted-printable is what a mail's source has: a line of it
+goes on behind "=". Lines that a mail program wrapped are joined in wrapped.py, which has to know what an event looks
+like.
 """
 
 from __future__ import annotations
@@ -13,6 +15,18 @@ from itertools import pairwise
 _QUOTE = re.compile(r"^ *+>[> ]*+", re.MULTILINE)
 # "12  ", "12: ", "12| ", "12) " in front of a line; a time stamp has digits behind its point
 _NUMBER = re.compile(r"^ *+(\d{1,9}) *+(?:[:|).] *+| (?! *+\[))(?=\S)", re.MULTILINE)
+# what logs put in front: "Nov 27 19:58:34 host name[12]: ", "2026-11-27T19:58:34.123+0100 host name: ", a date and
+# time alone, "[   12.345678] " of the kernel's log
+_LOGGED = re.compile(
+    r"^ *+(?:(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,9})?"
+    r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)"
+    r"(?: [\w.-]{1,64} [^\s:\[]{1,40}(?:\[\d{1,10}\])?:)?"
+    r"|(?:<\d{1,3}>)?\[ *\d{1,10}\.\d{6}\](?:\[ *[TC]\d{1,10}\])?) ",
+    re.MULTILINE,
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ENCODED = re.compile(r"=([0-9A-F]{2})")
+JOINED = "\x1f"  # in place of a line that was joined to the one before: white space that no text has
 _NUMBERED_LINES = 3  # in a row with ascending numbers make them numbers of lines
 _LOOKED_AT = 40
 _ENTITIES = ("&gt;", "&lt;", "&amp;", "&#", "&nbsp;", "&quot;")
@@ -40,8 +54,10 @@ class Disguise:
     """
 
     def __init__(self, head: str) -> None:
-        self._numbered = False
+        self._numbered = self._logged = False
+        self._encoded = "=\n" in head.replace("\r", "") and _is_quoted_printable(head)
         lines = [line for line in self.clean(head).split("\n") if line.strip()][:_LOOKED_AT]
+        self._logged = sum(_LOGGED.match(line) is not None for line in lines) * 2 > len(lines)
         found = [_NUMBER.match(line) for line in lines]
         numbers = [int(match[1]) for match in found if match]
         ascending = all(a < b for a, b in pairwise(numbers))
@@ -51,10 +67,47 @@ class Disguise:
         """Return text with as many lines, without what does not belong to them."""
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "")
+        if self._encoded:
+            text = _decode_quoted_printable(text)
+        if "\x1b" in text:
+            text = _COLOUR.sub("", text)
         if "\t" in text or "\xa0" in text or "\ufeff" in text:
             text = text.translate(_SPACES)
         if any(entity in text for entity in _ENTITIES):
             text = html.unescape(text).replace("\xa0", " ")
         if text.startswith((">", " ")) or "\n>" in text or "\n >" in text:
             text = _QUOTE.sub("", text)
+        if self._logged:
+            text = _LOGGED.sub("", text)
         return _NUMBER.sub("", text) if self._numbered else text
+
+
+def _is_quoted_printable(head: str) -> bool:
+    """Say whether text is encoded as quoted-printable: a mail's header says so, or "=" is =3D and ends long lines."""
+    if "quoted-printable" in head.lower():
+        return True
+    ends = [line for line in head.splitlines() if line.endswith("=")]
+    return len(ends) >= _NUMBERED_LINES and all(_SHORTEST <= len(line) <= _LONGEST for line in ends)
+
+
+# lines of quoted-printable that go on
+_SHORTEST, _LONGEST = 60, 76
+
+
+def _decode_quoted_printable(text: str) -> str:
+    """Return text decoded, with as many lines: what continued a line leaves JOINED behind it."""
+    lines: list[str] = []
+    joined = 0
+    for line in text.split("\n"):
+        if joined:
+            lines[-1] += line
+        else:
+            lines.append(line)
+        if lines[-1].endswith("="):
+            lines[-1] = lines[-1][:-1]
+            joined += 1
+        else:
+            lines += [JOINED] * joined
+            joined = 0
+    lines += [JOINED] * max(joined - 1, 0)
+    return _ENCODED.sub(lambda match: chr(int(match[1], 16)), "\n".join(lines))

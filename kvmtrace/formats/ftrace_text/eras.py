@@ -80,7 +80,9 @@ def _note_entry(era: Era, groups: Texts) -> None:
 
 
 def _note_exit(era: Era, groups: Texts) -> None:
-    reason = groups.get("exit_reason") or ""
+    reason = groups.get("exit_reason")
+    if reason is None:  # an architecture whose VM-exits have no reason of this kind
+        return
     era.old_names |= reason in OLD_NAMES
     number, exit_reason = exit_reason_number(reason)
     era.isas.add(number)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _PAIR = re.compile(r"(?:^|[ (])([A-Za-z_]\w{0,60})=")
 _KEYS_ONLY = re.compile(r"(?:\[FAILED TO PARSE\] )?(?:\([^)]{0,200}\) )?(?=[A-Za-z_]\w{0,60}=)")
 # what trace-cmd prints where its plug-in asks for a field that this kernel calls differently
-_LEADING = re.compile(r"<CANT FIND FIELD \w+>")
+_LEADING = re.compile(r"(?:CAN'T FIND FIELD \"\w{1,40}\"|<CANT FIND FIELD \w{1,40}>)+")
 _MASK = (1 << 64) - 1
 MAX_KEYS = 64
 _REASONS = frozenset({"kvm_exit", "kvm_nested_vmexit"})  # events with an exit reason

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 #   ftrace, trace-cmd    task-tid (tgid) [cpu] flags seconds.fraction: (+difference) event: text
 #   latency format       task-tid cpu+flags seconds.fraction: event: text, or a count of us in place of the time
 #   perf script          task pid/tid [cpu] seconds.fraction: period system:event: text
+#   perf-prof            task tid flags [cpu] seconds.fraction: system:event: text
 # then a line that says that events were lost, and any other
 LINE = re.compile(
     r"^(?: *+(?P<task>\S.{0,40}?)(?:-| ++(?:(?P<pid>\d{1,10})/)?)(?P<tid>\d{1,10}) ++"
-    r"(?:\( *+(?P<tgid>\d{1,10}|-++)\) ++)?"
+    r"(?:\( *+(?P<tgid>\d{1,10}|-++)\) ++)?(?:(?P<early_flags>[.dDbX][.NnpLlBb][.hHsSzZ]\S{1,5}) ++(?=\[))?"
     r"(?:\[(?P<cpu>\d{1,5})\] ++(?:(?P<flags>[^\s\d:]\S{2,8}) ++)?"
     r"|(?P<short_cpu>\d{1,4})(?P<short_flags>[.dDbX][.NnpLlBb]\S{2,6}) ++)"
     r"(?P<time>\d{1,19})(?:\.(?P<fraction>\d{1,9})|(?P<us>us)[^\s\w:]? ?)?: ++(?:\(\+?\d{1,18}\) ++)?(?P<event>\S.*)"
@@ -40,11 +41,17 @@ LINE = re.compile(
 _GROUPS = LINE.groupindex
 # what tracefs and trace-cmd print between the events, and what people put around a trace
 HARMLESS = re.compile(
-    r"#|cpus=\d|version = |=> |<stack trace>|trace-cmd: |CPU \d+ is empty"
-    r"|```|~~~|\{(?:code|noformat)|</?(?:pre|code)>|\[/?code\]|\[?\.{3}\]?$|--$|\[snip"
+    r"#|cpus=\d|version = |=> |<stack trace>|trace-cmd: |CPU \d+ is empty|[0-9a-f]{8,16} \S.*\)$"
+    r"|\d+\) .*\||-{5,}$|(?:kernel: )?Dumping ftrace buffer|```|~~~|\{(?:code|noformat)|</?(?:pre|code)>|\[/?code\]"
+)
+# what people put where they left lines out, and grep between its findings
+LEFT_OUT = re.compile(
+    r"[\[(<]?(?:\.{2,}|\u2026|snip|cut)[\])>]?[ .]*$|--$|-+ ?(?:8<|>8|snip|cut)|\[snip", re.IGNORECASE
 )
 # perf puts a period before the event of older versions, and the system in front of its name
 _EVENT = re.compile(r"(?:\d{1,20} ++)?(?:(?P<system>[\w\-]+):)?(?P<name>[\w.\-]+(?::[\w.\-]+)*):(?: ++(?P<text>.*))?$")
+_PART_OF_NAME = re.compile(r"\w+$")  # of a line that was cut
+_FUNCTION = re.compile(r"[\w.]+ <-")  # the function tracer's lines
 _SYSCALL_ENTER = re.compile(r"sys_(\w+)\((.*)\)$")
 _SYSCALL_EXIT = re.compile(r"sys_(\w+) -> (.*)$")
 
@@ -69,6 +76,8 @@ class Lines:
     comm : str per line
     lost : int64, shape (n,), events lost before the line's place: 0 for events, -1 if their number is not said
     strange : (line's text) of lines that are neither
+    strange_at : before which of the lines each of them stands
+    gaps : before which of the lines events may be missing: a strange line, or a mark of what was left out, stands there
     """
 
     ts_ns: NDArray[np.int64]
@@ -82,6 +91,8 @@ class Lines:
     body: list[str]
     comm: list[str]
     strange: list[str]
+    strange_at: list[int]
+    gaps: list[int]
 
 
 def split_event(text: str) -> tuple[str, str]:
@@ -95,7 +106,7 @@ def split_event(text: str) -> tuple[str, str]:
             return f"sys_exit_{leave[1]}", leave[2]
     match = _EVENT.match(text)
     if match is None:
-        return "", text
+        return ("function" if _FUNCTION.match(text) else "", text)
     name, body = match["name"], (match["text"] or "").rstrip()
     if match["system"] in SYSTEMS:
         return name, body
@@ -127,15 +138,15 @@ def decode_lines(text: str) -> Lines:
     """
     columns = list(zip(*LINE.findall(text), strict=True)) or [()] * LINE.groups
     group: dict[str, Sequence[str]] = {name: columns[number - 1] for name, number in _GROUPS.items()}
+    strange, strange_at, gaps = _others(group["other"])
     if any(group["other"]):
-        strange = [other for other in group["other"] if other and not HARMLESS.match(other.lstrip())]
         kept = [i for i, other in enumerate(group["other"]) if not other]
         group = {name: [column[i] for i in kept] for name, column in group.items()}
-    else:
-        strange = []
     events = [split_event(text) for text in group["event"]]
-    known = {text: _flag_bits(text) for text in {*group["flags"], *group["short_flags"]}}
-    flags = [known[a or b] for a, b in zip(group["flags"], group["short_flags"], strict=True)]
+    gaps = sorted({*gaps, *(i for i, (name, text) in enumerate(events) if not name and _PART_OF_NAME.match(text))})
+    known = {text: _flag_bits(text) for text in {*group["flags"], *group["short_flags"], *group["early_flags"]}}
+    columns_of_flags = zip(group["flags"], group["short_flags"], group["early_flags"], strict=True)
+    flags = [known[a or b or c] for a, b, c in columns_of_flags]
     bits = np.array(flags, np.uint8).reshape(-1, 2)
     times = zip(group["time"], group["fraction"], group["us"], strict=True)
     ts_ns = np.array([_to_ns(*time) if time[0] else -1 for time in times], np.int64)
@@ -154,7 +165,29 @@ def decode_lines(text: str) -> Lines:
         [e[1] for e in events],
         list(group["task"]),
         strange,
+        strange_at,
+        gaps,
     )
+
+
+def _others(others: Sequence[str]) -> tuple[list[str], list[int], list[int]]:
+    """Return the strange ones among lines that are no events, where they stand, and where events may be missing."""
+    strange: list[str] = []
+    strange_at: list[int] = []
+    gaps: list[int] = []
+    n_before = 0
+    for i in [i for i, other in enumerate(others) if other]:
+        at, n_before = i - n_before, n_before + 1
+        text = others[i].lstrip()
+        left_out = LEFT_OUT.match(text) is not None
+        if not left_out and HARMLESS.match(text):
+            continue
+        if not left_out:
+            strange.append(others[i])
+            strange_at.append(at)
+        if not gaps or gaps[-1] != at:
+            gaps.append(at)
+    return strange, strange_at, gaps
 
 
 def _stamp_losses(ts_ns: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.isa.arm64_text import ARM64_PATTERNS, ARM64_WORDS
 from kvmtrace.kvm.apic import APIC_REGISTERS, DELIVERY_MODES
 from kvmtrace.kvm.vectors import EXCEPTION_NAMES
 
@@ -28,16 +29,18 @@ def _compile(*patterns: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(p) for p in patterns)
 
 
-# kvm_exit, the fullest first: of 5.16, 5.10, 4.18 and 2.6.38 (and trace-cmd's plug-in), 2.6.31, and whatever tells
-# a reason at all. A reason is of a few words, so that a line is not gone through more than once for each pattern.
+# kvm_exit, the fullest first: of 5.16, 5.10, 4.18 and 2.6.38 (and trace-cmd's plug-in), and whatever tells a reason
+# at all, with those of the other fields that people left. A reason is of a few words, so that a line is not gone
+# through more than once for each pattern.
 # fmt: off
-_REASON = r"reason (?P<exit_reason>\S{1,60}(?: (?!rip\b|info)\S{1,60}){0,3})"
+_REASON = r"reason (?P<exit_reason>\S{1,60}(?: (?!rip\b|info|intr_info\b|error_code\b|requests\b)\S{1,60}){0,3})"
 EXIT_PATTERNS = _compile(
     rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON} rip (?P<guest_rip>{_X}) info1 (?P<info1>{_X}) info2 (?P<info2>{_X}) "
     rf"intr_info (?P<intr_info>{_X}) error_code (?P<error_code>{_X})(?: requests (?P<requests>{_X}))?",
     rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON} rip (?P<guest_rip>{_X}) info (?P<info1_hex>{_H}) (?P<info2_hex>{_H})",
-    rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON} rip (?P<guest_rip>{_X})",
-    rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON}")
+    rf"(?:vcpu (?P<vcpu_id>\d+) )?{_REASON}(?: rip (?P<guest_rip>{_X}))?(?: info1 (?P<info1>{_X}))?"
+    rf"(?: info2 (?P<info2>{_X}))?(?: intr_info (?P<intr_info>{_X}))?(?: error_code (?P<error_code>{_X}))?"
+    rf"(?: requests (?P<requests>{_X}))?")
 # fmt: on
 # event -> patterns, the kernel's newest first; matched from the first character of the event's text
 # fmt: off
@@ -51,9 +54,12 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kvm_nested_vmexit": (
         *EXIT_PATTERNS,
         *_compile(rf"(?:rip:? (?P<guest_rip>{_X}) )?reason: (?P<exit_reason>.{1,80}?) ext_inf1: (?P<info1>{_X}) "
-                  rf"ext_inf2: (?P<info2>{_X}) ext_int: (?P<intr_info>{_X}) ext_int_err: (?P<error_code>{_X})")),
+                  rf"ext_inf2: (?P<info2>{_X}) ext_int: (?P<intr_info>{_X}) ext_int_err: (?P<error_code>{_X})",
+                  rf"rip (?P<guest_rip_hex>{_H}) reason (?P<exit_reason>.{{1,80}}?) info1 (?P<info1_hex>{_H}) "
+                  rf"info2 (?P<info2_hex>{_H}) int_info (?P<intr_info_hex>{_H}) "
+                  rf"int_info_err (?P<error_code_hex>{_H})")),
     "kvm_userspace_exit": _compile(r"reason (?P<outcome>\S+) \((?P<number>-?\d+)\)"),
-    "kvm_pio": _compile(rf"pio_(?P<rw>read|write) at (?P<port>{_X}) size (?P<size>\d+) count (?P<count>\d+)"
+    "kvm_pio": _compile(rf"pio_(?P<rw>read|write) {{1,2}}at (?P<port>{_X}) size (?P<size>\d+)(?: count (?P<count>\d+))?"
                         rf"(?: val (?P<val>{_X}))?"),
     "kvm_mmio": _compile(rf"mmio (?P<type>unsatisfied-read|read|write) len (?P<len>\d+) gpa (?P<gpa>{_X})"
                          rf" val (?P<val>{_X})"),
@@ -103,6 +109,8 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
                                 rf"arg: (?P<arg_hex>{_X}|{_H})"),
     "sys_exit_ioctl": _compile(rf"(?P<ret>{_X}|-?\d+)"),
 }
+for _event, _own in ARM64_PATTERNS.items():
+    PATTERNS[_event] = PATTERNS.get(_event, ()) + _compile(*_own)
 
 # fields that -R and the kernel print in hexadecimal without 0x
 BARE_HEX: dict[str, frozenset[str]] = {
@@ -137,6 +145,7 @@ WORDS: dict[str, dict[str, int]] = {
 # fmt: on
 # prev_state: the letters of TASK_STATE_TO_CHAR_STR, with + where the thread was preempted
 _STATES = {"R": 0, "S": 1, "D": 2, "T": 4, "t": 8, "X": 16, "Z": 32, "P": 64, "I": 128}
+WORDS |= ARM64_WORDS
 WORDS["prev_state"] = _STATES | {f"{letter}+": value | 256 for letter, value in _STATES.items()}
 
 STRINGS = frozenset({"comm", "prev_comm", "next_comm", "parent_comm", "child_comm", "oldcomm", "newcomm"})

@@ -14,6 +14,7 @@ from kvmtrace.formats.common.metadata import PRINTED_NAMES
 from kvmtrace.formats.ftrace_text.disguises import Disguise, decode_text, is_utf16
 from kvmtrace.formats.ftrace_text.eras import Era
 from kvmtrace.formats.ftrace_text.text_fields import TextKind, decode_bodies
+from kvmtrace.formats.ftrace_text.text_gaps import TextGaps
 from kvmtrace.formats.ftrace_text.text_lines import Lines, decode_lines
 from kvmtrace.formats.ftrace_text.wrapped import join_wrapped
 from kvmtrace.isa.probes import PROBES
@@ -29,6 +30,7 @@ BLOCK_BYTES = 16 << 20  # text that is split at once
 HEAD_BYTES = 64 << 10
 LINE_BYTES = 110  # typical
 MAX_STRANGE = 20  # lines that are no events, stated one by one
+NO_EVENTS = "no event"  # what Loss.not_understood calls lines between events that are none
 MAX_KINDS = 65_000  # event names that one text may have: the table's column of kinds has 16 bits
 # trace-cmd and perf pad the names of events to a width, the kernel puts one space behind them
 _OF_TRACE_CMD = re.compile(r"^cpus=\d+ *$|: [\w:]{3,30}:  +\S|\] +\d+\.\d+: +(?:\d+ +)?\w+:\w+: ", re.MULTILINE)
@@ -65,6 +67,7 @@ class TextRecording(Recording):
         self._disguise = Disguise(self._text(0, min(HEAD_BYTES, self._end)))
         self._era = Era()
         self._unread: dict[str, int] = {}  # of the latest pass: event -> texts of it that were not understood
+        self._gaps = TextGaps()  # of the latest pass
         self._only_block: tuple[str, str, Lines] | None = None  # what the first pass made, if it is not much
         self._text_kinds = self._find_kinds()
         names = list(self._text_kinds)
@@ -163,11 +166,12 @@ class TextRecording(Recording):
         self._loss.restart()
         self._strange = []
         self._unread = {}
+        self._gaps = TextGaps()
         n_blocks = 0
         for at, block, text, lines in self._lines(size):
             n_blocks += 1
             self._note_strange(lines.strange, at, block, text)
-            yield self._table(lines)
+            yield self._table(self._gaps.mark(lines))
         if not n_blocks:
             yield self._table(decode_lines(""))
 
@@ -207,6 +211,7 @@ class TextRecording(Recording):
             return ColumnPayload({"count": lines.lost[rows]})
         bodies = [lines.body[i] for i in rows.tolist()]
         if index == len(self.kinds) - 2:
+            self._unread[NO_EVENTS] = self._unread.get(NO_EVENTS, 0) + len(rows)
             return ColumnPayload({"text": np.array([b.encode() for b in bodies], "S")})
         name = self.kinds[index].name
         decoded = decode_bodies(self._text_kinds[name], bodies)
@@ -226,7 +231,10 @@ class TextRecording(Recording):
     def _update_loss(self) -> None:
         known = self._loss.loss()
         damage = (*self._strange, *self._unended)
-        self.loss = Loss(known.events, known.by_cpu, self._cut, damage, not_understood=dict(self._unread))
+        unread = dict(self._unread)
+        if self._gaps.not_understood:
+            unread[NO_EVENTS] = unread.get(NO_EVENTS, 0) + self._gaps.not_understood
+        self.loss = Loss(known.events, known.by_cpu, self._cut, damage, not_understood=unread)
 
 
 def open_text(data: memoryview, path: str) -> TextRecording:

@@ -5,11 +5,14 @@ Each line stays a line: what was joined to the one before leaves an empty line, 
 
 from __future__ import annotations
 
+from kvmtrace.formats.ftrace_text.disguises import JOINED
 from kvmtrace.formats.ftrace_text.text_fields import told_by
-from kvmtrace.formats.ftrace_text.text_lines import HARMLESS, LINE, split_event
+from kvmtrace.formats.ftrace_text.text_lines import HARMLESS, LEFT_OUT, LINE, split_event
+from kvmtrace.formats.ftrace_text.text_patterns import PATTERNS
 
 MAX_PARTS = 4  # lines that one event may have been wrapped to
 MAX_BYTES = 2000
+NARROWEST = 60  # characters; no mail program wraps earlier
 
 
 def _event_of(line: str) -> str | None:
@@ -20,7 +23,9 @@ def _event_of(line: str) -> str | None:
 
 def _is_strange(line: str) -> bool:
     match = LINE.match(line)
-    return match is not None and match["other"] is not None and not HARMLESS.match(line.lstrip())
+    if match is None or match["other"] is None:
+        return False
+    return not HARMLESS.match(line.lstrip()) and not LEFT_OUT.match(line.lstrip())
 
 
 def _reads_better(before: str | None, joined: str) -> bool:
@@ -35,28 +40,55 @@ def _reads_better(before: str | None, joined: str) -> bool:
     return name == first[0] and (told_by(name, body) > told_by(*first) or not first[1])
 
 
+def _was_wrapped(last: str, joined: str, part: str) -> bool:
+    """Say whether an event of which nothing but its text is known goes on in a line, as its first word had no room.
+
+    Parameters
+    ----------
+    last : the line above
+    joined : the event's line, with what was joined to it
+    part : the line
+    """
+    event = _event_of(joined)
+    if event is None or split_event(event)[0] in PATTERNS:
+        return False
+    return len(last.rstrip()) + 1 + len(part.split(maxsplit=1)[0]) > NARROWEST
+
+
 def join_wrapped(text: str) -> str:
     """Return text whose wrapped lines are joined, with as many lines."""
     lines = text.split("\n")
     at = 0
     while at < len(lines) - 1:
-        if _is_strange(lines[at + 1]) or _is_strange(lines[at]):
+        if _is_strange(lines[_next(lines, at)]) or _is_strange(lines[at]):
             at += _join_at(lines, at)
         else:
             at += 1
     return "\n".join(lines)
 
 
+def _next(lines: list[str], at: int) -> int:
+    """Return where the line behind one stands that a mail's encoding did not join to it."""
+    behind = at + 1
+    while lines[behind] == JOINED and behind < len(lines) - 1:
+        behind += 1
+    return behind
+
+
 def _join_at(lines: list[str], at: int) -> int:
     """Join to a line those after it that continue it; return how many lines that took."""
-    joined, taken = lines[at], 1
+    joined, taken, parts = lines[at], 1, 1
     best, best_taken = joined, 1
-    while taken < MAX_PARTS and at + taken < len(lines):
+    while parts < MAX_PARTS and at + taken < len(lines):
         part = lines[at + taken]
+        if part == JOINED:
+            taken += 1
+            continue
         if not part.strip() or _event_of(part) is not None or len(joined) > MAX_BYTES:
             break
-        joined, taken = f"{joined.rstrip()} {part.strip()}", taken + 1
-        if _reads_better(_event_of(best), joined):
+        continues = _was_wrapped(lines[at + taken - 1], joined, part)
+        joined, taken, parts = f"{joined.rstrip()} {part.strip()}", taken + 1, parts + 1
+        if continues or _reads_better(_event_of(best), joined):
             best, best_taken = joined, taken
     if best_taken > 1:
         lines[at : at + best_taken] = [best, *[""] * (best_taken - 1)]
