@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "fleet": {"formats", "report", "spans", "stats", "table"},
     "capture": {"workload"},
+    "suite": {"capture", "formats", "report"},
     "workload": set(),
     "lab": {"workload"},
 }

@@ -29,6 +29,8 @@ class TargetSpec:
     command : argv of the command
     pid : int or None, process whose threads, present and later, are recorded
     as_root : bool, under sudo run the command as root instead of as the invoking user
+    output : descriptor that takes what a command prints; None: ours. With it the command has a session of its own,
+        reads nothing, and whatever of its process group is left at its end is killed
     """
 
     kind: str
@@ -37,6 +39,7 @@ class TargetSpec:
     command: tuple[str, ...] = ()
     pid: int | None = None
     as_root: bool = False
+    output: int | None = None
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,8 @@ class Target:
         if not select.select([self.pidfd], [], [], 0)[0]:
             return False
         if self._started:
+            if self.spec.output is not None:  # not yet reaped: the number of its process group is still its own
+                self._signal_group(signal.SIGKILL)
             _, status = os.waitpid(self.pid, 0)
             self.status = os.waitstatus_to_exitcode(status)
         return True
@@ -133,11 +135,19 @@ class Target:
         if not self._started or self.pid is None or self.pidfd is None or self.ended():
             return
         for number, patience in ((signal.SIGTERM, STOP_GRACE_S), (signal.SIGKILL, None)):
-            signal.pidfd_send_signal(self.pidfd, number)
-            signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
+            for one in (number, signal.SIGCONT):
+                if self.spec.output is not None:
+                    self._signal_group(one)
+                signal.pidfd_send_signal(self.pidfd, one)
             select.select([self.pidfd], [], [], patience)
             if self.ended():
                 return
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        """Signal what runs in the process group of a target that has its own."""
+        assert self.pid is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of it has ended
+            os.killpg(self.pid, number)
 
     def close(self) -> None:
         """End a started target, collect what the guest said and close all descriptors."""
@@ -208,7 +218,7 @@ class Target:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(gate_write)
-            _exec_command(list(self.spec.command), gate_read, error_write, user)
+            _exec_command(self.spec, gate_read, error_write, user)
         os.close(gate_read)
         os.close(error_write)
         self._gate, self._exec_error = gate_write, error_read
@@ -244,7 +254,7 @@ def _exec_guest(argv: list[str], keep: tuple[int, ...]) -> NoReturn:
         os._exit(127)
 
 
-def _exec_command(argv: list[str], gate: int, error: int, user: tuple[int, int] | None) -> NoReturn:
+def _exec_command(spec: TargetSpec, gate: int, error: int, user: tuple[int, int] | None) -> NoReturn:
     """In the child: wait for the gate, then become the command, as `user` if given."""
     try:
         signal.set_wakeup_fd(-1)
@@ -252,13 +262,23 @@ def _exec_command(argv: list[str], gate: int, error: int, user: tuple[int, int] 
         if not os.read(gate, 1):
             os._exit(1)  # the recorder gave up
         try:
+            if spec.output is not None:
+                _apart(spec.output)
             if user is not None:
                 _become(*user)
-            os.execvp(argv[0], argv)  # noqa: S606 (no shell is what we want)
+            os.execvp(spec.command[0], list(spec.command))  # noqa: S606 (no shell is what we want)
         except OSError as problem:
             os.write(error, str(problem.errno).encode())
     finally:
         os._exit(127)
+
+
+def _apart(output: int) -> None:
+    """Begin a session, read nothing, print to `output`."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for fd, number in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(fd, number)
 
 
 def _become(uid: int, gid: int) -> None:

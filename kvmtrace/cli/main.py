@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("kvmtrace.cli.record", "Record a VM, a command, a bundled guest or the whole machine."),
     "report": ("kvmtrace.cli.report", "Statistics, time budget and the comparison with the model."),
     "check": ("kvmtrace.cli.check", "Only the comparison with the model, for scripts and CI."),
+    "suite": ("kvmtrace.cli.suite", "Run a test suite under the recorder and check each test."),
     "compare": ("kvmtrace.cli.compare", "Compare two recordings, with significance."),
     "export": ("kvmtrace.cli.export", "Write Parquet, CSV, Arrow or Perfetto."),
     "fleet": ("kvmtrace.cli.fleet", "Many recordings: summaries, outliers, cohorts."),
@@ -42,7 +43,7 @@ Example:
 \b
 Exit codes:
   0   done; check: no violation
-  1   check: a violation; compare --fail-on-regression: a regression
+  1   check: a violation; suite: that, or a failed test; compare --fail-on-regression: a regression
   2   wrong usage
   3   the input is no trace, holds nothing of KVM, or is damaged beyond what can be read
   4   the environment lacks something; the line says what and how to get it

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from kvmtrace.check.verdict import Comparison, Violation
     from kvmtrace.report.document import Report
 
-    Status = Literal["pass", "fail", "crash", "hang", "skip"]
-
+Status = Literal["pass", "fail", "crash", "hang", "skip"]
 BAD_ENDS = ("fail", "crash", "hang")
 
 
