@@ -76,7 +76,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_text(suite: list[str], tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, suite)
+    done = CliRunner(env={"COLUMNS": "120"}).invoke(cli, suite)
     assert done.exit_code == 1
     words = {"true": "ok", "exit 4": "skipped", "sleep 60": "HANG", "kill -SEGV $$": "CRASH", "true violation": "VIOL"}
     for name, word in words.items():
