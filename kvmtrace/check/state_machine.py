@@ -49,6 +49,11 @@ class Automaton:
     guards: dict[tuple[int, int], frozenset[str]]
     follow_ups: NDArray[np.bool_]
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Step -> its column."""
+        return CLASS
+
     def expected(self, state: int) -> str:
         """Name the steps that the state allows."""
         names = [name for name in STEPS if self.verdict[state, CLASS[name]] != ILLEGAL]
@@ -126,6 +131,11 @@ def _compile(recorded: frozenset[str], traits: frozenset[str], filtered: bool) -
 def compile_automaton(capability: Capability) -> Automaton:
     """Return the transition table as it applies to a recording."""
     return _compile(_recorded_steps(capability), capability.traits, capability.filtered)
+
+
+def compile_for(steps: frozenset[str], traits: frozenset[str]) -> Automaton:
+    """Return the transition table as it applies where exactly these steps are seen, on a kernel with these traits."""
+    return _compile(steps, traits, filtered=False)
 
 
 def model_edges(traits: frozenset[str]) -> set[tuple[str, str]]:

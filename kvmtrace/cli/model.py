@@ -10,11 +10,11 @@ from kvmtrace.cli.completion import guests
 from kvmtrace.errors import UsageError
 from kvmtrace.isa.registry import NAMES
 
-FORMATS = ("text", "dot", "svg", "json")
+FORMATS = ("text", "dot", "svg", "json", "rv-dot")
 
 
 def render_model(isa: str | None, output_format: str) -> str:
-    """Return the model as text, DOT, SVG or JSON."""
+    """Return the model in one of FORMATS."""
     if output_format in {"dot", "svg"}:
         from kvmtrace.render.model.diagram import render_dot
         from kvmtrace.render.model.diagram_svg import render_svg
@@ -22,6 +22,10 @@ def render_model(isa: str | None, output_format: str) -> str:
         return (render_dot if output_format == "dot" else render_svg)(isa=isa)
     from kvmtrace.render.model import describe
 
+    if output_format == "rv-dot":
+        from kvmtrace.render.model.rv_dot import render_rv_dot
+
+        return render_rv_dot()
     isas = (isa,) if isa else NAMES
     if output_format == "json":
         return json.dumps(describe.model_as_dict(isas), indent=1) + "\n"
@@ -34,7 +38,14 @@ def render_model(isa: str | None, output_format: str) -> str:
     f"kvmtrace model --replay lifecycle --isa {NAMES[1]}",
 )
 @click.option("--isa", type=click.Choice(NAMES), help="Only this one; default: all.")
-@click.option("--format", "output_format", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="rv-dot: the automaton for the kernel's Runtime Verification (dot2k, rvgen).",
+)
 @click.option(
     "--replay",
     metavar="GUEST",
