@@ -26,6 +26,8 @@ from kvmtrace.spans.vm_exits import collect_vm_exits
 from kvmtrace.spans.vmm_stays import collect_userspace_exits
 from kvmtrace.stats.rows import Budget, VcpuRow
 from kvmtrace.stats.vcpus import Identities
+from kvmtrace.table.one_vm import only_vm
+from kvmtrace.table.vm_threads import names_of_processes, names_of_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,15 +46,21 @@ PIECE_EVENTS = 1 << 18
 _MEASURED = [f.name for f in fields(Measured)]
 
 
-def load(path: str | Path) -> LoadedRecording:
+def load(path: str | Path, *, vm: str | None = None) -> LoadedRecording:
     """Open a recording of any format that `kvmtrace report` reads.
+
+    Parameters
+    ----------
+    vm : look only at this VM: its name, its uuid, or a pattern of names
 
     Raises
     ------
     FormatError
         The file is not a trace.
+    UsageError
+        The recording has no such VM.
     """
-    return LoadedRecording(open_recording(path))
+    return LoadedRecording(only_vm(open_recording(path), vm))
 
 
 def _frame(columns: Mapping[str, RowColumn]) -> pd.DataFrame:
@@ -104,9 +112,9 @@ class LoadedRecording:
 
         Columns
         -------
-        ts_ns, name (as the kernel prints it), dur_ns (to the next VM-entry), guest_before_ns, tid, pid, vm (name of
-        the process), vcpu_id, number (of the thread's VM-exits: what `kvmtrace report --explain` takes), cpu, isa,
-        exit_reason, guest_rip, entry_rip, info1, info2, intr_info, error_code
+        ts_ns, name (as the kernel prints it), dur_ns (to the next VM-entry), guest_before_ns, tid, pid, vm (its
+        name, else that of the process), vcpu_id, number (of the thread's VM-exits: what `kvmtrace report --explain`
+        takes), cpu, isa, exit_reason, guest_rip, entry_rip, info1, info2, intr_info, error_code
 
         of the first such event before the next VM-entry: port, gpa (MMIO, else the fault's), msr, cr, access ("read",
         "write"), size (bytes), data, vector (injected), userspace_reason, userspace_exit (its name), errno
@@ -117,29 +125,34 @@ class LoadedRecording:
         to_userspace, lost (events may have been lost within), entry_ts_ns, entry_cpu, row and entry_row (in `events`)
         """
         rows = collect_vm_exits(self.recording.iter_events(PIECE_EVENTS))
-        frame = _frame(vm_exit_columns(rows))
+        frame = _frame(vm_exit_columns(rows, {}))
         identities = Identities()
         identities.add_recorded(self.recording)
         pids = frame["tid"].map(identities.pids).astype("Int64")
-        frame.insert(frame.columns.get_loc("vcpu_id"), "pid", pids)
-        frame.insert(frame.columns.get_loc("vcpu_id"), "vm", pids.map(self.recording.comms).astype("category"))
+        frame.insert(frame.columns.get_loc("vm"), "pid", pids)
+        names = {**self.recording.comms, **names_of_processes(self.recording)}
+        frame["vm"] = pids.map(names).astype("category")
         return frame
 
     @cached_property
     def userspace_exits(self) -> pd.DataFrame:
-        """One row a return of KVM_RUN: ts_ns, name, reason, errno, tid, cpu, dur_ns (to the next one), lost, row."""
-        return _frame(userspace_columns(collect_userspace_exits(self.recording.iter_events(PIECE_EVENTS))))
+        """One row a return of KVM_RUN.
+
+        Columns: ts_ns, name, reason, errno, tid, vm (<NA> without a name), cpu, dur_ns (to the next one), lost, row.
+        """
+        rows = collect_userspace_exits(self.recording.iter_events(PIECE_EVENTS))
+        return _frame(userspace_columns(rows, names_of_threads(self.recording)))
 
     @cached_property
     def vcpus(self) -> pd.DataFrame:
-        """One row a vCPU thread: tid, pid, comm, vcpu_id, wall_ns, the budget's parts (ns), migrations, exits."""
+        """One row a vCPU thread: tid, pid, comm, vm, vcpu_id, wall_ns, the budget's parts (ns), migrations, exits."""
         rows = []
         for vcpu in self.report().document.vcpus:
             row = {name: value for name, value in vars(vcpu).items() if name not in {"budget", "cpus"}}
             rows.append({**row, **vars(vcpu.budget)})
         names = [f.name for f in fields(VcpuRow) if f.name not in {"budget", "cpus"}]
         frame = pd.DataFrame(rows, columns=[*names, *(f.name for f in fields(Budget))])
-        return frame.astype({name: "Int64" for name in frame.columns if name != "comm"})
+        return frame.astype({name: "Int64" for name in frame.columns if name not in {"comm", "vm"}})
 
     @cached_property
     def segments(self) -> Segments:

@@ -165,7 +165,10 @@ def plot_timeline(
     if not made.share.any():
         return ax
     (_draw_shares if made.slices is None else _draw_slices)(ax, made)
-    labels = {row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id}" for row in rec.report().document.vcpus}
+    labels = {
+        row.tid: (f"{row.vm} " if row.vm else "") + f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id}"
+        for row in rec.report().document.vcpus
+    }
     ax.set_yticks(range(len(made.tids)), [labels.get(tid, str(tid)) for tid in made.tids])
     ax.set_xlim(0, stop - start)
     ax.set_ylim(len(made.tids) - 0.5, -0.5)

@@ -17,6 +17,7 @@ from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.vmm_stays import find_userspace_stays
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_OFF
+from kvmtrace.table.one_vm import only_vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,9 +161,9 @@ class RunCollector:
         )
 
 
-def load_run(path: str, progress: Callable[[int], None] = lambda _: None) -> RunSamples:
-    """Read a recording and collect what a comparison needs of it."""
-    collector, recording = RunCollector(), open_recording(path)
+def load_run(path: str, progress: Callable[[int], None] = lambda _: None, *, vm: str | None = None) -> RunSamples:
+    """Read a recording, or of it what `--vm` means, and collect what a comparison needs of it."""
+    collector, recording = RunCollector(), only_vm(open_recording(path), vm)
     options = ReportOptions(progress=progress, tables=(collector.take_table,), spans=(collector.take_spans,))
     report = build_report(recording, options)
     return _with_report(collector.finish(recording, report.capture.isa), report)

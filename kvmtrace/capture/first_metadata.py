@@ -42,6 +42,7 @@ def first_metadata(settings: RecordSettings, target: Target, **known: Any) -> di
             "command": list(spec.command),
         },
         "guest_run": None,
+        "vms": [],
         "loss": {"by_cpu": {}, "events": None},
         "notes": [],
         "started": datetime.now(UTC).isoformat(),

@@ -65,6 +65,9 @@ def _is_counts(value: Any) -> bool:
 def _is_meta(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("target"), dict):
         return False
+    vms = value.get("vms", [])
+    if not isinstance(vms, list) or not all(isinstance(vm, dict) for vm in vms):
+        return False
     lists = (value.get("notes"), value.get("events"), value["target"].get("pids"))
     texts = (value.get("clock"), value.get("kvmtrace"))
     return all(isinstance(found, list) for found in lists) and all(isinstance(found, str) for found in texts)

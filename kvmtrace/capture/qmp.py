@@ -1,7 +1,7 @@
 """What a running QEMU says of itself over QMP: its accelerator, its vCPUs' threads, its types. Only questions.
 
-Source: QEMU Machine Protocol specification; qapi/machine.json (query-cpus-fast, query-kvm), qapi/qom.json
-(qom-list-types).
+Source: QEMU Machine Protocol specification; qapi/machine.json (query-cpus-fast, query-kvm, query-uuid), qapi/control
+(query-name, query-version), qapi/qom.json (qom-list-types).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # name in the metadata -> the question; every one of them only reads
 QUESTIONS: dict[str, dict[str, Any]] = {
     "version": {"execute": "query-version"},
+    "name": {"execute": "query-name"},
+    "uuid": {"execute": "query-uuid"},
     "kvm": {"execute": "query-kvm"},
     "cpus": {"execute": "query-cpus-fast"},
     "accel_types": {"execute": "qom-list-types", "arguments": {"implements": "accel", "abstract": True}},

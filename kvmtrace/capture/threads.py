@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmtrace.capture import pid_namespace
+from kvmtrace.capture.running_vms import Vms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LOOK_EVERY_S = 0.5
 
@@ -17,10 +22,17 @@ class Threads:
     ----------
     pid : int or None, the process; None for the whole machine
     tracefs : Path or None, to tell threads that begin from now on from the kernel's memory of older ones
+    argv : the command that the process will become, or ()
+
+    Attributes
+    ----------
+    known : tid -> (pid, comm)
+    vms : Vms, who the VMs among them are
     """
 
-    def __init__(self, pid: int | None, tracefs: Path | None = None) -> None:
+    def __init__(self, pid: int | None, tracefs: Path | None = None, argv: Sequence[str] = ()) -> None:
         self.pid = pid
+        self.vms = Vms(pid, argv)
         self.known: dict[int, tuple[int, str]] = {}
         self._next = 0.0
         self._ids_are_ours = pid_namespace.is_initial()  # else /proc's ids are not those of the events
@@ -34,6 +46,7 @@ class Threads:
         if not self._ids_are_ours or (now < self._next and not force):
             return
         self._next = now + LOOK_EVERY_S
+        self.vms.look(force=force)
         pids = [str(self.pid)] if self.pid is not None else _names(Path("/proc"))
         for pid in pids:
             for tid in _names(Path("/proc", pid, "task")):

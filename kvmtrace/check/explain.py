@@ -67,6 +67,7 @@ class Story:
     steps: tuple[StoryStep, ...]
     left_out: int = 0
     unseen: tuple[str, ...] = UNSEEN
+    vm: str | None = None  # its name
 
 
 def _exit_rows(events: EventTable, tid: int | None, vcpu: int | None) -> NDArray[np.intp]:

@@ -110,6 +110,7 @@ class Violation:
     expected, observed, why, source : str, in words
     context : the thread's events around it, oldest first
     vm_exit : the number of the thread's VM-exit at or before it, which `--explain` takes; None before the first
+    vm : name of its VM; None where the recorder did not note one
     """
 
     rule: str
@@ -126,6 +127,7 @@ class Violation:
     source: str
     context: tuple[ContextEvent, ...] = ()
     vm_exit: int | None = None
+    vm: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.error_line import explain
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
+from kvmtrace.cli.parameter_types import VM_HELP
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import CapabilityError, KvmtraceError, MissingEventError, UsageError
 
@@ -45,6 +46,7 @@ class Wanted:
     anonymize: bool
     quiet: bool
     full: bool
+    vm: str | None
 
 
 @click.command("check", epilog=EPILOG)
@@ -75,6 +77,7 @@ class Wanted:
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only what is wrong or suspicious; nothing if nothing is.")
 @click.option("-v", "--verbose", is_flag=True, help="Several recordings: rules, coverage and limits of each, too.")
+@click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
 @click.option("--anonymize", is_flag=True, help="Drop host, file and thread names and addresses, consistently.")
 def command(
     *,
@@ -86,12 +89,13 @@ def command(
     require: str,
     quiet: bool,
     verbose: bool,
+    vm: str | None,
     anonymize: bool,
 ) -> None:
     """Compare recordings with the reference model; exit code 1 if anything contradicts it."""
     if ((quiet or verbose) and output_format != "text") or (quiet and verbose):
         raise UsageError("-q and -v are about the text, and exclude each other")
-    wanted = Wanted(output_format, limit, _rule_names(require), anonymize, quiet, verbose or len(files) == 1)
+    wanted = Wanted(output_format, limit, _rule_names(require), anonymize, quiet, verbose or len(files) == 1, vm)
     check_output(output, files, force=force)
     prepare_memory()
     finish_interrupted(files)
@@ -126,10 +130,11 @@ def _check(path: str, wanted: Wanted) -> Report:
     from kvmtrace.formats import open_recording
     from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.build import check_report
+    from kvmtrace.table.one_vm import only_vm
 
     progress = Progress(path)
     try:
-        report = check_report(open_recording(path), limit=wanted.limit, progress=progress)
+        report = check_report(only_vm(open_recording(path), wanted.vm), limit=wanted.limit, progress=progress)
     finally:
         progress.done()
     return anonymized(report) if wanted.anonymize else report

@@ -10,6 +10,7 @@ import click
 
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.output import check_output, force_option, write
+from kvmtrace.cli.parameter_types import VM_HELP
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import CapabilityError, UsageError
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from kvmtrace.ab.run import RunSamples
 
 
-def _load(path: str) -> RunSamples:
+def _load(path: str, vm: str | None) -> RunSamples:
     from kvmtrace.ab.collect_run import load_run
 
     progress = Progress(path)
     try:
-        return load_run(path, progress)
+        return load_run(path, progress, vm=vm)
     finally:
         progress.done()
 
@@ -65,6 +66,7 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
     type=click.FloatRange(0, 10),
     help="Smallest relative change that counts; default 0.05, or 0.25 with fewer than three runs on a side.",
 )
+@click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
 @click.option("--all", "everything", is_flag=True, help="List the insignificant tests too.")
 @click.option("--anonymize", is_flag=True, help="Drop the files' names; a comparison names nothing else of the host.")
 @click.option(
@@ -74,7 +76,7 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
 )
 def command(
     *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float | None,
-    everything: bool, fail_on_regression: bool, anonymize: bool, force: bool,
+    everything: bool, fail_on_regression: bool, vm: str | None, anonymize: bool, force: bool,
 ) -> None:  # fmt: skip
     """Compare recordings per exit reason and phase, with significance.
 
@@ -89,7 +91,8 @@ def command(
             raise UsageError("compare takes BASE and NEW; for several runs per side give the base ones with --base")
         base, files = files[:1], files[1:]
     prepare_memory()
-    result = compare_runs([_load(path) for path in base], [_load(path) for path in files], min_effect=min_effect)
+    sides = [[_load(path, vm) for path in side] for side in (base, files)]
+    result = compare_runs(*sides, min_effect=min_effect)
     if anonymize:
         result = replace(result, base_runs=_numbered("base", base), new_runs=_numbered("new", files))
     text = _render(result, output_format, everything=everything)

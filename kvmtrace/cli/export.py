@@ -10,6 +10,7 @@ import click
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.output import check_output, force_option, write_file
+from kvmtrace.cli.parameter_types import VM_HELP
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import UsageError
 
@@ -75,9 +76,10 @@ def _writer(suffix: str, table: str) -> Write:
     show_default=True,
     help="A row for every event, every VM-exit (paired, decoded), or every return to the VMM.",
 )
+@click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
 @click.option("--anonymize", is_flag=True, help="Drop host, thread and file names and guest addresses, consistently.")
 @force_option
-def command(*, file: str, output: str, table: str, anonymize: bool, force: bool) -> None:
+def command(*, file: str, output: str, table: str, vm: str | None, anonymize: bool, force: bool) -> None:
     """Write a recording in another tool's format.
 
     .parquet and .arrow hold every event with its fields (read them with pandas, DuckDB, Polars); .csv the
@@ -89,10 +91,11 @@ def command(*, file: str, output: str, table: str, anonymize: bool, force: bool)
         raise UsageError(f"--table {table} is for {', '.join(TABLE_SUFFIXES)}; {suffix} is a timeline")
     check_output(output, [file], force=force)
     from kvmtrace.formats import open_recording
+    from kvmtrace.table.one_vm import only_vm
 
     prepare_memory()
     finish_interrupted([file])
-    recording = open_recording(file, any_architecture=True)
+    recording = only_vm(open_recording(file, any_architecture=True), vm)
     if anonymize:
         from kvmtrace.report.anonymized_recording import AnonymizedRecording
 

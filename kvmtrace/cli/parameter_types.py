@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 else:  # generic since click 8.4
     IntParam = FloatParam = MomentParam = PartsParam = click.ParamType
 
+VM_HELP = "Only the VM with this name or uuid; NAME may be a pattern: 'web-*'."
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 MAX_BYTES = 1 << 60
 MAX_SECONDS = 366 * 24 * 3600.0

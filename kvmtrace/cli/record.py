@@ -12,6 +12,7 @@ import click
 
 from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.recover import reclaim, reclaim_file
+from kvmtrace.capture.running_vms import find_one
 from kvmtrace.capture.settings import RecordResult, RecordSettings, TargetSpec
 from kvmtrace.cli.completion import clocks, exit_reasons, guests, processes
 from kvmtrace.cli.parameter_types import MAX_NUMBER, MAX_PID, Duration, ExitReason, Size
@@ -77,6 +78,7 @@ more than SIZE (plus the header) is on the disk.
     shell_complete=processes,
     help="Record a running process, later threads included.",
 )
+@click.option("--vm", metavar="NAME|UUID", help="Record the running VM of this name or uuid; may be a pattern.")
 @click.option("-a", "--all", "machine", is_flag=True, help="Record the whole machine.")
 @click.option("-d", "--duration", type=Duration(), help="End after so long: 10, 500ms, 3m.")
 @click.option("--max-size", type=Size(), help="Keep only the newest events, up to this size; see below.")
@@ -126,7 +128,7 @@ more than SIZE (plus the header) is on the disk.
 def command(**options: Any) -> None:
     """Record a VM until it ends, the time is over, or Ctrl-C.
 
-    Says what to record with one of --guest NAME, -p PID, -a, or a command behind "--".
+    Says what to record with one of --guest NAME, -p PID, --vm NAME, -a, or a command behind "--".
     """
     settings = settings_of(options)
     invoking_user()  # a user that cannot be is told before anything is started
@@ -222,12 +224,12 @@ def target_of(options: dict[str, Any]) -> TargetSpec:
     UsageError
         None, or more than one.
     """
-    guest, pid, command_line = options["guest"], options["pid"], options["command_line"]
-    ways = (("--guest", guest), ("-p", pid), ("-a", options["machine"]), ("a command", command_line))
+    guest, pid, vm, command_line = options["guest"], options["pid"], options["vm"], options["command_line"]
+    ways = (("--guest", guest), ("-p", pid), ("--vm", vm), ("-a", options["machine"]), ("a command", command_line))
     chosen = [name for name, given in ways if given]
     if len(chosen) != 1:
         wrong = " and ".join(chosen) + " exclude each other" if chosen else "nothing to record"
-        raise UsageError(f"{wrong}; give one of --guest NAME, -p PID, -a, or -- CMD ARG...")
+        raise UsageError(f"{wrong}; give one of --guest NAME, -p PID, --vm NAME, -a, or -- CMD ARG...")
     if options["count"] is not None and guest is None:
         raise UsageError("--count belongs to --guest")
     if guest is not None:
@@ -235,6 +237,8 @@ def target_of(options: dict[str, Any]) -> TargetSpec:
         return TargetSpec("guest", guest=guest, guest_arguments=arguments)
     if pid is not None:
         return TargetSpec("pid", pid=pid)
+    if vm is not None:
+        return TargetSpec("pid", pid=find_one(vm).pid)
     if options["machine"]:
         return TargetSpec("all")
     return TargetSpec("command", command=command_line, as_root=options["as_root"])

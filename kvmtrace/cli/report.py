@@ -14,7 +14,7 @@ from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.option_pairs import refuse_pairs
 from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
-from kvmtrace.cli.parameter_types import ID, Moment, Parts
+from kvmtrace.cli.parameter_types import ID, VM_HELP, Moment, Parts
 from kvmtrace.cli.progress import Progress
 from kvmtrace.errors import UsageError
 from kvmtrace.lazy_dataclass import dataclass
@@ -26,19 +26,20 @@ if TYPE_CHECKING:
     from kvmtrace.report.document import Report
     from kvmtrace.report.selection import Selection
 
-BY = ["reason", "userspace", "vcpu", "port", "gpa", "msr", "cr", "rip"]
+BY = ["vm", "reason", "userspace", "vcpu", "port", "gpa", "msr", "cr", "rip"]
 PARTS = ["details", "bring-up", "rules", "limits", "all"]
 SORT = ["count", "time", "mean", "p50", "p99", "max", "name", "key"]
 
 
-def load_report(path: str, options: ReportOptions) -> Report:
-    """Open one file and report on it, with progress."""
+def load_report(path: str, options: ReportOptions, vm: str | None = None) -> Report:
+    """Open one file and report on it, or on one VM of it, with progress."""
     from kvmtrace.formats import open_recording
     from kvmtrace.report.build import build_report
+    from kvmtrace.table.one_vm import only_vm
 
     progress = Progress(path)
     try:
-        return build_report(open_recording(path), replace(options, progress=progress))
+        return build_report(only_vm(open_recording(path), vm), replace(options, progress=progress))
     finally:
         progress.done()
 
@@ -52,6 +53,7 @@ class Request:
     output: str | None
     by: str | None
     sort: str | None
+    vm: str | None
     tid: int | None
     vcpu_id: int | None
     begin: tuple[int, bool] | None
@@ -140,13 +142,13 @@ def _answer(request: Request) -> str:
     if summaries is not None:
         if request.selects():
             raise UsageError(f"a recording of --summary holds counts and no events: nothing for {request.selects()[0]}")
-        return _render_summaries(summaries, request.output_format, anonymize=request.anonymize)
+        return _render_summaries(summaries, request)
     if request.explain is not None:
         return "\n".join(_story(path, request) for path in request.files)
     from kvmtrace.report.anonymize import anonymized
 
     options = request.report_options()
-    reports = [load_report(path, options) for path in request.files]
+    reports = [load_report(path, options, request.vm) for path in request.files]
     return _render([anonymized(report) for report in reports] if request.anonymize else reports, request)
 
 
@@ -172,17 +174,19 @@ def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
     return [(name, Path(name).read_bytes()) for name in files]
 
 
-def _render_summaries(contents: list[tuple[str, bytes]], output_format: str, *, anonymize: bool) -> str:
-    from kvmtrace.formats.summary.summary_file import read_summary
+def _render_summaries(contents: list[tuple[str, bytes]], request: Request) -> str:
+    from kvmtrace.formats.summary.summary_file import only_vm, read_summary
     from kvmtrace.render.text.summary_text import render_summary
     from kvmtrace.report.anonymize import anonymized_summary
 
-    if output_format == "html":
+    if request.output_format == "html":
         raise UsageError("a recording of --summary has no events to show in HTML; use text or json")
-    if anonymize:
-        contents = [(name, anonymized_summary(data)) for name, data in contents if read_summary(data, name)]
+    if request.vm is not None:
+        contents = [(name, only_vm(data, name, request.vm)) for name, data in contents]
+    if request.anonymize:
+        contents = [(name, anonymized_summary(data, read_summary(data, name).meta)) for name, data in contents]
     summaries = [read_summary(data, name) for name, data in contents]
-    if output_format == "json":
+    if request.output_format == "json":
         return "".join(data.decode() for _, data in contents)
     return "\n".join(render_summary(summary) for summary in summaries)
 
@@ -205,9 +209,13 @@ def _story(path: str, request: Request) -> str:
     from kvmtrace.formats import open_recording
     from kvmtrace.render.text.explain_text import render_story
     from kvmtrace.report.anonymize import anonymized_story
+    from kvmtrace.table.one_vm import only_vm
+    from kvmtrace.table.vm_threads import names_of_threads
 
     assert request.explain is not None
-    story = explain_exit(open_recording(path).events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
+    recording = only_vm(open_recording(path), request.vm)
+    story = explain_exit(recording.events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
+    story = replace(story, vm=names_of_threads(recording).get(story.tid))
     return render_story(anonymized_story(story) if request.anonymize else story, request.style())
 
 
@@ -230,6 +238,7 @@ def _story(path: str, request: Request) -> str:
     "--by", type=click.Choice(BY), help="Only this table, with all its rows; with json: all rows of its list."
 )
 @click.option("--sort", type=click.Choice(SORT), help="Sort the table by this column.")
+@click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
 @click.option("--tid", type=ID, help="Only this thread.")
 @click.option("--vcpu", "vcpu_id", type=click.IntRange(0, 2**31 - 1), help="Only vCPUs with this id.")
 @click.option(

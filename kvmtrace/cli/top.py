@@ -15,8 +15,9 @@ import click
 from kvmtrace.capture import pid_namespace
 from kvmtrace.capture.host import kvm_modules
 from kvmtrace.capture.nothing_of_kvm import vcpus_of
+from kvmtrace.capture.running_vms import Vms, find_running, matches
 from kvmtrace.cli.completion import processes
-from kvmtrace.cli.parameter_types import MAX_PID
+from kvmtrace.cli.parameter_types import MAX_PID, VM_HELP
 from kvmtrace.errors import UsageError
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -48,6 +49,8 @@ class Screen:
     rates : the rows
     seconds : float, time they cover
     pid : the one process that is watched, or None
+    vm : only the VMs that this means, or None
+    names : process -> its VM's name
     n_vcpus : how many it has, where nothing of them was seen yet
     """
 
@@ -57,6 +60,14 @@ class Screen:
     seconds: float = 0.0
     pid: int | None = None
     n_vcpus: int = 0
+    vm: str | None = None
+    names: dict[int, str] = field(default_factory=dict)
+
+    def label(self, pid: int) -> str:
+        """Return what a VM is called."""
+        name = self.names.get(pid)
+        process = f"{pid} {process_name(pid)}"
+        return process if name is None else f"{printable(name)} ({process})"
 
     def press(self, key: str) -> bool:
         """React to a key; False means that it is time to go."""
@@ -109,6 +120,11 @@ def process_name(pid: int) -> str:
             text = file.read().strip()
     except OSError:
         return ""
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return a text that moves no cursor."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -129,14 +145,14 @@ def remark(screen: Screen) -> str:
     if screen.rates:
         return "" if any(row.exits for row in screen.rates) else NO_EXITS
     if screen.pid is None:
-        return "no vCPU has run yet"
+        return "no vCPU has run yet" if screen.vm is None else f"no vCPU of {screen.vm} has run yet"
     if not screen.n_vcpus:
         return f"process {screen.pid} has no vCPU"
     untraced = ", which this KVM does not trace" if "kvm_pvm" in kvm_modules() else ""
     return f"nothing was seen of its vCPUs yet: they wait, or run in the guest without leaving it{untraced}"
 
 
-def cells(row: VcpuRates) -> list[str]:
+def cells(row: VcpuRates, label: str) -> list[str]:
     """Return the columns of a row, as text."""
     seen = bool(row.exits) or row.vcpu_id is not None
     shares = [f"{100 * row.shares[phase]:.1f}" for phase in ("guest", "kernel", "userspace", "blocked", "preempted")]
@@ -144,7 +160,7 @@ def cells(row: VcpuRates) -> list[str]:
         shares[0] = "-"
     vcpu = "-" if row.vcpu_id is None else str(row.vcpu_id)
     return [
-        f"{row.pid} {process_name(row.pid)}",
+        label,
         vcpu,
         str(row.tid),
         f"{exit_rate(row):,.0f}",
@@ -181,7 +197,7 @@ def render(screen: Screen) -> RenderableType:
         table.add_column(name, justify="left" if text_column else "right", no_wrap=True, ratio=1 if i == 10 else None)
     last = None
     for row in arrange(screen.rates, screen.sort):
-        texts = cells(row)
+        texts = cells(row, screen.label(row.pid))
         if row.pid == last:
             texts[0] = ""
         last = row.pid
@@ -194,7 +210,7 @@ def render(screen: Screen) -> RenderableType:
 
 def render_plain(screen: Screen) -> str:
     """Return the screen as lines for a pipe."""
-    rows = [COLUMNS, *(cells(row) for row in arrange(screen.rates, screen.sort))]
+    rows = [COLUMNS, *(cells(row, screen.label(row.pid)) for row in arrange(screen.rates, screen.sort))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = [
         "  ".join(
@@ -234,6 +250,8 @@ class Sampler:
         self._ids_are_ours = pid_namespace.is_initial()
         self.at_ns = time.monotonic_ns()
         self.rows: list[dict[str, Any]] = programs.snapshot(self.at_ns)
+        self._vms = Vms(programs.tgid)
+        self._vms.look(force=True)
 
     def look(self, screen: Screen) -> None:
         """Put the rates since the last look on the screen; threads that have ended are left out."""
@@ -241,6 +259,12 @@ class Sampler:
 
         now = time.monotonic_ns()
         rows = [row for row in self.programs.snapshot(now) if self._lives(row)]
+        self._vms.look()
+        known = self._vms.rows()
+        screen.names = {vm.pid: vm.name for vm in known if vm.name}
+        if screen.vm is not None:
+            meant = {vm.pid for vm in known if matches(vm, screen.vm)}
+            rows = [row for row in rows if row["pid"] in meant]
         screen.seconds = (now - self.at_ns) / 1e9
         screen.rates = rates_between(self.rows, rows, max(screen.seconds, 1e-9))
         screen.n_vcpus = 0 if screen.rates else vcpus_of(screen.pid) or 0
@@ -280,6 +304,15 @@ def show_live(sampler: Sampler, screen: Screen, interval_s: float, count: int | 
             live.update(render(screen), refresh=True)
 
 
+def _pid_of(vm: str, pid: int | None) -> int | None:
+    """Return the one process that runs the VM; None if several do, or none as yet: then the machine is watched."""
+    if pid is not None:
+        raise UsageError("-p and --vm exclude each other")
+    pid_namespace.require_initial("top --vm", "top without it")
+    found = find_running(vm)
+    return found[0].pid if len(found) == 1 and not set("*?[") & set(vm) else None
+
+
 @click.command(
     "top",
     epilog="Example: kvmtrace top -p $(pidof qemu-system-x86_64). In a pipe it prints plain "
@@ -288,6 +321,7 @@ def show_live(sampler: Sampler, screen: Screen, interval_s: float, count: int | 
 @click.option(
     "-p", "--pid", type=click.IntRange(1, MAX_PID), shell_complete=processes, help="Only this VM (the VMM's process)."
 )
+@click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
 @click.option(
     "-i", "--interval", type=click.FloatRange(0.1, 86400), default=1.0, show_default=True, help="Seconds between looks."
 )
@@ -299,7 +333,7 @@ def show_live(sampler: Sampler, screen: Screen, interval_s: float, count: int | 
     show_default=True,
     help="Order of the vCPUs within a VM, and of the VMs.",
 )
-def command(pid: int | None, interval: float, count: int | None, sort: str) -> None:
+def command(*, pid: int | None, vm: str | None, interval: float, count: int | None, sort: str) -> None:
     """Show VMs and vCPUs live: exits per second by reason, and where their time goes.
 
     Counts grow in BPF maps of the kernel, no events are sent: watching costs next to nothing.
@@ -311,13 +345,15 @@ def command(pid: int | None, interval: float, count: int | None, sort: str) -> N
         pid_namespace.require_initial("top -p", "top without it")
     if pid is not None and not os.path.isdir(f"/proc/{pid}"):  # noqa: PTH112
         raise UsageError(f"there is no process {pid}")
+    if vm is not None:
+        pid = _pid_of(vm, pid)
     programs = SummaryPrograms(pid)
     try:
         tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")] if pid else []  # noqa: PTH208
         programs.attach(tids)
         live = sys.stdout.isatty() and sys.stdin.isatty()
         with contextlib.suppress(KeyboardInterrupt):
-            (show_live if live else show_plain)(Sampler(programs), Screen(sort, pid=pid), interval, count)
+            (show_live if live else show_plain)(Sampler(programs), Screen(sort, pid=pid, vm=vm), interval, count)
     finally:
         with closing_elsewhere():
             programs.close()

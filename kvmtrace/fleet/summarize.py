@@ -73,7 +73,8 @@ def _day(started: str | None) -> str:
 def _identity(report: Report) -> dict[str, Any]:
     capture, loss = report.capture, report.loss
     names = ("host", "kernel", "cpu_model", "isa", "n_cpus", "format", "backend", "start_ns", "duration_ns", "n_events")
-    vms = {row.pid: row.comm for row in report.vcpus}
+    comms = {row.pid: row.comm for row in report.vcpus}
+    vms = {row.pid: (row.comm or comms.get(row.pid), row.name, row.uuid) for row in report.vms}
     return {
         "schema": SCHEMA,
         "kvmtrace": kvmtrace.__version__,
@@ -85,7 +86,10 @@ def _identity(report: Report) -> dict[str, Any]:
             "discarded_intervals": loss.discarded_intervals,
             "damaged_places": len(loss.damage),
         },
-        "vms": [{"pid": pid, "comm": comm, "name": None, "uuid": None} for pid, comm in sorted(vms.items(), key=str)],
+        "vms": [
+            {"pid": pid, "comm": comm, "name": name, "uuid": uuid}
+            for pid, (comm, name, uuid) in sorted(vms.items(), key=str)
+        ],
     }
 
 

@@ -12,12 +12,14 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvmtrace.bring_up.followed import BringUp
     from kvmtrace.check.explain import Story
     from kvmtrace.check.verdict import Comparison, Violation
     from kvmtrace.report.document import Report
     from kvmtrace.report.over_time import Timeline
-    from kvmtrace.stats.rows import SlowExit
+    from kvmtrace.stats.rows import SlowExit, VmRow
 
 T = TypeVar("T")
 
@@ -85,6 +87,7 @@ class StandIns:
     def __init__(self) -> None:
         self._pages: dict[int, int] = {}
         self._names: dict[str, str] = {}
+        self._vms: dict[str, str] = {}
 
     def address(self, value: int) -> int:
         """Return an address on a stand-in page; the offset within the page is kept, and so is the first 64 KiB."""
@@ -97,6 +100,10 @@ class StandIns:
         """Return thread-1, thread-2 ..."""
         return self._names.setdefault(value, f"thread-{len(self._names) + 1}")
 
+    def vm(self, value: str) -> str:
+        """Return vm-1, vm-2 ..."""
+        return self._vms.setdefault(value, f"vm-{len(self._vms) + 1}")
+
     def text(self, value: str) -> str:
         """Return text with its hexadecimal addresses (5 digits and more) replaced."""
         return _LONG_HEX.sub(lambda match: f"{self.address(int(match[0], 16)):#x}", value)
@@ -106,7 +113,13 @@ def anonymized(report: Report) -> Report:
     """Return a report without host, cpu model, paths, names and addresses."""
     names = StandIns()
     capture = replace(report.capture, path="recording", host=None, cpu_model=None, kernel=report.capture.kernel)
-    vcpus = tuple(replace(row, comm=names.name(row.comm) if row.comm else None) for row in report.vcpus)
+    vms = tuple(_vm(row, names) for row in report.vms)
+    if capture.vm:
+        capture = replace(capture, vm=", ".join(names.vm(name) for name in capture.vm.split(", ")))
+    vcpus = tuple(
+        replace(row, comm=names.name(row.comm) if row.comm else None, vm=names.vm(row.vm) if row.vm else None)
+        for row in report.vcpus
+    )
     detail = replace(
         report.detail,
         gpas=tuple(replace(row, gpa=names.address(row.gpa)) for row in report.detail.gpas),
@@ -123,6 +136,7 @@ def anonymized(report: Report) -> Report:
         capture=capture,
         loss=replace(report.loss, damage=damage, notes=()),
         vcpus=vcpus,
+        vms=vms,
         detail=detail,
         slowest=tuple(_slow(row, names) for row in report.slowest),
         model=_model(report.model, names),
@@ -136,7 +150,22 @@ def _slow(row: SlowExit, names: StandIns) -> SlowExit:
     key = row.access_key
     if key is not None and row.access in {"mmio", "page"}:
         key = names.address(key)
-    return replace(row, guest_rip=names.address(row.guest_rip), access_key=key)
+    vm = names.vm(row.vm) if row.vm else None
+    return replace(row, guest_rip=names.address(row.guest_rip), access_key=key, vm=vm)
+
+
+def _vm(row: VmRow, names: StandIns) -> VmRow:
+    """Return a VM without anything that tells which it is."""
+    return replace(
+        row,
+        name=names.vm(row.name) if row.name else None,
+        comm=names.name(row.comm) if row.comm else None,
+        uuid=None,
+        unit=None,
+        pod=None,
+        namespace=None,
+        container=None,
+    )
 
 
 def _bring_up(bring_up: BringUp | None, names: StandIns) -> BringUp | None:
@@ -155,16 +184,32 @@ def anonymized_story(story: Story) -> Story:
         replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
         for event in story.events
     )
-    return replace(story, events=events)
+    return replace(story, events=events, vm=names.vm(story.vm) if story.vm else None)
 
 
-def anonymized_summary(data: bytes) -> bytes:
-    """Return a sound summary file (JSON) without names."""
+def anonymized_summary(data: bytes, meta: Mapping[str, Any]) -> bytes:
+    """Return a sound summary file (JSON) without names; `meta` is its metadata, checked."""
     names, value = StandIns(), json.loads(data)
-    value["meta"] = {key: item for key, item in value["meta"].items() if key in KEPT_META}
+    value["meta"] = anonymized_meta(meta, names)
     for row in value["vcpus"]:
         row["comm"] = names.name(row["comm"])
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def anonymized_meta(meta: Mapping[str, Any], names: StandIns) -> dict[str, Any]:
+    """Return a capture's checked metadata without what tells of the host, its users and its guests."""
+    kept = {name: value for name, value in meta.items() if name in KEPT_META}
+    vms = [
+        {
+            "pid": vm["pid"],
+            "kind": vm.get("kind"),
+            "comm": names.name(vm["comm"]) if vm.get("comm") else None,
+            "name": names.vm(vm["name"]) if vm.get("name") else None,
+            "vcpus": vm.get("vcpus"),
+        }
+        for vm in meta.get("vms") or ()
+    ]
+    return kept | ({"vms": vms} if vms else {})
 
 
 def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
@@ -201,6 +246,7 @@ def _violation(violation: Violation, names: StandIns) -> Violation:
         observed=names.text(violation.observed),
         why=names.text(violation.why),
         context=context,
+        vm=names.vm(violation.vm) if violation.vm else None,
     )
 
 

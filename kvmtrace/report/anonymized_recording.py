@@ -17,9 +17,9 @@ from kvmtrace.report.anonymize import (
     COMM_FIELDS,
     FIRST_HIDDEN,
     HEXDUMP,
-    KEPT_META,
     PAGE_MASK,
     StandIns,
+    anonymized_meta,
 )
 from kvmtrace.table.event_table import COMMON_DTYPES, EventTable
 from kvmtrace.table.recording import Recording
@@ -78,12 +78,13 @@ class AnonymizedRecording(Recording):
         self._recording = recording
         self._names = RegionStandIns()
         capture = recording.capture
-        meta = {name: value for name, value in capture.meta.items() if name in KEPT_META}
+        meta = anonymized_meta(capture.meta, self._names)
         self.capture = replace(capture, path="recording", host=None, cpu_model=None, meta=meta)
         self.kinds = recording.kinds
         self.comms = {tid: self._names.name(comm) for tid, comm in recording.comms.items()}
         self.processes = recording.processes
         self.partly_told = recording.partly_told
+        self.vm = None if recording.vm is None else ", ".join(map(self._names.vm, recording.vm.split(", ")))
 
     @property
     def loss(self) -> Loss:  # type: ignore[override]

@@ -16,6 +16,7 @@ from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.exit_numbers import with_numbers
 from kvmtrace.report.selection import Selection, describe_empty
 from kvmtrace.report.timeline import build_timeline
+from kvmtrace.report.vms import vm_rows, with_names
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.slices import SegmentCollector
 from kvmtrace.spans.span_builder import SpanBuilder
@@ -111,7 +112,8 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     replay = beginning.replay(recording, every_step=options.every_step) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
     report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
-    report = with_numbers(report, recording)
+    vms = vm_rows(recording, report.vcpus)
+    report = with_numbers(replace(report, vms=vms, vcpus=with_names(report.vcpus, vms)), recording)
     return replace(report, timeline=_timeline(builder.segments(), report)) if options.timeline else report
 
 
@@ -124,7 +126,8 @@ def _span(report: Report) -> tuple[int, int] | None:
 def _timeline(segments: Segments, report: Report) -> Timeline | None:
     """Reduce the segments to what is drawn over time."""
     labels = {
-        row.tid: f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
+        row.tid: (f"{row.vm} " if row.vm else "")
+        + f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
         for row in report.vcpus
     }
     counts = {row.tid: row.exits for row in report.vcpus}
@@ -304,6 +307,7 @@ class ReportBuilder:
             n_cpus=capture.n_cpus,
             filters=_filters(capture.meta.get("filters")),
             selection=self._options.selection.describe(),
+            vm=recording.vm,
         )
 
     def _isa(self, recording: Recording) -> str | None:

@@ -16,7 +16,7 @@ from kvmtrace.check.verdict import Comparison  # noqa: TC001
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.predict.replayed import ReplayedGuest  # noqa: TC001
 from kvmtrace.report.over_time import Timeline  # noqa: TC001
-from kvmtrace.stats.rows import Detail, ExitRow, PerfTables, Rate, SlowExit, UserspaceExitRow, VcpuRow
+from kvmtrace.stats.rows import Detail, ExitRow, PerfTables, Rate, SlowExit, UserspaceExitRow, VcpuRow, VmRow
 
 SCHEMA: Literal["kvmtrace.report/1"] = "kvmtrace.report/1"
 
@@ -41,6 +41,7 @@ class CaptureInfo:
     n_cpus: int | None = None
     filters: dict[str, str] | None = None  # what the recorder left out on purpose: event or filter -> in words
     selection: str | None = None  # what part of the recording the statistics are about; null: all of it
+    vm: str | None = None  # names of the only VMs that are looked at (--vm); null: all of them
 
 
 @dataclass(frozen=True)
@@ -87,4 +88,5 @@ class Report:
     replay: ReplayedGuest | None = None  # a bundled guest, predicted and recorded; null: none was recorded
     timeline: Timeline | None = None  # only for renderers that draw over time; null in JSON
     slowest: tuple[SlowExit, ...] = ()  # VM-exits, slowest first, waiting left out
+    vms: tuple[VmRow, ...] = ()  # processes with VMs, the busiest first
     schema: Literal["kvmtrace.report/1"] = SCHEMA

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.table.vm_threads import names_of_threads
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 def with_numbers(report: Report, recording: Recording) -> Report:
     """Return a report whose violations and slowest VM-exits say all that leads on to the story of one exit."""
     ids = {row.tid: row.vcpu_id for row in report.vcpus}
-    slowest = tuple(replace(row, vcpu_id=ids.get(row.tid)) for row in report.slowest)
+    names = names_of_threads(recording)
+    slowest = tuple(replace(row, vcpu_id=ids.get(row.tid), vm=names.get(row.tid)) for row in report.slowest)
     report = replace(report, slowest=slowest)
     model = report.model
     if model is None or not (model.violations or model.first_divergence):
@@ -30,7 +33,7 @@ def with_numbers(report: Report, recording: Recording) -> Report:
     def led_on(violation: Violation) -> Violation:
         vcpu_id = violation.vcpu_id if violation.vcpu_id is not None else ids.get(violation.tid)
         number = numbers.get((violation.tid, violation.event_index))
-        return replace(violation, vcpu_id=vcpu_id, vm_exit=number or None)
+        return replace(violation, vcpu_id=vcpu_id, vm=names.get(violation.tid), vm_exit=number or None)
 
     first = led_on(model.first_divergence) if model.first_divergence else None
     violations = tuple(led_on(violation) for violation in model.violations)

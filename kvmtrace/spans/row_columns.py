@@ -12,7 +12,7 @@ from kvmtrace.spans.vm_exits import RECORDED_FIELDS, told_fields
 from kvmtrace.table.columns import RowColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -20,15 +20,16 @@ ACCESS = ("read", "write")
 # columns in this order; "?": absent where negative; else the column that says that it is there
 # fmt: off
 _VM_EXIT_COLUMNS: dict[str, str] = {
-    "ts_ns": "", "name": "", "dur_ns": "?", "guest_before_ns": "?", "tid": "", "vcpu_id": "?", "number": "", "cpu": "",
-    "isa": "", "exit_reason": "", "guest_rip": "", "entry_rip": "has_entry_rip", "info1": "", "info2": "",
+    "ts_ns": "", "name": "", "dur_ns": "?", "guest_before_ns": "?", "tid": "", "vm": "", "vcpu_id": "?", "number": "",
+    "cpu": "", "isa": "", "exit_reason": "", "guest_rip": "", "entry_rip": "has_entry_rip", "info1": "", "info2": "",
     "intr_info": "", "error_code": "", "port": "?", "gpa": "has_gpa", "msr": "?", "cr": "?", "access": "", "size": "?",
     "data": "has_data", "vector": "?", "userspace_reason": "?", "userspace_exit": "", "errno": "", "kernel_ns": "?",
     "userspace_ns": "?", "waiting_ns": "?", "preempted_ns": "?", "unknown_ns": "?", "to_userspace": "", "lost": "",
     "entry_ts_ns": "?", "entry_cpu": "?", "row": "", "entry_row": "?",
 }
 _USERSPACE_COLUMNS: dict[str, str] = {
-    "ts_ns": "", "name": "", "reason": "", "errno": "", "tid": "", "cpu": "", "dur_ns": "?", "lost": "", "row": "",
+    "ts_ns": "", "name": "", "reason": "", "errno": "", "tid": "", "vm": "", "cpu": "", "dur_ns": "?", "lost": "",
+    "row": "",
 }
 # fmt: on
 
@@ -53,12 +54,20 @@ def _column(rows: NDArray[Any], name: str, rule: str) -> RowColumn:
     return RowColumn(np.where(absent, 0, values).astype(values.dtype), absent)
 
 
-def vm_exit_columns(rows: NDArray[Any]) -> dict[str, RowColumn]:
+def _vm_column(rows: NDArray[Any], names: Mapping[int, str]) -> RowColumn:
+    """Return the names of the rows' VMs, absent where none is known."""
+    tids = rows["tid"].astype(np.int64)
+    named = np.isin(tids, np.array(sorted(names), np.int64))
+    return _described(tids, lambda tid: names.get(tid, ""), ~named)
+
+
+def vm_exit_columns(rows: NDArray[Any], names: Mapping[int, str]) -> dict[str, RowColumn]:
     """Return the columns of VM-exits.
 
     Parameters
     ----------
     rows : ndarray[EXIT_DTYPE]
+    names : tid -> name of its VM
     """
     code = rows["isa"].astype(np.int64) << 32 | rows["exit_reason"].astype(np.int64)
     left = rows["userspace_reason"] << 32 | (rows["errno"] & 0xFFFFFFFF)
@@ -66,6 +75,7 @@ def vm_exit_columns(rows: NDArray[Any]) -> dict[str, RowColumn]:
     made = {
         "name": _described(code, lambda value: describe_exit_reason(value >> 32, value & 0xFFFFFFFF)),
         "isa": _described(rows["isa"].astype(np.int64), lambda number: isas.get(number, "unknown")),
+        "vm": _vm_column(rows, names),
         "access": RowColumn(np.maximum(rows["write"], 0).astype(np.int32), rows["write"] < 0, ACCESS),
         "userspace_exit": _described(
             left, lambda value: describe_userspace_exit(value >> 32, _signed(value)), ~rows["to_userspace"]
@@ -77,15 +87,17 @@ def vm_exit_columns(rows: NDArray[Any]) -> dict[str, RowColumn]:
     return {name: made.get(name) or _column(rows, name, rule) for name, rule in _VM_EXIT_COLUMNS.items()}
 
 
-def userspace_columns(rows: NDArray[Any]) -> dict[str, RowColumn]:
+def userspace_columns(rows: NDArray[Any], names: Mapping[int, str]) -> dict[str, RowColumn]:
     """Return the columns of userspace exits.
 
     Parameters
     ----------
     rows : ndarray[USERSPACE_DTYPE]
+    names : tid -> name of its VM
     """
     code = rows["reason"] << 32 | (rows["errno"] & 0xFFFFFFFF)
-    name = _described(code, lambda value: describe_userspace_exit(value >> 32, _signed(value)))
-    return {
-        column: name if column == "name" else _column(rows, column, rule) for column, rule in _USERSPACE_COLUMNS.items()
+    made = {
+        "name": _described(code, lambda value: describe_userspace_exit(value >> 32, _signed(value))),
+        "vm": _vm_column(rows, names),
     }
+    return {name: made.get(name) or _column(rows, name, rule) for name, rule in _USERSPACE_COLUMNS.items()}

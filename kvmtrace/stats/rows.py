@@ -117,6 +117,29 @@ class VcpuRow:
     exits: int
     userspace_exits: int
     cpus: tuple[int, ...]  # host CPUs it was seen on
+    vm: str | None = None  # name of its VM; null: the recorder did not note one
+
+
+@dataclass(frozen=True)
+class VmRow:
+    """A process that has a VM: who it is, as the recorder noted, and what its vCPUs did together."""
+
+    pid: int | None  # null: of vCPU threads whose process is not known
+    name: str | None
+    uuid: str | None
+    kind: str | None  # "qemu" "cloud-hypervisor" "firecracker" "crosvm" "kvmtool" "kvmtrace"; null: not known
+    name_from: str | None  # "command line" "qmp" "cgroup" "socket"
+    unit: str | None  # systemd scope or service of the process
+    pod: str | None  # uid of its Kubernetes pod
+    namespace: str | None  # of the pod, where the VM's name tells it (KubeVirt)
+    container: str | None  # id of its container, 12 digits
+    comm: str | None  # name of the process
+    debugfs: tuple[str, ...]  # its folders under /sys/kernel/debug/kvm, PID-FD
+    tids: tuple[int, ...]  # its vCPU threads in this recording
+    exits: int
+    userspace_exits: int
+    wall_ns: int  # sum over its vCPUs
+    budget: Budget | None  # sum over its vCPUs; null: none was seen
 
 
 @dataclass(frozen=True)
@@ -259,6 +282,7 @@ class SlowExit:
     access: str | None  # its first access: "port" "mmio" "page" "msr" "cr" "hypercall"; null: none was recorded
     access_key: int | None  # the port, address, MSR, register or number accessed
     access_write: bool | None  # null: neither a read nor a write
+    vm: str | None = None  # name of its VM; null: the recorder did not note one
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.time_parts import PartSums
 from kvmtrace.stats.rows import Budget, VcpuRow
 from kvmtrace.table.distinct import distinct
+from kvmtrace.table.vm_threads import processes_of, recorded_vms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,11 +104,11 @@ class Identities:
     def add_recorded(self, recording: Recording) -> None:
         """Add the names and processes that the recorder saved; names seen in events are newer."""
         threads = recording.capture.meta.get("threads") or {}
-        pids = {int(tid): int(pid) for tid, (pid, _) in threads.items() if int(pid) > 0}
-        self.pids = {**pids, **recording.processes, **self.pids}
+        self.pids = {**processes_of(recording), **self.pids}
         guest_run = recording.capture.meta.get("guest_run") or {}
         told = {int(tid): int(vcpu_id) for vcpu_id, tid in (guest_run.get("vcpu_tids") or {}).items()}
-        self.vcpu_ids = {**told, **self.vcpu_ids}
+        noted = {int(tid): number for vm in recorded_vms(recording) for tid, number in (vm.get("vcpus") or {}).items()}
+        self.vcpu_ids = {**noted, **told, **self.vcpu_ids}
         saved = {int(tid): str(comm) for tid, (_, comm) in threads.items()}
         self.comms = {**saved, **recording.comms, **self.comms}
 

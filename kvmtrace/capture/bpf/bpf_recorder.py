@@ -138,13 +138,15 @@ class Session:
             spool=spool,
             writer=CaptureWriter(spool.open_new("out")),
             meta=meta,
-            threads=Threads(target.pid),
+            threads=Threads(target.pid, argv=settings.target.command),
             presence=KvmPresence({i for i, event in enumerate(plan.events) if is_of_kvm(event.system, event.name)}),
         )
 
     def run(self, ending: Ending) -> RecordResult:
         """Attach, record until it ends, finish the file."""
         self._attach()
+        self.threads.look(force=True)
+        self.meta["vms"] = self.threads.vms.as_meta()
         self.writer.write_header(encode_header(self.meta, self._kinds(), self.rings.n_cpus))
         self.spool.save({"state": "complete", "backend": "bpf"})
         cpu_before = time.process_time()
@@ -280,6 +282,7 @@ class Session:
             "ended_by": ended_by,
             "recorder_cpu_ns": int(cpu_s * 1e9),
             "threads": self.threads.as_meta(),
+            "vms": self.threads.vms.as_meta(),
         }
         if self.settings.filters.keys() & set(FILTERS):
             self.meta["filtered_events"] = self.rings.counters()["filtered"]

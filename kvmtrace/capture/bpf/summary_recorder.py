@@ -72,7 +72,8 @@ class SummarySession:
     def run(self, ending: Ending) -> RecordResult:
         """Attach, wait until it ends, write the file."""
         target, settings = self.target, self.settings
-        self.threads = Threads(target.pid)
+        self.threads = Threads(target.pid, argv=settings.target.command)
+        self.threads.look(force=True)
         self.programs.attach(target.tids())
         self.programs.add_tids(target.tids())
         self.started, self.started_ns = datetime.now(UTC).isoformat(), time.monotonic_ns()
@@ -82,6 +83,7 @@ class SummarySession:
         ending.start()
         target.release()
         ended_by = wait(ending, target, self.threads, self.keep_draft)
+        self.threads.look(force=True)
         now = time.monotonic_ns()
         rows = self.rows(now)
         n_vcpus = vcpus_of(target.pid)
@@ -136,6 +138,7 @@ class SummarySession:
             event_set="summary",
             events=[f"{e.system}:{e.name}" for e in self.programs.events],
             guest_run=self.target.guest_run,
+            vms=self.threads.vms.as_meta(),
             loss={"by_cpu": {}, "events": 0},
             started=self.started,
             duration_ns=now - self.started_ns,

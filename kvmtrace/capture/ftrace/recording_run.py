@@ -66,6 +66,8 @@ class Run:
         assert reader is not None
         threads.add_saved(instance.tracefs)
         meta["threads"] = threads.as_meta()
+        now = threads.vms.as_meta()
+        meta["vms"] = now + [vm for vm in meta.get("vms", []) if vm.get("pid") not in {one["pid"] for one in now}]
         tail = Tail(
             threads.comms(),
             {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},

@@ -11,6 +11,7 @@ from typing import Any
 INT_LIMIT = 1 << 63
 TID_LIMIT = 1 << 31
 MAX_DEPTH = 20
+MAX_VMS = 4096
 PRINTED_NAMES = "exit_reason_names"  # of the metadata that an export of a text carries
 
 
@@ -72,6 +73,26 @@ def _texts(value: Any) -> list[str]:
     return [_text(item) for item in value if isinstance(item, str)]
 
 
+def _vm(value: Any) -> dict[str, Any]:
+    """Check a row of `vms`; the process is needed, of the rest what is right is kept."""
+    row: dict[str, Any] = _checked(value, _VM)
+    if "pid" not in row:
+        raise _AbsentError
+    return {name: row.get(name) for name in _VM}
+
+
+def _vms(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise _AbsentError
+    found = []
+    for item in value[:MAX_VMS]:
+        try:
+            found.append(_vm(item))
+        except _AbsentError:
+            continue
+    return found
+
+
 class _By:
     """An object whose keys are decimal numbers, or (not `decimal`) names."""
 
@@ -90,6 +111,14 @@ class _By:
         return out
 
 
+# fmt: off
+_VM: dict[str, Any] = {
+    "pid": _tid,
+    **dict.fromkeys(("kind", "comm", "name", "uuid", "name_from", "unit", "pod", "container", "namespace"), _text),
+    "debugfs": _texts,
+    "vcpus": _By(_int),
+}
+# fmt: on
 _LOSS = {"by_cpu": _By(_int), "events": _int}
 SHAPES: dict[str, Any] = {
     **dict.fromkeys(
@@ -123,6 +152,7 @@ SHAPES: dict[str, Any] = {
     "loss": _LOSS,
     "discarded": _LOSS,
     "threads": _By(_thread),
+    "vms": _vms,
     "filters": _filters,
     "qmp": _object,
 }

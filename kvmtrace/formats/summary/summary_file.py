@@ -24,9 +24,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from kvmtrace.errors import FormatError
+from kvmtrace.errors import FormatError, UsageError
 from kvmtrace.formats.common.cursor import describe_bytes
 from kvmtrace.formats.common.metadata import clean_meta
+from kvmtrace.kvm.vm_names import is_meant
 from kvmtrace.lazy_dataclass import dataclass
 
 SCHEMA = "kvmtrace.summary/1"
@@ -118,6 +119,25 @@ def read_summary(data: bytes | memoryview, path: str) -> Summary:
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise FormatError(path, 0, SCHEMA, describe_bytes(bytes(data[:17])))
     return parse_summary(value, path)
+
+
+def only_vm(data: bytes, path: str, wanted: str) -> bytes:
+    """Return a summary file with the vCPU threads of the VMs that `--vm` means alone.
+
+    Raises
+    ------
+    UsageError
+        It names no VM, or none that is meant.
+    """
+    told = read_summary(data, path).meta.get("vms") or []
+    vms = [vm for vm in told if is_meant(wanted, vm["name"], vm["uuid"])]
+    if not vms:
+        names = ", ".join(vm["name"] for vm in told if vm["name"])
+        raise UsageError(f"{path} has no VM {wanted}; it has {names or 'none with a name'}")
+    value, pids = json.loads(data), {vm["pid"] for vm in vms}
+    value["meta"]["vms"] = vms
+    value["vcpus"] = [row for row in value["vcpus"] if row["pid"] in pids]
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def parse_summary(value: dict[str, Any], path: str) -> Summary:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.kvm.vm_names import vm_label
 from kvmtrace.render.accesses import describe_access
 from kvmtrace.render.html.html_cells import (
     Cell,
     Column,
     HtmlTable,
+    count_cell,
     hexadecimal,
     made,
     number,
@@ -20,6 +22,8 @@ from kvmtrace.render.html.html_cells import (
     time_cell,
 )
 from kvmtrace.render.html.timeline_data import link
+from kvmtrace.render.terminal import escape
+from kvmtrace.render.text.text_tables import BUDGET_PARTS, has_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,11 +79,35 @@ def exit_table(report: Report) -> HtmlTable:
     return table("exits", "VM-exits by reason", columns, report.exits, caption)
 
 
+def vm_table(report: Report) -> HtmlTable:
+    """Tabulate the VMs, where they are worth telling apart."""
+    parts = {title: part for title, part in BUDGET_PARTS if title not in {"switch", "poll", "unknown"}}
+    columns = (
+        made("VM", lambda r: escape(vm_label(r.name, r.kind, r.comm, r.pid))),
+        made("program", lambda r: escape(r.kind or r.comm)),
+        made("uuid", lambda r: escape(r.uuid)),
+        made("unit or pod", lambda r: escape(r.unit or r.pod)),
+        Column("process", True, lambda r: Cell("?", -1) if r.pid is None else Cell(str(r.pid), r.pid)),
+        Column("vCPUs", True, lambda r: count_cell(len(r.tids))),
+        number("exits"),
+        number("to VMM", "userspace_exits"),
+        *(_vm_part(title, part) for title, part in parts.items()),
+    )
+    rows = report.vms if has_names(report) else ()
+    return table("vms", "VMs", columns, rows, "What the vCPUs of each VM did together; shares of their wall time.")
+
+
+def _vm_part(title: str, field: str) -> Column:
+    return Column(title, True, lambda row: share_cell(getattr(row.budget, field, None), row.wall_ns))
+
+
 def slowest_table(report: Report) -> HtmlTable:
     """Tabulate the slowest VM-exits, each linked into the timeline."""
     start_ns = report.capture.start_ns or 0
+    named = len(report.vms) > 1 and any(row.vm for row in report.slowest)
     columns = (
         Column("number", True, lambda r: Cell(str(r.number), r.number, link(report, r.tid, r.ts_ns, r.dur_ns))),
+        *([made("VM", lambda r: escape(r.vm))] if named else []),
         number("vCPU", "vcpu_id"),
         plain("thread", "tid"),
         Column("at", True, lambda r: time_cell(r.ts_ns - start_ns)),

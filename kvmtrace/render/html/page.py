@@ -59,6 +59,7 @@ def _budget(vcpu: VcpuRow) -> BudgetBar:
     wall = max(vcpu.wall_ns, 1)
     shown = [(name, value) for name, value in values.items() if value]
     label = f"{'?' if vcpu.vcpu_id is None else vcpu.vcpu_id} ({escape(vcpu.comm or 'thread')} {vcpu.tid})"
+    label += f" of {escape(vcpu.vm)}" if vcpu.vm else ""
     return BudgetBar(
         label,
         duration(vcpu.wall_ns),
@@ -87,6 +88,7 @@ def _violations(report: Report, model: Comparison) -> list[dict[str, Any]]:
         ]
         vcpu = "?" if v.vcpu_id is None else v.vcpu_id
         number = f", VM-exit {v.vm_exit}" if v.vm_exit else ""
+        vcpu = f"{vcpu} of {escape(v.vm)}" if v.vm else vcpu
         where = f"vCPU {vcpu}{number}, thread {v.tid}, CPU {v.cpu}, event {v.event_index:,}"
         found.append(
             {
@@ -198,6 +200,7 @@ def _bring_up(report: Report) -> dict[str, Any]:
 def _contents(page: dict[str, Any]) -> list[tuple[str, str]]:
     wanted = [
         ("violations", "Violations", page["violations"]),
+        ("vms-section", "VMs", page["vms"].rows),
         ("budget", "Time budget", page["budgets"]),
         ("vm-exits", "VM-exits", page["exits"].rows),
         ("slowest-exits", "Slowest", page["slowest"].rows),
@@ -226,11 +229,13 @@ def build_page(report: Report) -> dict[str, Any]:
             ("Capture", capture_line(capture)),
             ("Events", f"{count(capture.n_events)} in {duration(capture.duration_ns)}"),
             ("Loss", loss_line(report)),
+            *([("VM", f"only {escape(capture.vm)}")] if capture.vm else []),
             *(("Note", note) for note in report.loss.notes if is_lossy(report)),
             *([("Filter", filter_line(capture.filters))] if filter_line(capture.filters) else []),
         ],
         "parts": [(name, charts.part_class(name)) for name in PARTS.values()],
         "budgets": [_budget(vcpu) for vcpu in report.vcpus],
+        "vms": html_tables.vm_table(report),
         "exits": html_tables.exit_table(report),
         "slowest": html_tables.slowest_table(report),
         "userspace": html_tables.userspace_table(report),

@@ -18,6 +18,7 @@ from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.span_builder import SpanBuilder
 from kvmtrace.stats.vcpus import Identities
 from kvmtrace.table.pipeline import run_stages
+from kvmtrace.table.vm_threads import names_of_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,6 +52,7 @@ class TraceFile:
         self._flows = InterruptFlows(self._names)
         self._rates = ExitRates()
         self._identities = Identities()
+        self._vm_names = names_of_processes(recording)
         self._tracks: list[Track] = []  # of the vCPU threads, by number
         self._interrupts: dict[int, Track] = {}  # thread number -> where its interrupts are shown
 
@@ -82,6 +84,8 @@ class TraceFile:
         if pid is None:
             return UNKNOWN_PROCESS, "VM"
         comm = self._recording.comms.get(pid) or self._identities.comms.get(pid)
+        if name := self._vm_names.get(pid):
+            return pid, f"VM {name} ({comm} {pid})" if comm else f"VM {name} ({pid})"
         return pid, f"VM {pid} ({comm})" if comm else f"VM {pid}"
 
     def _label(self, tid: int) -> str:

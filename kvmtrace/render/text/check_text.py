@@ -17,6 +17,8 @@ def render_check(report: Report, style: Style, limit: int) -> str:
     """Return the verdict, the violations with the first divergence on top, rules and coverage."""
     lines = [style.title(f"kvmtrace check: {escape(report.capture.path)}"), *verdict_line(report, style)]
     lines += unchecked_lines(report, style)
+    if report.capture.vm:
+        lines.append(f"  VM:      only {escape(report.capture.vm)}")
     if is_lossy(report):
         lines.append(style.warn(f"  Loss:    {loss_line(report)}"))
     return "\n".join([*lines, "", *model_sections(report, style, limit)]).rstrip("\n") + "\n"

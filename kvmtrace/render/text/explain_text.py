@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.render.terminal import Style
+from kvmtrace.render.terminal import Style, escape
 from kvmtrace.render.text.event_fields import describe_fields
 from kvmtrace.render.text.story_sentence import describe_story
 
@@ -41,6 +41,7 @@ def render_story(story: Story, style: Style | None = None) -> str:
     """Render a story: a plain sentence, then the events, the model's steps indented behind the event they follow."""
     style = style or Style()
     vcpu = "a vCPU" if story.vcpu_id is None else f"vCPU {story.vcpu_id}"
+    vcpu += f" of {escape(story.vm)}" if story.vm else ""
     start = story.events[0].ts_ns
     span_us = (story.events[-1].ts_ns - start) / 1000
     lines = [

@@ -163,7 +163,8 @@ def _violation(violation: Violation, title: str, path: str, style: Style) -> lis
     lines = [paint(f"{title}: {violation.severity} of {escape(violation.rule)}")]
     where = (
         f"event {count(violation.event_index)} ({escape(violation.event)}) at {violation.ts_ns / 1e9:.9f} s, "
-        f"vCPU {vcpu}, thread {violation.tid}, CPU {violation.cpu}"
+        f"vCPU {vcpu}{f' of {escape(violation.vm)}' if violation.vm else ''}, thread {violation.tid}, "
+        f"CPU {violation.cpu}"
     )
     lines += style.wrapped(where, "  at:       ", " " * 12)
     for label, words in (

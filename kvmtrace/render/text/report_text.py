@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.document import Report
 
 DETAIL_ROWS = 6  # of each attribution with --show details
-REASON_ROWS, VCPU_ROWS, USERSPACE_ROWS, SLOW_ROWS = 10, 8, 4, 5
+VM_ROWS, REASON_ROWS, VCPU_ROWS, USERSPACE_ROWS, SLOW_ROWS = 8, 10, 8, 4, 5
 SHOW = ("details", "bring-up", "rules", "limits")
 
 
@@ -96,6 +96,8 @@ def facts(report: Report, style: Style) -> list[str]:
         lines += _labelled("Note", escape(note), style)
     kept = filter_line(capture.filters)
     lines += [style.warn(line) for line in _labelled("Filter", kept, style)] if kept else []
+    if capture.vm:
+        lines += _labelled("VM", f"only {escape(capture.vm)}", style)
     if capture.selection:
         lines += _labelled("Only", f"{escape(capture.selection)} (the model judges the whole recording)", style)
     lines += _labelled("Events", counts_line(report), style)
@@ -108,7 +110,7 @@ def _labelled(label: str, text: str, style: Style) -> list[str]:
 
 def _sections(report: Report, options: TextOptions, style: Style) -> list[str]:
     """Return the tables that answer most questions, then a line for each part that is not shown."""
-    rows = {"reason": REASON_ROWS, "vcpu": VCPU_ROWS, "userspace": USERSPACE_ROWS}
+    rows = {"vm": VM_ROWS, "reason": REASON_ROWS, "vcpu": VCPU_ROWS, "userspace": USERSPACE_ROWS}
     sections = [
         text_tables.TABLES[name](report, style, options.sort if name == "reason" else None, limit)
         for name, limit in rows.items()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.render.accesses import describe_access
 from kvmtrace.render.terminal import Column, Style, duration, table
+from kvmtrace.render.text.text_tables import vm_column
 
 if TYPE_CHECKING:
     from kvmtrace.report.document import Report
@@ -21,6 +22,7 @@ def slowest_table(report: Report, style: Style, limit: int) -> list[str]:
     about = [describe_access(row.access, row.access_key, row.access_write) for row in rows]
     columns = [
         Column("number", [str(row.number) for row in rows]),
+        *vm_column(report, rows),
         Column("vCPU", ["?" if row.vcpu_id is None else str(row.vcpu_id) for row in rows]),
         Column("tid", [str(row.tid) for row in rows], rank=3),
         Column("at", [duration(row.ts_ns - start_ns) for row in rows], rank=2),

@@ -46,14 +46,16 @@ def render_summary(summary: Summary) -> str:
         "counted in the kernel: no events, so no comparison with the model",
         "",
     ]
-    for vcpu in summary.vcpus:
-        lines += _vcpu_lines(vcpu)
+    names = {vm["pid"]: vm["name"] for vm in meta.get("vms") or [] if vm["name"]}
+    for vcpu in sorted(summary.vcpus, key=lambda vcpu: (names.get(vcpu.pid, ""), vcpu.pid)):
+        lines += _vcpu_lines(vcpu, names.get(vcpu.pid))
     lines += [f"note: {escape(str(note))}" for note in meta.get("notes") or []]
     return "\n".join(lines) + "\n"
 
 
-def _vcpu_lines(vcpu: VcpuSummary) -> list[str]:
+def _vcpu_lines(vcpu: VcpuSummary, vm: str | None) -> list[str]:
     who = f"vCPU {vcpu.vcpu_id}" if vcpu.vcpu_id is not None else "vCPU"
+    who += f" of {escape(vm)}" if vm else ""
     kernel = "kernel" if vcpu.exits else "KVM_RUN"
     shares = [
         f"{kernel if phase == 'kernel' else phase} {percent(vcpu.time_ns[phase], vcpu.wall_ns)}"

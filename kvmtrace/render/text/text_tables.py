@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
+from kvmtrace.kvm.vm_names import vm_label
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, table
 
@@ -117,12 +118,52 @@ BUDGET_PARTS = (
 _RANKS = {"switch": 3, "poll": 2, "unknown": 4}
 
 
+# of a VM's columns: as of a vCPU's, and those that are seldom looked at
+_VM_PARTS = ("guest", "kernel", "VMM", "blocked", "preempted")
+
+
+def has_names(report: Report) -> bool:
+    """Say whether VMs are worth telling apart: one has a name, or there are several."""
+    return len(report.vms) > 1 or any(row.name for row in report.vms)
+
+
+def vm_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:
+    """VMs, each with what its vCPUs did together."""
+    if not report.vms or (limit is not None and not has_names(report)):
+        return []
+    rows, left_out = arranged(report.vms, sort, limit)
+    shares = {title: part for title, part in BUDGET_PARTS if title in _VM_PARTS}
+    columns = [
+        Column("VM", [escape(vm_label(row.name, row.kind, row.comm, row.pid)) for row in rows], left=True,
+               flexible=True, shortest=16),
+        Column("program", [escape(row.kind or row.comm) for row in rows], left=True, rank=2),
+        Column("pid", ["?" if row.pid is None else str(row.pid) for row in rows], rank=3),
+        Column("vCPUs", [count(len(row.tids)) for row in rows]),
+        Column("exits", [count(row.exits) for row in rows]),
+        Column("to VMM", [count(row.userspace_exits) for row in rows], rank=4),
+        *(
+            Column(title, [percent(getattr(row.budget, part, None), row.wall_ns) for row in rows], rank=1)
+            for title, part in shares.items()
+        ),
+    ]  # fmt: skip
+    more = _more(left_out, "vm")
+    return _titled("VMs", "(shares of their vCPUs' wall time)", columns, style, more)
+
+
+def vm_column(report: Report, rows: Sequence[Any]) -> list[Column]:
+    """Return the column that names each row's VM; none where there is but one, or none has a name."""
+    if len(report.vms) < 2 or not any(row.vm for row in rows):
+        return []
+    return [Column("VM", [escape(row.vm) for row in rows], left=True, flexible=True, shortest=12)]
+
+
 def vcpu_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:
     """Time budget per vCPU."""
     if not report.vcpus:
         return []
     rows, left_out = arranged(report.vcpus, sort, limit)
     columns = [
+        *vm_column(report, rows),
         Column("vCPU", ["?" if row.vcpu_id is None else str(row.vcpu_id) for row in rows]),
         Column("tid", [str(row.tid) for row in rows], rank=6),
         Column("comm", [escape(row.comm) for row in rows], left=True, flexible=True, rank=5),
@@ -228,6 +269,7 @@ def _table_of(look: _Access) -> Table:
 
 # --by KEY -> its table; the report prints them in this order
 TABLES: dict[str, Table] = {
+    "vm": vm_table,
     "reason": reason_table,
     "vcpu": vcpu_table,
     "userspace": userspace_table,
@@ -238,6 +280,7 @@ TABLES: dict[str, Table] = {
 EVENTS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "reason": ("VM-exit", ("kvm_exit",)),
     "userspace": ("userspace exit", ("kvm_userspace_exit",)),
+    "vm": ("VM", ("kvm_entry", "kvm_exit", "kvm_userspace_exit")),
     "vcpu": ("vCPU", ("kvm_entry", "kvm_exit", "kvm_userspace_exit")),
     "port": ("access to an I/O port", ("kvm_pio",)),
     "gpa": ("access to MMIO and no fault on a guest page", ("kvm_mmio", "kvm_page_fault", "kvm_fast_mmio")),
