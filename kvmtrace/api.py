@@ -25,9 +25,8 @@ from kvmtrace.spans.time_parts import Part
 from kvmtrace.spans.vm_exits import collect_vm_exits
 from kvmtrace.spans.vmm_stays import collect_userspace_exits
 from kvmtrace.stats.rows import Budget, VcpuRow
-from kvmtrace.stats.vcpus import Identities
 from kvmtrace.table.one_vm import only_vm
-from kvmtrace.table.vm_threads import names_of_processes, names_of_threads
+from kvmtrace.table.vm_threads import labels_of_threads, processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,23 +124,20 @@ class LoadedRecording:
         to_userspace, lost (events may have been lost within), entry_ts_ns, entry_cpu, row and entry_row (in `events`)
         """
         rows = collect_vm_exits(self.recording.iter_events(PIECE_EVENTS))
-        frame = _frame(vm_exit_columns(rows, {}))
-        identities = Identities()
-        identities.add_recorded(self.recording)
-        pids = frame["tid"].map(identities.pids).astype("Int64")
+        frame = _frame(vm_exit_columns(rows, labels_of_threads(self.recording)))
+        pids = frame["tid"].map(processes_of(self.recording)).astype("Int64")
         frame.insert(frame.columns.get_loc("vm"), "pid", pids)
-        names = {**self.recording.comms, **names_of_processes(self.recording)}
-        frame["vm"] = pids.map(names).astype("category")
         return frame
 
     @cached_property
     def userspace_exits(self) -> pd.DataFrame:
         """One row a return of KVM_RUN.
 
-        Columns: ts_ns, name, reason, errno, tid, vm (<NA> without a name), cpu, dur_ns (to the next one), lost, row.
+        Columns: ts_ns, name, reason, errno, tid, vm (its name, else that of the process), cpu, dur_ns (to the next
+        one), lost, row.
         """
         rows = collect_userspace_exits(self.recording.iter_events(PIECE_EVENTS))
-        return _frame(userspace_columns(rows, names_of_threads(self.recording)))
+        return _frame(userspace_columns(rows, labels_of_threads(self.recording)))
 
     @cached_property
     def vcpus(self) -> pd.DataFrame:

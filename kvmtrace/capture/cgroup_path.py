@@ -7,7 +7,8 @@ src/util/virsystemd.c); kubelet's cgroup drivers, pkg/kubelet/cm (pod uids with 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from kvmtrace.lazy_dataclass import dataclass
 
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _LIBVIRT = re.compile(r"machine-([a-z]+)-([0-9]+)-(.+)\.scope\Z")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.cgroup_path import told_by_cgroups
 from kvmtrace.capture.vmm_arguments import told_by_arguments
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,9 +9,10 @@ Sources: qemu(1), -name and -uuid, commas doubled within a value (util/qemu-opti
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,7 +15,7 @@ from kvmtrace.spans.row_columns import userspace_columns, vm_exit_columns
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.vm_exits import EXIT_DTYPE, VmExitRows
 from kvmtrace.spans.vmm_stays import USERSPACE_DTYPE, userspace_rows
-from kvmtrace.table.vm_threads import names_of_threads
+from kvmtrace.table.vm_threads import labels_of_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,7 +97,7 @@ def stream_vm_exits(
     recording: Recording, progress: Callable[[int], None] = lambda _: None
 ) -> Iterator[dict[str, RowColumn]]:
     """Yield the VM-exits of a recording as columns, in recorded order; first those of no rows."""
-    names = names_of_threads(recording)
+    names = labels_of_threads(recording)
     return (vm_exit_columns(rows, names) for rows in _streamed(recording, EXIT_DTYPE, VmExitRows().feed, progress))
 
 
@@ -105,7 +105,7 @@ def stream_userspace_exits(
     recording: Recording, progress: Callable[[int], None] = lambda _: None
 ) -> Iterator[dict[str, RowColumn]]:
     """Yield the userspace exits of a recording as columns, in recorded order; first those of no rows."""
-    names = names_of_threads(recording)
+    names = labels_of_threads(recording)
     return (userspace_columns(rows, names) for rows in _streamed(recording, USERSPACE_DTYPE, userspace_rows, progress))
 
 

@@ -29,6 +29,12 @@ def names_of_processes(recording: Recording) -> dict[int, str]:
     return {vm["pid"]: vm["name"] for vm in recorded_vms(recording) if vm.get("name")}
 
 
+def labels_of_threads(recording: Recording) -> dict[int, str]:
+    """Return tid -> name of its VM, or else of its process, as far as known: what tables say in the column `vm`."""
+    names = {**recording.comms, **names_of_processes(recording)}
+    return {tid: names[pid] for tid, pid in processes_of(recording).items() if pid in names}
+
+
 def names_of_threads(recording: Recording) -> dict[int, str]:
     """Return tid -> name of its VM, of threads of VMs that have one."""
     names = names_of_processes(recording)

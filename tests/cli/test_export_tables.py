@@ -36,7 +36,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("table", ["vm_exits", "userspace_exits"])
 def test_tables_are_the_frames(tmp_path: Path, table: str) -> None:
-    expected = getattr(kvmtrace.load(MANY), table).drop(columns=["pid", "vm"], errors="ignore")
+    expected = getattr(kvmtrace.load(MANY), table).drop(columns="pid", errors="ignore")
     for suffix, read in (("parquet", pd.read_parquet), ("arrow", pd.read_feather), ("csv", pd.read_csv)):
         out = tmp_path / f"x.{suffix}"
         done = run("export", MANY, "-o", out, "--table", table)
