@@ -119,8 +119,7 @@ class Excerpt:
     def nested(self) -> NDArray[np.bool_]:
         """Say which exits concern a nested guest, or may: the tables describe only KVM's own guests."""
         told = self.exits.has(*NESTED_EVENTS) | self.exits.failed_entry
-        enters = self.of_kind("nested_entry")
-        enters &= ~self.exits.has("inject exception")
+        enters = self.of_kind("nested_entry") & ~self.exits.has("inject exception")
         if not enters.any() or self.recorded("kvm_nested_vmexit"):
             return told
         first = {int(t): int(np.flatnonzero(enters & (self.thread == t))[0]) for t in distinct(self.thread[enters])}
@@ -136,9 +135,10 @@ class Excerpt:
         return among(self.exits.isa, [isa.number for isa in told])
 
     def of_kind(self, kind: str) -> NDArray[np.bool_]:
-        """Say which exits are of a kind (isa.base.EXIT_KINDS)."""
-        found: NDArray[np.bool_] = _KINDS[kind][self.row_number]
-        return found
+        """Say which exits are of a kind (isa.base.EXIT_KINDS; cached, not to be written to)."""
+        if kind not in self._of_kind:
+            self._of_kind[kind] = _KINDS[kind].take(self.row_number)
+        return self._of_kind[kind]
 
     def of_isa(self, chosen: Callable[[Isa], Any]) -> NDArray[np.bool_]:
         """Say which exits are of an ISA that is chosen, by one of its traits perhaps."""
@@ -174,6 +174,10 @@ class Excerpt:
             self._made[name] = make(self)
         found: T = self._made[name]
         return found
+
+    @cached_property
+    def _of_kind(self) -> dict[str, NDArray[np.bool_]]:
+        return {}
 
     @cached_property
     def _made(self) -> dict[str, Any]:

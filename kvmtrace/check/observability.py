@@ -130,7 +130,7 @@ class Evidence:
         """Take note of a further part."""
         if self.fpu_on_demand is None:
             self.fpu_on_demand = is_on_demand(table)
-        counts = np.bincount(table.kind, minlength=len(table.kinds))
+        counts = [len(rows) for rows in table.by_kind.rows]
         self.n_kvm_events += int(sum(n for kind, n in zip(table.kinds, counts, strict=True) if n and _of_kvm(kind)))
         self.seen |= {kind.name for kind, count in zip(table.kinds, counts, strict=True) if count}
         if table.has("kvm_exit", "isa") and table.count("kvm_exit"):

@@ -23,10 +23,12 @@ def run_lengths(same: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 def report_runs(excerpt: Excerpt, found: Found, same: NDArray[np.bool_], limit: int) -> None:
     """Report each run of at least `limit` exits of a thread once, where it reaches the limit."""
+    found.check(len(same))
+    if np.count_nonzero(same) < limit:
+        return
     first = np.ones(len(same), bool)
     first[1:] = excerpt.thread[1:] != excerpt.thread[:-1]
     reached = np.flatnonzero(run_lengths(same & ~first) == limit)
-    found.check(len(same))
     rip = excerpt.exits.get("guest_rip")
     found.violate(
         excerpt.exits.start[reached],

@@ -38,12 +38,14 @@ class ThreadOrder:
     key : int64, ascending: number of the thread, row of the table
     position : intp, position of each in `whole`
     latest : position in this order of the last step up to each event, of whatever thread; -1 for none
+    breaks : how often knowledge broke off up to each event, of whatever thread
     """
 
     tids: NDArray[np.int32]
     key: NDArray[np.int64]
     position: Rows
     latest: Rows
+    breaks: Rows
 
     def keys_of(self, table: EventTable, rows: Rows) -> NDArray[np.int64]:
         """Return the keys of rows of these threads."""
@@ -66,7 +68,7 @@ def _thread_order(excerpt: Excerpt) -> ThreadOrder:
         position = np.argsort(key, kind="stable")
         key = key[position]
     latest = np.maximum.accumulate(np.where(whole.cls[position] <= N_STEPS, np.arange(len(key)), -1))
-    return ThreadOrder(tids, key, position, latest)
+    return ThreadOrder(tids, key, position, latest, np.cumsum(whole.broken[position]))
 
 
 def side_rows(excerpt: Excerpt, kind: str, *, parked: bool = False) -> Rows:
@@ -92,7 +94,8 @@ def side_rows(excerpt: Excerpt, kind: str, *, parked: bool = False) -> Rows:
 
 def own_side_events(excerpt: Excerpt) -> dict[str, int]:
     """Count the new events of vCPU threads that the model's alphabet has no class for, by name."""
-    kinds = [kind.name for kind in excerpt.whole.table.kinds if kind.name not in _TRACKED]
+    table = excerpt.whole.table
+    kinds = [kind.name for kind in table.kinds if kind.name not in _TRACKED and table.count(kind.name)]
     counts = {kind: len(side_rows(excerpt, kind)) for kind in kinds}
     return {kind: count for kind, count in counts.items() if count}
 
@@ -105,17 +108,16 @@ def is_explained(kind: str) -> bool:
 def last_steps(excerpt: Excerpt, rows: Rows) -> Rows:
     """Return the position in `whole` of the last step of each row's thread before it; -1 if that is not known."""
     order, whole = thread_order(excerpt), excerpt.whole
-    if not len(order.key):
+    if not len(order.key) or not len(rows):
         return np.full(len(rows), -1)
     keys = order.keys_of(whole.table, rows)
     after = np.searchsorted(order.key, keys, "right")
     found = np.where(after > 0, order.latest[np.maximum(after - 1, 0)], -1)
     known = (found >= 0) & _same_thread(order.key[found], keys)
     # nothing broke off since, up to the thread's next event: what did may have done so before this row
-    breaks = np.cumsum(whole.broken[order.position])
     following = np.minimum(after, len(order.key) - 1)
     known &= _same_thread(order.key[following], keys) & (after < len(order.key))
-    known &= breaks[following] == breaks[found]
+    known &= order.breaks[following] == order.breaks[found]
     return np.where(known, order.position[found], -1)
 
 

@@ -21,6 +21,8 @@ from kvmtrace.table.distinct import among
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
     from kvmtrace.isa.base import ExitRow
@@ -66,10 +68,10 @@ def _of_row(row: ExitRow) -> Iterator[RowPart]:
 def _check_vcpu(excerpt: Excerpt, found: Found, kind: str, name: str) -> None:
     """Check that follow-ups name the vCPU that left the guest last."""
     sequence, segments = excerpt.sequence, excerpt.segments
-    told = (segments.kind == ENTRY) | (segments.kind == EXIT)
-    last = np.maximum.accumulate(np.where(told, np.arange(len(segments)), -1))
     positions = segments.positions(kind)
-    owner = last[segments.of[positions]]
+    if not len(positions):
+        return
+    owner = excerpt.once("the latest entry or exit", _latest_told)[segments.of[positions]]
     known = (owner >= 0) & (sequence.thread[segments.start[owner]] == sequence.thread[positions])
     positions, owner = positions[known], owner[known]
     named = sequence.values(kind, name, positions).astype(np.int64)
@@ -83,6 +85,14 @@ def _check_vcpu(excerpt: Excerpt, found: Found, kind: str, name: str) -> None:
             f"{int(named[at[i]])}",
         ),
     )
+
+
+def _latest_told(excerpt: Excerpt) -> NDArray[np.intp]:
+    """Return, per segment, the latest one up to it that begins with kvm_entry or kvm_exit; -1 for none."""
+    segments = excerpt.segments
+    told = (segments.kind == ENTRY) | (segments.kind == EXIT)
+    latest: NDArray[np.intp] = np.maximum.accumulate(np.where(told, np.arange(len(segments)), -1))
+    return latest
 
 
 def _register_vcpu_check(kind: str, name: str) -> None:
