@@ -137,6 +137,25 @@ int64_t rows_by_kind(const uint16_t *kind, int64_t n, int64_t n_kinds, int64_t *
 /* For each row, the latest row of its thread up to itself that is wanted, or -1; threads stand one behind the other. */
 void latest_wanted(const uint8_t *wanted, const uint16_t *thread, int64_t n, int32_t *latest);
 
+/* class_positions.c: the events of a sequence by class */
+
+/* Sort positions by class (below 64): `order` has those of class 0, of class 1 ..., each ascending, from `begin[class]`
+ * on (65 numbers).
+ */
+void positions_by_class(const uint8_t *cls, int64_t n, int64_t *begin, int64_t *order);
+
+/* Give each segment the first of n ascending positions that lies in it, or -1, and how many do. of: n_events, the
+ * segment of each event. Returns -1 if a position is none of n_events, or a number none of n_segments.
+ */
+int64_t first_in_segments(const int64_t *of, int64_t n_events, const int64_t *positions, int64_t n, int64_t n_segments,
+			  int64_t *first, int64_t *count);
+
+/* Copy the values of `size` bytes that stand in a column at place[positions[i]]. Returns -1 if a position is none of
+ * n_places, or a place none of n_column.
+ */
+int64_t take_values(const uint8_t *column, int64_t n_column, int64_t size, const int64_t *place, int64_t n_places,
+		    const int64_t *positions, int64_t n, uint8_t *out);
+
 /* key_numbers.c: dense numbers for sparse keys */
 
 /* A table of n_slots (a power of two) slots: a key each and its number from 1; 0: the slot is empty. known: n_slots / 2
@@ -154,6 +173,93 @@ typedef struct {
  */
 int64_t number_keys(const uint64_t *keys, int64_t n, uint64_t seed, const KeyTable *table, int64_t *n_known,
 		    int32_t *number);
+
+/* lane_rows.c: what vCPU threads did, from step to step */
+
+/* The numbers of threads, from 1, by thread id (n_numbers). marks: bit s is set where only a vCPU thread makes step s. */
+typedef struct {
+	const int32_t *number;
+	int64_t n_numbers;
+	uint32_t marks;
+} ThreadNumbers;
+
+/* Rows of a table. step: below 32, 0 for rows that are none. switches: for each of the first n_switches rows of kind
+ * `switch_kind`, the thread that is switched in; NULL: nothing is known of that. first_row: of the recording.
+ */
+typedef struct {
+	int64_t n_rows;
+	const int32_t *tid;
+	const uint16_t *kind;
+	const uint8_t *step;
+	const int64_t *ts, *arg;
+	const int16_t *cpu;
+	const int32_t *loss;
+	const int32_t *switches;
+	int64_t n_switches;
+	int32_t switch_kind;
+	int64_t first_row;
+} LaneSource;
+
+/* Columns of lanes to be filled in; row: NULL where it is not wanted. */
+typedef struct {
+	int64_t n_rows;
+	uint16_t *thread;
+	uint8_t *step;
+	int64_t *ts, *arg;
+	int16_t *cpu;
+	int32_t *loss;
+	int64_t *row;
+} LaneColumns;
+
+/* Count the rows of lanes that a table gives; *n_new: marked rows of threads that have no number yet. */
+int64_t count_lane_rows(const LaneSource *from, const ThreadNumbers *threads, int64_t *n_new);
+
+/* Fill in the rows of lanes, in the order of the table; a thread that is switched in makes the step `resume`. Returns
+ * how many there are, -1 if more than there is room for.
+ */
+int64_t fill_lane_rows(const LaneSource *from, const ThreadNumbers *threads, int32_t resume, const LaneColumns *out);
+
+/* How long it took from each row to the next of its thread, whose rows stand one behind the other; 0 for a thread's last.
+ * latest: of each thread, the latest time so far; where time steps back it stands still.
+ */
+void step_durations(const uint16_t *thread, const int64_t *ts, int64_t n, int64_t *latest, int64_t *dur_ns);
+
+/* Rows of lanes, those of a thread one behind the other. */
+typedef struct {
+	int64_t n_rows;
+	const uint16_t *thread;
+	const uint8_t *step, *suspect;
+} LaneView;
+
+/* What steps are called, which part of its time a thread spends after each (`keeps`: as before), and parts. */
+typedef struct {
+	uint8_t after[32];
+	uint8_t entry, exit, userspace_exit, ret, wrap_in, wrap_out, block, preempt;
+	uint8_t keeps, guest, entry_exit, handler, blocked, preempted, unknown;
+} LaneSteps;
+
+/* Say what each row's thread does until its next row, and which row is its latest entry or exit up to it, -1 for none.
+ * At most 2^31 - 1 rows.
+ */
+void sweep_lanes(const LaneView *lanes, const LaneSteps *steps, uint8_t *part, int32_t *owner);
+
+/* Add weights (NULL: 1 each) to the sums of their numbers, int32 or (wide) int64, within [-limit, limit]. Returns -1 if
+ * a number is none of n_sums.
+ */
+int64_t sum_by_number(const void *numbers, int32_t wide, const int64_t *weights, int64_t n, int64_t n_sums,
+		      int64_t limit, int64_t *sums);
+
+/* Sums of time by group and part, within [-limit, limit]. */
+typedef struct {
+	int64_t n_parts, n_groups, limit;
+	int64_t *sums;
+} PartTotals;
+
+/* Add the times of n rows to the sums of their part and group: that of the row itself or (owner) of the row that it
+ * belongs to, -1 for none. Returns -1 if a number is none of those.
+ */
+int64_t sum_parts(const uint8_t *part, const int64_t *dur_ns, int64_t n, const int32_t *owner, const int32_t *group,
+		  const PartTotals *totals);
 
 /* duration_sums.c: durations by group */
 

@@ -160,13 +160,11 @@ class Excerpt:
 
     def first_in_exit(self, name: str, group: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return the position of the first event of a class in each exit's segment, or -1."""
-        return self._first(name)[self.exits.seg[group]]
+        return self.segments.first_in(name).take(self.exits.seg.take(group))
 
     def segment_counts(self, name: str) -> NDArray[np.intp]:
-        """Return how many events of a class each segment holds (cached)."""
-        if name not in self._counts:
-            self._counts[name] = self.segments.counts(name)
-        return self._counts[name]
+        """Return how many events of a class each segment holds (cached; not to be written to)."""
+        return self.segments.counts(name)
 
     def once(self, name: str, make: Callable[[Excerpt], T]) -> T:
         """Return make(self), made at the first request of this name."""
@@ -181,19 +179,6 @@ class Excerpt:
 
     @cached_property
     def _made(self) -> dict[str, Any]:
-        return {}
-
-    @cached_property
-    def _counts(self) -> dict[str, NDArray[np.intp]]:
-        return {}
-
-    def _first(self, name: str) -> NDArray[np.intp]:
-        if name not in self._firsts:
-            self._firsts[name] = self.segments.first_in(name)
-        return self._firsts[name]
-
-    @cached_property
-    def _firsts(self) -> dict[str, NDArray[np.intp]]:
         return {}
 
 

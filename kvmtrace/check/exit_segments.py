@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace._native import automaton
+from kvmtrace._native import automaton, class_positions
 from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT, USERSPACE
 from kvmtrace.isa.registry import BY_NUMBER
 from kvmtrace.isa.words import INTR_INFO_VALID
@@ -58,33 +58,38 @@ class Segments:
         return found
 
     def counts(self, name: str) -> NDArray[np.intp]:
-        """Return how many events of the class each segment holds."""
-        return np.bincount(self.of[self.positions(name)], minlength=len(self))
+        """Return how many events of the class each segment holds (cached; not to be written to)."""
+        return self._found(name)[1]
 
     def positions(self, name: str) -> NDArray[np.intp]:
-        """Return the sequence positions of the class (cached)."""
-        if name not in self._positions:
-            self._positions[name] = np.flatnonzero(self.sequence.cls == CLASS[name])
-        return self._positions[name]
+        """Return the sequence positions of the class (not to be written to)."""
+        order, begin = self._by_class
+        number = CLASS[name]
+        return order[begin[number] : begin[number + 1]]
 
     def firsts(self, name: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return (segments that hold the class, position of its first event there)."""
-        positions = self.positions(name)
-        owners = self.of[positions]
-        new = np.ones(len(owners), bool)
-        new[1:] = owners[1:] != owners[:-1]
-        return owners[new], positions[new]
+        first = self.first_in(name)
+        owners = np.flatnonzero(first >= 0)
+        return owners, first[owners]
 
     def first_in(self, name: str) -> NDArray[np.intp]:
-        """Return, per segment, the position of its first event of the class, or -1."""
-        found = np.full(len(self), -1, np.intp)
-        owners, positions = self.firsts(name)
-        found[owners] = positions
-        return found
+        """Return, per segment, the position of its first event of the class, or -1 (cached; not to be written to)."""
+        return self._found(name)[0]
+
+    def _found(self, name: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return, per segment, the first event of a class and how many there are."""
+        if name not in self._of_class:
+            self._of_class[name] = class_positions.first_in_segments(self.of, self.positions(name), len(self))
+        return self._of_class[name]
 
     @cached_property
-    def _positions(self) -> dict[str, NDArray[np.intp]]:
+    def _of_class(self) -> dict[str, tuple[NDArray[np.intp], NDArray[np.intp]]]:
         return {}
+
+    @cached_property
+    def _by_class(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        return class_positions.positions_by_class(self.sequence.cls)
 
     @cached_property
     def next_kind(self) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace._native import thread_rows
+from kvmtrace._native import class_positions, thread_rows
 from kvmtrace._native.automaton import Knowledge
 from kvmtrace._native.thread_rows import TrackedColumns
 from kvmtrace.check.alphabet import CLASS, EXIT, classify
@@ -66,11 +66,13 @@ class Sequence:
 
     def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
         """Return field `field` of the events at these positions, which are all of kind `kind`; not to be written to."""
-        own, n = self.position_in_kind.take(positions), len(positions)
+        column, place, n = self.table.field(kind, field), self.position_in_kind, len(positions)
         # one behind the other, as all events of a thread are: nothing is to be picked out
-        if n and own[-1] - own[0] == n - 1 and bool((own[1:] > own[:-1]).all()):
-            return self.table.field(kind, field)[own[0] : own[0] + n]
-        return self.table.field(kind, field).take(own, axis=0)
+        if n and place[positions[-1]] - place[positions[0]] == n - 1:
+            own = place.take(positions)
+            if bool((own[1:] > own[:-1]).all()):
+                return column[own[0] : own[0] + n]
+        return class_positions.take_values(column, place, positions)
 
     @cached_property
     def position_in_kind(self) -> NDArray[np.intp]:

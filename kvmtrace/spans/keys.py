@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace._native.key_numbers import KeyNumbers
+from kvmtrace._native.lane_rows import sum_by_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,15 +58,14 @@ class Counter:
         self.values: NDArray[np.int64] = np.zeros(16, np.int64)
 
     def add(self, ids: NDArray[Any], weights: NDArray[Any] | None = None) -> None:
-        """Add `weights` (1 each by default) to the sums of `ids`; each call's sums must stay below 2**53."""
+        """Add `weights` (1 each by default) to the sums of `ids`.
+
+        Garbage time stamps may sum to more than int64 holds: such sums stay at a bound.
+        """
         if not len(ids):
             return
-        sums = np.bincount(ids, weights)
-        self.values = grown(self.values, len(sums))
-        # bincount adds in float64, which is exact for integers up to 2**53 (104 days in ns)
-        # garbage time stamps may sum to more than int64 holds: such sums stay at a bound
-        sums = np.clip(sums, -SUM_LIMIT, SUM_LIMIT).astype(np.int64)
-        self.values[: len(sums)] = np.clip(self.values[: len(sums)] + sums, -SUM_LIMIT, SUM_LIMIT)
+        self.values = grown(self.values, int(ids.max()) + 1)
+        sum_by_number(ids, weights, self.values, SUM_LIMIT)
 
     def __getitem__(self, number: int) -> int:
         return int(self.values[number]) if number < len(self.values) else 0

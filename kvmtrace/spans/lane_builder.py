@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace._native import lane_rows
 from kvmtrace.isa.registry import run_functions
 from kvmtrace.kvm.ioctls import KVM_RUN
 from kvmtrace.spans.gaps import Gaps
@@ -54,27 +55,19 @@ class Threads:
 
     def __init__(self) -> None:
         self.tids: list[int] = []
-        self._number = np.zeros(MAX_TID + 1, np.int32)  # from 1: what is never touched takes no memory
-
-    def numbers(self, tids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the number of each thread, -1 for those that are no vCPU."""
-        # number 0 belongs to the idle task, which is no vCPU; so do impossible numbers of damaged files
-        if len(tids) and (int(tids.min()) < 0 or int(tids.max()) > MAX_TID):
-            tids = np.where((tids > 0) & (tids <= MAX_TID), tids, 0)
-        numbers: NDArray[np.int32] = self._number[tids] - 1
-        return numbers
+        self.by_tid = np.zeros(MAX_TID + 1, np.int32)  # from 1: what is never touched takes no memory
 
     def register(self, tids: NDArray[np.int32]) -> list[int]:
         """Make these threads vCPU threads; return the numbers of those that are new."""
         tids = tids[(tids > 0) & (tids <= MAX_TID)]
-        tids = tids[self._number[tids] == 0]
+        tids = tids[self.by_tid[tids] == 0]
         if not len(tids):
             return []
         seen = np.zeros(int(tids.max()) + 1, bool)
         seen[tids] = True
         new = np.flatnonzero(seen)[: MAX_THREADS - len(self.tids)]
         numbers = range(len(self.tids), len(self.tids) + len(new))
-        self._number[new] = np.array(numbers, np.int32) + 1
+        self.by_tid[new] = np.array(numbers, np.int32) + 1
         self.tids += new.tolist()
         return list(numbers)
 
@@ -102,13 +95,7 @@ class LaneBuilder:
         """Return the lanes that this table completes."""
         self.scheduling |= table.has("sched_switch")
         loss = self.gaps.feed(table)
-        step = self._steps(table)
-        rows = np.flatnonzero(step)
-        threads, new = self._threads_of(table, step, rows)
-        other = threads < 0
-        if other.any():
-            rows, threads = rows[~other], threads[~other]
-        fresh = self._lanes(table, step, loss, rows, threads)
+        fresh, new = self._lanes(table, loss)
         self._n_seen += len(table)
         piece = self._emit(fresh, new)
         if self.gaps and len(self._held):
@@ -119,17 +106,6 @@ class LaneBuilder:
     def held(self) -> Lanes:
         """The rows that wait for a later table."""
         return self._held
-
-    def _threads_of(
-        self, table: EventTable, steps: NDArray[np.uint8], rows: NDArray[np.intp]
-    ) -> tuple[NDArray[np.int32], set[int]]:
-        """Return the thread number of each row, -1 for no vCPU; and the numbers that are new."""
-        tids = table.tid[rows]
-        threads = self.threads.numbers(tids)
-        if not (threads < 0).any():
-            return threads, set()
-        new = self.threads.register(tids[(threads < 0) & _MARKED[steps[rows]]])
-        return (self.threads.numbers(tids) if new else threads), set(new)
 
     def finish(self) -> Lanes:
         """Return what was held back."""
@@ -168,34 +144,31 @@ class LaneBuilder:
             runnable = table.field("sched_switch", "prev_state").astype(np.int64) & TASK_STATE_MASK == 0
             steps[table.rows("sched_switch")] = np.where(runnable, Step.PREEMPT, Step.BLOCK)
 
-    def _lanes(
-        self,
-        table: EventTable,
-        steps: NDArray[np.uint8],
-        loss: NDArray[np.int32],
-        rows: NDArray[np.intp],
-        threads: NDArray[np.int32],
-    ) -> Lanes:
-        """Return the table's steps of vCPU threads, in the order of recording."""
-        arg = self._args(table)
-        if len(rows) == len(table) and (self._perf_only or not table.count("sched_switch")):
-            flags = np.zeros(len(rows), bool)  # every event is a step: nothing is to be picked out
-            row = np.arange(self._n_seen, self._n_seen + len(table)) if self._rows else None
-            return Lanes(threads.astype(np.uint16), steps, table.ts_ns, arg, table.cpu, loss, flags, flags, row)
-        step, arg = steps[rows], arg[rows]
+    def _lanes(self, table: EventTable, loss: NDArray[np.int32]) -> tuple[Lanes, set[int]]:
+        """Return the table's steps of vCPU threads, in the order of recording, and the threads that are new."""
+        switches = np.empty(0, np.int32)
         if table.has("sched_switch", "next_pid") and not self._perf_only:
-            switched_in = self.threads.numbers(table.field("sched_switch", "next_pid").astype(np.int32))
-            resumed = table.rows("sched_switch")[switched_in >= 0]
-            # a switch from one vCPU to another is two steps: behind each other, as they happen
-            order = np.argsort(np.concatenate([rows * 2, resumed * 2 + 1]), kind="stable")
-            rows = np.concatenate([rows, resumed])[order]
-            threads = np.concatenate([threads, switched_in[switched_in >= 0]])[order]
-            step = np.concatenate([step, np.full(len(resumed), Step.RESUME, np.uint8)])[order]
-            arg = np.concatenate([arg, np.zeros(len(resumed), np.int64)])[order]
-        flags = np.zeros(len(rows), bool)
-        row = rows + self._n_seen if self._rows else None
-        thread = threads.astype(np.uint16)
-        return Lanes(thread, step, table.ts_ns[rows], arg, table.cpu[rows], loss[rows], flags, flags, row)
+            switches = table.field("sched_switch", "next_pid").astype(np.int32)
+        source = lane_rows.LaneSource(
+            table.tid,
+            table.kind,
+            self._steps(table),
+            table.ts_ns,
+            self._args(table),
+            table.cpu,
+            loss,
+            switches,
+            table.kind_index.get("sched_switch", -1),
+            self._n_seen,
+        )
+        n, n_new = lane_rows.count_lane_rows(source, self.threads.by_tid, MARKS)
+        new = set(self.threads.register(table.tid[_MARKED[source.step]])) if n_new else set()
+        if new:
+            n, _ = lane_rows.count_lane_rows(source, self.threads.by_tid, MARKS)
+        made = lane_rows.fill_lane_rows(source, self.threads.by_tid, n, Step.RESUME, rows=self._rows)
+        flags = np.zeros(n, bool)
+        row = made.row if self._rows else None
+        return Lanes(made.thread, made.step, made.ts_ns, made.arg, made.cpu, made.loss, flags, flags, row), new
 
     def _args(self, table: EventTable) -> NDArray[np.int64]:
         """Return the argument of each step (see Step), 0 where it has none; shape (n,)."""

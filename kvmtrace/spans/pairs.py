@@ -41,8 +41,12 @@ class Pairs:
     sound: NDArray[np.bool_]
 
 
-def find_pairs(lanes: Lanes) -> Pairs:
+def find_pairs(lanes: Lanes, owner: NDArray[np.int32]) -> Pairs:
     """Pair the entries and exits of each thread; an exit that another exit follows has no pair.
+
+    Parameters
+    ----------
+    owner : of each lane row, the thread's latest entry or exit up to it; -1 for none
 
     Source: arch/x86/kvm/trace.h, TRACE_EVENT(kvm_entry), TRACE_EVENT(kvm_exit)
     """
@@ -57,4 +61,4 @@ def find_pairs(lanes: Lanes) -> Pairs:
         n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])[edges]
         sound &= np.diff(n_suspect) == 0
     handling, guest = same & is_exit[:-1] & ~is_exit[1:], same & ~is_exit[:-1] & is_exit[1:]
-    return Pairs(edges, lanes.last(is_edge), is_exit, lanes.reasons(edges), handling, guest, dur_ns, sound)
+    return Pairs(edges, owner, is_exit, lanes.reasons(edges), handling, guest, dur_ns, sound)

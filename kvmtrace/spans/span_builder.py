@@ -136,8 +136,8 @@ class SpanBuilder:
         """Return the spans of the latest lanes, None for no lanes; `final`: nothing follows."""
         if not len(lanes):
             return None
-        pairs = find_pairs(lanes)
         swept = sweep(lanes, self._clock.durations(lanes))
+        pairs = find_pairs(lanes, swept.owner)
         _unattributable_halts(lanes, pairs, swept, self.keys, self.recorded)
         moves = halt_polls(lanes, swept, self.recorded)
         index = self._index if self._rows else None

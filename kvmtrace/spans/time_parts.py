@@ -21,12 +21,14 @@ time counts as guest mode, except from the first step on that shows the thread i
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace._native import lane_rows
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.spans.keys import Counter, grown
+from kvmtrace.spans.keys import SUM_LIMIT, grown
 from kvmtrace.spans.lanes import Step
 
 if TYPE_CHECKING:
@@ -63,6 +65,15 @@ _AFTER[Step.WRAP_IN] = Part.ENTRY_EXIT
 _AFTER[Step.WRAP_OUT] = Part.HANDLER
 
 
+@cache
+def _steps() -> Any:
+    """Return the table as the compiled loop reads it."""
+    steps = ("ENTRY", "EXIT", "USERSPACE_EXIT", "WRAP_IN", "WRAP_OUT", "BLOCK", "PREEMPT")
+    parts = ("GUEST", "ENTRY_EXIT", "HANDLER", "BLOCKED", "PREEMPTED", "UNKNOWN")
+    names: dict[str, int] = {name.lower(): Step[name] for name in steps} | {name.lower(): Part[name] for name in parts}
+    return lane_rows.lane_steps(_AFTER, names | {"ret": Step.RETURN, "keeps": _KEEPS})
+
+
 @dataclass(frozen=True)
 class Recorded:
     """What the capture describes.
@@ -85,10 +96,12 @@ class Sweep:
     ----------
     part : (n,) uint8, Part of the stretch from each row to the thread's next row
     dur_ns : (n,) int64, its length; 0 for a thread's last row
+    owner : (n,) of each lane row, the thread's latest entry or exit up to it; -1 for none
     """
 
     part: NDArray[np.uint8]
     dur_ns: NDArray[np.int64]
+    owner: NDArray[np.int32]
 
 
 class Clock:
@@ -99,69 +112,14 @@ class Clock:
 
     def durations(self, lanes: Lanes) -> NDArray[np.int64]:
         """Return the length of the stretch behind each row, ns; 0 for a thread's last row."""
-        starts = lanes.starts()
-        stops = np.append(starts[1:], len(lanes))
         self._latest = grown(self._latest, int(lanes.thread.max()) + 1, np.iinfo(np.int64).min)
-        ts_ns = lanes.ts_ns
-        first_late = ts_ns[starts] < self._latest[lanes.thread[starts]]
-        if first_late.any() or (np.diff(ts_ns)[lanes.same_thread()] < 0).any():
-            ts_ns = ts_ns.copy()
-            for start, stop in zip(starts, stops, strict=True):
-                ts_ns[start] = max(ts_ns[start], self._latest[lanes.thread[start]])
-                ts_ns[start:stop] = np.maximum.accumulate(ts_ns[start:stop])
-        self._latest[lanes.thread[starts]] = ts_ns[stops - 1]
-        dur_ns = np.zeros(len(lanes), np.int64)
-        dur_ns[:-1] = np.where(lanes.same_thread(), np.diff(ts_ns), 0)
-        return dur_ns
+        return lane_rows.step_durations(lanes.thread, lanes.ts_ns, self._latest)
 
 
 def sweep(lanes: Lanes, dur_ns: NDArray[np.int64]) -> Sweep:
     """Give each stretch its category (halt-polling apart, see `halt_polls`)."""
-    part = _AFTER[lanes.step]
-    decides = part != _KEEPS
-    if (lanes.step == Step.RETURN).any():
-        leaving = _before(lanes, decides, Step.USERSPACE_EXIT, Step.RETURN)
-        part[leaving] = Part.HANDLER
-    if ((lanes.step == Step.WRAP_IN) | (lanes.step == Step.WRAP_OUT)).any():
-        _read_wraps(lanes, part, decides)
-    if not decides.all():
-        _fill(lanes, part, decides)
-    part[lanes.step == Step.BLOCK] = Part.BLOCKED
-    part[lanes.step == Step.PREEMPT] = Part.PREEMPTED
-    part[lanes.suspect] = Part.UNKNOWN
-    return Sweep(part, dur_ns)
-
-
-def _before(lanes: Lanes, decides: NDArray[np.bool_], first: Step, then: Step) -> NDArray[np.intp]:
-    """Return the rows of step `first` whose thread's next deciding row is of step `then`."""
-    rows = np.flatnonzero(decides)
-    step, thread = lanes.step[rows], lanes.thread[rows]
-    follows = (step[:-1] == first) & (step[1:] == then) & (thread[:-1] == thread[1:])
-    before: NDArray[np.intp] = rows[:-1][follows]
-    return before
-
-
-def _read_wraps(lanes: Lanes, part: NDArray[np.uint8], decides: NDArray[np.bool_]) -> None:
-    """Tell the exit path from the handler, and the entry path from guest mode, by the probes."""
-    step = lanes.step
-    part[_before(lanes, decides, Step.EXIT, Step.WRAP_OUT)] = Part.ENTRY_EXIT
-    edge = lanes.last(step <= Step.EXIT)  # an entry or an exit
-    in_guest = (edge >= 0) & (step[edge] == Step.ENTRY)
-    part[(step == Step.WRAP_OUT) & in_guest] = Part.ENTRY_EXIT
-    part[(step == Step.WRAP_IN) & in_guest] = Part.GUEST
-
-
-def _fill(lanes: Lanes, part: NDArray[np.uint8], decides: NDArray[np.bool_]) -> None:
-    """Let rows that do not decide continue what the row before them in the thread did."""
-    latest = lanes.last(decides)
-    keeps = np.flatnonzero(~decides)
-    source = latest[keeps]
-    value = np.where(source >= 0, part[source], np.uint8(Part.UNKNOWN))
-    value[value == Part.GUEST] = Part.HANDLER  # such a step is host code: the guest had already left
-    if lanes.suspect.any():
-        n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])
-        value[n_suspect[keeps] != n_suspect[np.maximum(source, 0)]] = Part.UNKNOWN
-    part[keeps] = value
+    part, owner = lane_rows.sweep_lanes(lanes.thread, lanes.step, lanes.suspect, _steps())
+    return Sweep(part, dur_ns, owner)
 
 
 @dataclass(frozen=True)
@@ -204,11 +162,26 @@ class PartSums:
     """Time per group and part, ns, exact."""
 
     def __init__(self) -> None:
-        self._sums = Counter()
+        self._sums = np.zeros((16, N_PARTS), np.int64)
 
-    def add(self, groups: NDArray[np.int32], parts: NDArray[np.uint8], dur_ns: NDArray[np.int64]) -> None:
-        """Add stretches."""
-        self._sums.add(groups * np.int32(N_PARTS) + parts, dur_ns)
+    def add(
+        self,
+        groups: NDArray[np.int32],
+        parts: NDArray[np.uint8],
+        dur_ns: NDArray[np.int64],
+        owner: NDArray[np.int32] | None = None,
+    ) -> None:
+        """Add stretches.
+
+        Parameters
+        ----------
+        groups : of each stretch, -1 for none
+        owner : of each stretch, the one whose group counts, -1 for none; None: its own
+        """
+        n_groups = int(groups.max(initial=-1)) + 1
+        if n_groups > len(self._sums):
+            self._sums = np.pad(self._sums, ((0, max(n_groups, 2 * len(self._sums)) - len(self._sums)), (0, 0)))
+        lane_rows.sum_parts(parts, dur_ns, groups, self._sums, limit=SUM_LIMIT, owner=owner)
 
     def move(self, groups: NDArray[np.int32], moves_ns: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
         """Move time from the handler to other parts."""
@@ -217,7 +190,8 @@ class PartSums:
 
     def of(self, group: int) -> dict[Part, int]:
         """Return the parts of a group."""
-        return {part: self._sums[group * N_PARTS + part] for part in Part}
+        sums = self._sums[group].tolist() if group < len(self._sums) else [0] * N_PARTS
+        return {part: sums[part] for part in Part}
 
 
 class ReasonSplit:
@@ -231,13 +205,13 @@ class ReasonSplit:
         if len(pairs.edges) < 2:
             return
         handled = pairs.handling & pairs.sound
-        group = np.full(len(lanes) + 1, -1, np.int32)  # of each lane row; the last stands for "none"
+        group = np.full(len(lanes), -1, np.int32)  # of each lane row
         group[pairs.edges[:-1][handled]] = pairs.reasons[:-1][handled]
-        groups = group[pairs.owner]
-        rows = np.flatnonzero(groups >= 0)
-        self._sums.add(groups[rows], swept.part[rows], swept.dur_ns[rows])
-        mine = groups[moves.rows] >= 0
-        reasons = groups[moves.rows[mine]]
+        self._sums.add(group, swept.part, swept.dur_ns, swept.owner)
+        owner = swept.owner[moves.rows]
+        reasons = np.where(owner >= 0, group[owner], -1)
+        mine = reasons >= 0
+        reasons = reasons[mine]
         self._sums.move(reasons, moves.ns[mine], moves.target[mine])
 
     def of(self, reason: int) -> tuple[int, int, int, int]:

@@ -1,0 +1,167 @@
+"""The compiled loops over lanes give what their twins give."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle_lanes
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmtrace._native import class_positions, lane_rows
+from kvmtrace.spans.keys import SUM_LIMIT
+from kvmtrace.spans.lanes import MARKS, Step
+from kvmtrace.spans.time_parts import N_PARTS, _steps
+
+TIMES = st.one_of(st.integers(0, 40), st.integers(-(1 << 63), (1 << 63) - 1))
+LANES = st.lists(st.lists(st.tuples(st.sampled_from(list(Step)[1:]), TIMES, st.booleans()), max_size=25), max_size=4)
+
+
+def columns_of(lanes):
+    """Return (thread, step, ts_ns, suspect) of threads 3, 2 ..., one behind the other."""
+    rows = [(len(lanes) - number, *row) for number, thread in enumerate(lanes) for row in thread]
+    dtypes = (np.uint16, np.uint8, np.int64, bool)
+    return [np.array([row[i] for row in rows], dtype) for i, dtype in enumerate(dtypes)]
+
+
+@given(LANES)
+@settings(max_examples=500, deadline=None)
+def test_parts_and_owners(lanes):
+    thread, step, _, suspect = columns_of(lanes)
+    part, owner = lane_rows.sweep_lanes(thread, step, suspect, _steps())
+    wanted = oracle_lanes.sweep_lanes(thread, step, suspect)
+    assert part.tolist() == wanted[0].tolist()
+    assert owner.tolist() == wanted[1].tolist()
+
+
+@given(LANES, LANES)
+@settings(max_examples=300, deadline=None)
+def test_durations_across_pieces(first, second):
+    latest, twin = (np.full(8, np.iinfo(np.int64).min, np.int64) for _ in range(2))
+    for lanes in (first, second):
+        thread, _, ts_ns, _ = columns_of(lanes)
+        with np.errstate(over="ignore"):
+            wanted = oracle_lanes.step_durations(thread, ts_ns, twin)
+        assert lane_rows.step_durations(thread, ts_ns, latest).tolist() == wanted.tolist()
+        assert latest.tolist() == twin.tolist()
+
+
+ROWS = st.tuples(
+    st.sampled_from([-1, 0, 1, 5, 6, 7, 99, 1 << 30]), st.integers(0, 2), st.integers(0, 21), st.integers(-3, 3)
+)
+
+
+@given(st.lists(ROWS, max_size=40), st.lists(st.sampled_from([-5, 0, 5, 6, 1 << 30]), max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_rows_of_lanes(rows, switches):
+    tid, kind, step, value = (np.array([row[i] for row in rows], np.int64) for i in range(4))
+    switches = np.array(switches[: int((kind == 1).sum())], np.int32)
+    columns = tid.astype(np.int32), kind.astype(np.uint16), step.astype(np.uint8), value, value * 3
+    loss = (value + 3).astype(np.int32)
+    source = lane_rows.LaneSource(*columns, value.astype(np.int16), loss, switches, 1, 1000)
+    number = np.zeros(100, np.int32)
+    number[[5, 7, 99]] = 1, 2, 3
+    wanted = oracle_lanes.lane_rows(source, number, Step.RESUME)
+    n, n_new = lane_rows.count_lane_rows(source, number, MARKS)
+    unknown = ~np.isin(tid, [5, 7, 99]) & np.isin(step, MARKS)
+    assert (n, n_new) == (len(wanted[0]), int(unknown.sum()))
+    for with_rows in (False, True):
+        made = lane_rows.fill_lane_rows(source, number, n, Step.RESUME, rows=with_rows)
+        found = [made.thread, made.step, made.ts_ns, made.arg, made.cpu, made.loss, made.row]
+        for one, other in zip(found[: 6 + with_rows], wanted, strict=False):
+            assert one.tolist() == other.tolist()
+    if n:
+        with pytest.raises(ValueError, match="other rows"):
+            lane_rows.fill_lane_rows(source, number, n - 1, Step.RESUME, rows=False)
+
+
+WEIGHTS = st.one_of(st.integers(-50, 50), st.sampled_from([SUM_LIMIT, -SUM_LIMIT, (1 << 63) - 1, -(1 << 63)]))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
+@given(st.lists(st.tuples(st.integers(0, 6), WEIGHTS), max_size=50))
+@settings(max_examples=100, deadline=None)
+def test_sums_by_number(dtype, rows):
+    numbers, weights = np.array([n for n, _ in rows], dtype), np.array([w for _, w in rows], np.int64)
+    for given_weights in (None, weights):
+        found, wanted = (np.arange(7) for _ in range(2))
+        lane_rows.sum_by_number(numbers, given_weights, found, SUM_LIMIT)
+        oracle_lanes.sum_by_number(numbers, given_weights, wanted, SUM_LIMIT)
+        assert found.tolist() == wanted.tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), WEIGHTS, st.integers(-1, 3), st.integers(-1, 60)), max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_sums_of_parts(rows):
+    part, dur_ns, group, owner = (np.array([row[i] for row in rows], np.int64) for i in range(4))
+    part, group = part.astype(np.uint8), group.astype(np.int32)
+    owner = np.minimum(owner, len(rows) - 1).astype(np.int32)
+    for of in (None, owner):
+        found, wanted = (np.zeros((4, N_PARTS), np.int64) for _ in range(2))
+        lane_rows.sum_parts(part, dur_ns, group, found, limit=SUM_LIMIT, owner=of)
+        oracle_lanes.sum_parts(part, dur_ns, group, wanted, limit=SUM_LIMIT, owner=of)
+        assert found.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("number", [-1, 7, 1 << 40, -(1 << 40)])
+def test_numbers_that_are_none_are_refused(number):
+    with pytest.raises(ValueError, match="none of 7"):
+        lane_rows.sum_by_number(np.array([1, number]), None, np.zeros(7, np.int64), SUM_LIMIT)
+
+
+@pytest.mark.parametrize(("part", "group", "owner"), [(N_PARTS, 0, 0), (0, 4, 0), (0, 0, 2), (0, 0, 1 << 30)])
+def test_parts_that_are_none_are_refused(part, group, owner):
+    columns = np.array([0, part], np.uint8), np.ones(2, np.int64), np.array([group, 0], np.int32)
+    with pytest.raises(ValueError, match="none of those"):
+        lane_rows.sum_parts(
+            *columns, np.zeros((4, N_PARTS), np.int64), limit=SUM_LIMIT, owner=np.array([0, owner], np.int32)
+        )
+
+
+def test_a_thread_without_a_clock_is_refused():
+    with pytest.raises(ValueError, match="without a clock"):
+        lane_rows.step_durations(np.array([3], np.uint16), np.array([1]), np.zeros(3, np.int64))
+
+
+@given(st.lists(st.tuples(st.integers(0, 63), st.booleans()), max_size=80))
+@settings(max_examples=200, deadline=None)
+def test_positions_by_class(rows):
+    cls = np.array([c for c, _ in rows], np.uint8)
+    of = np.cumsum([begins for _, begins in rows]).astype(np.int64)
+    n_segments = int(of.max(initial=0)) + 1
+    order, begin = class_positions.positions_by_class(cls)
+    for number in range(64):
+        positions = order[begin[number] : begin[number + 1]]
+        assert positions.tolist() == np.flatnonzero(cls == number).tolist()
+        first, count = class_positions.first_in_segments(of, positions, n_segments)
+        assert count.tolist() == np.bincount(of[positions], minlength=n_segments).tolist()
+        wanted = [next((p for p in positions.tolist() if of[p] == s), -1) for s in range(n_segments)]
+        assert first.tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.uint64, "S5", bool, object, (np.uint8, (15,))])
+def test_values_of_positions(dtype):
+    random = np.random.default_rng(1)
+    column = random.integers(0, 2, (20, 15) if isinstance(dtype, tuple) else 20).astype(
+        dtype[0] if isinstance(dtype, tuple) else dtype
+    )
+    place, positions = random.permutation(20), random.integers(0, 20, 30)
+    for chosen in (positions, positions[:0], positions[::2]):
+        found = class_positions.take_values(column, place, chosen)
+        assert found.dtype == column.dtype
+        np.testing.assert_array_equal(found, column[place[chosen]])
+
+
+@pytest.mark.parametrize("position", [-1, 3, 1 << 40])
+def test_positions_outside_are_refused(position):
+    there = np.array([position])
+    with pytest.raises(IndexError):
+        class_positions.take_values(np.arange(5), np.array([0, 1, 2]), there)
+    with pytest.raises(IndexError):
+        class_positions.take_values(np.arange(2), np.array([0, 1, 2]), np.array([2]))
+    with pytest.raises(IndexError):
+        class_positions.take_values(np.arange(0), np.array([0]), np.array([0]))
+    with pytest.raises(IndexError):
+        class_positions.first_in_segments(np.array([0, 0, 1]), there, 2)
+    with pytest.raises(IndexError):
+        class_positions.first_in_segments(np.array([0, 5, 1]), np.array([1]), 2)
