@@ -1,20 +1,22 @@
 """Names of the events that kvmtrace records, and the sets a user can ask for.
 
 Kernel names are verbatim. Tracepoints that a kernel lacks are left out by the recorder, which says so.
-Sources: arch/x86/kvm/trace.h, include/trace/events/kvm.h, include/trace/events/sched.h.
+Sources: arch/x86/kvm/trace.h, arch/arm64/kvm/trace_arm.h, trace_handle_exit.h and vgic/trace.h,
+include/trace/events/kvm.h, include/trace/events/sched.h.
 """
 
 from __future__ import annotations
+
+import os
 
 # our own probe events (kprobe / kretprobe / fentry / fexit), system "kvmtrace" in every capture
 PROBE_SYSTEM = "kvmtrace"
 
 MINIMAL: tuple[str, ...] = ("kvm:kvm_entry", "kvm:kvm_exit", "kvm:kvm_userspace_exit")
 
-# all that the reference model can use
+# what KVM traces of its own on each kind of machine, as uname names it; the others are PCs
 # fmt: off
-LIFECYCLE: tuple[str, ...] = (
-    *MINIMAL,
+_PC: tuple[str, ...] = (
     "kvm:kvm_ack_irq", "kvm:kvm_apic", "kvm:kvm_apic_accept_irq", "kvm:kvm_apic_ipi",
     "kvm:kvm_apicv_accept_irq", "kvm:kvm_async_pf_completed", "kvm:kvm_async_pf_not_present",
     "kvm:kvm_async_pf_ready", "kvm:kvm_avic_incomplete_ipi", "kvm:kvm_avic_unaccelerated_access",
@@ -31,6 +33,22 @@ LIFECYCLE: tuple[str, ...] = (
     "kvm:kvm_pvclock_update", "kvm:kvm_set_irq", "kvm:kvm_skinit", "kvm:kvm_smm_transition",
     "kvm:kvm_track_tsc", "kvm:kvm_vcpu_wakeup", "kvm:kvm_wait_lapic_expire", "kvm:kvm_write_tsc_offset",
     "kvm:kvm_xen_hypercall", "kvm:vcpu_match_mmio",
+)
+_OF_MACHINES: dict[str, tuple[str, ...]] = {
+    "aarch64": (
+        "kvm:kvm_access_fault", "kvm:kvm_async_pf_completed", "kvm:kvm_dirty_ring_exit", "kvm:kvm_fpu",
+        "kvm:kvm_guest_fault", "kvm:kvm_halt_poll_ns", "kvm:kvm_handle_sys_reg", "kvm:kvm_hvc_arm64",
+        "kvm:kvm_irq_line",
+        "kvm:kvm_mmio", "kvm:kvm_mmio_nisv", "kvm:kvm_sys_access", "kvm:kvm_timer_hrtimer_expire",
+        "kvm:kvm_timer_update_irq", "kvm:kvm_toggle_cache", "kvm:kvm_vcpu_wakeup", "kvm:kvm_wfx_arm64",
+        "kvm:vgic_update_irq_pending",
+    ),
+}
+
+# all that the reference model can use, on this machine
+LIFECYCLE: tuple[str, ...] = (
+    *MINIMAL,
+    *_OF_MACHINES.get(os.uname().machine, _PC),
     "sched:sched_switch", "sched:sched_migrate_task", "sched:sched_process_fork", "sched:sched_process_exit",
     "task:task_rename",
     "syscalls:sys_enter_ioctl", "syscalls:sys_exit_ioctl",

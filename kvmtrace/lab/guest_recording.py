@@ -78,7 +78,7 @@ def record_in_lab(
     UsageError
         No such guest.
     """
-    _validate(recordings)
+    _validate(recordings, job.isa)
     assert job.out is not None, "a recording that is not brought back"
     lines = []
     for recording in recordings:
@@ -94,12 +94,12 @@ def record_in_lab(
     return result
 
 
-def _validate(recordings: Sequence[LabRecording]) -> None:
-    from kvmtrace.workload.guest_run import find_guest
+def _validate(recordings: Sequence[LabRecording], isa: str) -> None:
+    from kvmtrace.workload.machines import find_guest
 
     for recording in recordings:
         if recording.guest != LINUX:
-            find_guest(recording.guest)
+            find_guest(recording.guest, isa)
     if not recordings:
         raise UsageError("nothing to record")
 

@@ -71,6 +71,17 @@ SIDE_EVENTS: dict[str, SideEvent] = {row.kind: row for row in (
            "kvm_hv_synic_set_msr", "kvm_hv_stimer_set_config", "kvm_hv_stimer_set_count",
            "kvm_hv_stimer_cleanup", "kvm_hv_stimer_callback", "kvm_hv_stimer_expiration",
            "kvm_hv_syndbg_set_msr", "kvm_hv_timer_state"),
+    # arm64's own
+    *_rows("anywhere", "kvm_vm_ioctl_irq_line (arm.c), kvm_vgic_inject_irq (vgic/vgic.c), arch_timer.c",
+           "An interrupt line, an interrupt of the GIC or a timer's output changes; the timer is looked at before the "
+           "exit is traced.",
+           "kvm_irq_line", "vgic_update_irq_pending", "kvm_timer_update_irq", "kvm_timer_hrtimer_expire",
+           "kvm_timer_emulate", "kvm_get_timer_map", "kvm_timer_save_state", "kvm_timer_restore_state"),
+    SideEvent("kvm_mmio_nisv", "run loop", "io_mem_abort (mmio.c)", "MMIO whose syndrome does not describe it."),
+    *_rows("anywhere", "debug.c, mmu.c (kvm_toggle_cache, kvm_set_way_flush)",
+           "Debug registers change hands around each entry; caches are switched or cleaned.",
+           "kvm_arm_setup_debug", "kvm_arm_clear_debug", "kvm_arm_set_dreg32", "kvm_arm_set_regset",
+           "kvm_set_guest_debug", "kvm_toggle_cache", "kvm_set_way_flush"),
     # asynchronous page faults
     *_rows("anywhere", "kvm_arch_async_page_not_present, kvm_check_async_pf_completion",
            "A page is fetched while the guest goes on.",

@@ -15,6 +15,7 @@ from kvmtrace.predict.story import PREDICTABLE, PVM, Facts
 from kvmtrace.table.distinct import among, distinct
 from kvmtrace.table.event_table import LOST_EVENTS
 from kvmtrace.workload.guests import GUESTS
+from kvmtrace.workload.machines import machine_of
 
 if TYPE_CHECKING:
     from kvmtrace.table.event_table import EventTable
@@ -74,13 +75,15 @@ def find_guest(capture: Capture) -> tuple[Guest, dict[str, int]] | None:
     target = capture.meta.get("target") or {}
     name = run.get("guest") or target.get("guest")
     arguments = run.get("arguments") or target.get("guest_arguments") or {}
-    if not isinstance(name, str) or name not in GUESTS or not isinstance(arguments, dict):
+    isa = run.get("isa")
+    guests = machine_of(isa if isinstance(isa, str) else None).guests
+    if not isinstance(name, str) or name not in guests or not isinstance(arguments, dict):
         return None
     given = {str(key): int(value) for key, value in arguments.items() if isinstance(value, int)}
     # more than a guest takes is not what was recorded, and would take for ever to predict
-    if any(not 1 <= given.get(a.name, a.default) <= a.maximum for a in GUESTS[name].arguments):
+    if any(not 1 <= given.get(a.name, a.default) <= a.maximum for a in guests[name].arguments):
         return None
-    return GUESTS[name], given
+    return guests[name], given
 
 
 def facts_of(capture: Capture, events: EventTable) -> Facts | None:

@@ -9,8 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import KvmtraceError, UsageError
-from kvmtrace.workload.guest_run import DEFAULT_TIMEOUT_S, SLOW_REASONS, complete_arguments, find_guest, run_guest
-from kvmtrace.workload.guests import GUESTS
+from kvmtrace.workload.guest_run import DEFAULT_TIMEOUT_S, SLOW_REASONS, complete_arguments, run_guest
+from kvmtrace.workload.host_isa import guess_isa
+from kvmtrace.workload.machines import find_guest, machine_of
 from kvmtrace.workload.result import SCHEMA
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    guests = "\n".join(f"  {guest.name:<13} {guest.summary}" for guest in GUESTS.values())
+    guests = "\n".join(f"  {guest.name:<13} {guest.summary}" for guest in machine_of(guess_isa()).guests.values())
     parser = argparse.ArgumentParser(
         prog="python -m kvmtrace.workload",
         description="Run a bundled guest on /dev/kvm.",

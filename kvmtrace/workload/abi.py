@@ -41,6 +41,8 @@ EXIT_SHUTDOWN = 8
 EXIT_FAIL_ENTRY = 9
 EXIT_INTR = 10
 EXIT_INTERNAL_ERROR = 17
+EXIT_SYSTEM_EVENT = 24
+EXIT_ARM_NISV = 28
 # fmt: off
 EXIT_NAMES: dict[int, str] = {
     EXIT_IO: "KVM_EXIT_IO",
@@ -50,6 +52,8 @@ EXIT_NAMES: dict[int, str] = {
     EXIT_FAIL_ENTRY: "KVM_EXIT_FAIL_ENTRY",
     EXIT_INTR: "KVM_EXIT_INTR",
     EXIT_INTERNAL_ERROR: "KVM_EXIT_INTERNAL_ERROR",
+    EXIT_SYSTEM_EVENT: "KVM_EXIT_SYSTEM_EVENT",
+    EXIT_ARM_NISV: "KVM_EXIT_ARM_NISV",
 }
 # fmt: on
 
@@ -63,6 +67,8 @@ RUN_MMIO = struct.Struct("<Q8sIB")  # phys_addr, data[8], len, is_write
 RUN_MMIO_DATA_OFFSET = RUN_UNION_OFFSET + 8
 RUN_FAIL = struct.Struct("<QI")  # hardware_entry_failure_reason, cpu
 RUN_INTERNAL = struct.Struct("<II")  # suberror, ndata
+RUN_SYSTEM_EVENT = struct.Struct("<II")  # type, ndata
+SYSTEM_EVENT_SHUTDOWN = 1
 IO_OUT = 1  # KVM_EXIT_IO_OUT; in is 0
 
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest_phys_addr, memory_size, userspace_addr

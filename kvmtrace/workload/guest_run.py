@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import threading
@@ -13,13 +12,18 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.errors import CapabilityError, KvmtraceError, UsageError
 from kvmtrace.workload import abi
-from kvmtrace.workload.guests import GUESTS, RAM_BYTES, Guest
+from kvmtrace.workload.guests import RAM_BYTES
 from kvmtrace.workload.host_isa import guess_isa
+from kvmtrace.workload.machines import find_guest, machine_of
 from kvmtrace.workload.result import GuestRun
-from kvmtrace.workload.vmm import Vcpu, VcpuThread, Vm
+from kvmtrace.workload.vmm import VcpuThread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from kvmtrace.workload.guests import Guest
+    from kvmtrace.workload.machines import Machine
+    from kvmtrace.workload.vmm import Vcpu
 
 DEFAULT_TIMEOUT_S = 300.0
 # --slow-reason NAME -> KVM_EXIT_*
@@ -48,15 +52,6 @@ def complete_arguments(guest: Guest, given: dict[str, int] | None) -> dict[str, 
     return complete
 
 
-def find_guest(name: str) -> Guest:
-    """Return the guest of that name, or raise UsageError naming all of them."""
-    if name not in GUESTS:
-        alike = difflib.get_close_matches(name, GUESTS, n=1)
-        meant = f"did you mean {alike[0]}? There" if alike else "there"
-        raise UsageError(f"there is no guest {name}; {meant} are {', '.join(GUESTS)}")
-    return GUESTS[name]
-
-
 def run_guest(
     name: str,
     arguments: dict[str, int] | None = None,
@@ -68,7 +63,7 @@ def run_guest(
 
     Parameters
     ----------
-    name : str, in GUESTS
+    name : str, of a guest of this machine
     arguments : argument name -> value; defaults for those not given
     timeout_s : seconds after which the guest is stopped (only from a process's main thread)
     slow_ns : "io" "mmio" "hlt" -> ns to wait before serving each such userspace exit
@@ -93,7 +88,9 @@ def run_guest(
     if isa in guest.refused:
         raise CapabilityError(f"guest {name} cannot run on {isa}: {guest.refused[isa]}", "use `kvmtrace lab run`")
     start_ns = time.monotonic_ns()
-    threads = _run_vm(guest, complete, {SLOW_REASONS[reason]: ns for reason, ns in slow.items()}, timeout_s)
+    threads = _run_vm(
+        machine_of(isa), guest, complete, {SLOW_REASONS[reason]: ns for reason, ns in slow.items()}, timeout_s
+    )
     observed: Counter[str] = sum((thread.observed for thread in threads), Counter())
     failed = [thread.ended for thread in threads if thread.ended != guest.ends]
     return GuestRun(
@@ -111,12 +108,16 @@ def run_guest(
     )
 
 
-def _run_vm(guest: Guest, arguments: dict[str, int], slow_ns: dict[int, int], timeout_s: float) -> list[VcpuThread]:
-    vm = Vm(RAM_BYTES, irqchip=guest.irqchip)
+def _run_vm(
+    machine: Machine, guest: Guest, arguments: dict[str, int], slow_ns: dict[int, int], timeout_s: float
+) -> list[VcpuThread]:
+    make_vm, make_vcpu = machine.vmm()
+    vm = make_vm(RAM_BYTES, irqchip=guest.irqchip)
     vcpus: list[Vcpu] = []
     try:
         guest.listing.write_to(memoryview(vm.memory))
-        vcpus += [Vcpu(vm, vcpu_id, slow_ns) for vcpu_id in range(guest.n_vcpus)]
+        vcpus += [make_vcpu(vm, vcpu_id, slow_ns) for vcpu_id in range(guest.n_vcpus)]
+        vm.finish()
         vcpus[0].set_registers(guest.registers(arguments))  # the others are started by vCPU 0
         threads = [VcpuThread(vcpu, Counter()) for vcpu in vcpus]
         _run_threads(threads, timeout_s)

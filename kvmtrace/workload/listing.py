@@ -109,7 +109,7 @@ def _refuse_overlap(name: str, lines: list[Line]) -> None:
             raise ValueError(f"{name}.lst: {after.address:#x} lies inside the row at {before.address:#x}")
 
 
-def read_listing(name: str) -> Listing:
-    """Read the bundled listing `listings/NAME.lst`."""
-    path = Path(__file__).with_name("listings") / f"{name}.lst"
+def read_listing(name: str, folder: str = "") -> Listing:
+    """Read the bundled listing `listings/FOLDER/NAME.lst`."""
+    path = Path(__file__).with_name("listings") / folder / f"{name}.lst"
     return parse_listing(name, path.read_text(encoding="ascii"))

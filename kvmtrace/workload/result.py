@@ -19,8 +19,8 @@ class KnownCounts:
     ----------
     tracepoints : kernel name -> events; further events of that name mean a fault
     userspace_exits : KVM_EXIT_* name as the kernel prints it ("KVM_EXIT_IO") -> returns of KVM_RUN, errno 0
-    vmx, svm : exit reason as the kernel prints it ("IO_INSTRUCTION", "io") -> kvm_exit events. First-touch
-        faults and anything the host causes (EXTERNAL_INTERRUPT, PREEMPTION_TIMER) are not counted here
+    vmx, svm, arm64 : exit reason as the kernel prints it ("IO_INSTRUCTION", "io", "HVC64") -> kvm_exit events.
+        First-touch faults and anything the host causes (EXTERNAL_INTERRUPT, PREEMPTION_TIMER, IRQ) are not counted here
     ports, gpas, msrs : key as `perf kvm stat` prints it ("0x3f8:POUT", "0x9000:W", "0x277:R") -> accesses
     """
 
@@ -28,6 +28,7 @@ class KnownCounts:
     userspace_exits: dict[str, int] = field(default_factory=dict)
     vmx: dict[str, int] = field(default_factory=dict)
     svm: dict[str, int] = field(default_factory=dict)
+    arm64: dict[str, int] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     gpas: dict[str, int] = field(default_factory=dict)
     msrs: dict[str, int] = field(default_factory=dict)
@@ -41,12 +42,12 @@ class GuestRun:
     ----------
     guest : str, its name in GUESTS
     arguments : str -> int, every argument the guest takes, defaults included
-    isa : "vmx" "svm" "pvm" or None, as guessed from the host's KVM modules
+    isa : "vmx" "svm" "pvm" "arm64" or None, as guessed from the host's KVM modules
     pid : int, the VMM process
     vcpu_tids : vcpu_id -> tid of its thread
-    ended : "exit-port" (the guest wrote its status to the exit port), "shutdown" (triple fault),
-        "internal-error", "fail-entry", "timeout"
-    status : int or None, what the guest wrote to the exit port; 0 is success
+    ended : "exit-port" (the guest wrote its status to the exit port or address), "shutdown" (triple fault, PSCI
+        SYSTEM_OFF), "internal-error", "fail-entry", "timeout"
+    status : int or None, what the guest wrote to the exit port or address; 0 is success
     duration_ns : int, from opening /dev/kvm until all vCPUs stopped
     known : what the listing says must have happened
     observed : KVM_EXIT_* name -> returns of KVM_RUN as the VMM saw them; errno name ("EINTR") for failures

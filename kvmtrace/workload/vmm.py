@@ -45,36 +45,43 @@ class Vm:
 
     def __init__(self, memory_bytes: int, *, irqchip: bool) -> None:
         self.system_fd = _open_kvm()
-        self.fd = _ioctl(self.system_fd, abi.KVM_CREATE_VM, 0, "KVM_CREATE_VM")
+        self.fd = ioctl(self.system_fd, abi.KVM_CREATE_VM, 0, "KVM_CREATE_VM")
         try:
-            self._set_real_mode_areas()
+            self._prepare()
             if irqchip:
-                _ioctl(self.fd, abi.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
+                self._create_irqchip()
             self.memory = mmap.mmap(-1, memory_bytes)
             self.memory[:] = bytes(memory_bytes)  # touched now: KVM then maps each page writable at once
             self._give_memory(memory_bytes)
-            self.run_bytes = _ioctl(self.system_fd, abi.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE")
+            self.run_bytes = ioctl(self.system_fd, abi.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE")
         except BaseException:
             self.close()
             raise
 
-    def _set_real_mode_areas(self) -> None:
-        """Place the areas that old Intel hosts need; the identity map must come before any vCPU."""
+    def _prepare(self) -> None:
+        """Place the areas that old Intel hosts need for real mode; the identity map must come before any vCPU."""
         address = abi.SREGS_CR4.pack(IDENTITY_MAP_ADDR)
-        _ioctl(self.fd, abi.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
-        _ioctl(self.fd, abi.KVM_SET_TSS_ADDR, TSS_ADDR, "KVM_SET_TSS_ADDR")
+        ioctl(self.fd, abi.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
+        ioctl(self.fd, abi.KVM_SET_TSS_ADDR, TSS_ADDR, "KVM_SET_TSS_ADDR")
+
+    def _create_irqchip(self) -> None:
+        """Create the interrupt controllers of a PC."""
+        ioctl(self.fd, abi.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
+
+    def finish(self) -> None:
+        """Do what must wait until all vCPUs are there: nothing, on a PC."""
 
     def _give_memory(self, memory_bytes: int) -> None:
         address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         region = abi.MEMORY_REGION.pack(0, 0, 0, memory_bytes, address)
-        _ioctl(self.fd, abi.KVM_SET_USER_MEMORY_REGION, region, "KVM_SET_USER_MEMORY_REGION")
+        ioctl(self.fd, abi.KVM_SET_USER_MEMORY_REGION, region, "KVM_SET_USER_MEMORY_REGION")
 
     def supported_cpuid(self) -> bytearray:
         """Return the struct kvm_cpuid2 of everything this host's KVM offers, x2APIC included."""
         size = abi.CPUID_HEADER.size + abi.MAX_CPUID_ENTRIES * abi.CPUID_ENTRY.size
         cpuid = bytearray(size)
         abi.CPUID_HEADER.pack_into(cpuid, 0, abi.MAX_CPUID_ENTRIES, 0)
-        _ioctl(self.system_fd, abi.KVM_GET_SUPPORTED_CPUID, cpuid, "KVM_GET_SUPPORTED_CPUID")
+        ioctl(self.system_fd, abi.KVM_GET_SUPPORTED_CPUID, cpuid, "KVM_GET_SUPPORTED_CPUID")
         abi.add_x2apic(cpuid)
         return cpuid
 
@@ -98,20 +105,24 @@ class Vcpu:
         self.vcpu_id = vcpu_id
         self.slow_ns = slow_ns
         self.devices = Devices()
-        self.fd = _ioctl(vm.fd, abi.KVM_CREATE_VCPU, vcpu_id, "KVM_CREATE_VCPU")
+        self.fd = ioctl(vm.fd, abi.KVM_CREATE_VCPU, vcpu_id, "KVM_CREATE_VCPU")
         self.mapping = mmap.mmap(self.fd, vm.run_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self.run = memoryview(self.mapping)
         self.stopping = False
-        _ioctl(self.fd, abi.KVM_SET_CPUID2, vm.supported_cpuid(), "KVM_SET_CPUID2")
+        self._prepare(vm)
+
+    def _prepare(self, vm: Vm) -> None:
+        """Tell KVM what the processor offers."""
+        ioctl(self.fd, abi.KVM_SET_CPUID2, vm.supported_cpuid(), "KVM_SET_CPUID2")
 
     def set_registers(self, registers: dict[str, int]) -> None:
         """Enter flat real mode with these general registers; those not named are 0."""
         sregs = bytearray(abi.SREGS_BYTES)
-        _ioctl(self.fd, abi.KVM_GET_SREGS, sregs, "KVM_GET_SREGS")
-        _ioctl(self.fd, abi.KVM_SET_SREGS, abi.real_mode_sregs(sregs), "KVM_SET_SREGS")
+        ioctl(self.fd, abi.KVM_GET_SREGS, sregs, "KVM_GET_SREGS")
+        ioctl(self.fd, abi.KVM_SET_SREGS, abi.real_mode_sregs(sregs), "KVM_SET_SREGS")
         values = {"rflags": 2, **registers}  # bit 1 of RFLAGS is always set
         regs = abi.REGS.pack(*(values.get(name, 0) for name in abi.REGISTERS))
-        _ioctl(self.fd, abi.KVM_SET_REGS, regs, "KVM_SET_REGS")
+        ioctl(self.fd, abi.KVM_SET_REGS, regs, "KVM_SET_REGS")
 
     def loop(self, observed: Counter[str]) -> str:
         """Run the guest until it ends; return how (GuestRun.ended), counting every return of KVM_RUN."""
@@ -132,17 +143,20 @@ class Vcpu:
 
     def serve(self, reason: int) -> str:
         """Do what the guest needs after a userspace exit; return how the guest ended, "" if it goes on."""
-        if delay_ns := self.slow_ns.get(reason):
-            _spin(delay_ns)
+        self.delay(reason)
         if reason == abi.EXIT_IO:
             self._serve_io()
             return "exit-port" if self.devices.ended else ""
         if reason == abi.EXIT_MMIO:
-            self._serve_mmio()
-            return ""
+            return self._serve_mmio()
         if reason == abi.EXIT_HLT:
             return ""  # the guest goes on behind its HLT, as if an interrupt had woken it
-        return _describe_end(reason, self.run)
+        return describe_end(reason, self.run)
+
+    def delay(self, reason: int) -> None:
+        """Wait as long as the VMM is told to before it serves such an exit."""
+        if delay_ns := self.slow_ns.get(reason):
+            spin(delay_ns)
 
     def _serve_io(self) -> None:
         access = abi.decode_io(self.run)
@@ -152,11 +166,14 @@ class Vcpu:
         else:
             self.run[data] = self.devices.read(access.size * access.count)
 
-    def _serve_mmio(self) -> None:
+    def _serve_mmio(self) -> str:
         access = abi.decode_mmio(self.run)
-        if not access.write:
+        if access.write:
+            self.devices.write_mmio(access.gpa, access.data)
+        else:
             data = self.devices.read(len(access.data))
             self.run[abi.RUN_MMIO_DATA_OFFSET : abi.RUN_MMIO_DATA_OFFSET + len(data)] = data
+        return "exit-port" if self.devices.ended else ""
 
     def stop(self) -> None:
         """Ask the loop to end; a KVM_RUN in progress ends with the next signal to its thread."""
@@ -221,7 +238,14 @@ def _open_kvm() -> int:
     return fd
 
 
-def _ioctl(fd: int, request: int, argument: int | bytes | bytearray, name: str) -> int:
+def ioctl(fd: int, request: int, argument: int | bytes | bytearray, name: str) -> int:
+    """Make a call to KVM, which fills a bytearray in.
+
+    Raises
+    ------
+    CapabilityError
+        KVM refuses; `name` says what.
+    """
     try:
         if isinstance(argument, bytearray):
             fcntl.ioctl(fd, request, argument, True)  # the kernel fills it in
@@ -232,7 +256,8 @@ def _ioctl(fd: int, request: int, argument: int | bytes | bytearray, name: str) 
     return result if isinstance(result, int) else 0
 
 
-def _describe_end(reason: int, run: memoryview) -> str:
+def describe_end(reason: int, run: memoryview) -> str:
+    """Return how the guest ended (GuestRun.ended) at a userspace exit that nobody serves."""
     if reason == abi.EXIT_SHUTDOWN:
         return "shutdown"
     if reason == abi.EXIT_FAIL_ENTRY:
@@ -244,7 +269,7 @@ def _describe_end(reason: int, run: memoryview) -> str:
     return f"unexpected {abi.EXIT_NAMES.get(reason, reason)}"
 
 
-def _spin(delay_ns: int) -> None:
+def spin(delay_ns: int) -> None:
     """Wait without sleeping: a sleep would be longer, and would show as a sched_switch."""
     until = time.perf_counter_ns() + delay_ns
     while time.perf_counter_ns() < until:

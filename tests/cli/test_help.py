@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from kvmtrace.cli.main import COMMANDS, cli
 from kvmtrace.errors import UsageError
-from kvmtrace.workload.guest_run import find_guest
+from kvmtrace.workload.machines import find_guest
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
