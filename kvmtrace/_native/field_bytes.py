@@ -1,4 +1,4 @@
-"""The bytes of one field of many records."""
+"""The bytes of fields of many records."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace._native._loops import lib
+from kvmtrace._native._loops import ffi, lib
 from kvmtrace._native.arrays import filled, given, words_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 _START_DTYPES = (np.dtype(np.uint32), np.dtype(np.int64))
@@ -41,4 +43,28 @@ def gather(
     out = np.empty((n, size), np.uint8)
     wide = start.itemsize == 8
     lib.gather_bytes(words_of(words), given(start), wide, n, unit, offset, size, by_word, filled(out))
+    return out
+
+
+def gather_many(
+    words: NDArray[np.uint32], start: NDArray[Any], places: Sequence[tuple[int, int, bool]]
+) -> list[NDArray[np.uint8]]:
+    """Return what gather() does for several fields, looking at each record once.
+
+    Parameters
+    ----------
+    places : (offset, size, by_word) of each field, none of no size
+    """
+    n = len(start)
+    if not n or not len(words):
+        return [np.zeros((n, size), np.uint8) for _, size, _ in places]
+    if start.dtype not in _START_DTYPES:
+        start = start.astype(np.int64)
+    start = np.ascontiguousarray(start)
+    out = [np.empty((n, size), np.uint8) for _, size, _ in places]
+    fields = ffi.new("FieldPlace[]", len(places))
+    for i, (offset, size, by_word) in enumerate(places):
+        fields[i].offset, fields[i].size, fields[i].by_word = offset, size, by_word
+        fields[i].out = filled(out[i])
+    lib.gather_fields(words_of(words), given(start), start.itemsize == 8, n, fields, len(places))
     return out

@@ -104,7 +104,7 @@ typedef struct {
 int64_t mark_copies(Words buffer, const TimedRows *rows, int32_t lost, uint64_t seed, int64_t *slots, int64_t *moments,
 		    int64_t n_slots, uint8_t *copy, int64_t *n_same);
 
-/* field_bytes.c: one field of many records */
+/* field_bytes.c: fields of many records */
 
 /* Copy `size` bytes at byte `start * unit + offset` of each of n records. starts: uint32 or (wide) int64. Beyond the
  * buffer's end its last word repeats (`by_word`: fields of whole words at a multiple of 4) or its last byte. The buffer
@@ -112,6 +112,16 @@ int64_t mark_copies(Words buffer, const TimedRows *rows, int32_t lost, uint64_t 
  */
 void gather_bytes(Words buffer, const void *starts, int32_t wide, int64_t n, int64_t unit, int64_t offset, int64_t size,
 		  int32_t by_word, uint8_t *out);
+
+/* A field of records: `size` bytes at byte `offset` of each; out: n times as many. by_word: as of gather_bytes. */
+typedef struct {
+	int64_t offset, size;
+	int32_t by_word;
+	uint8_t *out;
+} FieldPlace;
+
+/* Do what gather_bytes does for several fields, so that each record is looked at once; starts are in words. */
+void gather_fields(Words buffer, const void *starts, int32_t wide, int64_t n, const FieldPlace *fields, int64_t n_fields);
 
 /* thread_rows.c: which rows belong together */
 

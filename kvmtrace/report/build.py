@@ -105,7 +105,7 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
         options.progress(builder.n_events)
 
     model = [checker.stages] if checker else []
-    run_stages(recording.iter_events(PIECE_EVENTS), *model, (collect,))
+    run_stages(_read_ahead(recording.iter_events(PIECE_EVENTS)), *model, (collect,))
     if not selection.selection.everything and not builder.n_selected:
         raise UsageError(describe_empty(options.selection, recording))
     report = builder.finish(recording, checker.finish() if checker else None)

@@ -30,7 +30,7 @@ from kvmtrace._native import thread_rows
 from kvmtrace.errors import MissingEventError
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.derived import derived_fields
-from kvmtrace.table.payload import ConcatPayload, Payload
+from kvmtrace.table.payload import ConcatPayload, Payload, RawPayload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -204,8 +204,16 @@ class EventTable:
     def read_ahead(self, wanted: Iterable[tuple[int, str]]) -> None:
         """Find what another thread is going to ask for: rows by kind, and these fields of kinds that occur."""
         _ = self.by_kind.rows
+        names: dict[int, list[str]] = {}
         for index, name in wanted:
-            if index in self.payloads:
+            if index in self.payloads and (index, name) not in self._cache:
+                names.setdefault(index, []).append(name)
+        for index, of_kind in names.items():
+            payload = self.payloads[index]
+            recorded = [name for name in of_kind if name in payload.fields]
+            if isinstance(payload, (RawPayload, ConcatPayload)) and len(recorded) > 1:
+                self._cache |= {(index, name): column for name, column in payload.together(recorded).items()}
+            for name in of_kind:
                 with contextlib.suppress(MissingEventError):
                     self.field(self.kinds[index].name, name)
 
@@ -230,7 +238,7 @@ class EventTable:
         for index in np.flatnonzero(np.bincount(kinds, minlength=len(self.kinds))).tolist():
             if index in self.payloads:
                 chosen = position[rows[kinds == index]]
-                payloads[index] = ConcatPayload([(self.payloads[index], chosen)])
+                payloads[index] = ConcatPayload([(self.payloads[index], chosen)], [len(chosen)])
         return EventTable(columns, self.kinds, payloads)
 
     def slice(self, start: int, stop: int) -> EventTable:
@@ -240,7 +248,7 @@ class EventTable:
         for index, payload in self.payloads.items():
             first, last = np.searchsorted(self.rows(self.kinds[index].name), (start, stop))
             if last > first:
-                payloads[index] = ConcatPayload([(payload, np.arange(first, last))])
+                payloads[index] = ConcatPayload([(payload, np.arange(first, last))], [last - first])
         return EventTable(columns, self.kinds, payloads)
 
     @staticmethod
@@ -257,11 +265,9 @@ class EventTable:
         payloads: dict[int, Payload] = {}
         for index in {i for table in tables for i in table.payloads}:
             parts = [t for t in tables if index in t.payloads]
-            if shared:
-                counts = [t.count(kinds[index].name) for t in parts]
-                payloads[index] = ConcatPayload([(_CachedPayload(t, index), None) for t in parts], counts)
-            else:
-                payloads[index] = ConcatPayload([(t.payloads[index], None) for t in parts])
+            counts = [t.count(kinds[index].name) for t in parts]
+            of_parts = [_CachedPayload(t, index) if shared else t.payloads[index] for t in parts]
+            payloads[index] = ConcatPayload([(payload, None) for payload in of_parts], counts)
         return EventTable(columns, kinds, payloads)
 
 

@@ -10,6 +10,8 @@ from kvmtrace._native import field_bytes
 from kvmtrace.table.format_text import DATA_LOC, REL_LOC, STATIC, Field
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 MAX_STRING = 4096  # of a dynamic string; longer ones are cut (PATH_MAX of the kernel)
@@ -81,6 +83,27 @@ def _as_values(raw: NDArray[np.uint8], dtype: np.dtype[Any]) -> NDArray[Any]:
     return values.reshape(len(raw), *dtype.shape)
 
 
+def _is_words(field: Field) -> bool:
+    """Say whether a field is a number of 4 or 8 bytes at a multiple of 4."""
+    aligned = field.place == STATIC and field.size in (4, 8) and field.offset % 4 == 0
+    return aligned and not field.dtype.shape and field.dtype.kind in "iu"
+
+
+def gather_fields(words: NDArray[np.uint32], start: NDArray[Any], fields: Sequence[Field]) -> list[NDArray[Any]]:
+    """Return what gather_field() does of each of several fields; those of a fixed place are read together."""
+    together = [field for field in fields if field.place == STATIC and field.size]
+    places = [(field.offset, field.size, _is_words(field)) for field in together]
+    raw = dict(zip((field.name for field in together), field_bytes.gather_many(words, start, places), strict=True))
+    return [
+        gather_field(words, start, field)
+        if field.name not in raw
+        else raw[field.name].reshape(-1).view(field.dtype)
+        if _is_words(field)
+        else _as_values(raw[field.name], field.dtype)
+        for field in fields
+    ]
+
+
 def gather_field(words: NDArray[np.uint32], start: NDArray[Any], field: Field) -> NDArray[Any]:
     """Return one field of many records.
 
@@ -94,13 +117,7 @@ def gather_field(words: NDArray[np.uint32], start: NDArray[Any], field: Field) -
     -------
     ndarray, shape (n,) or (n, items) of the field's dtype
     """
-    if (
-        field.place == STATIC
-        and field.size in (4, 8)
-        and field.offset % 4 == 0
-        and not field.dtype.shape
-        and field.dtype.kind in "iu"
-    ):
+    if _is_words(field):
         return _gather_words(words, start, field)
     if field.place == STATIC:
         return _as_values(field_bytes.gather(words, start, field.offset, field.size), field.dtype)

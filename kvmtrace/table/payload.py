@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kvmtrace.errors import MissingEventError
-from kvmtrace.table.gather import gather_field
+from kvmtrace.table.gather import gather_field, gather_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -102,6 +102,12 @@ class RawPayload:
         starts = self.starts if rows is None else self.starts[rows]
         return gather_field(self._words, starts, self._described[name])
 
+    def together(self, names: Sequence[str], rows: NDArray[np.intp] | None = None) -> dict[str, NDArray[Any]]:
+        """Return what column() does of several fields; each record is looked at once."""
+        fields = {name: self._described[name] for name in names}
+        starts = self.starts if rows is None else self.starts[rows]
+        return dict(zip(fields, gather_fields(self._words, starts, list(fields.values())), strict=True))
+
     def told(self, name: str) -> NDArray[np.bool_] | None:  # noqa: ARG002 (a binary record has all its fields)
         """See Payload."""
         return None
@@ -128,8 +134,8 @@ class ConcatPayload:
         """See Payload."""
         if name not in self.fields:
             raise MissingEventError(f"field {name} was not recorded")
-        if rows is not None and len(self._ends) and np.all(rows[1:] >= rows[:-1]):
-            return self._of_parts(name, rows)
+        if rows is not None and self._can_be_parted(rows):
+            return np.concatenate([payload.column(name, part) for payload, part in self._parted(rows)])
         values = np.concatenate([payload.column(name, part) for payload, part in self.parts])
         return values if rows is None else values[rows]
 
@@ -146,12 +152,31 @@ class ConcatPayload:
                 found.append(np.ones(len(payload.column(name) if part is None else part), bool))
         return np.concatenate(found)
 
-    def _of_parts(self, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
-        """Return the field at ascending rows, asking each part for its own."""
+    def together(self, names: Sequence[str], rows: NDArray[np.intp] | None = None) -> dict[str, NDArray[Any]]:
+        """Return what column() does of several fields; see RawPayload.together."""
+        by_part = self.parts
+        if rows is not None:
+            if not self._can_be_parted(rows):
+                return {name: self.column(name, rows) for name in names}
+            by_part = self._parted(rows)
+        found = [
+            payload.together(names, part)
+            if isinstance(payload, (RawPayload, ConcatPayload))
+            else {name: payload.column(name, part) for name in names}
+            for payload, part in by_part
+        ]
+        return {name: np.concatenate([columns[name] for columns in found]) for name in names}
+
+    def _can_be_parted(self, rows: NDArray[np.intp]) -> bool:
+        return bool(len(self._ends)) and bool(np.all(rows[1:] >= rows[:-1]))
+
+    def _parted(self, rows: NDArray[np.intp]) -> list[tuple[Payload, NDArray[np.intp] | None]]:
+        """Return each part with those of its own rows that are among these ascending ones."""
         bounds = np.append(0, np.searchsorted(rows, self._ends))
-        found, begin = [], 0
+        found: list[tuple[Payload, NDArray[np.intp] | None]] = []
+        begin = 0
         for i, ((payload, part), end) in enumerate(zip(self.parts, self._ends.tolist(), strict=True)):
             own = rows[bounds[i] : bounds[i + 1]] - begin
-            found.append(payload.column(name, own if part is None else part[own]))
+            found.append((payload, own if part is None else part[own]))
             begin = end
-        return np.concatenate(found)
+        return found

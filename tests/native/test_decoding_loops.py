@@ -33,7 +33,7 @@ from kvmtrace.errors import FormatError
 from kvmtrace.formats import open_recording
 from kvmtrace.formats.trace_dat.ring_buffer import as_words, decode_pages, read_page_headers
 from kvmtrace.table.format_text import PageLayout, parse_event_format
-from kvmtrace.table.gather import gather_field
+from kvmtrace.table.gather import gather_field, gather_fields
 from kvmtrace.table.merge import Rows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -244,3 +244,19 @@ def test_copies_of_samples(start_dtype, rows, words):
     copied, same = mark_copies(buffer, columns, 2)
     wanted, n_same = oracle_records.mark_copies(buffer, columns, 2)
     assert (copied.tolist(), same) == (wanted.tolist(), n_same)
+
+
+@given(
+    st.binary(max_size=120).map(lambda data: data + b"\0" * (-len(data) % 4)),
+    st.lists(st.integers(0, 40), max_size=12),
+    st.lists(st.sampled_from(sorted(FIELDS)), max_size=8, unique=True),
+    st.sampled_from([np.uint32, np.int64]),
+)
+@settings(max_examples=300, deadline=None)
+def test_fields_read_together(data, starts, names, dtype):
+    words, start = np.frombuffer(data, "<u4"), np.array(starts, dtype)
+    fields = [FIELDS[name] for name in names]
+    for field, found in zip(fields, gather_fields(words, start, fields), strict=True):
+        alone = gather_field(words, start, field)
+        assert found.dtype == alone.dtype
+        np.testing.assert_array_equal(found, alone)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 TOLD = ":told"  # ends the name of a column that says which events tell the field of that name
 SCHEMA = "kvmtrace.events/1"
 METADATA_KEY = b"kvmtrace"
-WINDOW_ROWS = 1 << 20
+WINDOW_ROWS = 1 << 19
 _BASE = re.compile(r"[<>=|]?[biufSOV]\d{0,9}")
 
 
@@ -178,8 +178,7 @@ def _values_array(values: NDArray[Any]) -> pa.Array:
 def _field_arrays(table: EventTable, kind: EventKind, fields: Collection[str]) -> dict[str, pa.Array]:
     """Return fields of a kind as columns over all rows, null in rows of other kinds."""
     rows, n = table.rows(kind.name), len(table)
-    if not len(rows):
-        return {name: pa.nulls(n, arrow_type(kind.fields[name])) for name in fields}
+    assert len(rows)
     present = np.zeros(n, bool)
     present[rows] = True
     valid = pa.py_buffer(np.packbits(present, bitorder="little"))
@@ -195,6 +194,8 @@ def _field_arrays(table: EventTable, kind: EventKind, fields: Collection[str]) -
             spread = np.zeros(n, values.dtype)
             spread[rows] = values
             out[name] = pa.array(spread, mask=~told)
+        elif len(rows) == n:  # a row group of one kind
+            out[name] = _values_array(values)
         elif values.dtype.kind in "iuf" and values.ndim == 1:
             spread = np.zeros(n, values.dtype)
             spread[rows] = values
@@ -206,6 +207,20 @@ def _field_arrays(table: EventTable, kind: EventKind, fields: Collection[str]) -
             where[rows] = np.arange(len(rows), dtype=np.int32)
             out[name] = _values_array(values).take(pa.array(where, mask=~present))
     return out
+
+
+class _Nulls:
+    """Columns of n nulls, all made of the same zeros: most columns of a row group are such."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._made: dict[pa.DataType, pa.Array] = {}
+
+    def of(self, kind: pa.DataType) -> pa.Array:
+        """Return n nulls of a type."""
+        if kind not in self._made:
+            self._made[kind] = pa.nulls(self._n, kind)
+        return self._made[kind]
 
 
 def _told(table: EventTable, event: str, name: str) -> NDArray[np.bool_]:
@@ -232,9 +247,11 @@ def table_arrays(table: EventTable, schema: pa.Schema, row: NDArray[np.int64]) -
             event, _, name = field.name.rpartition(".")
             wanted.setdefault(event, []).append(name)
     for kind in table.kinds:
-        if kind.name in wanted:
+        if kind.name in wanted and table.count(kind.name):
             arrays = _field_arrays(table, kind, wanted[kind.name])
             columns.update({f"{kind.name}.{name}": array for name, array in arrays.items()})
+    nulls = _Nulls(len(table))
+    columns |= {field.name: nulls.of(field.type) for field in schema if field.name not in columns}
     return pa.table(
         [columns[f.name] if columns[f.name].type == f.type else columns[f.name].cast(f.type) for f in schema],
         schema=schema,

@@ -102,6 +102,7 @@ def _groups(windows: _Windows, schema: pa.Schema) -> Iterator[tuple[RowGroup, pa
     for number, (first, table) in enumerate(windows):
         for rows in _group_rows(table):
             part = table if len(rows) == len(table) else table.take(rows)
+            part.read_ahead((index, name) for index in part.payloads for name in part.kinds[index].fields)
             yield describe_group(part, number), table_arrays(part, schema, first + rows)
 
 
