@@ -55,8 +55,8 @@ test-oldest: setup ## the unit tests with the oldest versions that pyproject.tom
 	@ln -sfn /usr/lib/python3/dist-packages/bcc $$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc
 	$(OLDEST)/bin/python -m pytest -q -m 'not lab and not lab_smoke and not slow and not kvm and not browser'
 
-bench: setup ## speed and memory against trace-cmd and perf, on recordings it makes itself
-	$(BIN)/python tests/bench/bench.py
+bench: setup ## speed and memory against trace-cmd and perf, and against BASE=COMMIT, on recordings it makes itself
+	$(BIN)/python tests/bench/bench.py $(if $(BASE),--base $(BASE))
 
 bench-record: setup ## what recording costs, against perf, bpftrace and trace-cmd
 	$(BIN)/python tests/bench/bench_record.py -o bench-results/record.json
