@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
         "table",
         "workload",
     },
+    "view": {"render", "report"},
     "fleet": {"formats", "report", "spans", "stats", "table"},
     "capture": {"workload"},
     "suite": {"capture", "formats", "report"},

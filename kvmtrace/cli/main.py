@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("kvmtrace.cli.record", "Record a VM, a command, a bundled guest or the whole machine."),
     "report": ("kvmtrace.cli.report", "Statistics, time budget and the comparison with the model."),
+    "view": ("kvmtrace.cli.view", "The report in a browser, with a timeline read from the recording."),
     "check": ("kvmtrace.cli.check", "Only the comparison with the model, for scripts and CI."),
     "suite": ("kvmtrace.cli.suite", "Run a test suite under the recorder and check each test."),
     "compare": ("kvmtrace.cli.compare", "Compare two recordings, with significance."),

@@ -64,6 +64,7 @@ class Request:
     explain: int | None
     slowest: int | None
     show: tuple[str, ...]
+    full: bool
     verbose: bool
     anonymize: bool
     force: bool
@@ -87,6 +88,8 @@ class Request:
         refuse_pairs([name for name, is_given in given.items() if is_given])
         if self.begin and self.end and self.begin[1] == self.end[1] and self.begin[0] > self.end[0]:
             raise UsageError("--from is behind --to: nothing lies between them")
+        if self.full and self.output_format != "html":
+            raise UsageError("--full is for --format html: text has --show all, and JSON is whole")
         if self.output_format == "html" and len(self.files) > 1:
             raise UsageError("--format html takes one FILE; kvmtrace compare shows two side by side")
 
@@ -129,6 +132,7 @@ class Request:
             model=not self.no_model,
             perf_only=self.perf_compatible and self.output_format == "text",
             timeline=self.output_format == "html",
+            every_segment=self.full,
             slowest=max(self.slowest or 0, SLOWEST),
             detail_rows=ALL_ROWS if self.by else SHOWN_ROWS if self.output_format == "text" else DOCUMENT_ROWS,
             every_step=self.output_format == "json",
@@ -163,14 +167,10 @@ def _print_schema(context: click.Context, _option: click.Parameter, wanted: bool
 
 def _summaries(files: tuple[str, ...]) -> list[tuple[str, bytes]] | None:
     """Return the files' names and bytes if the first is one of `record --summary`, which holds no events."""
-    from kvmtrace.formats.summary import MAGIC, is_summary
+    from kvmtrace.formats.summary import is_summary_file
 
-    path = Path(files[0])
-    if files[0] == "-" or not path.is_file():
+    if files[0] == "-" or not is_summary_file(files[0]):
         return None
-    with path.open("rb") as file:
-        if not is_summary(file.read(len(MAGIC))):
-            return None
     return [(name, Path(name).read_bytes()) for name in files]
 
 
@@ -277,6 +277,7 @@ def _story(path: str, request: Request) -> str:
     help=f"Tell these parts in full: {', '.join(PARTS)}.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="The same as --show all.")
+@click.option("--full", is_flag=True, help="With --format html: all of a long recording, however large the page.")
 @click.option("--anonymize", is_flag=True, help="Drop host, thread names and addresses, consistently.")
 @click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema,
               help="Print the JSON Schema of --format json, and end.")  # fmt: skip

@@ -27,8 +27,11 @@ MAX_NAME = 60
 
 
 def printed_number(name: str) -> int:
-    """Return the number of a name that no ISA has; UNTOLD for all beyond MAX_PRINTED names."""
-    name = name[:MAX_NAME]
+    """Return the number of a name that no ISA has; UNTOLD for all beyond MAX_PRINTED names.
+
+    What could steer a terminal is spelt out: the name is printed wherever an exit reason is.
+    """
+    name = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name[:MAX_NAME])
     number = _OWN | zlib.crc32(name.encode("utf-8", "replace"))
     while PRINTED.get(number, name) != name or number == UNTOLD:
         number = _OWN | (number + 1)

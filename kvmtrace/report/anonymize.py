@@ -219,7 +219,15 @@ def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
     lanes = tuple(replace(lane, label=f"vCPU lane {i + 1}") for i, lane in enumerate(timeline.lanes))
     chosen = tuple(replace(one, guest_rip=names.address(one.guest_rip)) for one in timeline.chosen)
     windows = tuple(replace(one, rips=tuple(names.address(rip) for rip in one.rips)) for one in timeline.windows)
-    return replace(timeline, lanes=lanes, chosen=chosen, windows=windows)
+    hidden = {"mmio", "page"}
+    follow_ups = tuple(
+        replace(one, number=names.address(one.number)) if one.what in hidden and one.number is not None else one
+        for one in timeline.follow_ups
+    )
+    places = tuple(
+        replace(one, number=names.address(one.number)) if one.what == "rip" else one for one in timeline.places
+    )
+    return replace(timeline, lanes=lanes, chosen=chosen, windows=windows, follow_ups=follow_ups, places=places)
 
 
 def _model(model: Comparison | None, names: StandIns) -> Comparison | None:

@@ -15,10 +15,9 @@ from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.exit_numbers import with_numbers
 from kvmtrace.report.selection import Selection, describe_empty
-from kvmtrace.report.timeline import build_timeline
+from kvmtrace.report.timeline import MAX_SEGMENTS, TimelineBuilder, Told
 from kvmtrace.report.vms import vm_rows, with_names
 from kvmtrace.spans.lane_keys import split_pair
-from kvmtrace.spans.slices import SegmentCollector
 from kvmtrace.spans.span_builder import SpanBuilder
 from kvmtrace.spans.time_parts import ReasonSplit
 from kvmtrace.stats.detail import DetailAccumulator
@@ -36,9 +35,8 @@ if TYPE_CHECKING:
 
     from kvmtrace.check.engine import Checker
     from kvmtrace.check.verdict import Comparison
-    from kvmtrace.report.over_time import Timeline
+    from kvmtrace.report.stretches import Stretches
     from kvmtrace.spans.lanes import Lanes
-    from kvmtrace.spans.slices import Segments
     from kvmtrace.spans.span_builder import Spans
     from kvmtrace.stats.rows import Detail
     from kvmtrace.table.event_table import EventTable
@@ -63,6 +61,8 @@ class ReportOptions:
     detail_rows : rows of each attribution; what lies behind is told in one
     slowest : VM-exits told one by one
     timeline : reduce the recording to what renderers draw over time
+    every_segment : the timeline holds all of a long recording's segments
+    stretches : called with what gives every stretch of the timeline, if there is one
     every_step : list a replay's steps also where prediction and recording nowhere disagree
     progress : called with the number of events read so far
     tables, spans : called with each table and each piece of spans, for others who want them of the same pass
@@ -75,6 +75,8 @@ class ReportOptions:
     detail_rows: int = DOCUMENT_ROWS
     slowest: int = SLOWEST
     timeline: bool = False
+    every_segment: bool = False
+    stretches: Callable[[Stretches], None] = lambda _: None
     every_step: bool = True
     progress: Callable[[int], None] = lambda _: None
     tables: tuple[Callable[[EventTable], None], ...] = ()
@@ -114,24 +116,12 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
     vms = vm_rows(recording, report.vcpus)
     report = with_numbers(replace(report, vms=vms, vcpus=with_names(report.vcpus, vms)), recording)
-    return replace(report, timeline=_timeline(builder.segments(), report)) if options.timeline else report
+    return builder.with_timeline(report)
 
 
-def _span(report: Report) -> tuple[int, int] | None:
-    """Return when the recording, or what is selected of it, begins and ends."""
-    start, length = report.capture.start_ns, report.capture.duration_ns
-    return None if start is None or length is None else (start, start + length)
-
-
-def _timeline(segments: Segments, report: Report) -> Timeline | None:
-    """Reduce the segments to what is drawn over time."""
-    labels = {
-        row.tid: (f"{row.vm} " if row.vm else "")
-        + f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
-        for row in report.vcpus
-    }
-    counts = {row.tid: row.exits for row in report.vcpus}
-    return build_timeline(segments, labels, report.model.violations if report.model else (), counts, _span(report))
+def _span(report: Report) -> tuple[int, int]:
+    """Return when the recording, or what is selected of it, begins, and how long it is."""
+    return report.capture.start_ns or 0, report.capture.duration_ns or 0
 
 
 def check_report(recording: Recording, limit: int = 20, progress: Callable[[int], None] = lambda _: None) -> Report:
@@ -177,7 +167,7 @@ class ReportBuilder:
 
     def __init__(self, options: ReportOptions) -> None:
         self._options = options
-        self._spans = SpanBuilder(perf_only=options.perf_only)
+        self._spans = SpanBuilder(perf_only=options.perf_only, every_step=options.timeline)
         self._perf = PerfAccumulator()
         self._exits = ExitAccumulator()
         self._userspace = UserspaceAccumulator()
@@ -188,7 +178,7 @@ class ReportBuilder:
         self._slowest = SlowestAccumulator(options.slowest)
         self._exits_before: dict[int, int] = {}  # tid -> VM-exits before the selected stretch
         self._identities = Identities()
-        self._segments = SegmentCollector()
+        self._timeline: TimelineBuilder | None = None
         self._described: set[str] = set()
         self._span: tuple[int, int] | None = None
         self.n_events = self.n_selected = 0
@@ -235,7 +225,8 @@ class ReportBuilder:
         self._exits.feed(lanes, spans.pairs)
         self._userspace.feed(lanes)
         if self._options.timeline:
-            self._segments.feed(lanes, spans.swept.dur_ns, spans.swept.part)
+            self._timeline = self._timeline or self._new_timeline()
+            self._timeline.feed(spans)
         self._split.feed(lanes, spans.pairs, spans.swept, spans.moves)
         self._vcpus.feed(lanes, spans.swept, spans.moves)
         self._detail.feed(lanes, spans.pairs)
@@ -268,9 +259,27 @@ class ReportBuilder:
             ),
         )
 
-    def segments(self) -> Segments:
-        """Return what every vCPU did over time, after finish(); only with ReportOptions.timeline."""
-        return self._segments.finish(self._spans.keys, self._spans.tids)
+    def _new_timeline(self) -> TimelineBuilder:
+        assert self._span is not None
+        return TimelineBuilder(self._span[0], None if self._options.every_segment else MAX_SEGMENTS)
+
+    def with_timeline(self, report: Report) -> Report:
+        """Return the finished report with its timeline, if one was asked for and there is something to draw."""
+        if self._timeline is None:
+            return report
+        labels = {
+            row.tid: (f"{row.vm} " if row.vm else "")
+            + f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"
+            for row in report.vcpus
+        }
+        start, length = _span(report)
+        violations = report.model.violations if report.model else ()
+        told = Told(labels, self._exits_before, violations, start, length)
+        made = self._timeline.finish(self._spans.keys, self._spans.tids, told)
+        if made is None:
+            return report
+        self._options.stretches(made[1])
+        return replace(report, timeline=made[0])
 
     def _finished_detail(self) -> Detail:
         return self._detail.finish(self._spans.keys, self._options.symbol, self._options.detail_rows)

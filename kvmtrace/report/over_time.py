@@ -1,4 +1,4 @@
-"""What renderers draw over time: the report document's `timeline`."""
+"""What renderers draw over time: the report document's `timeline`. Times are ns since the recording's start."""
 
 from __future__ import annotations
 
@@ -7,50 +7,97 @@ from kvmtrace.lazy_dataclass import dataclass
 
 @dataclass(frozen=True)
 class Lane:
-    """The overview of one vCPU thread: `share[part][bin]` is the part's time in the bin, ns."""
+    """A vCPU thread."""
 
     tid: int
     label: str
-    parts: tuple[str, ...]
-    share: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive segments of one thread.
+    """Consecutive segments of one thread, and the follow-up events among them.
 
     Parameters
     ----------
     lane : index of the thread's lane
-    start_ns : begin of the first segment, since the recording's start
-    dur_ns : length of each segment; they follow each other without gaps
+    start_ns : begin of the first segment
+    dur_ns : length of each segment
     code : part + len(parts) * (index of the exit reason + 1)
+    cpu_at, cpus : from which segment on the thread was on which host CPU
     exits : indices of the segments that a VM-exit begins
     rips : the guest's RIP at each of them
-    first_exit : number of the first of them, as `--explain` takes it; None if unknown
+    first_exit : number of the first of them, as `--explain` takes it; None if there is none
+    event_ns, event_key : follow-up events, in order: when, and the index of FollowUp
     """
 
     lane: int
     start_ns: int
     dur_ns: tuple[int, ...]
     code: tuple[int, ...]
-    exits: tuple[int, ...] = ()
-    rips: tuple[int, ...] = ()
-    first_exit: int | None = None
+    cpu_at: tuple[int, ...]
+    cpus: tuple[int, ...]
+    exits: tuple[int, ...]
+    rips: tuple[int, ...]
+    first_exit: int | None
+    event_ns: tuple[int, ...]
+    event_key: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """What a follow-up event was: `what` as in the document's `slowest`, or "interrupt", "exception", "emulated"."""
+
+    what: str
+    number: int | None
+    write: bool | None
 
 
 @dataclass(frozen=True)
 class Bins:
-    """What a thread did longest in each of many short stretches of equal length; code as in Window, -1: nothing."""
+    """What a thread did in each of many stretches of equal length.
+
+    Parameters
+    ----------
+    lane : index of the thread's lane
+    start_ns, bin_ns : begin of the first stretch, and the length of each
+    shares : of each part the share of each bin, in 255ths; () for a part that never occurs
+    code, cpu : what the thread did longest, as in Window, and on which host CPU; -1: nothing
+    exits, events : VM-exits and follow-up events that begin in it
+    exits_before : VM-exits of the thread before the first bin
+    """
 
     lane: int
-    bin_ns: float
+    start_ns: int
+    bin_ns: int
+    shares: tuple[tuple[int, ...], ...]
     code: tuple[int, ...]
+    cpu: tuple[int, ...]
+    exits: tuple[int, ...]
+    events: tuple[int, ...]
+    exits_before: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something that can be searched for is: the first few of `total`.
+
+    Parameters
+    ----------
+    what : "reason", "rip" or "key"
+    number : index of the reason or FollowUp, or the RIP itself
+    lane, ts_ns : of each place
+    """
+
+    what: str
+    number: int
+    total: int
+    lane: tuple[int, ...]
+    ts_ns: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ChosenExit:
-    """A VM-exit worth a look: `ts_ns` since the start, `dur_ns` to the next VM-entry, `why` in a word or two."""
+    """A VM-exit worth a look: `dur_ns` to the next VM-entry, `why` in a word or two."""
 
     lane: int
     ts_ns: int
@@ -66,6 +113,7 @@ class ChosenExit:
 class Latency:
     """Exit→entry times over time: per bin the median, 99th percentile and maximum, ns; 0 in bins without exits."""
 
+    bin_ns: int
     p50_ns: tuple[int, ...]
     p99_ns: tuple[int, ...]
     max_ns: tuple[int, ...]
@@ -73,15 +121,17 @@ class Latency:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What the HTML report draws over time."""
+    """What the HTML report draws over time: levels of detail from the whole recording down to segments."""
 
-    start_ns: int
-    bin_ns: float
+    start_ns: int  # on the recording's clock
+    length_ns: int
     parts: tuple[str, ...]
     reasons: tuple[str, ...]
     lanes: tuple[Lane, ...]
+    follow_ups: tuple[FollowUp, ...]
     latency: Latency
     windows: tuple[Window, ...]
     chosen: tuple[ChosenExit, ...]
     complete: bool  # windows hold every segment of the recording
     bins: tuple[Bins, ...] = ()  # where they do not: all of the recording, less sharply
+    places: tuple[Place, ...] = ()  # likewise: where reasons, RIPs and follow-ups are

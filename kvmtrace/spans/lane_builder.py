@@ -42,7 +42,7 @@ _SIMPLE_STEPS = {
     "kvm_hypercall": Step.HYPERCALL,
     "kvm_page_fault": Step.PAGE_FAULT,
 }
-_ROW_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}
+_MORE_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}
 PERF_EVENTS = frozenset({"kvm_entry", "kvm_exit", "kvm_mmio", "kvm_pio", "kvm_msr"})
 
 
@@ -78,16 +78,18 @@ class LaneBuilder:
     Parameters
     ----------
     perf_only : bool, take only what `perf kvm stat` looks at
-    rows : bool, lanes know their rows in the recording; what is of interest only there is a step, too
+    rows : bool, lanes know their rows in the recording
+    every_step : bool, injections and emulations are steps, too; always with `rows`
     """
 
-    def __init__(self, *, perf_only: bool = False, rows: bool = False) -> None:
+    def __init__(self, *, perf_only: bool = False, rows: bool = False, every_step: bool = False) -> None:
         self.keys = LaneKeys()
         self.threads = Threads()
         self.gaps = Gaps()
         self.scheduling = False
         self._perf_only = perf_only
         self._rows = rows
+        self._every_step = rows or every_step
         self._n_seen = 0
         self._held = Lanes.empty(rows=rows)
 
@@ -118,7 +120,7 @@ class LaneBuilder:
         for name, step in _SIMPLE_STEPS.items():
             if name in table.kind_index and (name in PERF_EVENTS or not self._perf_only):
                 of_kind[table.kind_index[name]] = step
-        for name, step in _ROW_STEPS.items() if self._rows else ():
+        for name, step in _MORE_STEPS.items() if self._every_step else ():
             if name in table.kind_index:
                 of_kind[table.kind_index[name]] = step
         steps: NDArray[np.uint8] = of_kind[table.kind]
@@ -174,7 +176,8 @@ class LaneBuilder:
         """Return the argument of each step (see Step), 0 where it has none; shape (n,)."""
         arg = np.zeros(len(table), np.int64)
         for event, (member, keys) in KEYED.items():
-            if table.count(event) and (event in PERF_EVENTS or not self._perf_only):
+            wanted = self._every_step or event not in _MORE_STEPS
+            if table.count(event) and (event in PERF_EVENTS or not self._perf_only) and wanted:
                 index: KeyIndex = getattr(self.keys, member)
                 arg[table.rows(event)] = index.encode(keys(table))
         if table.count("kvm_exit") and not self._perf_only:

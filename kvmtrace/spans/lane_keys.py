@@ -34,6 +34,7 @@ class LaneKeys:
     crs: KeyIndex = field(default_factory=KeyIndex)  # write << 32 | cr
     hypercalls: KeyIndex = field(default_factory=KeyIndex)  # nr
     pages: KeyIndex = field(default_factory=KeyIndex)  # faulting address >> 12
+    vectors: KeyIndex = field(default_factory=KeyIndex)  # is exception << 32 | vector
 
 
 def u64(table: EventTable, event: str, name: str) -> NDArray[np.uint64]:
@@ -90,6 +91,14 @@ def _page(table: EventTable) -> NDArray[np.uint64]:
     return u64(table, "kvm_page_fault", name) >> np.uint64(PAGE_SHIFT)
 
 
+def _vector(table: EventTable, event: str) -> NDArray[np.uint64]:
+    # the field was renamed in 6.0
+    name = next((name for name in ("exception", "vector", "irq") if table.has(event, name)), "vector")
+    is_exception = np.uint64((event == "kvm_inj_exception") << 32)
+    vectors: NDArray[np.uint64] = np.bitwise_or(u32(table, event, name), is_exception)
+    return vectors
+
+
 # event -> (member of LaneKeys, its keys)
 KEYED: dict[str, tuple[str, Callable[[EventTable], NDArray[np.uint64]]]] = {
     "kvm_exit": ("reasons", lambda table: _pair(table, "kvm_exit", "isa", "exit_reason")),
@@ -100,6 +109,8 @@ KEYED: dict[str, tuple[str, Callable[[EventTable], NDArray[np.uint64]]]] = {
     "kvm_cr": ("crs", lambda table: _pair(table, "kvm_cr", "rw", "cr")),
     "kvm_hypercall": ("hypercalls", lambda table: u64(table, "kvm_hypercall", "nr")),
     "kvm_page_fault": ("pages", _page),
+    "kvm_inj_virq": ("vectors", lambda table: _vector(table, "kvm_inj_virq")),
+    "kvm_inj_exception": ("vectors", lambda table: _vector(table, "kvm_inj_exception")),
 }
 
 

@@ -53,8 +53,10 @@ class Step(enum.IntEnum):
     CR = 17  # kvm_cr; arg: number of (cr, write)
     HYPERCALL = 18  # kvm_hypercall; arg: number of nr
     PAGE_FAULT = 19  # kvm_page_fault; arg: number of the page
-    INJECT = 20  # kvm_inj_virq, kvm_inj_exception; only where rows were asked for
-    EMULATE = 21  # kvm_emulate_insn; likewise
+    INJECT = (
+        20  # kvm_inj_virq, kvm_inj_exception; arg: number of (exception, vector); only with LaneBuilder's every_step
+    )
+    EMULATE = 21  # kvm_emulate_insn; likewise, without arg
 
 
 # steps that only vCPU threads make: a thread's lane begins at its first one

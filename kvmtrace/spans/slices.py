@@ -86,8 +86,15 @@ class JoinedSlices:
     reason: NDArray[np.int32]
 
 
-def joined_slices(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8]) -> JoinedSlices:
-    """Join consecutive stretches of the same doing; a VM-exit and a VM-entry always begin a new one."""
+def joined_slices(
+    lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint8], told_later: NDArray[np.bool_] | None = None
+) -> JoinedSlices:
+    """Join consecutive stretches of the same doing; a VM-exit and a VM-entry always begin a new one.
+
+    Parameters
+    ----------
+    told_later : (n,) bool, Spans.told_later; if given, a VM-exit begins a stretch also where it takes no time
+    """
     edge = lanes.last((lanes.step == Step.EXIT) | (lanes.step == Step.ENTRY))
     handled = (edge >= 0) & (lanes.step[edge] == Step.EXIT)
     reason = np.where(handled, lanes.reasons(edge), -1).astype(np.int32)
@@ -98,6 +105,8 @@ def joined_slices(lanes: Lanes, dur_ns: NDArray[np.int64], part: NDArray[np.uint
     first = np.flatnonzero(begins)
     total = np.add.reduceat(dur_ns, first)
     keep = total > 0
+    if told_later is not None:
+        keep |= (lanes.step[first] == Step.EXIT) & ~told_later[first]
     first = first[keep]
     return JoinedSlices(first, total[keep], part[first], reason[first])
 

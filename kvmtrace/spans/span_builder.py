@@ -82,10 +82,11 @@ class SpanBuilder:
     ----------
     perf_only : bool, see LaneBuilder
     rows : bool, the spans know the rows of the events, and hold the events themselves
+    every_step : bool, see LaneBuilder
     """
 
-    def __init__(self, *, perf_only: bool = False, rows: bool = False) -> None:
-        self._lanes = LaneBuilder(perf_only=perf_only, rows=rows)
+    def __init__(self, *, perf_only: bool = False, rows: bool = False, every_step: bool = False) -> None:
+        self._lanes = LaneBuilder(perf_only=perf_only, rows=rows, every_step=every_step)
         self._clock = Clock()
         self._rows = rows
         self._wakeups = False

@@ -5,46 +5,27 @@ from __future__ import annotations
 import base64
 import json
 import math
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace import __version__
-from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.html.html_cells import Cell, HtmlTable
-from kvmtrace.render.html.page import html_environment
+from kvmtrace.render.html.page import html_environment, own_text, script_json, uplot_script
 from kvmtrace.render.terminal import count, duration, escape, plural
 from kvmtrace.render.text.fleet_text import describe_outlier, describe_ratio, describe_value
 from kvmtrace.stats.exponential_histogram import PER_OCTAVE, ZERO
 
 if TYPE_CHECKING:
     from kvmtrace.fleet.fleet_report import FleetReport, GroupRow
+    from kvmtrace.render.html.charts import Chart
 
 CHARTS = 8  # exit reasons whose distribution is drawn
 LINES = 6  # groups of one chart
 POINT = 4  # buckets that one point of a line stands for
-WIDTH, HEIGHT, MARGIN = 420, 150, 24  # px of a chart
+COLOURS = ("--kernel", "--vmm", "--guest", "--preempted", "--switch", "--unknown")
 DARKEST = 255
 FAINTEST_SHARE = 1e-6  # of vCPU time; what is less is drawn like nothing
-
-
-@dataclass(frozen=True)
-class Line:
-    """A group's distribution: `points` for an SVG polyline."""
-
-    label: str
-    points: str
-    number: int
-
-
-@dataclass(frozen=True)
-class Chart:
-    """How long the VM-exits of one reason took, per group; `ticks` are (x, label)."""
-
-    title: str
-    lines: tuple[Line, ...]
-    ticks: tuple[tuple[float, str], ...]
 
 
 def _quantised(report: FleetReport) -> str:
@@ -71,6 +52,7 @@ def _heat_map(report: FleetReport) -> str:
 
 
 def _charts(report: FleetReport) -> list[Chart]:
+    """Return how long the VM-exits of the reasons that take the most time took, a line per group."""
     by_reason: dict[str, list[GroupRow]] = {}
     for row in report.groups:
         if row.histogram:
@@ -81,24 +63,24 @@ def _charts(report: FleetReport) -> list[Chart]:
 
 def _chart(name: str, rows: list[GroupRow]) -> Chart:
     buckets = [bucket for row in rows for bucket, _ in row.histogram if bucket != ZERO]
-    low, high = (min(buckets, default=0) // POINT, max(buckets, default=1) // POINT + 1)
-    across = (WIDTH - 2 * MARGIN) / max(high - low, 1)
-    lines = []
+    low, high = min(buckets, default=0) // POINT - 1, max(buckets, default=1) // POINT + 1
+    series = []
     for number, row in enumerate(sorted(rows, key=lambda row: -row.samples)[:LINES]):
         total = np.zeros(high - low + 1)
         for bucket, samples in row.histogram:
             total[max(bucket // POINT - low, 0)] += samples
-        heights = HEIGHT - MARGIN - total / max(total.max(), 1) * (HEIGHT - 2 * MARGIN)
-        points = " ".join(f"{MARGIN + i * across:.1f},{y:.1f}" for i, y in enumerate(heights))
+        percents = np.round(100 * total / max(total.sum(), 1), 4)
         label = ", ".join(escape(str(part)) for part in row.group if part) or "all"
-        lines.append(Line(f"{label}: p50 {duration(row.p50_ns)}, p99 {duration(row.p99_ns)}", points, number))
-    first, last = low * POINT / PER_OCTAVE, high * POINT / PER_OCTAVE
-    decades = range(math.ceil(first * math.log10(2)), math.floor(last * math.log10(2)) + 1)
-    ticks = tuple(
-        (round(MARGIN + (decade / math.log10(2) * PER_OCTAVE / POINT - low) * across, 1), duration(10**decade))
-        for decade in decades
-    )
-    return Chart(escape(name), tuple(lines), ticks)
+        label = f"{label} (p50 {duration(row.p50_ns)}, p99 {duration(row.p99_ns)})"
+        series.append({"label": label, "colour": COLOURS[number], "values": percents.tolist(), "dashed": False})
+    return {
+        "title": escape(name),
+        "kind": "durations",
+        "unit": "%",
+        "log": False,
+        "x": [(at + 0.5) * POINT / PER_OCTAVE for at in range(low, high + 1)],
+        "series": series,
+    }
 
 
 def _outlier_table(report: FleetReport) -> HtmlTable:
@@ -170,6 +152,7 @@ def _failure_table(report: FleetReport) -> HtmlTable:
 
 def build_fleet_page(report: FleetReport) -> dict[str, Any]:
     """Return all that the template shows."""
+    drawn = _charts(report)
     tables = (_outlier_table(report), _finding_table(report), _group_table(report), _failure_table(report))
     return {
         "url": escape(report.url),
@@ -180,19 +163,18 @@ def build_fleet_page(report: FleetReport) -> dict[str, Any]:
         "verdict": f"{plural(len({one.host for one in report.outliers}), 'host')} unlike their peers; "
         f"{plural(len(report.findings), 'kind')} of broken rules; {plural(report.n_failures, 'failure')}.",
         "tables": [table for table in tables if table.rows],
-        "charts": _charts(report),
-        "size": (WIDTH, HEIGHT, MARGIN),
+        "charts": [(number, chart["title"]) for number, chart in enumerate(drawn)],
+        "chart_data": script_json(drawn),
         "heat_map": _heat_map(report) if report.matrix else "",
     }
 
 
 def render_fleet_html(report: FleetReport) -> str:
     """Return the report as one HTML file without references to others."""
-    here = files("kvmtrace.render.html")
-    names = {"style": "style.css", "script": "script.js", "fleet_style": "fleet.css", "fleet_script": "fleet.js"}
-    from markupsafe import Markup
-
-    # our own files, not data: what data says is escaped by the template
-    texts = {key: Markup((here / name).read_text(encoding="utf-8")) for key, name in names.items()}  # noqa: S704
     template = html_environment().get_template("fleet.html.j2")
-    return template.render(page=build_fleet_page(report), **texts)
+    return template.render(
+        page=build_fleet_page(report),
+        style=own_text("uplot/uPlot.min.css", "style.css", "fleet.css"),
+        uplot=uplot_script(),
+        script=own_text("script.js", "charts.js", "fleet.js"),
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import base64
+import json
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -144,41 +145,43 @@ def _safe(svg: str) -> Any:
     return Markup(svg)  # noqa: S704 (made by our own code from numbers and escaped text)
 
 
-def _time_part(report: Report) -> dict[str, Any]:
+def _time_part(report: Report, *, live: str) -> dict[str, Any]:
     timeline: Timeline | None = report.timeline
-    drawn: list[tuple[str, Any]] = []
+    page: dict[str, Any] = {"timeline": "", "live": live, "charts": [], "histograms": []}
+    drawn: list[charts.Chart] = []
+    if timeline is not None:
+        packed = timeline_data.timeline_bytes(report, timeline)
+        page |= {
+            "timeline": base64.b64encode(packed).decode(),
+            "timeline_note": timeline_data.note(timeline, live=bool(live)),
+            "chosen": timeline_data.chosen_words(timeline),
+        }
     if report.rate is not None:
-        for counts, what in ((report.rate.exits, "VM-exits"), (report.rate.userspace_exits, "Userspace exits")):
-            if any(counts):
-                drawn.append((f"{what} per second", _safe(charts.rate_chart(counts, report.rate.bin_ns, what))))
-    if timeline is None:
-        return {"charts": drawn, "timeline": "", "overviews": []}
-    plain = timeline
-    timeline = replace(timeline, lanes=tuple(replace(lane, label=escape(lane.label)) for lane in timeline.lanes))
-    latency = charts.latency_chart(timeline)
-    if latency:
-        drawn.append(
-            (
-                "VM-exit to VM-entry: median (blue), 99th percentile (orange), maximum (dotted); logarithmic",
-                _safe(latency),
-            )
-        )
-    return {
-        "charts": drawn,
-        "timeline": _safe(timeline_data.timeline_json(report, plain)),
-        "timeline_note": timeline_data.note(plain),
-        "overviews": [(lane.label, _safe(charts.overview_chart(lane, timeline.bin_ns))) for lane in timeline.lanes],
-        "chosen": timeline_data.chosen_words(plain),
-    }
+        start, length = report.capture.start_ns or 0, report.capture.duration_ns or 1
+        origin = (timeline.start_ns, timeline.length_ns) if timeline else (start, length)
+        drawn.append(charts.rate_chart(report.rate, *origin))
+    if timeline is not None and (latency := charts.latency_chart(timeline)):
+        drawn.append(latency)
+    page["charts"] = [(i, chart["title"]) for i, chart in enumerate(drawn) if chart["series"]]
+    histograms = _histograms(report)
+    page["histograms"] = [(len(drawn) + i, chart["title"]) for i, chart in enumerate(histograms)]
+    page["chart_data"] = script_json([*drawn, *histograms])
+    return page
 
 
-def _histograms(report: Report) -> list[tuple[str, Any]]:
+def script_json(value: Any) -> Any:
+    """Return JSON that is safe inside a script element."""
+    text = json.dumps(value, separators=(",", ":"))
+    return _safe(text.replace("<", "\\u003c").replace("&", "\\u0026").replace("\u2028", "\\u2028"))
+
+
+def _histograms(report: Report) -> list[charts.Chart]:
     made = []
     for row in sorted(report.exits, key=lambda row: -(row.total_ns or 0))[:MAX_HISTOGRAMS]:
-        title = f"{row.name}: {plural(row.samples, 'sample')}, p50 {duration(row.p50_ns)}, p99 {duration(row.p99_ns)}"
-        svg = charts.histogram_chart(row.fine_histogram, title)
-        if svg:
-            made.append((title, _safe(svg)))
+        title = charts.histogram_title(row.name, plural(row.samples, "sample"), row.p50_ns, row.p99_ns)
+        chart = charts.histogram_chart(row.fine_histogram, title)
+        if chart:
+            made.append(chart)
     return made
 
 
@@ -215,8 +218,13 @@ def _contents(page: dict[str, Any]) -> list[tuple[str, str]]:
     return [(anchor, title) for anchor, title, content in wanted if content]
 
 
-def build_page(report: Report) -> dict[str, Any]:
-    """Return all that the template shows."""
+def build_page(report: Report, live: str = "") -> dict[str, Any]:
+    """Return all that the template shows.
+
+    Parameters
+    ----------
+    live : address that gives the rest of the timeline; "" for a page on its own
+    """
     capture = report.capture
     page: dict[str, Any] = {
         "path": escape(capture.path),
@@ -240,9 +248,8 @@ def build_page(report: Report) -> dict[str, Any]:
         "slowest": html_tables.slowest_table(report),
         "userspace": html_tables.userspace_table(report),
         "details": html_tables.detail_tables(report),
-        "histograms": _histograms(report),
         **_model_part(report),
-        **_time_part(report),
+        **_time_part(report, live=live),
         **_bring_up(report),
     }
     page["contents"] = _contents(page)
@@ -259,11 +266,26 @@ def html_environment() -> Environment:
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(load))
 
 
-def render_html(report: Report) -> str:
-    """Render the report as one HTML file; everything from the trace is escaped."""
+def own_text(*names: str) -> Any:
+    """Return files of this folder as text that needs no escaping, one behind the other."""
     here = files("kvmtrace.render.html")
+    return _safe("\n".join((here / name).read_text(encoding="utf-8") for name in names))
+
+
+def uplot_script() -> Any:
+    """Return uPlot with its licence, as the licence asks."""
+    return _safe(f"/*\n{own_text('uplot/LICENSE')}*/\n{own_text('uplot/uPlot.iife.min.js')}")
+
+
+def render_html(report: Report, live: str = "") -> str:
+    """Render the report as one HTML file; everything from the trace is escaped.
+
+    Parameters
+    ----------
+    live : see build_page
+    """
     template = html_environment().get_template("template.html.j2")
-    style = _safe((here / "style.css").read_text(encoding="utf-8"))
-    names = ("script.js", "timeline.js")
-    script = _safe("\n".join((here / name).read_text(encoding="utf-8") for name in names))
-    return template.render(page=build_page(report), style=style, script=script)
+    names = ("script.js", "timeline_data.js", "timeline_draw.js", "timeline.js", "charts.js")
+    script = _safe(f"{uplot_script()}\n{own_text(*names)}")
+    style = own_text("uplot/uPlot.min.css", "style.css")
+    return template.render(page=build_page(report, live), style=style, script=script)

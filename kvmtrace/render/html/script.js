@@ -1,4 +1,16 @@
 "use strict";
+const kvmtrace = {};  // what the scripts of a page share
+kvmtrace.duration = (ns) => {
+  const units = [["s", 1e9], ["ms", 1e6], ["us", 1e3], ["ns", 1]];
+  const [unit, size] = units.find(([, s]) => Math.abs(ns) >= s) ?? units[3];
+  return `${Number((ns / size).toPrecision(4))} ${unit}`;
+};
+// labels of ticks that are `step` apart, so precise that no two are alike
+kvmtrace.timeLabels = (times, step, to) => {
+  const [unit, size] = [["s", 1e9], ["ms", 1e6], ["us", 1e3], ["ns", 1]].find(([, s]) => Math.max(to, 1) >= s) ?? ["ns", 1];
+  const digits = Math.max(0, Math.ceil(-Math.log10(step / size) - 1e-9));
+  return times.map((t) => `${(t / size).toFixed(Math.min(digits, 9))} ${unit}`);
+};
 (() => {
   const value = (cell) => {
     const raw = cell.dataset.v ?? cell.textContent.trim();

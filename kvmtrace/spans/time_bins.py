@@ -1,0 +1,168 @@
+"""What each vCPU thread did in each of many short stretches, in bounded memory: bins double as time goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.spans.time_parts import N_PARTS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.spans.doings import Doings
+
+ALL_BINS = 1 << 18  # of all threads together
+THREAD_BINS = 1 << 17  # of one thread
+FEWEST_BINS = 64
+FIRST_SHIFT = 6  # bins of 64 ns
+MAX_SHIFT = 61
+_CODE_BITS = 20
+_LONGEST = (1 << (62 - _CODE_BITS)) - 1
+NO_CODE = (1 << _CODE_BITS) - 1
+
+
+def code_of(segments: NDArray[Any]) -> NDArray[np.int64]:
+    """Return what each segment is: Part + N_PARTS * (number of the handled exit reason + 1)."""
+    reason = segments["reason"].astype(np.int64)
+    reason[reason >= NO_CODE // N_PARTS - 1] = -1  # so many reasons are a damaged file
+    codes: NDArray[np.int64] = segments["part"].astype(np.int64) + N_PARTS * (reason + 1)
+    return codes
+
+
+@dataclass(frozen=True)
+class ThreadBins:
+    """One thread's bins.
+
+    Parameters
+    ----------
+    part_ns : (n, N_PARTS) int64, time of each Part
+    code, cpu : (n,) int64, of the longest segment in each bin; -1 where there is none
+    exits, events : (n,) int64, VM-exits and follow-up events that begin in it
+    """
+
+    part_ns: NDArray[np.int64]
+    code: NDArray[np.int64]
+    cpu: NDArray[np.int64]
+    exits: NDArray[np.int64]
+    events: NDArray[np.int64]
+
+
+class TimeBins:
+    """Adds up doings in bins of equal length since the origin.
+
+    Parameters
+    ----------
+    begin_ns, end_ns, n_bins : bins that stay as they are, for a stretch that is known; by default they begin at 0 and
+        double whenever time goes on, or threads come
+    """
+
+    def __init__(self, begin_ns: int = 0, end_ns: int | None = None, n_bins: int | None = None) -> None:
+        self._fixed = end_ns is not None
+        self.begin_ns = begin_ns
+        self.n_bins = n_bins or THREAD_BINS
+        self.bin_ns = 1 << FIRST_SHIFT if end_ns is None else max(-(-(end_ns - begin_ns) // self.n_bins), 1)
+        self._n_threads = 1
+        self._new(1)
+
+    def _new(self, n_threads: int) -> None:
+        n = self.n_bins
+        self._part_ns = np.zeros((n_threads, n, N_PARTS), np.int64)
+        self._longest = np.full((n_threads, n), -1, np.int64)
+        self._cpu = np.full((n_threads, n), -1, np.int64)
+        self._exits = np.zeros((n_threads, n), np.int64)
+        self._events = np.zeros((n_threads, n), np.int64)
+
+    def feed(self, doings: Doings) -> None:
+        """Take in segments and follow-up events."""
+        segments = doings.segments
+        if not len(segments):
+            return
+        if not self._fixed:
+            self._cover(int(doings.thread.max()) + 1, int((segments["ts_ns"] + segments["dur_ns"]).max()))
+        self._grow(max(int(doings.thread.max()), int(doings.event_thread.max(initial=0))) + 1)
+        self._add_segments(doings.thread.astype(np.int64), segments)
+        exits = segments["rip"] >= 0
+        self._count(self._exits, doings.thread[exits], segments["ts_ns"][exits])
+        self._count(self._events, doings.event_thread, doings.events["ts_ns"])
+
+    def _add_segments(self, thread: NDArray[np.int64], segments: NDArray[Any]) -> None:
+        """Cut segments at the bins' edges and add the pieces."""
+        begin = segments["ts_ns"] - self.begin_ns
+        end = np.minimum(begin + segments["dur_ns"], self.n_bins * self.bin_ns)
+        begin = np.maximum(begin, 0)
+        kept = np.flatnonzero(end > begin)
+        begin, end, thread = begin[kept], end[kept], thread[kept]
+        first = begin // self.bin_ns
+        n = (end - 1) // self.bin_ns - first + 1
+        if not len(n):
+            return
+        source = np.repeat(np.arange(len(n)), n)
+        where = first[source] + np.arange(len(source)) - np.repeat(np.cumsum(n) - n, n)
+        edge = where * self.bin_ns
+        dur_ns = np.minimum(end[source], edge + self.bin_ns) - np.maximum(begin[source], edge)
+        low, high = int(where.min()), int(where.max()) + 1
+        shape = (len(self._part_ns), high - low, N_PARTS)
+        part = segments["part"][kept][source]
+        cells = (thread[source] * shape[1] + where - low) * N_PARTS + part
+        sums = np.bincount(cells, dur_ns, minlength=shape[0] * shape[1] * shape[2])
+        self._part_ns[:, low:high] += sums.astype(np.int64).reshape(shape)
+        flat = thread[source] * self.n_bins + where
+        length = np.minimum(dur_ns, _LONGEST) << _CODE_BITS
+        np.maximum.at(self._longest.reshape(-1), flat, length | code_of(segments[kept])[source])
+        cpu = segments["cpu"][kept].astype(np.int64)[source] & 0xFFFF
+        np.maximum.at(self._cpu.reshape(-1), flat, length | cpu)
+
+    def _count(self, counts: NDArray[np.int64], thread: NDArray[Any], ts_ns: NDArray[np.int64]) -> None:
+        where = (ts_ns - self.begin_ns) // self.bin_ns
+        inside = (where >= 0) & (where < self.n_bins)
+        cells = thread[inside].astype(np.int64) * self.n_bins + where[inside]
+        counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+
+    def _cover(self, n_threads: int, end_ns: int) -> None:
+        """Halve the bins until so many threads have room, and double their length until the time has a bin."""
+        wanted = max(min(THREAD_BINS, 1 << max((ALL_BINS // n_threads).bit_length() - 1, 0)), FEWEST_BINS)
+        while self.n_bins > wanted:
+            self._double()
+            self.n_bins //= 2
+            for name in ("_part_ns", "_longest", "_cpu", "_exits", "_events"):
+                setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, : self.n_bins]))
+        while self.n_bins * self.bin_ns <= end_ns and self.bin_ns < 1 << MAX_SHIFT:
+            self._double()
+
+    def _double(self) -> None:
+        """Let each bin take in its neighbour; the second half becomes free."""
+        half = self.n_bins // 2
+        for array, join, empty in (
+            (self._part_ns, np.add, 0), (self._longest, np.maximum, -1), (self._cpu, np.maximum, -1),
+            (self._exits, np.add, 0), (self._events, np.add, 0),
+        ):  # fmt: skip
+            array[:, :half] = join(array[:, 0::2], array[:, 1::2])
+            array[:, half:] = empty
+        self.bin_ns *= 2
+
+    def _grow(self, n_threads: int) -> None:
+        have = len(self._part_ns)
+        self._n_threads = max(self._n_threads, n_threads)
+        if have >= n_threads:
+            return
+        old = (self._part_ns, self._longest, self._cpu, self._exits, self._events)
+        self._new(max(n_threads, have * 3 // 2))
+        for new, before in zip((self._part_ns, self._longest, self._cpu, self._exits, self._events), old, strict=True):
+            new[:have] = before
+
+    def of(self, thread: int, end_ns: int) -> ThreadBins | None:
+        """Return a thread's bins up to a time; None of a thread without any."""
+        if thread >= len(self._part_ns):
+            return None
+        n = min(max(-(-(end_ns - self.begin_ns) // self.bin_ns), 1), self.n_bins)
+        longest, cpu = self._longest[thread, :n], self._cpu[thread, :n]
+        return ThreadBins(
+            self._part_ns[thread, :n],
+            np.where(longest < 0, -1, longest & NO_CODE),
+            np.where(cpu < 0, -1, cpu & 0xFFFF),
+            self._exits[thread, :n],
+            self._events[thread, :n],
+        )
