@@ -45,15 +45,18 @@ demo: setup ## record a real VM on this machine (or on an emulated host) and pri
 	$(BIN)/kvmtrace report --format html demo/lifecycle.dat -o demo/lifecycle.html
 	@echo "Open demo/lifecycle.html in a browser for the same with charts and a timeline."
 
+# first what needs nothing of this machine, side by side; then what needs its KVM, a lab or a browser, one at a time
+ALONE := lab_smoke or kvm or browser
 test: setup lint ## run the tests (with one recording in each lab)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 -m 'not (lab or slow or $(ALONE))'
+	$(BIN)/python -m pytest -q -m 'not (lab or slow) and ($(ALONE))'
 
 OLDEST := .venv-oldest
 test-oldest: setup ## the unit tests with the oldest versions that pyproject.toml allows
 	@[ -x $(OLDEST)/bin/python ] || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/oldest.txt -e '.[dev]'
 	@ln -sfn /usr/lib/python3/dist-packages/bcc $$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc
-	$(OLDEST)/bin/python -m pytest -q -m 'not lab and not lab_smoke and not slow and not kvm and not browser'
+	$(OLDEST)/bin/python -m pytest -q -n 2 -m 'not (lab or slow or $(ALONE))'
 
 bench: setup ## speed and memory against trace-cmd and perf, and against BASE=COMMIT, on recordings it makes itself
 	$(BIN)/python tests/bench/bench.py $(if $(BASE),--base $(BASE))

@@ -162,19 +162,25 @@ def _not_seen(capability: Capability) -> tuple[PartNotSeen, ...]:
     )
 
 
+SOME_EXITS = "some exits"  # a part that has no name: what single rows of the exit table ask for
+
+
 def not_checked(findings: Findings, capability: Capability) -> tuple[NotChecked, ...]:
     """Return the rules, and the parts of rules, that the recording did not allow to check."""
     found = []
     for rule in findings.rules.values():
         mine = {key[1:]: places for key, places in findings.skipped.items() if key[0] == rule.id}
         missing = capability.missing(rule.needs)
-        if not missing and rule.parts and not rule.row_parts_of:
+        if not missing and rule.parts and not rule.row_parts_of and not findings.checked[rule.id]:
             of_parts = [capability.missing(part.needs) for part in rule.parts]
             missing = tuple(dict.fromkeys(name for lacking in of_parts for name in lacking)) if all(of_parts) else ()
         if missing:
-            found.append(NotChecked(rule.id, "", missing, sum(mine.values())))
+            found.append(NotChecked(rule.id, "", missing, sum(mine.values()), not capability.cannot_be(missing)))
             continue
-        found += [NotChecked(rule.id, part, lacking, places) for (part, lacking), places in mine.items()]
+        found += [
+            NotChecked(rule.id, part or SOME_EXITS, lacking, places, not capability.cannot_be(lacking))
+            for (part, lacking), places in mine.items()
+        ]
     return tuple(found)
 
 

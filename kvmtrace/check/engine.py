@@ -208,12 +208,13 @@ class GatedRule:
             self._capability, self._missing = excerpt.capability, {}
         missing = self._lacks(rule.needs, excerpt.capability)
         if missing:
-            findings.skip(rule.id, "", missing, rule.count_places(excerpt), adds=True)
+            findings.skip(rule.id, "", missing, rule.count_places(excerpt), adds=not self._foreign(missing))
             return
         for part in rule.parts:
             missing = self._lacks(part.needs, excerpt.capability)
             if missing:
-                findings.skip(rule.id, part.about, missing, int(part.places(excerpt)), adds=part.adds)
+                places, adds = int(part.places(excerpt)), part.adds and not self._foreign(missing)
+                findings.skip(rule.id, part.about, missing, places, adds=adds)
             else:
                 part.check(excerpt, found)
         if rule.row_parts_of:
@@ -227,9 +228,15 @@ class GatedRule:
             for part in self._row_parts[number]:
                 missing = self._lacks(part.needs, excerpt.capability)
                 if missing:
-                    findings.skip(self.rule.id, part.about, missing, part.places(excerpt, group), adds=True)
+                    places = part.places(excerpt, group)
+                    findings.skip(self.rule.id, part.about, missing, places, adds=not self._foreign(missing))
                 else:
                     part.check(excerpt, group, found)
+
+    def _foreign(self, missing: tuple[str, ...]) -> bool:
+        """Say whether the rule does not apply to this ISA, which has not what is missing."""
+        assert self._capability is not None
+        return self._capability.cannot_be(missing)
 
     def _lacks(self, needs: tuple[str, ...], capability: Capability) -> tuple[str, ...]:
         if needs not in self._missing:

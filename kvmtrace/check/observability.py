@@ -9,7 +9,7 @@ import numpy as np
 
 from kvmtrace.check.fpu_on_demand import FPU, is_on_demand
 from kvmtrace.check.rule_registry import all_rules
-from kvmtrace.isa.registry import BY_NUMBER, ISAS, run_functions, untraced
+from kvmtrace.isa.registry import BY_NUMBER, ISAS, has_never, run_functions, untraced
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import NOT_TRACED_BESIDE
 from kvmtrace.model.states import VCPU_EVENTS
@@ -90,6 +90,10 @@ class Capability:
                 whole = not any(kind in self.recorded or kind == IRQ_FLAGS for kind in kinds)
                 lacking.append(" or ".join(kinds if whole else need.split("|")))
         return tuple(dict.fromkeys(lacking))
+
+    def cannot_be(self, missing: Iterable[str]) -> bool:
+        """Say whether one of what is missing (as `missing` gives it) is what no kernel of the recording's ISA has."""
+        return any(all(has_never(self.isas, name) for name in words.split(" or ")) for words in missing)
 
     def cannot_see(self) -> tuple[str, ...]:
         """Say in words what this recording does not show even where its rules are checked."""

@@ -36,17 +36,21 @@ class NotChecked:
     part : str, which part of the rule, in a few words; "" for all of it
     missing : events and fields ("event.field") that were not recorded
     places : how often it would have applied, as far as that can be told
+    applies : False if the recording's architecture has not what is missing, whoever records
     """
 
     rule: str
     part: str
     missing: tuple[str, ...]
     places: int
+    applies: bool = True
 
     @property
     def sentence(self) -> str:
         """The finding in words: "V6 not checked: kvm_exit.exit_reason was not recorded"."""
         part = f" ({self.part})" if self.part else ""
+        if not self.applies:
+            return f"{self.rule}{part} does not apply: this architecture has no {', '.join(self.missing)}"
         verb = "was" if len(self.missing) == 1 and " or " not in self.missing[0] else "were"
         return f"{self.rule}{part} not checked: {', '.join(self.missing)} {verb} not recorded"
 

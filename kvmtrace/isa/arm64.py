@@ -155,6 +155,15 @@ _OTHER_NAMES = {
     _TRAP | 0x2F: "SERROR trap", _TRAP | 0x31: "BREAKPT_CUR", _TRAP | 0x33: "SOFTSTP_CUR",
     _TRAP | 0x35: "WATCHPT_CUR", _TRAP | 0x3A: "VECTOR32",
 }
+# of arch/x86/kvm/trace.h; the vGIC's injections and ends of interrupts are traced by nothing
+_ABSENT = frozenset({
+    "kvm_apic", "kvm_apic_accept_irq", "kvm_apic_ipi", "kvm_cpuid", "kvm_cr", "kvm_emulate_insn", "kvm_eoi",
+    "kvm_fast_mmio", "kvm_hv_hypercall", "kvm_hypercall", "kvm_inj_exception", "kvm_inj_virq", "kvm_invlpga",
+    "kvm_msr", "kvm_page_fault", "kvm_pio", "kvm_pml_full", "kvm_pv_eoi", "kvm_skinit", "kvm_smm_transition",
+    "kvm_xen_hypercall", "vmx_vcpu_run", "vmx_vcpu_run_return", "svm_vcpu_run", "svm_vcpu_run_return",
+    "kvm_entry.immediate_exit", "kvm_entry.intr_info", "kvm_entry.vcpu_id", "kvm_exit.info1", "kvm_exit.info2",
+    "kvm_exit.intr_info", "kvm_exit.isa", "kvm_exit.vcpu_id",
+})
 # fmt: on
 
 ARM64 = Isa(
@@ -188,6 +197,7 @@ ARM64 = Isa(
         "kvm_hvc_arm64",
     ),
     untraced=frozenset({"kvm_fpu"}),
+    absent=_ABSENT,
     any_exit_causes={
         KVM_EXIT_INTR: "a signal is pending, or a timer of a VM whose interrupt controller is in userspace fired",
         KVM_EXIT_SYSTEM_EVENT: "KVM_REQ_SUSPEND: PSCI SYSTEM_SUSPEND of another vCPU",

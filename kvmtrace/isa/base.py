@@ -207,6 +207,7 @@ class Isa:
     follow_ups : events that handlers of VM-exits trace on the guest's behalf, see model.states
     bystanders : consequences that may follow any exit
     untraced : events that every KVM describes and this one never traces: their absence proves nothing
+    absent : events, and fields ("event.field"), that no kernel of this ISA has: what needs them does not apply to it
     any_exit_causes : KVM_EXIT_* that may follow any exit -> the request or state that causes it
     bus_lock_userspace : KVM_EXIT_* that a bus lock causes, whatever the exit
     world_switch : its steps, in order
@@ -264,6 +265,7 @@ class Isa:
     follow_ups: tuple[str, ...] = ()
     bystanders: tuple[str, ...] = ()
     untraced: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
     any_exit_causes: Mapping[int, str] = field(default_factory=dict)
     bus_lock_userspace: frozenset[int] = frozenset()
     world_switch: tuple[SwitchStep, ...] = ()

@@ -76,6 +76,12 @@ def untraced(exit_fields: Collection[str] | None) -> frozenset[str]:
     return frozenset() if isa is None else isa.untraced
 
 
+def has_never(numbers: Collection[int], name: str) -> bool:
+    """Say whether no kernel of these ISAs has an event, or a field ("event.field")."""
+    known = [BY_NUMBER[number] for number in numbers if number in BY_NUMBER]
+    return bool(known) and all({name, name.partition(".")[0]} & isa.absent for isa in known)
+
+
 def run_functions(suffix: str = "") -> tuple[str, ...]:
     """Return the probe event of each ISA's run function; with suffix "_return" that of its return."""
     return tuple(isa.run_function + suffix for isa in ISAS if isa.run_function)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
 from kvmtrace.check.engine import check_recording
+from kvmtrace.cli.main import cli
 from kvmtrace.formats import open_recording
 from kvmtrace.isa.arm64 import ARM64
 from kvmtrace.isa.arm64_words import DataAbort, decode_data_abort, decode_system_register, describe_guest_fault
-from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.isa.registry import ISAS, describe_exit_reason, has_never
+from kvmtrace.render.text.model_text import cannot_show, unchecked_rules
 from kvmtrace.report.build import build_report
 
 if TYPE_CHECKING:
@@ -92,3 +95,35 @@ def test_faults_are_found(tmp_path: Path, old: str, new: str, rule: str) -> None
     at = text.rindex(old)
     path.write_text(text[:at] + new + text[at + len(old) :])
     assert rule in {violation.rule for violation in check_recording(open_recording(str(path))).violations}
+
+
+def test_rules_that_cannot_apply_are_not_called_unchecked(tmp_path: Path) -> None:
+    """KVM/arm64 traces no injection: rules about one do not apply, which is said once, and cost no "unknown"."""
+    path = tmp_path / "arm64.txt"
+    path.write_text(trace(*HEALTHY))
+    model = build_report(open_recording(str(path))).model
+    assert model is not None
+    foreign = {one.rule: one for one in model.not_checked if not one.applies and not one.part}
+    assert {"V9", "V10", "J2"} <= foreign.keys()
+    assert not {"V4", "V6", "V13"} & foreign.keys()
+    assert foreign["J2"].sentence.startswith("J2 does not apply: this architecture has no kvm_inj_virq")
+    assert model.rules["J1"].unknown == 0
+    assert unchecked_rules(model) == [one.sentence for one in model.not_checked if one.applies and not one.part]
+    assert [words for words in cannot_show(model) if "do not apply" in words]
+
+
+def test_a_rule_that_cannot_apply_cannot_be_required(tmp_path: Path) -> None:
+    path = tmp_path / "arm64.txt"
+    path.write_text(trace(*HEALTHY))
+    done = CliRunner().invoke(cli, ["check", "--require", "V10", str(path)])
+    assert done.exit_code == 4
+    assert "V10 does not apply: this architecture has no" in done.stderr
+
+
+def test_what_only_this_isa_lacks_is_not_excused_elsewhere() -> None:
+    numbers = {isa.name: isa.number for isa in ISAS}
+    assert has_never([numbers["arm64"]], "kvm_exit.info1")
+    assert has_never([numbers["arm64"]], "kvm_inj_virq.vector")
+    assert not has_never([numbers["arm64"], numbers["svm"]], "kvm_inj_virq")
+    assert not has_never([numbers["vmx"]], "kvm_inj_virq")
+    assert not has_never([], "kvm_inj_virq")

@@ -1,4 +1,4 @@
-"""`make fixtures`: record every bundled guest and a Linux boot in both labs with both kernels, into fixtures/.
+"""`make fixtures`: record every bundled guest, and a Linux boot, in each lab with each kernel, into fixtures/.
 
 One boot of a lab host records all guests of an ISA and kernel. `make_fixtures.py vmx-6.1 ...` does only these.
 """
@@ -19,11 +19,13 @@ from writers.packing import packed
 
 from kvmtrace.formats import open_recording
 from kvmtrace.lab import Job, LabRecording, record_in_lab
+from kvmtrace.workload.machines import machine_of
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 SCHEMA = "kvmtrace.fixture/1"
 HOSTS = {f"{isa}-{kernel}": (isa, kernel) for isa in ("vmx", "svm") for kernel in ("6.1", "6.12")}
-GUESTS = ("lifecycle", "interrupt", "smp", "string-io", "mmio-split", "triple-fault", "msr-gp")
+HOSTS["arm64-6.1"] = ("arm64", "6.1")
+COUNTS = {"storm": 997}  # cut to a prime number of rounds
 # trace.dat 6, as the recorder writes it; all others are packed (version 7, zstd: a tenth of the size)
 PLAIN = {
     "vmx-6.1-lifecycle": "the README's example: every trace-cmd and KernelShark opens it",
@@ -41,9 +43,13 @@ LINUX = {
 
 
 def recordings(host: str) -> list[LabRecording]:
-    """List what is recorded on a host; `storm` is cut to a prime number of rounds."""
-    vcpus, events = LINUX[host]
-    return [*map(LabRecording, GUESTS), LabRecording("storm", count=997), LabRecording("linux", vcpus, events=events)]
+    """List what is recorded on a host."""
+    isa, _ = HOSTS[host]
+    made = [LabRecording(guest, count=COUNTS.get(guest)) for guest in machine_of(isa).guests]
+    if host in LINUX:
+        vcpus, events = LINUX[host]
+        made.append(LabRecording("linux", vcpus, events=events))
+    return made
 
 
 def main(hosts: list[str]) -> None:

@@ -15,7 +15,14 @@ from kvmtrace.render.html.bring_up_tables import bring_up_tables
 from kvmtrace.render.terminal import Style, count, duration, escape, percent, plural
 from kvmtrace.render.text.event_fields import describe_fields
 from kvmtrace.render.text.header_text import capture_line, filter_line, is_lossy, loss_line
-from kvmtrace.render.text.model_text import cannot_show, explain_command, meaning_of, unseen_parts, verdict_line
+from kvmtrace.render.text.model_text import (
+    cannot_show,
+    explain_command,
+    meaning_of,
+    unchecked_rules,
+    unseen_parts,
+    verdict_line,
+)
 from kvmtrace.spans.slices import PART_NAMES
 
 if TYPE_CHECKING:
@@ -124,7 +131,7 @@ def _model_part(report: Report) -> dict[str, Any]:
         "transitions": html_tables.transition_table(model),
         "diagram": _safe(render_svg(edges)) if edges else "",
         "cannot_see": cannot_show(model, whole=False),
-        "not_checked": [one.sentence for one in model.not_checked if not one.part] + list(model.rule_errors),
+        "not_checked": unchecked_rules(model) + list(model.rule_errors),
         "unseen_parts": unseen_parts(model),
         "coverage": (
             f"Coverage: {coverage.states_seen} of {coverage.states_in_model} states, "

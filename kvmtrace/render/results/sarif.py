@@ -152,7 +152,7 @@ def _invocation(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         for outcome in outcomes
         if outcome.model
         for one in outcome.model.not_checked
-        if not one.part
+        if one.applies and not one.part
     ]
     found: dict[str, Any] = {"executionSuccessful": not any(outcome.error for outcome in outcomes)}
     return found | ({"toolExecutionNotifications": notes} if notes else {})

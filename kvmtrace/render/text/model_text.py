@@ -32,7 +32,7 @@ def verdict_line(report: Report, style: Style) -> list[str]:
         f"{count(model.environment_events)} of other threads; "
         f"{count(model.n_checks)} checks"
     )
-    unchecked = [one.rule for one in model.not_checked if not one.part]
+    unchecked = [one.rule for one in model.not_checked if one.applies and not one.part]
     counts += f"; not checked: {', '.join(unchecked)}" if unchecked else ""
     suspicions = f", {plural(model.n_suspicions, 'suspicion')}" if model.n_suspicions else ""
     verdict = model.verdict.upper() if model.n_violations else model.verdict
@@ -63,14 +63,21 @@ def unchecked_lines(report: Report, style: Style) -> list[str]:
     model = report.model
     if model is None:
         return []
-    words = [one.sentence for one in model.not_checked if not one.part]
+    words = unchecked_rules(model)
     lines = [line for text in (*words, *model.rule_errors) for line in style.wrapped(escape(text), " " * 11, " " * 13)]
     return [style.warn(line) for line in lines]
 
 
 def unchecked_rules(model: Comparison) -> list[str]:
     """Return a sentence for each rule of which nothing could be checked."""
-    return [one.sentence for one in model.not_checked if not one.part]
+    return [one.sentence for one in model.not_checked if one.applies and not one.part]
+
+
+def rules_of_others(model: Comparison) -> list[str]:
+    """Return a sentence that names the rules that do not apply to the recording's architecture, if there are any."""
+    found = list(dict.fromkeys(one.rule for one in model.not_checked if not one.applies and not one.part))
+    words = f"{', '.join(found)} do not apply: this architecture's KVM traces nothing to check them by"
+    return [words] if found else []
 
 
 def cannot_show(model: Comparison, *, whole: bool = True) -> list[str]:
@@ -82,10 +89,11 @@ def cannot_show(model: Comparison, *, whole: bool = True) -> list[str]:
     """
     parts: dict[str, list[str]] = {}
     for one in model.not_checked:
-        if one.part:
+        if one.part and one.applies:
             parts.setdefault(one.rule, []).extend(one.missing)
     return [
         *(words for words in (*unchecked_rules(model), *model.rule_errors) if whole),
+        *rules_of_others(model),
         *(f"{rule} checked in part: without {', '.join(dict.fromkeys(missing))}" for rule, missing in parts.items()),
         *model.cannot_see,
     ]
