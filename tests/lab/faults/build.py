@@ -16,6 +16,7 @@ from kvmtrace.lab.cache import cached, digest
 from kvmtrace.lab.kernels import Kernel, get_kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 SERIES = "6.1"
@@ -45,20 +46,25 @@ def _fetch(package: str, folder: Path) -> Path:
     return next(folder.glob("*.deb"))
 
 
-def _unpack_source(work: Path, version: str) -> None:
-    """Unpack the KVM folders of linux-source, a tar file within a package."""
-    name = f"linux-source-{SERIES}"
-    package = _fetch(f"{name}={version}", work)
+def unpack_parts(work: Path, series: str, parts: Iterable[str], version: str = "") -> None:
+    """Unpack folders of linux-source, a tar file within a package."""
+    name = f"linux-source-{series}"
+    package = _fetch(f"{name}={version}" if version else name, work)
     _run(["sh", "-c", f"dpkg-deb --fsys-tarfile {package.name} | tar -xf - ./usr/src/{name}.tar.xz"], work)
-    _run(["tar", "-xJf", f"usr/src/{name}.tar.xz", *(f"{name}/{part}" for part in _PARTS)], work)
-    for part in _PARTS:
+    _run(["tar", "-xJf", f"usr/src/{name}.tar.xz", *(f"{name}/{part}" for part in parts)], work)
+    for part in parts:
         (work / part).parent.mkdir(parents=True, exist_ok=True)
         (work / name / part).rename(work / part)
-    # trace headers include themselves by a path relative to include/trace
-    (work / "include" / "trace").mkdir(parents=True)
     for leftover in (work / name, work / "usr"):
         shutil.rmtree(leftover)
     package.unlink()
+
+
+def _unpack_source(work: Path, version: str) -> None:
+    """Unpack the KVM folders of the kernel's source."""
+    unpack_parts(work, SERIES, _PARTS, version)
+    # trace headers include themselves by a path relative to include/trace
+    (work / "include" / "trace").mkdir(parents=True)
     makefile = work / "arch/x86/kvm/Makefile"
     text = makefile.read_text()
     for old, new in _MAKEFILE_EDITS:
@@ -67,11 +73,12 @@ def _unpack_source(work: Path, version: str) -> None:
     makefile.write_text(text)
 
 
-def _headers(kernel: Kernel) -> Path:
+def module_headers(kernel: Kernel) -> Path:
     """Return the directory to build modules in: headers and kbuild of the lab's kernel, in one tree."""
 
     def build(work: Path) -> None:
-        package = _fetch(f"linux-kbuild-{SERIES}", work)
+        own = SERIES if kernel.series == SERIES else kernel.release.removesuffix("-amd64")
+        package = _fetch(f"linux-kbuild-{own}", work)
         _run(["dpkg-deb", "-x", package.name, "."], work)
         package.unlink()
         for headers in sorted((kernel.root / "usr" / "src").glob("linux-headers-*")):
@@ -89,7 +96,10 @@ def _headers(kernel: Kernel) -> Path:
 
 def _make(source: Path, kernel: Kernel) -> None:
     jobs = len(os.sched_getaffinity(0))
-    _run(["make", "-s", f"-j{jobs}", "-C", str(_headers(kernel)), f"M={source / 'arch/x86/kvm'}", "modules"], source)
+    _run(
+        ["make", "-s", f"-j{jobs}", "-C", str(module_headers(kernel)), f"M={source / 'arch/x86/kvm'}", "modules"],
+        source,
+    )
 
 
 def clean_build() -> Path:
