@@ -25,7 +25,8 @@ def choose_backend(settings: RecordSettings) -> tuple[str, str]:
     CapabilityError
         No back end works here.
     """
-    needs_bpf = "--summary" if settings.summary else next(iter(settings.filters), "")
+    aggregated = "--monitor" if settings.monitor else "--summary" if settings.summary else ""
+    needs_bpf = aggregated or next(iter(settings.filters), "")
     if settings.backend == "ftrace":
         if needs_bpf:
             raise UsageError(f"{needs_bpf} needs --backend bpf")

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from kvmtrace.capture.bpf.monitor import Table
 
 META_SCHEMA = "kvmtrace.capture/1"
 META_MAGIC = b"KVMTRACE-META-1\n"  # the last 16 bytes of a file with a metadata trailer
@@ -60,6 +63,8 @@ class RecordSettings:
     argv : the command line, for the metadata
     filters : in-kernel filters of the bpf back end, name -> value as the user gave it
         ("thread", "vcpu", "exit_reason", "slower_than_ns", "sample")
+    monitor : Table or None, the automaton to step in the kernel instead of recording events (bpf only)
+    tell : called with what the user should know at once
     qmp : Path or None, QMP socket of the QEMU that is recorded; only questions are asked
     """
 
@@ -75,6 +80,8 @@ class RecordSettings:
     argv: tuple[str, ...] = ()
     filters: dict[str, Any] = field(default_factory=dict)
     qmp: Path | None = None
+    monitor: Table | None = None
+    tell: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, kw_only=True)

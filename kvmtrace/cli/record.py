@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ from kvmtrace.kvm.tracepoints import EVENT_SETS
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from kvmtrace.capture.bpf.monitor import Table
 
 DEFAULT_OUTPUT = "kvmtrace.dat"
 
@@ -84,6 +87,12 @@ more than SIZE (plus the header) is on the disk.
 @click.option("--max-size", type=Size(), help="Keep only the newest events, up to this size; see below.")
 @click.option("--summary", is_flag=True, help="Aggregate in the kernel instead of recording events (bpf).")
 @click.option(
+    "--monitor",
+    is_flag=True,
+    help="Step the reference model's automaton in the kernel instead of recording events, and tell what it "
+    "forbids (bpf); exit code 1 then.",
+)
+@click.option(
     "--thread",
     type=click.IntRange(1, MAX_PID),
     metavar="TID",
@@ -139,6 +148,8 @@ def command(**options: Any) -> None:
         say(line)
     if options["strict"]:
         require_complete(result)
+    if result.meta.get("n_forbidden"):
+        sys.exit(1)
 
 
 def require_complete(result: RecordResult) -> None:
@@ -176,7 +187,16 @@ def settings_of(options: dict[str, Any]) -> RecordSettings:
         filters=filters_of(options),
         argv=("kvmtrace", *sys.argv[1:]),
         qmp=options["qmp"],
+        monitor=automaton() if options["monitor"] else None,
+        tell=say,
     )
+
+
+def automaton() -> Table:
+    """Return the automaton for this kernel."""
+    from kvmtrace.check.monitor_table import monitor_table
+
+    return monitor_table(os.uname().release)
 
 
 def check_qmp(options: dict[str, Any], target: TargetSpec) -> None:

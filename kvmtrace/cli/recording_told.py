@@ -14,7 +14,8 @@ def describe(result: RecordResult) -> list[str]:
     seconds = (meta.get("duration_ns") or 0) / 1e9
     count = "events" if result.n_events is None else f"{result.n_events:,} events"
     rate = f" ({result.n_events / seconds:,.0f}/s)" if result.n_events and seconds else ""
-    what = f"recorded {count}{rate} in {seconds:.2f} s with {meta['backend']}"
+    did = "monitored" if "n_forbidden" in meta else f"recorded {count}{rate}"
+    what = f"{did} in {seconds:.2f} s with {meta['backend']}"
     lines = [f"{what}: {result.path} ({human_bytes(result.file_bytes)})"]
     if result.by_kind:
         top = sorted(result.by_kind.items(), key=lambda item: -item[1])
@@ -27,6 +28,9 @@ def describe(result: RecordResult) -> list[str]:
         cost += f", the traced threads {meta['cost_ns_per_event']:.0f} ns per event"
     if meta.get("buffer_bytes"):
         cost += f"; buffer {human_bytes(meta['buffer_bytes'])} per CPU"
+    if "n_forbidden" in meta:
+        forbidden = meta["n_forbidden"]
+        lines.append(f"{forbidden:,} steps that the model forbids" if forbidden else "no step that the model forbids")
     lines.append(f"lost {describe_loss(result)}; {cost}")
     discarded = meta.get("discarded")
     if discarded:

@@ -243,6 +243,7 @@ def contenders() -> list[Contender]:
         Contender("kvmtrace ftrace", run_kvmtrace("--backend", "ftrace")),
         Contender("kvmtrace bpf", run_kvmtrace("--backend", "bpf")),
         Contender("kvmtrace --summary", run_kvmtrace("--summary")),
+        Contender("kvmtrace --monitor", run_kvmtrace("--monitor")),
         Contender("perf record", run_perf()),
         Contender("perf record -m 16M", run_perf("-m", "16M")),
         Contender("bpftrace count", run_bpftrace),
@@ -256,7 +257,7 @@ def contenders() -> list[Contender]:
 def loads(count: int) -> list[tuple[Load, set[str] | None]]:
     """Return the loads, each with the names of its contenders (None: all)."""
     rounds = max(1, count // EXITS_PER_ROUND)
-    summary = {"none", "kvmtrace --summary", "bpftrace count", "floor: BPF", "floor: raw BPF"}
+    summary = {"none", "kvmtrace --summary", "kvmtrace --monitor", "bpftrace count", "floor: BPF", "floor: raw BPF"}
     return [
         (Load("storm", "storm", count, count, STORM), None),
         (Load("userspace", "lifecycle", rounds, rounds * EXITS_PER_ROUND, SUMMARY_EVENTS), summary),

@@ -59,10 +59,14 @@ def record(settings: RecordSettings, user_probes: tuple[UserProbe, ...] = ()) ->
     CapabilityError, UsageError
         Nothing was recorded, and why.
     """
-    if settings.summary:
+    if settings.summary and settings.monitor is None:
         from kvmtrace.capture.bpf.summary_recorder import record_summary
 
         return record_summary(settings)
+    if settings.monitor is not None:
+        from kvmtrace.capture.bpf.monitor_recorder import record_monitor
+
+        return record_monitor(settings)
     if settings.clock not in (None, CLOCK):
         raise UsageError(f"--clock {settings.clock} needs --backend ftrace; bpf records with {CLOCK}")
     if settings.max_bytes is not None:

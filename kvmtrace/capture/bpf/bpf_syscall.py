@@ -23,6 +23,7 @@ SYS_MEMBARRIER = 324
 MEMBARRIER_CMD_GLOBAL = 1
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD = range(6)
+MAP_LOOKUP_AND_DELETE = 21  # include/uapi/linux/bpf.h, enum bpf_cmd
 PROG_NEXT_ID, PROG_FD_BY_ID = 11, 13
 OBJ_GET_INFO = 15
 RAW_TRACEPOINT_OPEN = 17
@@ -95,6 +96,15 @@ class BpfMap:
         """Add a value to a queue."""
         v = ctypes.create_string_buffer(value, len(value))
         bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, 0, address_of(v), 0))
+
+    def pop(self) -> bytes | None:
+        """Take the oldest value out of a queue, None if it is empty."""
+        v = ctypes.create_string_buffer(self.value_bytes)
+        try:
+            bpf(MAP_LOOKUP_AND_DELETE, struct.pack("<IIQQQ", self.fd, 0, 0, address_of(v), 0))
+        except FileNotFoundError:
+            return None
+        return v.raw
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return an element's value, None where there is none."""

@@ -59,6 +59,12 @@ PLACEHOLDERS = {
             "MAP_SLOTS",
             "MAP_FREE",
             "MAP_HERE",
+            "MAP_TRAILS",
+            "MAP_FRESH",
+            "MAP_TABLE",
+            "MAP_COUNTS",
+            "MAP_BROKEN",
+            "MAP_SWITCH",
         )
     )
 }

@@ -14,27 +14,17 @@ Source: Documentation/trace/rv/deterministic_automata.rst; tools/verification/do
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from kvmtrace.check.monitor_table import TRAITS, tracepoint_steps
 from kvmtrace.check.state_machine import ILLEGAL, STATE_NAMES, UNKNOWN, compile_for
-from kvmtrace.model.states import STATES, STEPS
-
-if TYPE_CHECKING:
-    from kvmtrace.model.states import ModelEvent
+from kvmtrace.model.states import STATES
 
 MODEL = "kvm_vcpu"
-# kernels since 5.15 trace so: kvm_entry within the run function, kvm_exit with interrupts off
-TRAITS = frozenset({"entry_in_run", "exit_irqs_off"})
 
 
 def identifier(name: str) -> str:
     """Return a name of the model as C has it: "FPU load" -> "fpu_load"."""
     return re.sub(r"\W+", "_", name).lower()
-
-
-def tracepoint_steps() -> tuple[ModelEvent, ...]:
-    """Return the steps that tracepoints show, in the table's order."""
-    return tuple(step for step in STEPS.values() if not step.optional)
 
 
 def rv_edges() -> dict[tuple[str, str], tuple[str, ...]]:
