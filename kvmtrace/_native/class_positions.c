@@ -59,3 +59,52 @@ int64_t take_values(const uint8_t *column, int64_t n_column, int64_t size, const
 	}
 	return 0;
 }
+
+int64_t consecutive_places(const int64_t *place, int64_t n_places, const int64_t *positions, int64_t n)
+{
+	int64_t first = -1;
+
+	for (int64_t i = 0; i < n; i++) {
+		const int64_t at = positions[i];
+
+		if (at < 0 || at >= n_places)
+			return -1;
+		if (!i)
+			first = place[at];
+		else if (place[at] != first + i)
+			return -1;
+	}
+	return first;
+}
+
+int64_t steps_and_breaks(const uint8_t *cls, const uint8_t *broken, const int64_t *order, int64_t n, int64_t n_steps,
+			 int64_t *latest, int64_t *breaks)
+{
+	int64_t step = -1, broke = 0;
+
+	for (int64_t i = 0; i < n; i++) {
+		const int64_t at = order[i];
+
+		if (at < 0 || at >= n)
+			return -1;
+		if (cls[at] <= n_steps)
+			step = i;
+		broke += broken[at] != 0;
+		latest[i] = step;
+		breaks[i] = broke;
+	}
+	return 0;
+}
+
+void next_entries(const uint8_t *kind, const uint8_t *linked, int64_t n, int32_t entry, int32_t exit, int64_t *next)
+{
+	int64_t nearest = -1; /* the first segment behind that is an entry, where nothing else decides before it */
+
+	for (int64_t i = n - 1; i >= 0; i--) {
+		next[i] = linked[i] ? nearest : -1;
+		if (kind[i] == entry)
+			nearest = i;
+		else if (kind[i] == exit || !kind[i] || !linked[i])
+			nearest = -1;
+	}
+}

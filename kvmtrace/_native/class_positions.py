@@ -85,3 +85,38 @@ def take_values(column: NDArray[Any], place: NDArray[np.intp], positions: NDArra
     ):
         raise IndexError("a position outside of its column")
     return out
+
+
+def consecutive_places(place: NDArray[np.intp], positions: NDArray[np.intp]) -> int:
+    """Return the first of place[positions] where these follow each other one by one, else -1."""
+    positions = np.ascontiguousarray(positions)
+    found: int = lib.consecutive_places(given(place), len(place), given(positions), len(positions))
+    return found
+
+
+def steps_and_breaks(
+    cls: NDArray[np.uint8], broken: NDArray[np.bool_], order: NDArray[np.intp], n_steps: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return, for each event in an order, the latest step so far (an index into the order) and breaks so far.
+
+    Parameters
+    ----------
+    cls, broken : of the events of a sequence; classes up to n_steps are steps
+    order : intp, as many
+    """
+    latest, breaks = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
+    cls, broken, order = (np.ascontiguousarray(column) for column in (cls, broken, order))
+    if len(cls) != len(order) or len(broken) != len(order):
+        raise ValueError("an order of other events")
+    if lib.steps_and_breaks(
+        given(cls), given(broken), given(order), len(order), n_steps, filled(latest), filled(breaks)
+    ):
+        raise IndexError("an index outside of its sequence")
+    return latest, breaks
+
+
+def next_entries(kind: NDArray[np.uint8], linked: NDArray[np.bool_], entry: int, leaves: int) -> NDArray[np.intp]:
+    """Return the next segment of kind `entry` behind each, before any of kind `leaves` or 0, or a break; -1: none."""
+    found = np.empty(len(kind), np.int64)
+    lib.next_entries(given(kind), given(linked), len(kind), entry, leaves, filled(found))
+    return found

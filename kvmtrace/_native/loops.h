@@ -166,6 +166,20 @@ int64_t first_in_segments(const int64_t *of, int64_t n_events, const int64_t *po
 int64_t take_values(const uint8_t *column, int64_t n_column, int64_t size, const int64_t *place, int64_t n_places,
 		    const int64_t *positions, int64_t n, uint8_t *out);
 
+/* Return the place of the first of n positions where the places of all follow each other, else -1. */
+int64_t consecutive_places(const int64_t *place, int64_t n_places, const int64_t *positions, int64_t n);
+
+/* For each event of a sequence that is looked at in another order, the latest one so far whose class is at most n_steps
+ * (-1: none), as an index into `order`, and how often knowledge broke off so far. Returns -1 if an index is none of n.
+ */
+int64_t steps_and_breaks(const uint8_t *cls, const uint8_t *broken, const int64_t *order, int64_t n, int64_t n_steps,
+			 int64_t *latest, int64_t *breaks);
+
+/* For each segment, the next one of kind `entry` behind it that is linked to it over segments neither of kind `exit` nor
+ * 0; -1 for none.
+ */
+void next_entries(const uint8_t *kind, const uint8_t *linked, int64_t n, int32_t entry, int32_t exit, int64_t *next);
+
 /* key_numbers.c: dense numbers for sparse keys */
 
 /* A table of n_slots (a power of two) slots: a key each and its number from 1; 0: the slot is empty. known: n_slots / 2

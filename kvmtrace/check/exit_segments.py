@@ -126,18 +126,7 @@ class Segments:
     @cached_property
     def resume(self) -> NDArray[np.intp]:
         """Return the next VM-entry segment behind each, before any VM-exit or break; NO_SEGMENT if none."""
-        number = np.arange(len(self))
-        blocked = ~self.linked  # nothing is known behind
-        # the nearest segment at or behind i+1 that is an entry, an exit or unlinked decides
-        decides = (self.kind == ENTRY) | (self.kind == EXIT) | (self.kind == 0)
-        stop_at = np.where(decides | blocked, number, len(self))
-        nearest = np.minimum.accumulate(stop_at[::-1])[::-1]
-        found = np.full(len(self), NO_SEGMENT, np.intp)
-        behind = np.append(nearest[1:], len(self))
-        usable = self.linked & (behind < len(self))
-        chosen = behind[usable]
-        found[usable] = np.where(self.kind[chosen] == ENTRY, chosen, NO_SEGMENT)
-        return found
+        return class_positions.next_entries(self.kind, self.linked, ENTRY, EXIT)
 
 
 def cut_segments(sequence: Sequence) -> Segments:

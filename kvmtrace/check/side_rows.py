@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace._native import class_positions
 from kvmtrace.check.alphabet import CLASS_NAMES, INTERRUPT_CONTEXT, N_STEPS
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.side_events import SIDE_EVENTS, VMM_PREFIX
@@ -67,8 +68,8 @@ def _thread_order(excerpt: Excerpt) -> ThreadOrder:
     if len(key) and not bool((key[1:] > key[:-1]).all()):
         position = np.argsort(key, kind="stable")
         key = key[position]
-    latest = np.maximum.accumulate(np.where(whole.cls[position] <= N_STEPS, np.arange(len(key)), -1))
-    return ThreadOrder(tids, key, position, latest, np.cumsum(whole.broken[position]))
+    latest, breaks = class_positions.steps_and_breaks(whole.cls, whole.broken, position, N_STEPS)
+    return ThreadOrder(tids, key, position, latest, breaks)
 
 
 def side_rows(excerpt: Excerpt, kind: str, *, parked: bool = False) -> Rows:

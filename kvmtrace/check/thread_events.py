@@ -69,9 +69,9 @@ class Sequence:
         column, place, n = self.table.field(kind, field), self.position_in_kind, len(positions)
         # one behind the other, as all events of a thread are: nothing is to be picked out
         if n and place[positions[-1]] - place[positions[0]] == n - 1:
-            own = place.take(positions)
-            if bool((own[1:] > own[:-1]).all()):
-                return column[own[0] : own[0] + n]
+            first = class_positions.consecutive_places(place, positions)
+            if first >= 0:
+                return column[first : first + n]
         return class_positions.take_values(column, place, positions)
 
     @cached_property

@@ -41,7 +41,7 @@ class Rows:
 
     def take(self, order: NDArray[Any]) -> Rows:
         """Return the rows at these positions."""
-        return Rows(*(getattr(self, f.name)[order] for f in fields(self)))
+        return Rows(*(getattr(self, f.name).take(order) for f in fields(self)))
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:

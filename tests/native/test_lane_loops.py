@@ -165,3 +165,42 @@ def test_positions_outside_are_refused(position):
         class_positions.first_in_segments(np.array([0, 0, 1]), there, 2)
     with pytest.raises(IndexError):
         class_positions.first_in_segments(np.array([0, 5, 1]), np.array([1]), 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_next_entries(rows):
+    kind, linked = np.array([k for k, _ in rows], np.uint8), np.array([linked for _, linked in rows], bool)
+    wanted = []
+    for i, (_, goes_on) in enumerate(rows):
+        at = i + 1
+        while goes_on and at < len(rows) and kind[at] not in (0, 1, 2):
+            goes_on, at = linked[at], at + 1
+        wanted.append(at if goes_on and at < len(rows) and kind[at] == 1 else -1)
+    assert class_positions.next_entries(kind, linked, 1, 2).tolist() == wanted
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=60), st.randoms())
+@settings(max_examples=200, deadline=None)
+def test_steps_and_breaks(rows, random):
+    cls, broken = np.array([c for c, _ in rows], np.uint8), np.array([b for _, b in rows], bool)
+    order = np.array(random.sample(range(len(rows)), len(rows)), np.int64)
+    latest, breaks = class_positions.steps_and_breaks(cls, broken, order, 3)
+    number = np.arange(len(rows))
+    assert latest.tolist() == np.maximum.accumulate(np.where(cls[order] <= 3, number, -1)).tolist()
+    assert breaks.tolist() == np.cumsum(broken[order]).tolist()
+    if rows:
+        with pytest.raises(IndexError):
+            class_positions.steps_and_breaks(cls, broken, np.full(len(rows), len(rows)), 3)
+    with pytest.raises(ValueError, match="other events"):
+        class_positions.steps_and_breaks(cls, broken, np.append(order, 0), 3)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.lists(st.integers(0, 5), min_size=1, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_consecutive_places(place, positions):
+    place, positions = np.array(place), np.array(positions)
+    inside = bool((positions < len(place)).all())
+    own = place.take(positions, mode="clip")
+    wanted = int(own[0]) if inside and (np.diff(own) == 1).all() else -1
+    assert class_positions.consecutive_places(place, positions) == wanted

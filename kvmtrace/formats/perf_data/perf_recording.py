@@ -167,7 +167,7 @@ class PerfDataRecording(Recording):
                 flush, previous = self._flush_limit(rounds, rows, flush, previous)
             rows = concat_rows([carried, rows])
             if (rows.ts_ns[1:] < rows.ts_ns[:-1]).any():
-                rows = rows.take(np.argsort(rows.ts_ns, kind="stable").astype(np.uint32))
+                rows = rows.take(np.argsort(rows.ts_ns, kind="stable"))
             rows = self._drop_copies(rows)
             n_out = len(rows) if done else int(np.searchsorted(rows.ts_ns, flush, "right"))
             carried = rows.slice(n_out, len(rows))
