@@ -105,12 +105,10 @@ def steps_and_breaks(
     order : intp, as many
     """
     latest, breaks = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
-    cls, broken, order = (np.ascontiguousarray(column) for column in (cls, broken, order))
     if len(cls) != len(order) or len(broken) != len(order):
         raise ValueError("an order of other events")
-    if lib.steps_and_breaks(
-        given(cls), given(broken), given(order), len(order), n_steps, filled(latest), filled(breaks)
-    ):
+    columns = map(given, map(np.ascontiguousarray, (cls, broken, order)))
+    if lib.steps_and_breaks(*columns, len(order), n_steps, filled(latest), filled(breaks)):
         raise IndexError("an index outside of its sequence")
     return latest, breaks
 

@@ -135,6 +135,8 @@ def order_keys(ts_ns: NDArray[np.int64], floor: int) -> NDArray[np.int64]:
     Where the clock steps back an event follows its predecessor at once: that is what merging the
     heads of all CPUs by time gives, without stepping.
     """
+    if len(ts_ns) and ts_ns[0] >= floor and bool((ts_ns[1:] >= ts_ns[:-1]).all()):
+        return ts_ns  # mostly
     return np.maximum(np.maximum.accumulate(ts_ns), floor)
 
 

@@ -172,8 +172,8 @@ def test_positions_outside_are_refused(position):
 def test_next_entries(rows):
     kind, linked = np.array([k for k, _ in rows], np.uint8), np.array([linked for _, linked in rows], bool)
     wanted = []
-    for i, (_, goes_on) in enumerate(rows):
-        at = i + 1
+    for i in range(len(rows)):
+        goes_on, at = linked[i], i + 1
         while goes_on and at < len(rows) and kind[at] not in (0, 1, 2):
             goes_on, at = linked[at], at + 1
         wanted.append(at if goes_on and at < len(rows) and kind[at] == 1 else -1)

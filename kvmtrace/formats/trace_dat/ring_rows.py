@@ -173,7 +173,9 @@ class StreamDecoder:
         rows, page_rows = self._rows(headers, records, self._converter.to_ns(headers.ts, self._cpu))
         page_floor = np.maximum(begins, floor)
         key = order_keys(rows.ts_ns, floor) if len(rows) else rows.ts_ns
-        key = np.maximum(key, np.repeat(page_floor, page_rows))
+        some = page_rows > 0
+        if not (key[(np.cumsum(page_rows) - page_rows)[some]] >= page_floor[some]).all():  # of each page's first row
+            key = np.maximum(key, np.repeat(page_floor, page_rows))
         faults = [
             Fault(
                 int(offsets[damage.page]) + (damage.word - int(pages[damage.page])) * 4,
@@ -184,7 +186,13 @@ class StreamDecoder:
             )
             for damage in records.damage
         ]
-        return StreamRows(rows, rows.ts_ns if np.array_equal(key, rows.ts_ns) else key, page_rows, page_floor, faults)
+        return StreamRows(
+            rows,
+            rows.ts_ns if key is rows.ts_ns or np.array_equal(key, rows.ts_ns) else key,
+            page_rows,
+            page_floor,
+            faults,
+        )
 
     def _records(self, pages: NDArray[np.int64], headers: PageHeaders, checks: PageChecks | None) -> Records:
         """Decode a batch; what contradicts itself is damage, and pages without a time are left out."""
