@@ -147,6 +147,9 @@ int64_t rows_by_kind(const uint16_t *kind, int64_t n, int64_t n_kinds, int64_t *
 /* For each row, the latest row of its thread up to itself that is wanted, or -1; threads stand one behind the other. */
 void latest_wanted(const uint8_t *wanted, const uint16_t *thread, int64_t n, int32_t *latest);
 
+/* Mark the rows, but the first, whose value of `size` bytes differs from the one before; marks stay. */
+void mark_changes(const uint8_t *values, int64_t n, int64_t size, uint8_t *changed);
+
 /* class_positions.c: the events of a sequence by class */
 
 /* Sort positions by class (below 64): `order` has those of class 0, of class 1 ..., each ascending, from `begin[class]`

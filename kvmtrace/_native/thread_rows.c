@@ -82,3 +82,20 @@ void latest_wanted(const uint8_t *wanted, const uint16_t *thread, int64_t n, int
 		latest[i] = last;
 	}
 }
+
+void mark_changes(const uint8_t *values, int64_t n, int64_t size, uint8_t *changed)
+{
+	for (int64_t i = 1; i < n; i++) {
+		const uint8_t *value = values + i * size;
+		int same;
+
+		switch (size) { /* constant sizes become single comparisons */
+		case 1: same = *value == value[-1]; break;
+		case 4: same = !memcmp(value, value - 4, 4); break;
+		case 8: same = !memcmp(value, value - 8, 8); break;
+		case 15: same = !memcmp(value, value - 15, 15); break; /* of an instruction */
+		default: same = !memcmp(value, value - size, (size_t)size);
+		}
+		changed[i] |= !same;
+	}
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,3 +108,19 @@ def latest_wanted(wanted: NDArray[np.bool_], thread: NDArray[np.uint16]) -> NDAr
     wanted, thread = np.ascontiguousarray(wanted), np.ascontiguousarray(thread)
     lib.latest_wanted(given(wanted), given(thread), len(wanted), filled(latest))
     return latest
+
+
+def mark_changes(values: NDArray[Any], changed: NDArray[np.bool_]) -> None:
+    """Mark the rows, but the first, that differ from the one before bit by bit.
+
+    Parameters
+    ----------
+    values : shape (n, ...), no objects
+    changed : bool, shape (n,), is added to
+    """
+    values = np.ascontiguousarray(values)
+    if len(changed) != len(values):
+        raise ValueError("marks for other rows")
+    if values.size:
+        raw = values.reshape(-1).view(np.uint8)
+        lib.mark_changes(given(raw), len(values), len(raw) // len(values), filled(changed))

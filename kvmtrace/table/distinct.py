@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace._native.thread_rows import mark_changes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -36,11 +38,10 @@ def run_starts(*columns: NDArray[Any]) -> NDArray[np.intp]:
     ----------
     columns : of as many rows each; bytes of shape (n, size) or values of shape (n,)
     """
-    new = np.ones(len(columns[0]), bool)
-    new[1:] = False
+    new = np.zeros(len(columns[0]), bool)
+    new[:1] = True
     for values in columns:
-        flat, width = values.reshape(-1), values.shape[1] if values.ndim > 1 else 1
-        new[np.flatnonzero(flat[width:] != flat[:-width]) // width + 1] = True
+        mark_changes(values, new)
     return np.flatnonzero(new)
 
 
