@@ -8,6 +8,7 @@ marked as assumed. Works for any VMM, and for several VMs in one process.
 from __future__ import annotations
 
 import errno
+from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kvmtrace.bring_up.calls import Call
 
 UNKNOWN_PID = 0
+MAX_GENERATIONS = 100  # of forks between the process that made a VM and one that uses its descriptors
 WITH_FILE = frozenset({"vm", "vcpu"})  # their making returns a descriptor
 ONE_PER_VM = frozenset({"irqchip", "pit", "memslots"})
 
@@ -69,7 +71,10 @@ class ObjectTable:
         self._fds: dict[tuple[int, int], str] = {}
         self._closed: dict[tuple[int, int], str] = {}
         self._opens: dict[tuple[int, int], Call] = {}
-        self._owners: dict[str, int] = {}  # object -> process that made it
+        self._latest: dict[tuple[str, int], str] = {}  # (kind, process) -> the object that it made last
+        self._nameless: dict[tuple[str, int], deque[str]] = {}  # the same -> those assumed for what belongs to them
+        self._n_made: Counter[tuple[str, str]] = Counter()  # (kind, parent) -> objects; parent "": all of the kind
+        self._holders: dict[int, dict[int, str]] = {}  # descriptor -> process -> object
 
     def pid(self, tid: int) -> int:
         """Return a thread's process, UNKNOWN_PID where it is not known."""
@@ -89,6 +94,7 @@ class ObjectTable:
         key = (self.pid(call.tid), call.fd)
         self._opens.pop(key, None)
         name = self._fds.pop(key, None)
+        self._holders.get(call.fd, {}).pop(key[0], None)
         if name is None or (call.ret is not None and call.ret < 0):
             return None
         self._closed[key] = name
@@ -134,27 +140,28 @@ class ObjectTable:
 
         Of two processes that are known and no kin, a descriptor's number says nothing, but KVM's EIO does.
         """
-        owners = {(pid, name) for (pid, fd), name in self._fds.items() if fd == key[1]}
+        owners = self._holders.get(key[1], {})
         if len(owners) != 1 or key in self._closed:
             return None
-        pid, name = owners.pop()
+        pid, name = next(iter(owners.items()))
         is_kin = UNKNOWN_PID in (pid, key[0]) or self._descends(key[0], pid)
         return name if is_kin or call.ret == -errno.EIO else None
 
     def _descends(self, pid: int, ancestor: int) -> bool:
-        seen: set[int] = set()
-        while pid in self.forks and pid not in seen and pid != ancestor:
-            seen.add(pid)
+        for _ in range(MAX_GENERATIONS):
+            if pid == ancestor or pid not in self.forks:
+                break
             pid = self.forks[pid]
         return pid == ancestor
 
     def _assume(self, call: Call, level: str, key: tuple[int, int]) -> Found:
         opened = self._opens.pop(key, None) if level == "system" else None
-        nameless = next((o for o in self._own(level, key[0]) if o.assumed and o.fd is None), None)
-        if opened is None and nameless is not None:  # assumed before, for what belongs to it
-            self.objects[nameless.id] = replace(nameless, fd=call.fd)
-            self._fds[key] = nameless.id
-            return Found(self.objects[nameless.id])
+        nameless = self._nameless.get((level, key[0]))
+        if opened is None and nameless:  # assumed before, for what belongs to it
+            name = nameless.popleft()
+            self.objects[name] = replace(self.objects[name], fd=call.fd)
+            self._hold(key, name)
+            return Found(self.objects[name])
         parent = self._assumed_parent(call, level, key[0])
         name = self._make(opened or call, level, parent, call.fd, assumed=opened is None)
         if opened is None:
@@ -165,16 +172,15 @@ class ObjectTable:
         """Return what an object that nobody was seen to make belongs to, assumed as well if need be."""
         parent = ""
         if level != "system":
-            systems = self._own("system", pid)
-            parent = systems[-1].id if systems else self._make(call, "system", "", None, assumed=True)
+            parent = self._latest.get(("system", pid)) or self._make(call, "system", "", None, assumed=True)
         if level == "vcpu":
-            vms = self._own("vm", pid)
-            parent = vms[-1].id if vms else self._make(call, "vm", parent, None, assumed=True)
+            parent = self._latest.get(("vm", pid)) or self._make(call, "vm", parent, None, assumed=True)
         return parent
 
-    def _own(self, kind: str, pid: int) -> list[KvmObject]:
-        """Return the objects of a kind that a process made."""
-        return [known for known in self._all(kind) if self._owners[known.id] == pid]
+    def _hold(self, key: tuple[int, int], name: str) -> None:
+        """Note that a process's descriptor stands for an object."""
+        self._fds[key] = name
+        self._holders.setdefault(key[1], {})[key[0]] = name
 
     def _make(
         self,
@@ -201,7 +207,13 @@ class ObjectTable:
                 file=row.file.replace(":N", "" if number is None else f":{number}"),
                 assumed=assumed,
             )
-        self._owners.setdefault(name, self.pid(call.tid))
+            self._n_made[kind, parent] += 1
+            if parent:
+                self._n_made[kind, ""] += 1
+            made_by = (kind, self.pid(call.tid))
+            self._latest[made_by] = name
+            if assumed and fd is None:
+                self._nameless.setdefault(made_by, deque()).append(name)
         if kind == "vm":
             self._vms[name] = Vm(self.pid(call.tid))
         vm = self.vm_of(name)
@@ -211,23 +223,18 @@ class ObjectTable:
                 vm.vcpu_ids.add(number)
         if fd is not None:
             key = (self.pid(call.tid), fd)
-            self._fds[key] = name
+            self._hold(key, name)
             self._closed.pop(key, None)
         return name
 
     def _new_id(self, kind: str, parent: str, number: int | None) -> str:
         if kind in ONE_PER_VM:
             return f"{parent}.{kind}"
-        of_kind = self._all(kind)
         if kind == "system":
-            return f"kvm{len(of_kind)}"
+            return f"kvm{self._n_made[kind, '']}"
         if kind == "vm":
-            return f"vm{len(of_kind)}"
-        siblings = sum(other.parent == parent for other in of_kind)
-        return f"{parent}.{kind}{siblings if number is None else number}"
-
-    def _all(self, kind: str) -> list[KvmObject]:
-        return [known for known in self.objects.values() if known.kind == kind]
+            return f"vm{self._n_made[kind, '']}"
+        return f"{parent}.{kind}{self._n_made[kind, parent] if number is None else number}"
 
     def _vm_name(self, name: str) -> str:
         while name and self.objects[name].kind != "vm":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import field
 from typing import TYPE_CHECKING
 
@@ -71,9 +72,9 @@ class Halted:
         whole = excerpt.whole
         injected = np.flatnonzero(whole.cls == CLASS["inject interrupt"])
         numbers = {whole.key_of(number): number for number in range(len(whole.tids))}
-        ids = list(excerpt.vcpu_ids.values())
+        times = Counter(excerpt.vcpu_ids.values())
         for key, vcpu in excerpt.vcpu_ids.items():
-            if ids.count(vcpu) > 1:
+            if times[vcpu] > 1:
                 continue
             mine = injected[whole.thread[injected] == numbers.get(key, -1)]
             last = int(whole.row[mine[-1]]) if len(mine) else -1

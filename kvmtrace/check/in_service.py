@@ -8,6 +8,7 @@ Source: kvm_get_apic_interrupt, apic_set_eoi (lapic.c)
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import field
 from typing import TYPE_CHECKING
 
@@ -161,16 +162,17 @@ def _arrivals(excerpt: Excerpt) -> dict[int, tuple[NDArray[np.intp], NDArray[np.
     Empty where two threads run vCPUs of the same id: two VMs, whose LAPICs the events do not tell apart.
     """
     table = excerpt.sequence.table
-    ids = list(excerpt.vcpu_ids.values())
     if not all(excerpt.has_field("kvm_apic_accept_irq", name) for name in ("vec", "apicid", "dm")):
         return {}
     rows = table.rows("kvm_apic_accept_irq")
     apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
     vector = table.field("kvm_apic_accept_irq", "vec").astype(np.int64)
     fixed = among(table.field("kvm_apic_accept_irq", "dm"), IRR_DELIVERY_MODES)
-    return {
-        one: (rows[fixed & (apic == one)], vector[fixed & (apic == one)]) for one in set(ids) if ids.count(one) == 1
-    }
+    rows, apic, vector = rows[fixed], apic[fixed], vector[fixed]
+    order = np.argsort(apic, kind="stable")
+    ids = [one for one, times in Counter(excerpt.vcpu_ids.values()).items() if times == 1]
+    first, stop = (np.searchsorted(apic[order], ids, side).tolist() for side in ("left", "right"))
+    return {one: (rows[order[a:b]], vector[order[a:b]]) for one, a, b in zip(ids, first, stop, strict=True)}
 
 
 def _follow(

@@ -63,6 +63,11 @@ class Segments:
     def __len__(self) -> int:
         return len(self.ts_ns)
 
+    def of(self, thread: int) -> slice:
+        """Return where the segments of a thread are."""
+        first, stop = np.searchsorted(self.thread, (thread, thread + 1)).tolist()
+        return slice(first, stop)
+
 
 # of the columns of Segments, `rip` as a number of LaneKeys.rips
 _DTYPES = (np.uint16, np.int64, np.int64, np.uint8, np.int32, np.int16, np.int64)

@@ -35,7 +35,7 @@ class VcpuAccumulator:
         self._migrations = Counter()
         self._exits = Counter()
         self._userspace_exits = Counter()
-        self._cpus: set[tuple[int, int]] = set()
+        self._cpus: dict[int, set[int]] = {}
 
     def feed(self, lanes: Lanes, swept: Sweep, moves: Moves) -> None:
         """Take in the next piece."""
@@ -48,7 +48,10 @@ class VcpuAccumulator:
         self._migrations.add(thread[1:][moved & (lanes.cpu[:-1] >= 0)])
         changes = np.append(lanes.starts(), np.flatnonzero(moved) + 1)
         pairs = distinct(thread[changes] * MAX_CPUS + np.clip(lanes.cpu[changes], -1, MAX_CPUS - 1) + 1)
-        self._cpus |= {divmod(int(pair), MAX_CPUS) for pair in pairs}
+        for pair in pairs.tolist():
+            number, cpu = divmod(pair, MAX_CPUS)
+            if cpu:
+                self._cpus.setdefault(number, set()).add(cpu - 1)
 
     def finish(self, tids: list[int], identities: Identities, can_tell: Mapping[str, bool]) -> tuple[VcpuRow, ...]:
         """Return the rows by (pid, vCPU id, tid).
@@ -65,7 +68,6 @@ class VcpuAccumulator:
             shown: dict[str, Any] = {
                 name: ns if ns or can_tell.get(name, True) else None for name, ns in values.items()
             }
-            cpus = tuple(sorted(cpu - 1 for thread, cpu in self._cpus if thread == number and cpu))
             rows.append(
                 VcpuRow(
                     tid=tid,
@@ -77,7 +79,7 @@ class VcpuAccumulator:
                     migrations=self._migrations[number],
                     exits=self._exits[number],
                     userspace_exits=self._userspace_exits[number],
-                    cpus=cpus,
+                    cpus=tuple(sorted(self._cpus.get(number, ()))),
                 )
             )
         return tuple(sorted(rows, key=_order))

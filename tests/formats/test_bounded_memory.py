@@ -85,6 +85,9 @@ CASES = {
     "comms, zstd": lambda: bomb("zstd", section=21),
     "a chunk, zstd": lambda: bomb("zstd", chunk=LARGE),
     "chunks, zstd": lambda: bomb("zstd", chunk=16 << 20, n_chunks=60),
+    "chunks of 1 MB, zstd": lambda: bomb("zstd", chunk=1 << 20, n_chunks=900),
+    "chunks of 1 MB, zlib": lambda: bomb("zlib", chunk=1 << 20, n_chunks=900),
+    "chunks of 16 MB, zlib": lambda: bomb("zlib", chunk=16 << 20, n_chunks=55),
     "perf.data": perf_bomb,
 }
 

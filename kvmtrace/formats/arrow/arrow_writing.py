@@ -73,14 +73,16 @@ def _group_rows(table: EventTable) -> list[NDArray[np.intp]]:
     of the window shares one.
     """
     vcpu_rows = [table.rows(name) for name in _VCPU_EVENTS]
-    tids = np.unique(table.tid[np.concatenate(vcpu_rows)])
+    tids, counts = np.unique(table.tid, return_counts=True)
+    busy = tids[(counts >= MIN_GROUP_ROWS) & np.isin(tids, table.tid[np.concatenate(vcpu_rows)])]
     groups: list[NDArray[np.intp]] = []
     rest = np.ones(len(table), bool)
-    for tid in tids.tolist():
+    for tid in busy.tolist():
+        if len(groups) >= MAX_GROUPS - 1:
+            break
         rows = np.flatnonzero(table.tid == tid)
-        if len(rows) >= MIN_GROUP_ROWS and len(groups) < MAX_GROUPS - 1:
-            groups += _kind_groups(table.kind, rows, MAX_GROUPS - 1 - len(groups))
-            rest[rows] = False
+        groups += _kind_groups(table.kind, rows, MAX_GROUPS - 1 - len(groups))
+        rest[rows] = False
     if rest.any() or not groups:
         groups.append(np.flatnonzero(rest))
     return groups

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 # a real trace shrinks 3 to 40 times; a page of one event repeated at most some 200 times
 MAX_RATIO = 1100  # deflate's own limit is 1032
 MIN_LIMIT = 1 << 20
-MAX_PART = 64 << 20  # one section or chunk: formats are some MB, trace-cmd makes chunks of some 10 pages
+MAX_PART = 64 << 20  # one section: formats are some MB, symbols and names some 10
+MAX_CHUNK = 16 << 20  # trace-cmd makes chunks of some 10 pages, and pages have 1 MB at most
+MAX_KEPT = 64 << 20  # of all sections of a file together, which stay in memory, beside what USUAL_RATIO allows
+USUAL_RATIO = 40
 
 
 def _unzlib(data: memoryview, size: int) -> bytes:
@@ -60,13 +63,32 @@ class Decompressor:
         self.name = name
         self.path = path
         self._algorithm = ALGORITHMS[name]
+        self._packed = self._chunks = self._kept = 0  # bytes that sections and chunks take, and that they become
 
-    def validate_size(self, compressed: int, size: int, offset: int) -> None:
-        """Raise FormatError if `compressed` bytes cannot become `size` bytes."""
-        if size > min(max(compressed * MAX_RATIO, MIN_LIMIT), MAX_PART):
-            raise FormatError(
-                self.path, offset, f"a credible size of {compressed} bytes of {self.name} data", f"{size} bytes claimed"
-            )
+    def validate_size(self, compressed: int, size: int, offset: int, most: int = MAX_PART) -> None:
+        """Raise FormatError if `compressed` bytes cannot become `size` bytes, or if these are more than `most`."""
+        if size > min(max(compressed * MAX_RATIO, MIN_LIMIT), most):
+            raise self._incredible(compressed, size, offset)
+
+    def validate_chunk(self, compressed: int, size: int, offset: int) -> None:
+        """Take a chunk of pages into account: raise FormatError if it, or all so far, cannot become as large."""
+        self.validate_size(compressed, size, offset, MAX_CHUNK)
+        self._packed += compressed
+        self._chunks += size
+        if self._chunks > MAX_KEPT + MAX_RATIO * self._packed:
+            raise self._incredible(self._packed, self._chunks, offset)
+
+    def _incredible(self, compressed: int, size: int, offset: int) -> FormatError:
+        expected = f"a credible size of {compressed} bytes of {self.name} data"
+        return FormatError(self.path, offset, expected, f"{size} bytes claimed")
+
+    def decompress_kept(self, data: memoryview, size: int, offset: int) -> bytes:
+        """Return what a part becomes that stays in memory: all of them together are bounded."""
+        self._packed += len(data)
+        self._kept += size
+        if self._kept > MAX_KEPT + USUAL_RATIO * self._packed:
+            raise self._incredible(self._packed, self._kept, offset)
+        return self.decompress(data, size, offset)
 
     def decompress_many(self, data: memoryview, places: NDArray[Any], sizes: NDArray[Any]) -> list[Any] | None:
         """Decompress many parts in one call.

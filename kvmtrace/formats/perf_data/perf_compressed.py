@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kvmtrace._native.perf_samples import count_perf_records
-from kvmtrace.formats.common.compression import MAX_RATIO
+from kvmtrace.formats.common.compression import MAX_KEPT, USUAL_RATIO
 from kvmtrace.formats.perf_data.perf_records import RECORD_COMPRESSED
 from kvmtrace.formats.trace_dat.page_streams import Fault
 
@@ -62,14 +62,14 @@ def decompress_records(perf: PerfData, first: int, last: int, sink: FaultSink) -
     import zstandard
 
     stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-    limit = (last - first) * MAX_RATIO
+    limit = MAX_KEPT + USUAL_RATIO * (last - first)
     faults: list[Fault] = []
-    out: list[bytes | memoryview] = []
+    out = bytearray()
     held = b""  # the beginning of a record that goes on in the next compressed one
     for at, kind, content in _iter_outer(perf.data, first, last, faults):
         if kind != RECORD_COMPRESSED:
             if not held:  # never within a record
-                out.append(perf.data[at : at + 8 + len(content)])
+                out += perf.data[at : at + 8 + len(content)]
             continue
         try:
             more = _decompress(stream, content, limit)
@@ -77,16 +77,15 @@ def decompress_records(perf: PerfData, first: int, last: int, sink: FaultSink) -
             faults.append(Fault(at, -1, "zstd data", str(error)))
             break
         if more is None:
-            faults.append(Fault(at, -1, f"at most {MAX_RATIO} times its size", "more"))
+            faults.append(Fault(at, -1, f"at most {MAX_KEPT >> 20} MiB and {USUAL_RATIO} times its size", "more"))
             break
         limit -= len(more)
         got = held + more
         whole = _whole_records(got)
-        out.append(got[:whole])
+        out += memoryview(got)[:whole]
         held = got[whole:]
     sink.add_faults(faults, truncated=True)
-    data = b"".join(out)
-    return np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
+    return np.frombuffer(out, np.dtype("<u8"), len(out) // 8)
 
 
 def _decompress(stream: Any, content: memoryview, limit: int) -> bytes | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = 32 << 20  # of pages: a file of no more is decompressed once and kept
 BATCH_BYTES = 8 << 20  # of pages that are decompressed in one call
+AT_ONCE_BYTES = 32 << 20  # of chunks that begin at the same time, which are loaded together
 
 
 def _chunk_list(trace: TraceDat, cpu: CpuData, layout: PageLayout, faults: list[Fault]) -> list[tuple[int, int, int]]:
@@ -36,7 +37,7 @@ def _chunk_list(trace: TraceDat, cpu: CpuData, layout: PageLayout, faults: list[
             faults.append(Fault(at, cpu.cpu, f"a compressed chunk of {packed} bytes", "the end of the file"))
             break
         try:
-            trace.decompressor.validate_size(packed, size, at)
+            trace.decompressor.validate_chunk(packed, size, at)
         except FormatError as error:
             faults.append(Fault(at, cpu.cpu, error.expected, error.found))
             break
@@ -150,6 +151,35 @@ def read_begins(trace: TraceDat, stream: Stream) -> None:
         _unpack_batch(trace, batch, pages, 0)
         _set_begins(stream, batch, pages, heads)
     stream.unit_ts = unit_stamps(*read_heads(heads, stream.layout))
+
+
+def drop_simultaneous(begins: Sequence[NDArray[np.int64]], streams: Sequence[Stream]) -> None:
+    """Let go of chunks that begin at the same time as so many others that they could not be loaded together.
+
+    Time goes on in a recording; where it does not, or goes back, chunks were made to become large at once.
+
+    Parameters
+    ----------
+    begins : int64, of each stream, when each unit begins, ascending
+    """
+    pages = np.concatenate([stream.pages * stream.layout.page_size for stream in streams])
+    if not len(pages) or pages.sum() <= AT_ONCE_BYTES:
+        return
+    _, group = np.unique(np.concatenate(begins), return_inverse=True)
+    if np.bincount(group, pages).max() <= AT_ONCE_BYTES:
+        return
+    order = np.argsort(group, kind="stable")
+    total = np.cumsum(pages[order])
+    first = np.searchsorted(group[order], group[order])
+    so_far = np.empty_like(total)
+    so_far[order] = total - (total - pages[order])[first]
+    bounds = np.cumsum([0, *(stream.n_units for stream in streams)]).tolist()
+    for stream, start, stop in zip(streams, bounds[:-1], bounds[1:], strict=True):
+        gone = np.flatnonzero(so_far[start:stop] > AT_ONCE_BYTES)
+        if len(gone) and stream.packed is not None:
+            stream.pages[gone] = 0
+            offset, found = int(stream.offset[gone[0]]), f"{len(gone)} that begin at the same time as many others"
+            stream.faults.append(Fault(offset, stream.cpu, "chunks that begin one after the other", found))
 
 
 class KeptPages:

@@ -117,6 +117,7 @@ class PageSource:
     Attributes
     ----------
     streams : list of Stream
+    packed : bool, some are compressed
     mapped : bool, pages are used where they stand in the file, nothing is copied
     shared : bool, all that is loaded lies in one buffer
     faults : what is wrong with the file as a whole
@@ -142,6 +143,7 @@ class PageSource:
                     self.streams[-1].faults.append(Fault(cpu.offset, cpu.cpu, f"pages of CPU {cpu.cpu} alone", found))
         self.faults = _end_faults(trace)
         self.holes = bool(self.faults) and trace.meta_at is not None and not trace.meta_broken
+        self.packed = any(s.packed is not None for s in self.streams)
         self.mapped = not any(s.packed is not None or (s.n_units and s.offset[0] % 4) for s in self.streams)
         self._kept = KeptPages(trace, self.streams) if KeptPages.fit(self.streams) else None
         if self._kept is not None:

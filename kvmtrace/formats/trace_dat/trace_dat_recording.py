@@ -9,6 +9,7 @@ import numpy as np
 
 from kvmtrace.formats.common.capture_of_file import capture_of, processes_of_meta
 from kvmtrace.formats.common.loss import LossCounter, lost_by_cpu_stats
+from kvmtrace.formats.trace_dat.chunks import drop_simultaneous
 from kvmtrace.formats.trace_dat.clock import read_time_converter
 from kvmtrace.formats.trace_dat.page_streams import Span, Stream
 from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, PageSource
@@ -74,14 +75,16 @@ class TraceDatRecording(Recording):
             n_cpus=trace.n_cpus or None,
         )
         stats = [data for number, data in trace.options if number == OPTION_CPUSTAT]
+        # per stream, when each unit begins, ascending
+        self._unit_ns = [_ascending(self._converter.to_ns(s.unit_ts, s.cpu)) for s in self._source.streams]
+        if self._source.packed:
+            drop_simultaneous(self._unit_ns, self._source.streams)
         self._loss = LossCounter(trace.meta, lost_by_cpu_stats(stats))
         for stream in self._source.streams:
             self._loss.add_faults(stream.faults, truncated=True)
         self._loss.add_faults(self._source.faults, truncated=True)
         self.loss = self._loss.loss()
         self._units: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
-        # per stream, when each unit begins, ascending
-        self._unit_ns = [_ascending(self._converter.to_ns(s.unit_ts, s.cpu)) for s in self._source.streams]
 
     def events(self) -> EventTable:
         """Return all events (cached)."""

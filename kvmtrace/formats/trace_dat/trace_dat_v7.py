@@ -74,7 +74,7 @@ def _section(
         raise header.fail("an uncompressed section", "a compressed one, and no algorithm named")
     packed, unpacked = header.number(4, "compressed size"), header.number(4, "uncompressed size")
     at = header.pos
-    content = decompressor.decompress(header.take(packed, "compressed section"), unpacked, at)
+    content = decompressor.decompress_kept(header.take(packed, "compressed section"), unpacked, at)
     return Cursor(memoryview(content), path, 0, at), False
 
 
@@ -146,5 +146,5 @@ def _read_text(trace: TraceDat, content: bytes, decompressor: Decompressor | Non
     for _ in range(cursor.number(4, "count of chunks")):
         packed, size = cursor.number(4, "compressed size"), cursor.number(4, "uncompressed size")
         at = cursor.pos
-        parts.append(decompressor.decompress(cursor.take(packed, "compressed chunk"), size, at))
+        parts.append(decompressor.decompress_kept(cursor.take(packed, "compressed chunk"), size, at))
     return b"".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -103,8 +104,8 @@ class TraceFile:
         tids = self._builder.tids
         threads = {tid: number for number, tid in enumerate(tids)}
         ids = [(self._identities.vcpu_ids.get(tid), number) for number, tid in enumerate(tids)]
-        known = [one for one, _ in ids if one is not None]
-        apics = {one: number for one, number in ids if one is not None and known.count(one) == 1}
+        times = Counter(one for one, _ in ids)
+        apics = {one: number for one, number in ids if one is not None and times[one] == 1}
         found = self._flows.feed(table, threads, apics)
         if found is None:
             return
