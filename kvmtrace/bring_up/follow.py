@@ -63,7 +63,7 @@ def follow_bring_up(
     construction = Construction(known, isa, _forks(events, known))
     for call in sorted(calls, key=lambda call: call.event_index):
         construction.follow(call)
-    steps, objects = tuple(construction.steps), tuple(construction.table.objects.values())
+    steps, objects = tuple(construction.steps), construction.table.finished()
     first = {step.name: step.event_index for step in reversed(steps)}
     return BringUp(
         steps=steps,

@@ -67,6 +67,7 @@ class ObjectTable:
         self.words = words
         self.objects: dict[str, KvmObject] = {}
         self.notes: list[str] = []
+        self._run_tids: dict[str, dict[int, None]] = {}  # vCPU -> threads that called KVM_RUN on it, in order
         self._vms: dict[str, Vm] = {}
         self._fds: dict[tuple[int, int], str] = {}
         self._closed: dict[tuple[int, int], str] = {}
@@ -125,10 +126,16 @@ class ObjectTable:
 
     def run(self, call: Call, name: str) -> None:
         """Note which thread ran a vCPU, and when it ran first."""
-        vcpu = self.objects[name]
-        tids = vcpu.run_tids if call.tid in vcpu.run_tids else (*vcpu.run_tids, call.tid)
-        first = call.ts_ns if vcpu.first_run_ns is None else vcpu.first_run_ns
-        self.objects[name] = replace(vcpu, run_tids=tids, first_run_ns=first)
+        if name not in self._run_tids:
+            self.objects[name] = replace(self.objects[name], first_run_ns=call.ts_ns)
+        self._run_tids.setdefault(name, {})[call.tid] = None
+
+    def finished(self) -> tuple[KvmObject, ...]:
+        """Return all objects, with the threads that ran them."""
+        ran = self._run_tids
+        return tuple(
+            replace(known, run_tids=tuple(ran[name])) if name in ran else known for name, known in self.objects.items()
+        )
 
     def make_from(self, call: Call, target: KvmObject, kind: str) -> str:
         """Create the object that a successful call made; `ret` is its descriptor where it has one."""

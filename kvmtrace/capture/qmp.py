@@ -56,10 +56,17 @@ def ask(path: str | Path, timeout_s: float = 5.0) -> dict[str, Any]:
         connection.settimeout(timeout_s)
         connection.connect(str(path))
         with connection.makefile("rwb") as stream:
-            until = time.monotonic() + timeout_s
-            _line(stream, until)  # the greeting
-            _exchange(stream, {"execute": "qmp_capabilities"}, until)
-            return {name: _exchange(stream, question, until) for name, question in QUESTIONS.items()}
+            return converse(stream, time.monotonic() + timeout_s)
+
+
+def converse(stream: Any, until: float) -> dict[str, Any]:
+    """Ask all questions of whoever is at the other end of a binary stream, until a time of the monotonic clock.
+
+    Returns and raises as `ask` does.
+    """
+    _line(stream, until)  # the greeting
+    _exchange(stream, {"execute": "qmp_capabilities"}, until)
+    return {name: _exchange(stream, question, until) for name, question in QUESTIONS.items()}
 
 
 def _line(stream: Any, until: float) -> dict[str, Any]:

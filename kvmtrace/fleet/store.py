@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.errors import CapabilityError, FormatError, UsageError
 from kvmtrace.fleet.summary_schema import FAILURE, SUMMARY
 
 if TYPE_CHECKING:
@@ -85,10 +85,20 @@ class Store:
         return {path.rsplit("/", 1)[-1].removesuffix(".parquet") for path in self.objects(SUMMARIES)}
 
     def write_summary(self, row: dict[str, Any]) -> str:
-        """Write a recording's summary; return its path."""
+        """Write a recording's summary; return its path.
+
+        Raises
+        ------
+        FormatError
+            It holds numbers that no summary can: those of a damaged recording.
+        """
         parts = [f"{name}={quote(str(row.get(name) or NOT_TOLD), safe='.+-_')}" for name in PARTITIONS]
         path = "/".join([self.root, SUMMARIES, *parts, f"{row['checksum']}.parquet"])
-        self._write(path, row, SUMMARY)
+        try:
+            self._write(path, row, SUMMARY)
+        except (OverflowError, ValueError) as error:  # of pyarrow; its errors are ValueErrors
+            told = " ".join(str(error).split())[:200]
+            raise FormatError(str(row["source"]), None, "times and counts of at most 64 bits", told) from error
         return path
 
     def write_failure(self, source: str, error: str, kind: str, attempts: int) -> None:

@@ -1,7 +1,8 @@
-"""Fuzz everything that reads a file, guided by the lines reached: python tests/fuzz/fuzz.py --minutes 30.
+"""Fuzz everything that reads a file, guided by what is reached: python tests/fuzz/fuzz.py --minutes 30.
 
-A supervisor runs one worker after another, so that a worker that dies is a finding like any other. Findings
-are kept, minimised, in --keep; move them to tests/fuzz/crashers once repaired.
+A supervisor runs one worker after another, so that a worker that dies is a finding like any other. Their compiled
+loops count the basic blocks reached; of every second one the address sanitizer watches them, of the others memory is
+bounded. Findings are kept, minimised, in --keep; move them to tests/fuzz/crashers once repaired.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,11 +28,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz.case import ALL, EVENTS, REPORT, Outcome, run_case
 from fuzz.minimise import minimised
 from fuzz.mutations import mutate
-from fuzz.reached import Reached, line_coverage
+from fuzz.own_build import COVERAGE, SANITIZE, count_blocks, environment, own_build
+from fuzz.reached import TRACED, NativeEdges, Reached, line_coverage
 from fuzz.seeds import composed, recorded_seeds, synthetic_seeds
 
 MAX_CORPUS_BYTES = 200_000
-CUTS_UNSEEN = ("text", "summary")  # a text may end behind any line
+WORKER_S = 300
+CUTS_UNSEEN = ("text", "summary", "qmp")  # a text may end behind any line
 
 
 def place_of(error: BaseException) -> str:
@@ -54,7 +58,7 @@ class Fuzzer:
 
     def __init__(self, keep: Path, seed: int, seeds: dict[str, bytes] | None = None) -> None:
         self.keep, self.rng = keep, random.Random(seed)
-        self.reached = Reached()
+        self.reached, self.native = Reached(), NativeEdges()
         self.counts: dict[str, int] = {"executions": 0, "refused": 0, "read": 0, "damage_stated": 0, "bytes": 0}
         self.findings: dict[str, int] = {}
         self.scratch = Path(tempfile.mkdtemp(prefix="kvmtrace-fuzz-"))
@@ -86,7 +90,7 @@ class Fuzzer:
             sys.settrace(None)
             self.found(place_of(error), data, "".join(traceback.format_exception(error)), depth)
             return None
-        if len(self.reached.edges) > before and len(data) <= MAX_CORPUS_BYTES:
+        if (self.native.grew() or len(self.reached.edges) > before) and len(data) <= MAX_CORPUS_BYTES:
             self.corpus.append(data)
             (self.saved / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
         self.counts["refused" if outcome.n_events is None else "read"] += 1
@@ -143,8 +147,9 @@ class Fuzzer:
             "counts": self.counts,
             "findings": self.findings,
             "corpus": len(self.corpus),
-            "lines": sorted(self.reached.lines()),
-            "edges": len(self.reached.edges),
+            "edges": self.reached.named(),
+            "native_edges": self.native.edges(),
+            "native_blocks": self.native.blocks(),
         }
 
 
@@ -166,15 +171,20 @@ def summarise(keep: Path) -> str:
     """Return the figures of all workers."""
     states = [json.loads(path.read_text()) for path in sorted(keep.glob(".state-*"))]
     counts = {key: sum(s["counts"][key] for s in states) for key in (states[0]["counts"] if states else {})}
-    lines = {(file, line) for s in states for file, line in s["lines"]}
+    edges = {tuple(edge) for s in states for edge in s["edges"]}
+    lines = {(file, line) for file, _, line in edges}
+    native = {number for s in states for number in s["native_edges"]}
+    blocks = max((len(s["native_blocks"]) for s in states), default=0)
     rows = [f"{key.replace('_', ' ')}: {value:,}" for key, value in counts.items()]
     rows.append(
         f"inputs that reached something new: {len(list((keep / '.corpus').iterdir())):,}; "
-        f"edges: {max((s['edges'] for s in states), default=0):,}"
+        f"edges: {len(edges):,} of Python's lines, {len(native):,} of compiled code"
     )
+    n_blocks = json.loads((keep / ".builds").read_text())
+    rows.append(f"basic blocks of the compiled loops: {blocks:,} of {n_blocks:,}")
     found = sorted(p.name for p in keep.iterdir() if p.name[0] != "." and p.suffix != ".txt")
     rows.append(f"findings: {', '.join(found) or 'none'}")
-    for folder in ("formats", "table", "spans"):
+    for folder in TRACED[:4]:
         modules = line_coverage(lines, folder)
         ran, total = (sum(column) for column in zip(*modules.values(), strict=True))
         rows.append(f"line coverage of kvmtrace/{folder}: {100 * ran / total:.1f} % ({ran} of {total})")
@@ -184,24 +194,20 @@ def summarise(keep: Path) -> str:
 
 def supervise(keep: Path, minutes: float, seed: int) -> int:
     """Run workers until the time is over; a worker that died left its input."""
+    folder = keep / ".copies"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    builds = []
+    for name, flags in (("bounded", COVERAGE), ("sanitized", (*SANITIZE, COVERAGE[2]))):
+        (folder / name).mkdir()
+        builds.append(environment(own_build(folder / name, flags, edges=True), sanitized=name == "sanitized"))
+    (keep / ".builds").write_text(str(count_blocks(next((folder / "bounded").glob("kvmtrace/_native/*.so")))))
     end = time.monotonic() + 60 * minutes
     while (left := end - time.monotonic()) > 3:
         seed += 1
-        status = subprocess.run(
-            [
-                sys.executable,
-                "-W",
-                "error",
-                __file__,
-                "--worker",
-                str(seed),
-                "--keep",
-                str(keep),
-                "--seconds",
-                str(min(left, 600)),
-            ],
-            check=False,
-        ).returncode
+        arguments = ["--worker", str(seed), "--keep", str(keep), "--seconds", str(min(left, WORKER_S))]
+        command = [sys.executable, "-W", "error", __file__, *arguments]
+        status = subprocess.run(command, env=builds[seed % len(builds)], check=False).returncode
         if status:
             print(f"worker {seed} ended with {status}", flush=True)
             path = keep / f".path-{seed}"

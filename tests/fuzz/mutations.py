@@ -175,6 +175,11 @@ def metadata(rng: random.Random, data: bytes) -> bytes:
             text = _dump(hostile_value(rng, parsed))
             text += b" " * (-len(text) % 8)
             return data[:16] + struct.pack("<Q", len(text)) + text + data[24 + size :]
+    if data.startswith(b'{"QMP"'):
+        answers = data.split(b"\n")
+        at = rng.randrange(len(answers))
+        answers[at] = _dump(hostile_value(rng, _parse(answers[at]))) if rng.random() < 0.95 else b"[" * 100_000
+        return b"\n".join(answers)
     if data.startswith(b'{"'):
         parsed = _parse(data)
         if parsed is not None:

@@ -1,20 +1,52 @@
-"""Which lines of kvmtrace/formats, table and spans ran: sys.settrace, no dependency."""
+"""Which lines of kvmtrace ran (sys.settrace), and which basic blocks of its compiled loops (edges.c)."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import kvmtrace
+from kvmtrace._native import _loops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
 PACKAGE = Path(kvmtrace.__file__).parent
-FOLDERS = tuple(str(PACKAGE / name) + "/" for name in ("formats", "table", "spans"))
+TRACED = ("formats", "table", "spans", "check", "bring_up", "capture")
+FOLDERS = tuple(str(PACKAGE / name) + "/" for name in TRACED)
+N_SLOTS = 1 << 16  # of edges.c
+
+
+class NativeEdges:
+    """What edges.c noted; nothing where the loops were built without it."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(_loops.__file__)
+        try:
+            arrays = [(ctypes.c_uint8 * N_SLOTS).in_dll(library, f"kvmtrace_{name}") for name in ("blocks", "edges")]
+        except ValueError:
+            arrays = [(ctypes.c_uint8 * N_SLOTS)() for _ in range(2)]
+        self._blocks, self._edges = (np.frombuffer(array, np.uint8) for array in arrays)
+        self._n = 0
+
+    def grew(self) -> bool:
+        """Say whether there are edges that were not there the last time."""
+        before, self._n = self._n, int(np.count_nonzero(self._edges))
+        return self._n > before
+
+    def edges(self) -> list[int]:
+        """Return the numbers of all edges."""
+        return np.flatnonzero(self._edges).tolist()
+
+    def blocks(self) -> list[int]:
+        """Return the numbers of all basic blocks."""
+        return np.flatnonzero(self._blocks).tolist()
 
 
 class Reached:
@@ -24,9 +56,9 @@ class Reached:
         self.edges: set[tuple[str, int, int]] = set()
         self._last = 0
 
-    def lines(self) -> set[tuple[str, int]]:
-        """Return (file, line) of all lines that ran."""
-        return {(file, line) for file, _, line in self.edges}
+    def named(self) -> list[tuple[str, int, int]]:
+        """Return the edges with the names of files in the package."""
+        return [(file.removeprefix(f"{PACKAGE}/"), before, line) for file, before, line in self.edges]
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` under the tracer."""
@@ -78,8 +110,8 @@ def lines_of_functions(path: Path) -> set[int]:
 def line_coverage(lines: set[tuple[str, int]], folder: str = "formats") -> dict[str, tuple[int, int]]:
     """Return module -> (lines of functions that ran, lines of functions)."""
     result = {}
-    for path in sorted((PACKAGE / folder).glob("*.py")):
-        wanted = lines_of_functions(path)
+    for path in sorted((PACKAGE / folder).rglob("*.py")):
+        wanted, name = lines_of_functions(path), str(path.relative_to(PACKAGE))
         if wanted:
-            result[path.name] = (len(wanted & {line for file, line in lines if file == str(path)}), len(wanted))
+            result[name] = (len(wanted & {line for file, line in lines if file == name}), len(wanted))
     return result

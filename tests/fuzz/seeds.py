@@ -166,6 +166,21 @@ def summary() -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+def qmp() -> bytes:
+    """What a QMP server says, from the greeting on."""
+    said: list[dict[str, Any]] = [
+        {"QMP": {"version": {"qemu": {"micro": 9, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}},
+        {"return": {}},
+        {"return": {"qemu": {"micro": 9, "minor": 2, "major": 7}, "package": "Debian"}},
+        {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"},
+        {"return": {"enabled": True, "present": True}},
+        {"return": [{"cpu-index": 0, "thread-id": 77, "props": {"core-id": 0}, "qom-path": "/machine/unattached/1"}]},
+        {"return": [{"name": "kvm-accel", "parent": "accel"}]},
+        {"error": {"class": "GenericError", "desc": "no"}},
+    ]
+    return b"".join(json.dumps(answer).encode() + b"\n" for answer in said)
+
+
 def exported(data: bytes) -> dict[str, bytes]:
     """The recording `data` as Parquet and Arrow."""
     with tempfile.NamedTemporaryFile() as file:
@@ -195,6 +210,7 @@ def synthetic_seeds() -> dict[str, bytes]:
         "bpf": bpf_capture(),
         "text": text(),
         "summary": summary(),
+        "qmp": qmp(),
         **exported(small),
     }
 

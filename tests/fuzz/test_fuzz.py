@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import pytest
 from writers.ring_buffer import page, record
 from writers.trace_dat import TraceDatWriter
 
-from fuzz.case import ALL, EVENTS, REPORT, Hang, Outcome, run_case
+from fuzz.case import ALL, EVENTS, QMP, REPORT, Hang, Outcome, run_case
 from fuzz.fuzz import Fuzzer
 from fuzz.minimise import minimised
 from fuzz.mutations import mutate
+from fuzz.own_build import COVERAGE, count_blocks, environment, own_build
 from fuzz.seeds import composed, recorded_seeds, synthetic_seeds, vm_entry, vm_exit
 from kvmtrace.formats import open_recording
 from kvmtrace.formats.common.cursor import Cursor
@@ -54,6 +57,24 @@ def test_damage_inside_compressed_parts(run):
 @pytest.mark.parametrize("path", CRASHERS, ids=lambda path: path.name)
 def test_what_once_broke_something(path):
     run_case(str(path), ALL)
+
+
+def test_blocks_of_the_compiled_loops_are_counted(tmp_path):
+    folder = own_build(tmp_path, COVERAGE, edges=True)
+    code = (
+        "from fuzz.reached import NativeEdges; from fuzz.case import run_case, ALL; import sys; n = NativeEdges()\n"
+        "before = len(n.blocks()); run_case(sys.argv[1], ALL)\n"
+        "print(before, len(n.blocks()), n.grew(), n.grew())"
+    )
+    path = tmp_path / "seed"
+    path.write_bytes(SEEDS["trace.dat-v6"])
+    command = [sys.executable, "-c", code, str(path)]
+    env = environment(folder, sanitized=False)
+    env["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
+    before, after, *grew = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert int(before) < 10  # of the module itself
+    assert grew == ["True", "False"]
+    assert 50 < int(after) < count_blocks(next(folder.glob("kvmtrace/_native/*.so")))
 
 
 class TestTheFuzzer:
@@ -121,7 +142,16 @@ class TestTheFuzzer:
     def test_every_format_is_among_the_seeds(self):
         names = {**SEEDS, **recorded_seeds()}
         formats = {open_format(data) for data in names.values()}
-        assert formats == {"trace.dat", "perf.data", "kvmtrace-bpf", "ftrace-text", "parquet", "arrow", "summary"}
+        assert formats == {
+            "trace.dat",
+            "perf.data",
+            "kvmtrace-bpf",
+            "ftrace-text",
+            "parquet",
+            "arrow",
+            "summary",
+            "QMP",
+        }
         assert {"trace.dat-v7-zlib", "trace.dat-v7-zstd", "perf.data-zstd"} <= set(names)
 
 
@@ -129,6 +159,8 @@ def open_format(data: bytes) -> str:
     """Return what a file is recognised as."""
     if is_summary(data):
         return "summary"
+    if data.startswith(QMP):
+        return "QMP"
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)
         found = open_recording(file.name).capture.format
