@@ -55,9 +55,9 @@ def share_cell(part: int | None, whole: int | None) -> Cell:
     return Cell("-", -1) if part is None or not whole else Cell(percent(part, whole), part / whole)
 
 
-def hex_cell(number: int) -> Cell:
+def hex_cell(number: int | None) -> Cell:
     """Return a number's cell in hexadecimal."""
-    return Cell(f"{number:#x}", number)
+    return Cell("-", -1) if number is None else Cell(f"{number:#x}", number)
 
 
 def returned_cell(ret: int | None) -> Cell:
