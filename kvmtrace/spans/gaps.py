@@ -18,6 +18,8 @@ from kvmtrace.table.event_table import LOST_EVENTS
 from kvmtrace.table.kinds import UNKNOWN_EVENT
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from numpy.typing import NDArray
 
     from kvmtrace.table.event_table import EventTable
@@ -54,8 +56,7 @@ class Gaps:
         """
         counts = np.zeros(len(table), np.int32)
         lost = table.rows(LOST_EVENTS)
-        for cpu in sorted(set(table.cpu[lost].tolist()) | self._lost.keys()):
-            own = np.flatnonzero(table.cpu == cpu)
+        for cpu, own in rows_by_cpu(table, set(table.cpu[lost].tolist()) | self._lost.keys()):
             is_lost = table.kind[own] == table.kind_index.get(LOST_EVENTS, -1)
             counts[own] = self._lost.get(cpu, 0) + np.cumsum(is_lost)
             self._lost[cpu] = self._lost.get(cpu, 0) + int(is_lost.sum())
@@ -129,21 +130,35 @@ class Gaps:
             return hidden
         rows = np.flatnonzero(~same | wandered)
         since, until = np.minimum(ts_ns[:-1], ts_ns[1:])[rows], np.maximum(ts_ns[:-1], ts_ns[1:])[rows]
-        some = _touched([*chain(*self._starts.values())], [*chain(*self._ends.values())], since, until)
-        rows, since, until = rows[some], since[some], until[some]
-        for lost_cpu, starts in self._starts.items():
-            # what a CPU lost while the thread stayed on it is known by the order of the rows
-            elsewhere = ~(same[rows] & (cpu[:-1][rows] == lost_cpu))
-            hidden[rows] |= elsewhere & _touched(starts, self._ends[lost_cpu], since, until)
+        touched = _n_touched([*chain(*self._starts.values())], [*chain(*self._ends.values())], since, until)
+        rows, since, until, touched = (values[touched > 0] for values in (rows, since, until, touched))
+        # what a CPU lost while the thread stayed on it is known by the order of the rows
+        stayed = np.flatnonzero(same[rows])
+        stayed = stayed[np.argsort(cpu[rows[stayed]], kind="stable")]
+        own_cpu = cpu[rows[stayed]]
+        for own in np.split(stayed, np.flatnonzero(np.diff(own_cpu)) + 1) if len(stayed) else ():
+            one = int(cpu[rows[own[0]]])
+            touched[own] -= _n_touched(self._starts.get(one, []), self._ends.get(one, []), since[own], until[own])
+        hidden[rows] |= touched > 0
         return hidden
 
 
-def _touched(starts: list[int], ends: list[int], since: Times, until: Times) -> NDArray[np.bool_]:
-    """Say which intervals [since, until] overlap one of these gaps."""
+def _n_touched(starts: list[int], ends: list[int], since: Times, until: Times) -> NDArray[np.intp]:
+    """Return how many of these gaps each interval [since, until] overlaps."""
     began = np.searchsorted(np.sort(np.array(starts, np.int64)), until, "right")
-    over = np.searchsorted(np.sort(np.array(ends, np.int64)), since, "left")
-    touched: NDArray[np.bool_] = began > over
-    return touched
+    return began - np.searchsorted(np.sort(np.array(ends, np.int64)), since, "left")
+
+
+def rows_by_cpu(table: EventTable, cpus: Collection[int]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Yield each of these CPUs that a table has events of, ascending, with their rows."""
+    if not cpus:
+        return
+    order = np.argsort(table.cpu, kind="stable")
+    bounds = np.searchsorted(table.cpu[order], ascending := np.array(sorted(cpus)), "left").tolist()
+    ends = np.searchsorted(table.cpu[order], ascending, "right").tolist()
+    for cpu, first, stop in zip(ascending.tolist(), bounds, ends, strict=True):
+        if stop > first:
+            yield cpu, order[first:stop]
 
 
 def doubtful_rows(table: EventTable) -> NDArray[np.intp]:
@@ -158,9 +173,10 @@ def doubtful_rows(table: EventTable) -> NDArray[np.intp]:
     unknown = lost[table.field(LOST_EVENTS, "count") == -1]
     nameless = table.kind == table.kind_index.get(UNKNOWN_EVENT, -1)
     doubtful: list[int] = []
-    for cpu in distinct(table.cpu[unknown]):
-        on_cpu = np.flatnonzero(table.cpu == cpu)
-        for behind in np.searchsorted(on_cpu, unknown[table.cpu[unknown] == cpu]).tolist():
+    is_unknown = np.zeros(len(table), bool)
+    is_unknown[unknown] = True
+    for _, on_cpu in rows_by_cpu(table, distinct(table.cpu[unknown]).tolist()):
+        for behind in np.flatnonzero(is_unknown[on_cpu]).tolist():
             first = behind
             while first and nameless[on_cpu[first - 1]]:
                 first -= 1

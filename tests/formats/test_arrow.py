@@ -254,17 +254,48 @@ def test_cut_and_overwritten_files_are_refused_or_read(recording, tmp_path, form
 
 @pytest.mark.parametrize(("kind", "dtype"), [(pa.string(), "S16"), (pa.string(), "S"), (pa.binary(), "O")])
 @pytest.mark.parametrize("chosen", [False, True])
-def test_texts_of_sliced_chunks_are_found(kind, dtype, chosen):
+@pytest.mark.parametrize("coded", [False, True])
+def test_texts_of_sliced_chunks_are_found(kind, dtype, chosen, coded):
     rng = np.random.default_rng(5)
     words = ["", "a", "bc", "é", "kvm-1"]
     for n_chunks in range(4):
         parts = [[words[i] for i in rng.integers(0, len(words), 9)] for _ in range(n_chunks)]
         arrays = [pa.array(part if kind == pa.string() else [w.encode() for w in part], kind) for part in parts]
-        column = pa.chunked_array([array.slice(3, 5) for array in arrays], kind)
+        if coded:
+            arrays = [array.dictionary_encode() for array in arrays]
+        column = pa.chunked_array([array.slice(3, 5) for array in arrays], arrays[0].type if arrays else kind)
         expected = [word.encode() for part in parts for word in part[3:8]]
         rows = rng.integers(0, len(expected), 4) if chosen and expected else None
         found = field_values(column, np.dtype(dtype), rows)
         assert [bytes(value) for value in found] == (expected if rows is None else [expected[i] for i in rows])
+
+
+def test_a_group_without_a_kind_whose_fields_are_partly_told(tmp_path, monkeypatch):
+    """A thread's many entries are a group alone."""
+    monkeypatch.setattr(arrow, "MIN_GROUP_ROWS", 10)
+    lines = [f" v-7 [000] 1.{i:06d}: kvm_entry: vcpu 0, rip 0x1" for i in range(20)]
+    lines += [f" v-7 [000] 2.00000{i}: kvm_userspace_exit: reason restart ({i})" for i in range(3)]
+    lines += [" v-7 [000] 3.000001: kvm_userspace_exit: reason KVM_EXIT_IO (2)"]
+    (tmp_path / "text").write_text("\n".join(lines) + "\n")
+    recording = open_recording(tmp_path / "text")
+    assert "reason" in recording.partly_told["kvm_userspace_exit"]
+    path = save(recording, tmp_path, "parquet")
+    assert pq.ParquetFile(path).num_row_groups > 1
+    assert_same(open_recording(path).events(), recording.events())
+
+
+def test_more_columns_than_a_table_should_have_are_refused(tmp_path, monkeypatch):
+    lines = [f" v-7 [000] 1.{i:06d}: event_{i}: a={i} b=1" for i in range(60)]
+    (tmp_path / "text").write_text("\n".join(lines) + "\n")
+    recording = open_recording(tmp_path / "text")
+    monkeypatch.setattr(arrow, "USUAL_COLUMNS", 50)
+    monkeypatch.setattr(arrow, "MAX_CELLS", 1000)
+    again = open_recording(save(recording, tmp_path, "parquet"))
+    assert pq.ParquetFile(tmp_path / "exported").num_row_groups > 4
+    assert_same(again.events(), recording.events())
+    monkeypatch.setattr(arrow_schema, "MAX_COLUMNS", 50)
+    with pytest.raises(FormatError, match=r"at most 50 columns to write, found \d+ fields of 60 kinds"):
+        save(recording, tmp_path, "arrow")
 
 
 def test_texts_that_are_no_utf8_are_damage():

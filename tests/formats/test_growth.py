@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import struct
 import subprocess
 import sys
 import time
 
 import pytest
+from growth import assert_linear
 from writers.bpf_capture import KINDS, encode_frame, encode_head, encode_span, entry
 from writers.formats import FORMATS, event_format
 from writers.in_memory import InMemory
@@ -17,34 +16,11 @@ from writers.perf_data import USUAL, PerfDataWriter, comm, finished_round, fork,
 from writers.ring_buffer import event, page, record
 from writers.trace_dat import TraceDatWriter
 
-from kvmtrace.errors import FormatError
 from kvmtrace.formats.common.loss import lost_by_cpu_stats
 from kvmtrace.formats.known_formats import recognise
 from kvmtrace.table.format_text import parse_event_format, parse_header_page, validate_header_event
 
-FACTOR, TIMES = 4, 5
-FLOOR_S = 0.1  # below it nothing is measured: caches, collectors, an allocation
 FULL = "info1 0x0 info2 0x0 intr_info 0x0 error_code 0x0"
-
-
-def seconds(use, made) -> float:
-    gc.disable()  # its runs grow with all that other tests left
-    begin = time.process_time()
-    with contextlib.suppress(FormatError):  # refusing is an answer, too
-        use(made)
-    gc.enable()
-    return time.process_time() - begin
-
-
-def assert_linear(make, use, n: int) -> None:
-    """Best of up to five runs of each: a busy machine makes runs slower, never faster."""
-    small, large = make(n), make(FACTOR * n)
-    best_small, best_large = float("inf"), float("inf")
-    for _ in range(5):
-        best_small, best_large = min(best_small, seconds(use, small)), min(best_large, seconds(use, large))
-        if best_large <= TIMES * best_small or best_large < FLOOR_S:
-            return
-    assert best_large <= TIMES * best_small, (best_small, best_large)
 
 
 def read(data: bytes) -> None:

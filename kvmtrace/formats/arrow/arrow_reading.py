@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from kvmtrace.errors import FormatError
+from kvmtrace.formats.arrow.arrow_claims import validate_buffers, validate_pages, validate_values
 from kvmtrace.formats.arrow.arrow_groups import is_number, unpack_groups, value_of
 from kvmtrace.formats.arrow.arrow_schema import METADATA_KEY, SCHEMA, check_types, kinds_of, stored_as
 from kvmtrace.formats.arrow.arrow_values import field_values, kind_numbers, number_values
@@ -115,6 +116,8 @@ class ArrowRecording(Recording):
         self._about: list[RowGroup] | None = None  # the row groups, if they are as written here
         self._rows: dict[int, int] = {}  # else of each of them, as far as asked for
         self._window_numbers: list[int] = []
+        self._columns: dict[str, int] = {}  # of a Parquet file: path -> number
+        self._seen: set[tuple[int, int]] = set()  # row groups and columns whose pages were looked at
         try:
             self._file = self._open(data)
             self._check_rows(len(data))
@@ -132,11 +135,12 @@ class ArrowRecording(Recording):
         self._events: EventTable | None = None
 
     def _open(self, data: memoryview) -> Any:
-        self._source = pa.py_buffer(data)
+        self._data, self._source = data, pa.py_buffer(data)
         if self._parquet:
             import pyarrow.parquet as pq
 
             return pq.ParquetFile(pa.BufferReader(self._source))
+        validate_buffers(data)
         return pa.ipc.open_file(self._source)
 
     def _check_rows(self, size: int) -> None:
@@ -232,7 +236,7 @@ class ArrowRecording(Recording):
     def _guarded(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         try:
             return self._read_groups(groups, names)
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise self._fail(error) from error
 
     def _read(self, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
@@ -248,7 +252,10 @@ class ArrowRecording(Recording):
             if not hasattr(self._own, "file"):
                 import pyarrow.parquet as pq
 
-                self._own.file = pq.ParquetFile(pa.BufferReader(self._source), metadata=self._file.metadata)
+                source, metadata = pa.BufferReader(self._source), self._file.metadata
+                texts = [f.name for f in self._schema if pa.types.is_string(f.type) or pa.types.is_binary(f.type)]
+                self._own.file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
+            self._look_at(groups, names)
             return self._own.file.read_row_groups(list(groups), columns=list(names), use_threads=False)
         # only these columns are decompressed
         fields = [self._schema.get_field_index(name) for name in names]
@@ -258,6 +265,18 @@ class ArrowRecording(Recording):
         table = pa.Table.from_batches([file.get_batch(g) for g in groups], file.schema).select(list(names))
         table.validate(full=True)  # its buffers are the file's bytes as they are
         return table
+
+    def _look_at(self, groups: Sequence[int], names: Sequence[str]) -> None:
+        """See that what is to be read becomes no larger than such a file can make it."""
+        metadata = self._file.metadata
+        if not self._columns:
+            self._columns = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+        for group in groups:
+            row_group = metadata.row_group(group)
+            for number in (self._columns[name] for name in names if name in self._columns):
+                if (group, number) not in self._seen:
+                    validate_pages(self._data, row_group.column(number))
+                    self._seen.add((group, number))
 
     def _window(self, groups: Sequence[int]) -> Window:
         names = [*COMMON_DTYPES, *(["row"] if self._parquet else [])]
@@ -301,6 +320,11 @@ class ArrowRecording(Recording):
         others = [name for name in wanted if name not in found]
         if not others:
             return found
+        try:
+            for name in others:
+                validate_values(sum(map(self._group_rows, groups)), wanted[name].itemsize, len(self._data))
+        except ValueError as error:
+            raise self._fail(error) from error
         table = self._read(groups, others)
         try:
             return found | {name: field_values(table.column(name), wanted[name], rows) for name in others}

@@ -35,6 +35,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kvmtrace.errors import FormatError
+from kvmtrace.formats.arrow.arrow_claims import MAX_VALUE
 from kvmtrace.formats.arrow.pandas_types import with_pandas_types
 from kvmtrace.table.credible import is_credible
 from kvmtrace.table.event_table import COMMON_DTYPES, EventKind
@@ -51,6 +53,7 @@ TOLD = ":told"  # ends the name of a column that says which events tell the fiel
 SCHEMA = "kvmtrace.events/1"
 METADATA_KEY = b"kvmtrace"
 WINDOW_ROWS = 1 << 19
+MAX_COLUMNS = 4096  # each holds a value or null for every event, whatever its kind
 _BASE = re.compile(r"[<>=|]?[biufSOV]\d{0,9}")
 
 
@@ -82,9 +85,10 @@ def text_dtype(text: str) -> np.dtype[Any]:
     shape, bar, base = text.rpartition("|")
     if not _BASE.fullmatch(base):  # NumPy's own reading of a text can evaluate it
         raise ValueError(f"dtype {text!r}")
-    if bar and shape:
-        return np.dtype((base, tuple(int(n) for n in shape.split("x"))))
-    return np.dtype(text)
+    found = np.dtype((base, tuple(int(n) for n in shape.split("x")))) if bar and shape else np.dtype(text)
+    if found.itemsize > MAX_VALUE:
+        raise ValueError(f"a field of {found.itemsize} bytes")
+    return found
 
 
 def schema_of(recording: Recording, occurring: Collection[int], *, with_row: bool) -> pa.Schema:
@@ -102,6 +106,9 @@ def schema_of(recording: Recording, occurring: Collection[int], *, with_row: boo
     for index in sorted(occurring):
         kind = recording.kinds[index]
         fields += [pa.field(f"{kind.name}.{n}", arrow_type(d)) for n, d in _stored_fields(recording, kind).items()]
+    if len(fields) > MAX_COLUMNS:
+        found = f"{len(fields):,} fields of {len(occurring):,} kinds of events"
+        raise FormatError(recording.capture.path, None, f"at most {MAX_COLUMNS:,} columns to write", found)
     described = json.dumps(_describe(recording, occurring)).encode()
     return with_pandas_types(pa.schema(fields, {METADATA_KEY: described}))
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kvmtrace.formats.arrow.arrow_claims import validate_values
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -99,6 +101,11 @@ def _bits(column: pa.ChunkedArray, buffer: int) -> NDArray[np.uint8]:
     return np.concatenate(parts)
 
 
+def _codes(chunk: pa.DictionaryArray) -> NDArray[Any]:
+    """Return which text of its dictionary each value is."""
+    return number_values(pa.chunked_array([chunk.indices]))
+
+
 def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[np.intp] | None) -> NDArray[Any]:
     """Return strings or bytes of any length as NumPy values."""
     wanted = slice(None) if rows is None else rows
@@ -107,13 +114,21 @@ def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[
     begins, ends, texts = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
     base = 0
     for chunk in column.chunks:
-        _, offsets, data = chunk.buffers()
-        if offsets is None or not len(chunk):
+        coded = pa.types.is_dictionary(chunk.type)  # each text once: a few may stand in a million rows
+        own = chunk.dictionary if coded else chunk
+        _, offsets, data = own.buffers()
+        if offsets is None or not len(own):
+            if len(chunk) and not chunk.null_count:
+                raise ValueError("texts that are not there")
+            begins.append(np.zeros(len(chunk), np.int64))
+            ends.append(np.zeros(len(chunk), np.int64))
             continue
-        offset = np.frombuffer(offsets, np.int32, len(chunk) + 1, chunk.offset * 4).astype(np.int64)
+        offset = np.frombuffer(offsets, np.int32, len(own) + 1, own.offset * 4).astype(np.int64)
         texts.append(b"" if data is None else bytes(memoryview(data)[offset[0] : offset[-1]]))
-        begins.append(offset[:-1] - offset[0] + base)
-        ends.append(offset[1:] - offset[0] + base)
+        offset += base - offset[0]
+        places = np.where(_bits(pa.chunked_array([chunk]), 0) > 0, _codes(chunk), 0) if coded else slice(None)
+        begins.append(offset[:-1][places])
+        ends.append(offset[1:][places])
         base += len(texts[-1])
     text = b"".join(texts)
     begin, end = np.concatenate(begins)[wanted], np.concatenate(ends)[wanted]
@@ -123,5 +138,6 @@ def _object_values(column: pa.ChunkedArray, dtype: np.dtype[Any], rows: NDArray[
     if not text.isascii():
         for value in found:
             value.decode()
+    validate_values(len(found), max(map(len, found), default=0), len(text))
     values = np.array(found or [b""], "S")[: len(found)]
     return values.astype(dtype) if dtype.itemsize else values

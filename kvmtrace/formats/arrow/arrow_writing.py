@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MIN_GROUP_ROWS = 20_000  # a thread with fewer in a window shares the row group of the rest
 MAX_GROUPS = 64  # row groups of a window
+USUAL_COLUMNS, MAX_CELLS = 512, 16 << 20  # of wider tables a window has fewer rows
 _VCPU_EVENTS = ("kvm_entry", "kvm_exit", "kvm_userspace_exit")
 
 
@@ -49,6 +50,12 @@ class _Windows:
             counts += np.bincount(table.kind, minlength=len(counts))
             self._held = table if i == 0 else None
         self.occurring = frozenset(np.flatnonzero(counts).tolist())
+
+    def narrow(self, n_columns: int) -> None:
+        """Hand out smaller tables where many columns would make them large."""
+        if n_columns > USUAL_COLUMNS:
+            self._rows = min(self._rows, MAX_CELLS // n_columns)
+            self._first = min(self._first, self._rows)
 
     def __iter__(self) -> Iterator[tuple[int, EventTable]]:
         """Yield (first row, table): `rows` rows each, but for the first and the last."""
@@ -121,6 +128,7 @@ def write_parquet(recording: Recording, out: IO[bytes], progress: Callable[[int]
 
     windows = _Windows(recording, progress, first=WINDOW_ROWS // 4)  # whoever reads it soon has something to work on
     schema = schema_of(recording, windows.occurring, with_row=True)
+    windows.narrow(len(schema))
     ascending = {"row", "ts_ns"}  # small steps: deltas are smaller than compressed values, and sooner decoded
     with pq.ParquetWriter(
         out,
@@ -153,6 +161,7 @@ def write_arrow(recording: Recording, out: IO[bytes], progress: Callable[[int], 
     """
     windows = _Windows(recording, progress)
     schema = schema_of(recording, windows.occurring, with_row=False)
+    windows.narrow(len(schema))
     with pa.ipc.new_file(out, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         for _, table in windows:
             writer.write_table(table_arrays(table, schema, np.arange(len(table))), max_chunksize=len(table))
@@ -171,6 +180,7 @@ def write_csv(recording: Recording, out: IO[bytes], progress: Callable[[int], No
 
     windows = _Windows(recording, progress, 1 << 17)
     schema = schema_of(recording, windows.occurring, with_row=False).remove_metadata()
+    windows.narrow(len(schema))
     with csv.CSVWriter(out, csv_types(schema)) as writer:
         for _, table in windows:
             writer.write_table(csv_table(table_arrays(table, schema, np.arange(len(table)))))
