@@ -85,9 +85,10 @@ int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first,
 
 /* perf_copies.c: samples that perf wrote twice */
 
-/* Rows in the order of their times. start: as of Columns. */
+/* Rows, and their order by time (n_rows of them). start: as of Columns. */
 typedef struct {
 	int64_t n_rows;
+	const int64_t *order;
 	int32_t wide;
 	const void *start;
 	const int64_t *ts;
@@ -96,9 +97,9 @@ typedef struct {
 	const uint16_t *kind;
 } TimedRows;
 
-/* Mark in `copy` the rows that hold what an earlier one of their CPU, time, thread and kind holds, rows of kind `lost`
- * left out. slots, moments: n_slots zeros each (a power of two above the number of rows that share their time with the
- * one before or behind). Returns how many copies there are, -1 where there are too few slots; *n_same: how many rows
+/* Mark in `copy`, in the order of times, the rows that hold what an earlier one of their CPU, time, thread and kind
+ * holds, rows of kind `lost` left out. slots, moments: n_slots zeros each (a power of two above the number of rows that share their time with the
+ * one before or behind). Returns how many copies there are, -1 where there are too few slots or an index is none of n_rows; *n_same: how many rows
  * have the time of an earlier one of their CPU.
  */
 int64_t mark_copies(Words buffer, const TimedRows *rows, int32_t lost, uint64_t seed, int64_t *slots, int64_t *moments,

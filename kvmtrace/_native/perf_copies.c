@@ -82,14 +82,20 @@ int64_t mark_copies(Words buffer, const TimedRows *rows, int32_t lost, uint64_t 
 	const uint64_t mask = (uint64_t)n_slots - 1;
 	int64_t copies = 0, same = 0, put = 0;
 
+	for (int64_t i = 0; i < rows->n_rows; i++)
+		if (rows->order[i] < 0 || rows->order[i] >= rows->n_rows)
+			return -1;
 	for (int64_t i = 0; i < rows->n_rows; i++) {
+		const int64_t row = rows->order[i];
+
 		copy[i] = 0;
-		if (!((i && rows->ts[i] == rows->ts[i - 1]) || (i + 1 < rows->n_rows && rows->ts[i] == rows->ts[i + 1])))
+		if (!((i && rows->ts[row] == rows->ts[rows->order[i - 1]]) ||
+		      (i + 1 < rows->n_rows && rows->ts[row] == rows->ts[rows->order[i + 1]])))
 			continue;
 		if (++put >= n_slots)
 			return -1;
-		same += is_known_moment(rows, i, seed, moments, mask);
-		if (rows->kind[i] != lost && is_known(&buffer, rows, i, seed, slots, mask)) {
+		same += is_known_moment(rows, row, seed, moments, mask);
+		if (rows->kind[row] != lost && is_known(&buffer, rows, row, seed, slots, mask)) {
 			copy[i] = 1;
 			copies++;
 		}

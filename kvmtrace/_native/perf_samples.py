@@ -165,29 +165,45 @@ def read_perf_records(
     return PerfWindow(columns, cpu[:n], others, stop, sound)
 
 
-def mark_copies(words: NDArray[np.uint32], rows: Any, lost: int) -> tuple[NDArray[np.bool_], int]:
+def mark_copies(
+    words: NDArray[np.uint32], rows: Any, order: NDArray[np.intp], lost: int
+) -> tuple[NDArray[np.bool_], int]:
     """Say which rows hold what an earlier one of their CPU, time, thread and kind holds.
 
     Parameters
     ----------
     words : the file as little-endian u32
-    rows : columns ts_ns, cpu, tid, kind and start, in the order of their times
+    rows : columns ts_ns, cpu, tid, kind and start
+    order : of their times
     lost : the kind whose rows are no samples
 
     Returns
     -------
-    (bool of each row, how many rows have the time of an earlier one of their CPU)
+    (bool of each row in that order, how many rows have the time of an earlier one of their CPU)
+
+    Raises
+    ------
+    ValueError
+        The order is none of these rows'.
     """
-    n = len(rows.ts_ns)
-    equal = rows.ts_ns[1:] == rows.ts_ns[:-1]
-    n_slots = 1 << (4 * int(np.count_nonzero(equal)) + 1).bit_length()  # a pair of neighbours is two rows
+    n, ts_ns = len(rows.ts_ns), rows.ts_ns.take(order)
+    n_equal = int(np.count_nonzero(ts_ns[1:] == ts_ns[:-1]))
+    if not n_equal:
+        return np.zeros(n, bool), 0
+    n_slots = 1 << (4 * n_equal + 1).bit_length()  # a pair of neighbours is two rows
     copy, same = np.empty(n, np.bool_), np.zeros(1, np.int64)
     timed = ffi.new("TimedRows *")
-    start = np.ascontiguousarray(rows.start)
-    timed.n_rows, timed.wide, timed.start = n, start.itemsize == 8, given(start)
+    start, order = np.ascontiguousarray(rows.start), np.ascontiguousarray(order, np.int64)
+    if len(order) != n:
+        raise ValueError("an order of other rows")
+    timed.n_rows, timed.order, timed.wide, timed.start = n, given(order), start.itemsize == 8, given(start)
     timed.ts, timed.cpu, timed.tid, timed.kind = (given(c) for c in (rows.ts_ns, rows.cpu, rows.tid, rows.kind))
     slots = np.zeros((2, n_slots), np.int64)
-    lib.mark_copies(
-        words_of(words), timed, lost, SEED, filled(slots[0]), filled(slots[1]), n_slots, filled(copy), filled(same)
-    )
+    if (
+        lib.mark_copies(
+            words_of(words), timed, lost, SEED, filled(slots[0]), filled(slots[1]), n_slots, filled(copy), filled(same)
+        )
+        < 0
+    ):
+        raise ValueError("an order of other rows")
     return copy, int(same[0])

@@ -150,8 +150,9 @@ def read_perf_records(words, bounds, samples, kind_of_id, room):
     return PerfWindow(out, cpu_out, others, stop, sound)
 
 
-def mark_copies(words, rows, lost):
+def mark_copies(words, rows, order, lost):
     """See kvmtrace._native.perf_samples.mark_copies: the rows of one moment, each beside all earlier ones."""
+    rows = rows.take(order)
     columns = zip(rows.ts_ns.tolist(), rows.cpu.tolist(), rows.tid.tolist(), rows.kind.tolist(), strict=True)
     copy, same, moments, seen = [], 0, set(), set()
     for (ts, cpu, tid, kind), start in zip(columns, rows.start.tolist(), strict=True):

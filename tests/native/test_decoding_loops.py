@@ -241,8 +241,9 @@ def test_copies_of_samples(start_dtype, rows, words):
         np.array(start, start_dtype),
     )
     buffer = np.array(words, np.uint32)
-    copied, same = mark_copies(buffer, columns, 2)
-    wanted, n_same = oracle_records.mark_copies(buffer, columns, 2)
+    order = np.argsort(columns.ts_ns, kind="stable")
+    copied, same = mark_copies(buffer, columns, order, 2)
+    wanted, n_same = oracle_records.mark_copies(buffer, columns, order, 2)
     assert (copied.tolist(), same) == (wanted.tolist(), n_same)
 
 

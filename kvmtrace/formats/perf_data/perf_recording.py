@@ -166,9 +166,7 @@ class PerfDataRecording(Recording):
             if not done:
                 flush, previous = self._flush_limit(rounds, rows, flush, previous)
             rows = concat_rows([carried, rows])
-            if (rows.ts_ns[1:] < rows.ts_ns[:-1]).any():
-                rows = rows.take(np.argsort(rows.ts_ns, kind="stable"))
-            rows = self._drop_copies(rows)
+            rows = self._in_order(rows)
             n_out = len(rows) if done else int(np.searchsorted(rows.ts_ns, flush, "right"))
             carried = rows.slice(n_out, len(rows))
             if n_out:
@@ -254,21 +252,20 @@ class PerfDataRecording(Recording):
             newest.insert(0, previous)
         return max(newest[0], flush), newest[1]
 
-    def _drop_copies(self, rows: Rows) -> Rows:
-        """Leave out samples that perf wrote twice, as perf 6.1 was seen to do: of one CPU, time, thread and content.
+    def _in_order(self, rows: Rows) -> Rows:
+        """Sort rows by time, at equal times in file order, without the samples that perf wrote twice.
 
-        Where the clock is so coarse that different samples of a CPU often have one time, equal ones say nothing.
-
-        Parameters
-        ----------
-        rows : in the order of their time stamps
+        perf 6.1 was seen to do that: copies are of one CPU, time, thread and content. Where the clock is so coarse that
+        different samples of a CPU often have one time, equal ones say nothing.
         """
-        copied, n_same = perf_samples.mark_copies(self._words.view(np.uint32), rows, self._kinds.lost)
+        late = (rows.ts_ns[1:] < rows.ts_ns[:-1]).any()
+        order = np.argsort(rows.ts_ns, kind="stable") if late else np.arange(len(rows))
+        copied, n_same = perf_samples.mark_copies(self._words.view(np.uint32), rows, order, self._kinds.lost)
         n_copies = int(np.count_nonzero(copied))
-        if not n_copies or (n_same - n_copies) * MAX_COARSE > len(rows):
-            return rows
-        self._repeated += n_copies
-        return rows.take(np.flatnonzero(~copied))
+        if n_copies and (n_same - n_copies) * MAX_COARSE <= len(rows):
+            self._repeated += n_copies
+            return rows.take(order[~copied])
+        return rows.take(order) if late else rows
 
     def _note_damage(self, word: int) -> None:
         head = int(self._words[word]) if word < len(self._words) else 0
