@@ -33,9 +33,9 @@ $(VENV)/.installed: $(VENV)/.apt pyproject.toml .ci/constraints.txt kvmtrace/_na
 
 demo: setup ## record a real VM on this machine (or on an emulated host) and print its report
 	@mkdir -p demo
-	@if [ -e /dev/kvm ] && $(SUDO) $(BIN)/kvmtrace record --guest lifecycle -o demo/lifecycle.dat; then :; else \
+	@if [ -e /dev/kvm ] && $(SUDO) $(BIN)/kvmtrace record --guest lifecycle --force -o demo/lifecycle.dat; then :; else \
 	  echo "This machine's own KVM cannot be recorded (see \`kvmtrace doctor\`): recording on an emulated AMD host."; \
-	  $(BIN)/kvmtrace lab record --isa svm --guest lifecycle -o demo/lifecycle.dat; fi
+	  $(BIN)/kvmtrace lab record --isa svm --guest lifecycle --force -o demo/lifecycle.dat; fi
 	$(BIN)/kvmtrace report demo/lifecycle.dat | cat
 	@$(BIN)/kvmtrace report --format json --no-model demo/lifecycle.dat \
 	  | $(BIN)/python -c 'import json, sys; sys.exit(not json.load(sys.stdin)["exits"])' || { \

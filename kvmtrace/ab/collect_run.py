@@ -163,7 +163,12 @@ class RunCollector:
 
 def load_run(path: str, progress: Callable[[int], None] = lambda _: None, *, vm: str | None = None) -> RunSamples:
     """Read a recording, or of it what `--vm` means, and collect what a comparison needs of it."""
-    collector, recording = RunCollector(), only_vm(open_recording(path), vm)
+    return read_run(only_vm(open_recording(path), vm), progress)
+
+
+def read_run(recording: Recording, progress: Callable[[int], None] = lambda _: None) -> RunSamples:
+    """Collect what a comparison needs of a recording, in one pass."""
+    collector = RunCollector()
     options = ReportOptions(progress=progress, tables=(collector.take_table,), spans=(collector.take_spans,))
     report = build_report(recording, options)
     return _with_report(collector.finish(recording, report.capture.isa), report)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace.cli.allocation import prepare_memory
+from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.error_line import explain
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
 from kvmtrace.cli.parameter_types import VM_HELP
-from kvmtrace.cli.progress import Progress
+from kvmtrace.cli.progress import opened
 from kvmtrace.errors import CapabilityError, KvmtraceError, MissingEventError, UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Wanted:
 
 
 @click.command("check", epilog=EPILOG)
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=recordings)
 @click.option(
     "--format",
     "output_format",
@@ -127,16 +128,11 @@ def _outcome(path: str, number: str, wanted: Wanted) -> Outcome:
 
 
 def _check(path: str, wanted: Wanted) -> Report:
-    from kvmtrace.formats import open_recording
     from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.build import check_report
-    from kvmtrace.table.one_vm import only_vm
 
-    progress = Progress(path)
-    try:
-        report = check_report(only_vm(open_recording(path), wanted.vm), limit=wanted.limit, progress=progress)
-    finally:
-        progress.done()
+    with opened(path, vm=wanted.vm) as (recording, progress):
+        report = check_report(recording, limit=wanted.limit, progress=progress)
     return anonymized(report) if wanted.anonymize else report
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace.cli.allocation import prepare_memory
+from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.output import check_output, force_option, write
 from kvmtrace.cli.parameter_types import VM_HELP
-from kvmtrace.cli.progress import Progress
+from kvmtrace.cli.progress import opened
 from kvmtrace.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
@@ -20,13 +21,10 @@ if TYPE_CHECKING:
 
 
 def _load(path: str, vm: str | None) -> RunSamples:
-    from kvmtrace.ab.collect_run import load_run
+    from kvmtrace.ab.collect_run import read_run
 
-    progress = Progress(path)
-    try:
-        return load_run(path, progress, vm=vm)
-    finally:
-        progress.done()
+    with opened(path, vm=vm) as (recording, progress):
+        return read_run(recording, progress)
 
 
 def _render(result: RecordingComparison, output_format: str, *, everything: bool) -> str:
@@ -50,12 +48,13 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
     epilog="Example: kvmtrace compare before.dat after.dat --fail-on-regression. "
     "Several runs per side: kvmtrace compare --base b1.dat --base b2.dat --base b3.dat n1.dat n2.dat n3.dat",
 )
-@click.argument("files", nargs=-1, required=True, metavar="BASE NEW")
+@click.argument("files", nargs=-1, required=True, metavar="BASE NEW", shell_complete=recordings)
 @click.option(
     "--base",
     "base",
     multiple=True,
     metavar="FILE",
+    shell_complete=recordings,
     help="A run of the base side (repeatable); then every FILE argument is a run of the new side.",
 )
 @click.option("--format", "output_format", type=click.Choice(["text", "html", "json"]), default="text")

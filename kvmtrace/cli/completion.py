@@ -10,11 +10,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import click
+    from click.shell_completion import CompletionItem
 
 
 def _matching(names: Iterable[str], incomplete: str) -> list[str]:
     """Return the names that begin so, whatever the case."""
     return sorted({name for name in names if name.lower().startswith(incomplete.lower())})
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 (click's signature)
+    """Let the shell offer its own files."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 def guests(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 (click's signature)

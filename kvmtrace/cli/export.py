@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from kvmtrace.cli.allocation import prepare_memory
+from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.output import check_output, force_option, write_file
 from kvmtrace.cli.parameter_types import VM_HELP
-from kvmtrace.cli.progress import Progress
+from kvmtrace.cli.progress import opened
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def _suffix(name: str) -> str:
     return found
 
 
-def _writer(suffix: str, table: str) -> Write:
+def _writer(suffix: str, table: str, *, grouped: bool) -> Write:
     """Return what writes a table as a file of this suffix."""
     if suffix not in TABLE_SUFFIXES:
         from kvmtrace.render.perfetto.trace_file import write_trace
@@ -53,7 +55,7 @@ def _writer(suffix: str, table: str) -> Write:
     from kvmtrace.formats.arrow import arrow_writing as arrow
 
     writers: dict[str, Write] = {
-        ".parquet": arrow.write_parquet,
+        ".parquet": functools.partial(arrow.write_parquet, grouped=grouped),
         ".arrow": arrow.write_arrow,
         ".csv": arrow.write_csv,
     }
@@ -61,12 +63,13 @@ def _writer(suffix: str, table: str) -> Write:
 
 
 @click.command("export", epilog="Example: kvmtrace export run.dat -o run.parquet")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=recordings)
 @click.option(
     "-o",
     "--output",
     required=True,
     metavar="OUT",
+    shell_complete=recordings,
     help="Where to; the suffix decides the format: " + ", ".join(SUFFIXES) + ".",
 )
 @click.option(
@@ -77,9 +80,16 @@ def _writer(suffix: str, table: str) -> Write:
     help="A row for every event, every VM-exit (paired, decoded), or every return to the VMM.",
 )
 @click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
+@click.option(
+    "--grouped",
+    is_flag=True,
+    help="Events of .parquet by thread and kind instead of by time: kvmtrace reads it sooner; `row` is the order.",
+)
 @click.option("--anonymize", is_flag=True, help="Drop host, thread and file names and guest addresses, consistently.")
 @force_option
-def command(*, file: str, output: str, table: str, vm: str | None, anonymize: bool, force: bool) -> None:
+def command(
+    *, file: str, output: str, table: str, vm: str | None, grouped: bool, anonymize: bool, force: bool
+) -> None:  # fmt: skip
     """Write a recording in another tool's format.
 
     .parquet and .arrow hold every event with its fields (read them with pandas, DuckDB, Polars); .csv the
@@ -87,23 +97,19 @@ def command(*, file: str, output: str, table: str, vm: str | None, anonymize: bo
     .perfetto.json are timelines for the Perfetto viewer, a track per vCPU.
     """
     suffix = _suffix(output)
+    if grouped and (suffix != ".parquet" or table != "events"):
+        raise UsageError("--grouped is for the events of .parquet")
     if table != "events" and suffix not in TABLE_SUFFIXES:
         raise UsageError(f"--table {table} is for {', '.join(TABLE_SUFFIXES)}; {suffix} is a timeline")
     check_output(output, [file], force=force)
-    from kvmtrace.formats import open_recording
-    from kvmtrace.table.one_vm import only_vm
-
     prepare_memory()
     finish_interrupted([file])
-    recording = only_vm(open_recording(file, any_architecture=True), vm)
-    if anonymize:
-        from kvmtrace.report.anonymized_recording import AnonymizedRecording
+    with opened(file, vm=vm, any_architecture=True) as (recording, progress):
+        source = recording
+        if anonymize:
+            from kvmtrace.report.anonymized_recording import AnonymizedRecording
 
-        recording = AnonymizedRecording(recording)
-    progress = Progress(file)
-    try:
-        write = _writer(suffix, table)
-        write_file(Path(output), lambda out: write(recording, out, progress))
-    finally:
-        progress.done()
+            source = AnonymizedRecording(recording)
+        write = _writer(suffix, table, grouped=grouped)
+        write_file(Path(output), lambda out: write(source, out, progress))
     click.echo(f"{output}: {Path(output).stat().st_size:,} bytes")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kvmtrace.cli.output import write_text
+from kvmtrace.cli.completion import files as recordings
+from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,19 +35,10 @@ def command() -> None:
     """
 
 
-def _style() -> Style:
-    import os
-
+def _style(output: str | None) -> Style:
     from kvmtrace.render.terminal import Style
 
-    return Style(sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-
-
-def _put(text: str, output: str | None) -> None:
-    if output:
-        write_text(Path(output), text)
-    else:
-        click.echo(text, nl=False)
+    return Style(wants_colour() and output is None, text_width(output))
 
 
 def _shower() -> Callable[[Progress], None]:
@@ -74,7 +65,7 @@ def _shower() -> Callable[[Progress], None]:
 
 
 @command.command("summarize", epilog="Example: kvmtrace fleet summarize /var/traces 'more/*.dat' -o summaries")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", shell_complete=recordings)
 @click.option("-o", "--output", "dest", required=True, metavar="DEST", help="Folder or URL of the summaries.")
 @click.option("--engine", type=click.Choice(["local", "dask"]), default="local", show_default=True)
 @click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:8786.")
@@ -114,49 +105,53 @@ def _opened(dest: str, where: str | None) -> Fleet:
 
 
 @command.command("report", epilog="Example: kvmtrace fleet report summaries --by kernel --where \"host LIKE 'web-%'\"")
-@click.argument("dest", metavar="DEST")
+@click.argument("dest", metavar="DEST", shell_complete=recordings)
 @click.option("--by", default="kernel,cpu_model", show_default=True, help="Columns: host,kernel,cpu_model,isa,day.")
 @click.option("--where", metavar="SQL", help="Only recordings for which this holds.")
 @click.option("--format", "output_format", type=click.Choice(["text", "html", "json"]), default="text")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
+@force_option
 @click.option("--all", "everything", is_flag=True, help="All rows of every table.")
 def report(
-    *, dest: str, by: str, where: str | None, output_format: str, output: str | None, everything: bool
+    *, dest: str, by: str, where: str | None, output_format: str, output: str | None, everything: bool, force: bool
 ) -> None:  # fmt: skip
     """Report over all summaries: hosts unlike their peers, broken rules, totals and percentiles per group."""
+    check_output(output, force=force)
     from kvmtrace.fleet.fleet_report import build_fleet_report
 
     columns = tuple(name.strip() for name in by.split(",") if name.strip())
     with _opened(dest, where) as fleet:
         document = build_fleet_report(fleet, columns, where)
     if output_format == "json":
-        _put(document.to_json() + "\n", output)
+        write(document.to_json() + "\n", output)
     elif output_format == "html":
         from kvmtrace.render.html.fleet_page import render_fleet_html
 
-        _put(render_fleet_html(document), output)
+        write(render_fleet_html(document), output)
     else:
         from kvmtrace.render.text.fleet_text import render_fleet_report
 
-        _put(render_fleet_report(document, _style(), everything=everything), output)
+        write(render_fleet_report(document, _style(output), everything=everything), output)
 
 
 @command.command(
     "compare",
     epilog="Example: kvmtrace fleet compare summaries --base \"kernel LIKE '6.1.%'\" --new \"kernel LIKE '6.12.%'\"",
 )
-@click.argument("dest", metavar="DEST")
+@click.argument("dest", metavar="DEST", shell_complete=recordings)
 @click.option("--base", required=True, metavar="SQL", help="Which recordings are the base.")
 @click.option("--new", required=True, metavar="SQL", help="Which recordings are new.")
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of standard output.")
+@force_option
 @click.option("--all", "everything", is_flag=True, help="All rows of every table.")
 @click.option("--fail-on-regression", is_flag=True, help="Exit code 1 if something became slower.")
 def compare(
     *, dest: str, base: str, new: str, output_format: str, output: str | None, everything: bool,
-    fail_on_regression: bool,
+    fail_on_regression: bool, force: bool,
 ) -> None:  # fmt: skip
     """Compare two groups of hosts, within each CPU model; the host is the statistical unit."""
+    check_output(output, force=force)
     from kvmtrace.fleet.cohorts import compare_cohorts
     from kvmtrace.render.text.fleet_text import render_fleet_comparison
 
@@ -166,9 +161,9 @@ def compare(
         document = {"schema": "kvmtrace.fleet-compare/1", **dataclasses.asdict(result)}
         for row, change in zip(document["changes"], result.changes, strict=True):
             row |= {"significant": change.significant, "regression": change.is_regression}
-        _put(json.dumps(document, indent=1, allow_nan=False) + "\n", output)
+        write(json.dumps(document, indent=1, allow_nan=False) + "\n", output)
     else:
-        _put(render_fleet_comparison(result, _style(), everything=everything), output)
+        write(render_fleet_comparison(result, _style(output), everything=everything), output)
     if fail_on_regression and result.regressions:
         sys.exit(1)
 
@@ -176,7 +171,7 @@ def compare(
 @command.command(
     "sql", epilog='Example: kvmtrace fleet sql summaries "SELECT host, sum(count) FROM exits GROUP BY host"'
 )
-@click.argument("dest", metavar="DEST")
+@click.argument("dest", metavar="DEST", shell_complete=recordings)
 @click.argument("query", metavar="QUERY")
 def sql(*, dest: str, query: str) -> None:
     """Answer a query over the summaries with CSV (DuckDB's SQL).

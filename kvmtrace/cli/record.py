@@ -16,6 +16,7 @@ from kvmtrace.capture.recover import reclaim, reclaim_file
 from kvmtrace.capture.running_vms import find_one
 from kvmtrace.capture.settings import RecordResult, RecordSettings, TargetSpec
 from kvmtrace.cli.completion import clocks, exit_reasons, guests, processes
+from kvmtrace.cli.output import check_output, force_option
 from kvmtrace.cli.parameter_types import MAX_NUMBER, MAX_PID, Duration, ExitReason, Size
 from kvmtrace.cli.recording_told import describe
 from kvmtrace.errors import LostEventsError, UsageError
@@ -54,8 +55,9 @@ more than SIZE (plus the header) is on the disk.
     default=DEFAULT_OUTPUT,
     show_default=True,
     metavar="FILE",
-    help="Where the recording goes; an older file of that name is replaced.",
+    help="Where the recording goes; an older recording is written over only with --force.",
 )
+@force_option
 @click.option(
     "--backend",
     type=click.Choice(["auto", "ftrace", "bpf"]),
@@ -140,6 +142,7 @@ def command(**options: Any) -> None:
     Says what to record with one of --guest NAME, -p PID, --vm NAME, -a, or a command behind "--".
     """
     settings = settings_of(options)
+    check_output(settings.output, force=options["force"])
     invoking_user()  # a user that cannot be is told before anything is started
     for line in (*reclaim(), *reclaim_file(settings.output)):
         say(f"kvmtrace: {line}")

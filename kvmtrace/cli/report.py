@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmtrace.cli.allocation import prepare_memory
+from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.option_pairs import refuse_pairs
 from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
 from kvmtrace.cli.parameter_types import ID, VM_HELP, Moment, Parts
-from kvmtrace.cli.progress import Progress
+from kvmtrace.cli.progress import opened
 from kvmtrace.errors import UsageError
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -33,15 +34,10 @@ SORT = ["count", "time", "mean", "p50", "p99", "max", "name", "key"]
 
 def load_report(path: str, options: ReportOptions, vm: str | None = None) -> Report:
     """Open one file and report on it, or on one VM of it, with progress."""
-    from kvmtrace.formats import open_recording
     from kvmtrace.report.build import build_report
-    from kvmtrace.table.one_vm import only_vm
 
-    progress = Progress(path)
-    try:
-        return build_report(only_vm(open_recording(path), vm), replace(options, progress=progress))
-    finally:
-        progress.done()
+    with opened(path, vm=vm) as (recording, progress):
+        return build_report(recording, replace(options, progress=progress))
 
 
 @dataclass(frozen=True)
@@ -206,15 +202,13 @@ def _render(reports: list[Report], request: Request) -> str:
 
 def _story(path: str, request: Request) -> str:
     from kvmtrace.check.explain import explain_exit
-    from kvmtrace.formats import open_recording
     from kvmtrace.render.text.explain_text import render_story
     from kvmtrace.report.anonymize import anonymized_story
-    from kvmtrace.table.one_vm import only_vm
     from kvmtrace.table.vm_threads import names_of_threads
 
     assert request.explain is not None
-    recording = only_vm(open_recording(path), request.vm)
-    story = explain_exit(recording.events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
+    with opened(path, vm=request.vm) as (recording, _):
+        story = explain_exit(recording.events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
     story = replace(story, vm=names_of_threads(recording).get(story.tid))
     return render_story(anonymized_story(story) if request.anonymize else story, request.style())
 
@@ -224,7 +218,7 @@ def _story(path: str, request: Request) -> str:
     epilog="Example: kvmtrace report run.dat --by port --sort count. "
     "For scripts: kvmtrace report run.dat --format json -o run.json",
 )
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=recordings)
 @click.option(
     "--format",
     "output_format",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace.cli.allocation import prepare_memory
+from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.report import load_report
 from kvmtrace.errors import CapabilityError, UsageError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("view", epilog="Example: kvmtrace view run.dat")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=recordings)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Listen here; default: any free port."
 )

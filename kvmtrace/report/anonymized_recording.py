@@ -87,6 +87,11 @@ class AnonymizedRecording(Recording):
         self.vm = None if recording.vm is None else ", ".join(map(self._names.vm, recording.vm.split(", ")))
 
     @property
+    def read_share(self) -> float | None:  # type: ignore[override]
+        """How much of the recording is read."""
+        return self._recording.read_share
+
+    @property
     def loss(self) -> Loss:  # type: ignore[override]
         """What is missing; bytes that were found instead are left out."""
         loss = self._recording.loss

@@ -82,6 +82,11 @@ class OneVmRecording(Recording):
         self.samples = recording.samples
 
     @property
+    def read_share(self) -> float | None:  # type: ignore[override]
+        """How much of the recording is read."""
+        return self._recording.read_share
+
+    @property
     def loss(self) -> Loss:  # type: ignore[override]
         """What is missing; losses are told per CPU, whose VM nobody knows."""
         return self._recording.loss

@@ -80,6 +80,7 @@ class Recording:
     processes : tid -> pid of its process, as far as known
     partly_told : event -> fields that some of its events do not tell (EventTable.told says which)
     samples : event -> a text of it that was not understood, of formats that are text
+    read_share : how much of the recording the latest pass has read, 0 to 1; None if that is not known
     vm : names of the VMs whose events these are alone; None for all of a recording
     """
 
@@ -91,6 +92,7 @@ class Recording:
     partly_told: Mapping[str, frozenset[str]] = MappingProxyType({})
     samples: Mapping[str, str] = MappingProxyType({})
     vm: str | None = None
+    read_share: float | None = None
 
     def events(self) -> EventTable:
         """Return all events (cached)."""

@@ -220,7 +220,7 @@ def _start_up_s() -> float:
 def exports(bench: Bench) -> list[Result]:
     """Goal 7."""
     path, target = bench.trace(4), RESULTS / "export.parquet"
-    export = kvmtrace("export", path, "-o", target, "--force")
+    export = kvmtrace("export", path, "-o", target, "--grouped", "--force")
     alternate(bench.rounds, export)
     of_parquet, of_trace = (kvmtrace("report", "--format", "json", p) for p in (target, path))
     alternate(bench.rounds, of_parquet, of_trace)

@@ -134,7 +134,7 @@ def run_kvmtrace(*options: str) -> Callable[[Load, Path], Run]:
 
     def run(load: Load, directory: Path) -> Run:
         output = directory / "kvmtrace.dat"
-        run, _ = Guest.prepare(load, directory).run([*KVMTRACE, "record", *options, "-o", str(output), "--"])
+        run, _ = Guest.prepare(load, directory).run([*KVMTRACE, "record", "--force", *options, "-o", str(output), "--"])
         wait_detached()
         text = output.read_bytes()
         meta = json.loads(text)["meta"] if text[:1] == b"{" else open_recording(output).capture.meta

@@ -66,6 +66,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         argv = [
             *KVMTRACE.split(),
             "record",
+            "--force",
             "--backend",
             "bpf",
             "-o",

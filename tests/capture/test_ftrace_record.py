@@ -310,6 +310,7 @@ class TestKilled:
         argv = [
             *KVMTRACE,
             "record",
+            "--force",
             "--backend",
             "ftrace",
             "-o",

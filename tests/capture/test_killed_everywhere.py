@@ -36,7 +36,7 @@ TRIALS_OF_A_KIND = 400
 
 
 def record(folder: Path, how: str, *strace: str) -> int:
-    command = [sys.executable, "-m", "kvmtrace", "record", "-o", "x.dat", *COMMANDS[how]]
+    command = [sys.executable, "-m", "kvmtrace", "record", "--force", "-o", "x.dat", *COMMANDS[how]]
     done = subprocess.run(
         ["strace", *strace, *command], cwd=folder, stderr=subprocess.DEVNULL, timeout=120, check=False
     )

@@ -121,7 +121,9 @@ class TestForReal:
         done = kvmtrace("record", "--backend", backend, "-o", str(tmp_path / "x.dat"), "--", "true")
         assert done.returncode == 0
         assert "note: no KVM event was recorded: the command ran no VM itself" in done.stderr
-        done = kvmtrace("record", "--backend", backend, "-o", str(tmp_path / "x.dat"), "--strict", "--", "true")
+        done = kvmtrace(
+            "record", "--backend", backend, "-o", str(tmp_path / "x.dat"), "--strict", "--force", "--", "true"
+        )
         assert done.returncode == 5
 
     def test_a_guest_is_seen(self, backend: str, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ class TestForReal:
         assert (done.returncode, "no KVM event" in done.stderr) == (0, False), done.stderr
 
     def test_in_a_pid_namespace(self, backend: str, tmp_path: Path) -> None:
-        arguments = ["record", "--backend", backend, "-o", str(tmp_path / "x.dat")]
+        arguments = ["record", "--backend", backend, "--force", "-o", str(tmp_path / "x.dat")]
         done = kvmtrace(*arguments, "--guest", "lifecycle", inside=True)
         assert (done.returncode, done.stderr.count("\n")) == (4, 1)
         assert "container's PID namespace" in done.stderr

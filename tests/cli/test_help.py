@@ -100,6 +100,10 @@ def completions(*words: str) -> list[str]:
         (("record", "--backend", "b"), ["bpf"]),
         (("record", "--events", "l"), ["lifecycle"]),
         (("record", "--strict", "--guest", "no-such"), []),
+        (("report", "run"), ["run"]),  # the shell's own files
+        (("view", "run"), ["run"]),
+        (("compare", "--base", "run"), ["run"]),
+        (("export", "run.dat", "-o", "out"), ["out"]),
     ],
 )
 def test_values_are_completed(words: tuple[str, ...], offered: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,3 +133,48 @@ def test_full_standard_output_is_exit_code_4(args: tuple[object, ...]) -> None:
         done = run(*args, stdout=full)
     assert (done.returncode, done.stderr.count(b"\n")) == (4, 1)
     assert b"No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_fleet_writes_over_no_recording(command: str, tmp_path: Path) -> None:
+    from kvmtrace.cli.fleet import command as fleet
+
+    recording = tmp_path / "run.dat"
+    shutil.copy(RECORDING, recording)
+    before = recording.read_bytes()
+    sides = ["--base", "true", "--new", "true"] if command == "compare" else []
+    done = CliRunner().invoke(fleet, [command, str(tmp_path), *sides, "-o", str(recording)])
+    assert "is a recording; --force writes over it" in str(done.exception)
+    assert recording.read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [(), ("--summary",)])
+def test_record_writes_over_no_recording(more: tuple[str, ...], tmp_path: Path) -> None:
+    from kvmtrace.cli.record import command as record
+
+    recording = tmp_path / "run.dat"
+    shutil.copy(RECORDING, recording)
+    before = recording.read_bytes()
+    done = CliRunner().invoke(record, ["-o", str(recording), *more, "--", "true"])
+    assert "is a recording; --force writes over it" in str(done.exception)
+    assert recording.read_bytes() == before
+
+
+def test_progress_tells_how_much_of_the_file_is_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
+) -> None:
+    import kvmtrace.cli.progress as shown
+
+    monkeypatch.setattr(shown, "FIRST_S", 0.0)
+    monkeypatch.setattr(shown, "EVERY_S", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with shown.opened(str(FIXTURES / "svm-6.12-linux-2vcpu.dat")) as (recording, progress):
+        n_events = 0
+        for table in recording.iter_events(20_000):
+            n_events += len(table)
+            progress(n_events)
+        assert recording.read_share == 1
+    told = capsys.readouterr().err
+    assert re.search(r"\[#+\.+\] [\d.]+ of [\d.]+ kB, [\d,]+ events", told)
+    assert f"[{'#' * 24}]" in told
+    assert told.endswith("\r\x1b[K")

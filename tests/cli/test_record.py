@@ -186,7 +186,7 @@ class TestForReal:
         assert stat.S_IMODE((tmp_path / "x.dat").stat().st_mode) == 0o600
 
     def test_strict(self, tmp_path: Path) -> None:
-        arguments = ["--backend", "ftrace", "-o", str(tmp_path / "x.dat"), "--strict", "--guest", "storm"]
+        arguments = ["--backend", "ftrace", "-o", str(tmp_path / "x.dat"), "--strict", "--force", "--guest", "storm"]
         lossy = kvmtrace("record", *arguments, "--count", "100000", "--buffer-size", "8k")
         assert lossy.returncode == 5
         assert "events were lost; try a larger --buffer-size" in lossy.stderr

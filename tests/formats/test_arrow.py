@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -24,7 +26,7 @@ from kvmtrace.formats.arrow.arrow_schema import dtype_text, text_dtype
 from kvmtrace.formats.arrow.arrow_values import field_values
 from kvmtrace.table.event_table import COMMON_DTYPES
 
-WRITERS = {"parquet": arrow.write_parquet, "arrow": arrow.write_arrow}
+WRITERS = {"parquet": functools.partial(arrow.write_parquet, grouped=True), "arrow": arrow.write_arrow}
 
 
 def exit_fields(rip: int, info2: int, vcpu: int) -> bytes:
@@ -436,3 +438,16 @@ def test_what_was_asked_of_one_window_is_read_with_the_next(recording, tmp_path,
     assert [a + b for a, b in zip(expected, found, strict=True)] == [
         values[: len(a) + len(b)] for values, a, b in zip(whole, expected, found, strict=True)
     ]
+
+
+def test_parquet_is_in_the_order_of_time_unless_grouped(tmp_path, monkeypatch):
+    recording = open_recording(Path(__file__).parents[2] / "fixtures" / "svm-6.1-lifecycle.dat")
+    monkeypatch.setattr(arrow, "MIN_GROUP_ROWS", 10)
+    for grouped in (False, True):
+        with (tmp_path / "x.parquet").open("wb") as out:
+            arrow.write_parquet(recording, out, grouped=grouped)
+        frame = pd.read_parquet(tmp_path / "x.parquet")
+        assert frame.ts_ns.is_monotonic_increasing != grouped
+        assert (frame.row.to_numpy() == np.arange(len(frame))).all() != grouped
+        again = open_recording(tmp_path / "x.parquet")
+        assert (again.events().ts_ns == recording.events().ts_ns).all()

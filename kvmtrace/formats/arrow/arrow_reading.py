@@ -186,6 +186,7 @@ class ArrowRecording(Recording):
             if before is not None:
                 window.read_ahead(before)
             before = window
+            self.read_share = (groups[-1] + 1) / max(self._n_groups(), 1)
             n_parts = max(round(len(window) / max_events), 1)
             bounds = [len(window) * i // n_parts for i in range(n_parts + 1)]
             for start, stop in pairwise(bounds):

@@ -1,6 +1,7 @@
 """The event table as an Arrow schema: what `kvmtrace export` writes to Parquet and Arrow files.
 
-One row per event, in recorded order in Arrow files. Columns:
+One row per event, in recorded order, which is that of time; only in Parquet files that were written `grouped` it is
+not. Columns:
 
 | column        | type                | meaning                                                         |
 |---------------|---------------------|-----------------------------------------------------------------|
@@ -18,11 +19,11 @@ ones as Int64, UInt64 and so on. The schema's metadata holds, under the key
 `kvmtrace`, one JSON object: `schema` ("kvmtrace.events/1"), `capture`, `loss`, `comms`, `processes`, `kinds`
 (`name`, `system`, `fields` with NumPy's dtype strings) and `window_rows`.
 
-Parquet files are cut into windows of `window_rows` events (the first of a quarter as many), and within a window into
-row groups: of each busy vCPU thread one for each frequent event and one for its others, and one for the rest of the
-window, so that a reader who wants a time span, a vCPU or an event skips the others by the statistics of `ts_ns`,
-`tid` and `event`. `row` restores the recorded order. What is the same in all rows of a row group also stands before
-the footer, see `arrow_groups.py`.
+Parquet files are cut into windows of `window_rows` events (the first of a quarter as many), each a row group. Those
+that were written `grouped` (`export --grouped`) have several in a window: of each busy vCPU thread one for each usual
+event and one for its others, and one for the rest of the window, so that a reader who wants a time span, a vCPU or an
+event skips the others by the statistics of `ts_ns`, `tid` and `event`; `row` restores the recorded order. What is the
+same in all rows of a row group also stands before the footer, see `arrow_groups.py`.
 """
 
 from __future__ import annotations

@@ -106,23 +106,26 @@ def _kind_groups(kind: NDArray[np.uint16], rows: NDArray[np.intp], most: int) ->
     return [*groups, others] if len(others) else groups
 
 
-def _groups(windows: _Windows, schema: pa.Schema) -> Iterator[tuple[RowGroup, pa.Table]]:
+def _groups(windows: _Windows, schema: pa.Schema, *, grouped: bool) -> Iterator[tuple[RowGroup, pa.Table]]:
     """Yield the row groups of all windows."""
     for number, (first, table) in enumerate(windows):
-        for rows in _group_rows(table):
+        for rows in _group_rows(table) if grouped else [np.arange(len(table))]:
             part = table if len(rows) == len(table) else table.take(rows)
             part.read_ahead((index, name) for index in part.payloads for name in part.kinds[index].fields)
             yield describe_group(part, number), table_arrays(part, schema, first + rows)
 
 
-def write_parquet(recording: Recording, out: IO[bytes], progress: Callable[[int], None] = lambda _: None) -> None:
-    """Write a recording as Parquet, window by window.
+def write_parquet(
+    recording: Recording, out: IO[bytes], progress: Callable[[int], None] = lambda _: None, *, grouped: bool = False
+) -> None:
+    """Write a recording as Parquet, window by window, its events in recorded order.
 
     Parameters
     ----------
     recording : Recording
     out : binary file
     progress : called with the number of events written so far
+    grouped : the events of a window go by thread and kind: sooner written and read, but out of order
     """
     import pyarrow.parquet as pq
 
@@ -146,7 +149,7 @@ def write_parquet(recording: Recording, out: IO[bytes], progress: Callable[[int]
             writer.write_table(table, row_group_size=max(len(table), 1))
 
         written: list[RowGroup] = []
-        run_stages(_groups(windows, schema), (write,))  # one thread decodes, the other one compresses
+        run_stages(_groups(windows, schema, grouped=grouped), (write,))  # one thread decodes, the other one compresses
         out.write(pack_groups(written))
 
 

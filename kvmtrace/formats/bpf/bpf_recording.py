@@ -105,6 +105,7 @@ class BpfRecording(Recording):
             for stream in streams:
                 self._load(stream, int(np.searchsorted(stream.spans, last_file_span, side="right")))
             rows = self._hand_out(streams)
+            self.read_share = (last_file_span + 1) / len(sizes)
             self.loss = self._loss.loss()
             if len(rows):
                 yield self._table(rows)

@@ -171,6 +171,7 @@ class TextRecording(Recording):
         for at, block, text, lines in self._lines(size):
             n_blocks += 1
             self._note_strange(lines.strange, at, block, text)
+            self.read_share = min((at + len(block)) / max(self._end, 1), 1.0)
             yield self._table(self._gaps.mark(lines))
         if not n_blocks:
             yield self._table(decode_lines(""))

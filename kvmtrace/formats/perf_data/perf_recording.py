@@ -163,6 +163,7 @@ class PerfDataRecording(Recording):
             if not sound:
                 self._note_damage(at)
             done = at >= self._last or not sound
+            self.read_share = (at - self._first) / max(self._last - self._first, 1)
             if not done:
                 flush, previous = self._flush_limit(rounds, rows, flush, previous)
             rows = concat_rows([carried, rows])

@@ -120,6 +120,7 @@ class TraceDatRecording(Recording):
         self._loss.restart()
         positions = [_Position() for _ in self._source.streams]
         low, event_bytes = START_OF_TIME, float(TYPICAL_EVENT_BYTES)
+        begin, total = self._unit_order()
         read: deque[list[tuple[Stream, int, int]]] = deque()
         while low < END_OF_TIME:
             high = self._next_limit(low, int(max_events * event_bytes))
@@ -127,6 +128,8 @@ class TraceDatRecording(Recording):
             words, rows = self._read_windows(positions, low, high)
             event_bytes = self._measure(before, positions, len(rows)) or event_bytes
             low = high
+            before_high = int(np.searchsorted(begin, high))
+            self.read_share = int(total[before_high - 1]) / max(int(total[-1]), 1) if before_high else 0.0
             table = self._table(words, rows)
             self.loss = self._loss.loss()
             if len(table):
