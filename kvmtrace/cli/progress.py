@@ -100,6 +100,7 @@ def opened(path: str, *, vm: str | None = None, any_architecture: bool = False) 
 
     progress = Progress(path)
     try:
-        yield progress.follow(only_vm(open_recording(path, any_architecture=any_architecture), vm)), progress
+        recording = open_recording(path, any_architecture=True) if any_architecture else open_recording(path)
+        yield progress.follow(only_vm(recording, vm)), progress
     finally:
         progress.done()

@@ -23,8 +23,9 @@ _VM_EXIT_COLUMNS: dict[str, str] = {
     "ts_ns": "", "name": "", "dur_ns": "?", "guest_before_ns": "?", "tid": "", "vm": "", "vcpu_id": "?", "number": "",
     "cpu": "", "isa": "", "exit_reason": "", "guest_rip": "", "entry_rip": "has_entry_rip", "info1": "", "info2": "",
     "intr_info": "", "error_code": "", "port": "?", "gpa": "has_gpa", "msr": "?", "cr": "?", "access": "", "size": "?",
-    "data": "has_data", "vector": "?", "userspace_reason": "?", "userspace_exit": "", "errno": "", "kernel_ns": "?",
-    "userspace_ns": "?", "waiting_ns": "?", "preempted_ns": "?", "unknown_ns": "?", "to_userspace": "", "lost": "",
+    "data": "has_data", "vector": "?", "userspace_reason": "?", "userspace_exit": "",
+    "errno": "to_userspace", "kernel_ns": "?", "userspace_ns": "?", "waiting_ns": "?", "preempted_ns": "?",
+    "unknown_ns": "?", "to_userspace": "", "lost": "",
     "entry_ts_ns": "?", "entry_cpu": "?", "row": "", "entry_row": "?",
 }
 _USERSPACE_COLUMNS: dict[str, str] = {
@@ -36,6 +37,10 @@ _USERSPACE_COLUMNS: dict[str, str] = {
 
 def _described(codes: NDArray[np.int64], describe: Callable[[int], str], absent: Any = None) -> RowColumn:
     """Return a column of texts, each made once; several codes may have one text."""
+    if absent is not None and absent.any():
+        codes = np.where(absent, codes[np.argmin(absent)], codes)  # what is absent needs no text
+        if absent.all():
+            return RowColumn(np.zeros(len(codes), np.int32), absent, ())
     values, inverse = np.unique(codes, return_inverse=True)
     texts: dict[str, int] = {}
     numbers = [texts.setdefault(describe(int(value)), len(texts)) for value in values.tolist()]

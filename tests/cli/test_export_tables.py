@@ -151,3 +151,9 @@ def test_late_rows_come_back_in_order() -> None:
     rest["row"] = np.sort(late[late + 300 >= 1000])
     taken.add(rest)
     assert np.concatenate(list(taken))["row"].tolist() == order.tolist()
+
+
+def test_what_did_not_go_to_the_vmm_has_no_errno_and_no_category() -> None:
+    exits = kvmtrace.load(Path(__file__).parents[2] / "fixtures" / "svm-6.12-linux-2vcpu.dat").vm_exits
+    assert (exits.errno.isna() == ~exits.to_userspace).all()
+    assert exits.userspace_exit.value_counts().min() > 0
