@@ -36,8 +36,9 @@ _KEYS_ONLY = re.compile(r"(?:\[FAILED TO PARSE\] )?(?:\([^)]{0,200}\) )?(?=[A-Za
 _LEADING = re.compile(r"(?:CAN'T FIND FIELD \"\w{1,40}\"|<CANT FIND FIELD \w{1,40}>)+")
 _MASK = (1 << 64) - 1
 MAX_KEYS = 64
-_REASONS = frozenset({"kvm_exit", "kvm_nested_vmexit"})  # events with an exit reason
-_SPECIAL = _REASONS | {"kvm_userspace_exit", "kvm_inj_exception", "kvm_emulate_insn"}
+# events with an exit reason -> the field that has it
+_REASONS = {"kvm_exit": "exit_reason", "kvm_nested_vmexit": "exit_reason", "kvm_nested_vmexit_inject": "exit_code"}
+_SPECIAL = frozenset(_REASONS) | {"kvm_userspace_exit", "kvm_inj_exception", "kvm_emulate_insn"}
 # bodies that differ in these characters alone are read by one pattern
 _VARYING = dict.fromkeys(map(ord, "0123456789abcdefABCDEF"))
 
@@ -162,7 +163,7 @@ class TextKind:
             self.sample = self.sample or body
         if found is not None:
             self.era.note(self.name, found[1])
-            self._note_printed(found[1].get("exit_reason"))
+            self._note_printed(found[1].get(_REASONS.get(self.name, "")))
         elif not self.known:
             self.fields["text"] = np.dtype("S")
         self._add_fields({} if found is None else found[1])
@@ -181,7 +182,8 @@ class TextKind:
 
     def finish(self) -> None:
         """Settle what the whole text decides."""
-        if self.name in _REASONS and "exit_reason" in self.fields:
+        reason = _REASONS.get(self.name, "")
+        if reason in self.fields:
             self.fields.setdefault("isa", _field_dtype(self.name, "isa"))
             self._settle_info2()
         if self.name == "kvm_userspace_exit" and not self.era.tells_errno:
@@ -190,7 +192,7 @@ class TextKind:
             self.fields["error_code"] = np.dtype(np.uint32)
         if not self.fields:
             self.fields["text"] = np.dtype("S")
-        made = {"text", "immediate_exit"} | ({"exit_reason", "isa"} if self.name in _REASONS else set())
+        made = {"text", "immediate_exit"} | ({reason, "isa"} if reason else set())
         self.partly = set(self.fields) - (self._always or set()) - made
 
     def _settle_info2(self) -> None:
@@ -246,10 +248,12 @@ def _text_of(group: str, text: str | None) -> str | None:
 
 def _special(kind: TextKind, row: Groups, values: dict[str, int | None]) -> None:
     """Fill the fields that follow from words of the text; None: not told."""
-    if kind.name in _REASONS and "isa" not in row and "exit_reason" in kind.fields:
-        isa, values["exit_reason"] = exit_reason_number(row.get("exit_reason") or "", old=kind.era.old_names)
+    reason = _REASONS.get(kind.name, "")
+    if reason in kind.fields and "isa" not in row:
+        isa, values[reason] = exit_reason_number(row.get(reason) or "", old=kind.era.old_names)
         values["isa"] = isa
-        reread_info2(kind.era, isa, row, values)
+        if reason == "exit_reason":
+            reread_info2(kind.era, isa, row, values)
     elif kind.name == "kvm_userspace_exit" and "outcome" in row:
         number = int(row["number"] or 0)
         if row["outcome"] in ("restart", "error"):

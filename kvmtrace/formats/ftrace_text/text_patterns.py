@@ -58,6 +58,21 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
                   rf"rip (?P<guest_rip_hex>{_H}) reason (?P<exit_reason>.{{1,80}}?) info1 (?P<info1_hex>{_H}) "
                   rf"info2 (?P<info2_hex>{_H}) int_info (?P<intr_info_hex>{_H}) "
                   rf"int_info_err (?P<error_code_hex>{_H})")),
+    # the kernel, and trace-cmd's plug-in
+    "kvm_nested_vmexit_inject": _compile(
+        rf"reason: (?P<exit_code>.{{1,80}}?) ext_inf1: (?P<exit_info1>{_X}) ext_inf2: (?P<exit_info2>{_X}) "
+        rf"ext_int: (?P<exit_int_info>{_X}) ext_int_err: (?P<exit_int_info_err>{_X})",
+        rf"reason (?P<exit_code>\S{{1,60}}(?: (?!info1)\S{{1,60}}){{0,3}}) info1 (?P<exit_info1_hex>{_H}) "
+        rf"info2 (?P<exit_info2_hex>{_H}) int_info (?P<exit_int_info_hex>{_H}) "
+        rf"int_info_err (?P<exit_int_info_err_hex>{_H})"),
+    **dict.fromkeys(("kvm_nested_vmenter", "kvm_nested_vmrun"), _compile(
+        rf"rip: (?P<rip>{_X}) (?P<isa>\w+): (?P<vmcb>{_X}) (?:nested_rip|nrip): (?P<nested_rip>{_X}) "
+        rf"int_ctl: (?P<int_ctl>{_X}) event_inj: (?P<event_inj>{_X})"
+        rf"(?: \w+=(?P<tdp_enabled>[yn]) \w+: (?P<guest_pgd>{_X}))?")),
+    "kvm_nested_intercepts": _compile(
+        rf"cr_read: (?P<cr_read_hex>{_H}) cr_write: (?P<cr_write_hex>{_H}) excp: (?P<exceptions_hex>{_H}) "
+        rf"intercepts: (?P<intercept1_hex>{_H}) (?P<intercept2_hex>{_H}) (?P<intercept3_hex>{_H})"),
+    "kvm_nested_intr_vmexit": _compile(rf"rip: (?P<rip>{_X})"),
     "kvm_userspace_exit": _compile(r"reason (?P<outcome>\S+) \((?P<number>-?\d+)\)"),
     "kvm_pio": _compile(rf"pio_(?P<rw>read|write) {{1,2}}at (?P<port>{_X}) size (?P<size>\d+)(?: count (?P<count>\d+))?"
                         rf"(?: val (?P<val>{_X}))?"),
@@ -119,6 +134,8 @@ BARE_HEX: dict[str, frozenset[str]] = {
     "kvm_pv_eoi": frozenset({"apicid"}), "kvm_apic_accept_irq": frozenset({"apicid"}),
     "kvm_apic_ipi": frozenset({"dest_id"}), "kvm_emulate_insn": frozenset({"rip", "csbase"}),
     "kvm_inj_exception": frozenset({"error_code"}),
+    "kvm_nested_intercepts": frozenset({"cr_read", "cr_write", "exceptions", "intercept1", "intercept2",
+                                        "intercept3"}),
 }
 # fmt: on
 
@@ -134,7 +151,7 @@ WORDS: dict[str, dict[str, int]] = {
     "load": {"load": 1, "unload": 0}, "soft": {"IRQ": 0, "Soft/INTn": 1}, "tm": {"edge": 0, "level": 1},
     "found": {"found": 1, "not found": 0}, "grow": {"grow": 1, "shrink": 0},
     "waited": {"wait": 1, "poll": 0}, "valid": {"valid": 1, "invalid": 0},
-    "entering": {"entering": 1, "leaving": 0},
+    "entering": {"entering": 1, "leaving": 0}, "isa": {"vmcs": 1, "vmcb": 2}, "tdp_enabled": {"y": 1, "n": 0},
     "failed": {"": 0, **dict.fromkeys((" failed", "failed", " FAIL", "FAIL"), 1)},
     "reinjected": {"": 0, " [reinjected]": 1}, "used_max_basic": {"": 0, ", used max basic": 1},
     "exception": {"": 0, " (#GP)": 1, **{name: number for number, name in EXCEPTION_NAMES.items()}},
@@ -158,8 +175,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
                      "parent_pid", "orig_cpu", "dest_cpu", "level", "irq_source_id"), _I32),
     **dict.fromkeys(("ret", "ns", "delta", "prev_state"), _I64),
     **dict.fromkeys(("exit_reason", "reason", "vcpu_id", "isa", "intr_info", "error_code", "type", "len", "rw", "size",
-                     "count", "write", "load", "ecx", "apicid"), _U32),
-    **dict.fromkeys(("soft", "reinjected", "exception", "immediate_exit", "has_error", "failed", "flags"), _U8),
+                     "count", "write", "load", "ecx", "apicid", "exit_code", "exit_int_info", "exit_int_info_err",
+                     "int_ctl", "event_inj", "exceptions", "intercept1", "intercept2", "intercept3"), _U32),
+    **dict.fromkeys(("cr_read", "cr_write"), np.dtype(np.uint16)),
+    **dict.fromkeys(("tdp_enabled", "soft", "reinjected", "exception", "immediate_exit", "has_error", "failed", "flags"), _U8),
 }
 DTYPE_OF_EVENT: dict[tuple[str, str], np.dtype[Any]] = {
     ("kvm_page_fault", "error_code"): np.dtype(np.uint64), ("kvm_inj_virq", "vector"): _U32,
