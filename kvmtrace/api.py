@@ -113,7 +113,8 @@ class LoadedRecording:
         -------
         ts_ns, name (as the kernel prints it), dur_ns (to the next VM-entry), guest_before_ns, tid, pid, vm (its
         name, else that of the process), vcpu_id, number (of the thread's VM-exits: what `kvmtrace report --explain`
-        takes), cpu, isa, exit_reason, guest_rip, entry_rip, info1, info2, intr_info, error_code
+        takes), cpu, level (of guest: 1, or 2 for a guest of the guest), isa, exit_reason, guest_rip, entry_rip, info1,
+        info2, intr_info, error_code
 
         of the first such event before the next VM-entry: port, gpa (MMIO, else the fault's), msr, cr, access ("read",
         "write"), size (bytes), data, vector (injected), userspace_reason, userspace_exit (its name), errno

@@ -13,7 +13,8 @@ from kvmtrace.check.exit_segments import Exits, Segments, cut_segments, find_exi
 from kvmtrace.isa.base import EXIT_KINDS
 from kvmtrace.isa.registry import BY_NUMBER, ISAS, describe_exit_reason
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.model.states import FOLLOW_UPS, NESTED_EVENTS, STEPS
+from kvmtrace.model.nesting import ENTERS_L2, LEVEL_CHANGES, REFLECTS, TELLS_L2
+from kvmtrace.model.states import FOLLOW_UPS, STEPS
 from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Excerpt:
 
     @cached_property
     def groups(self) -> dict[int, NDArray[np.intp]]:
-        """Return row number -> its exits, ascending; unknown reasons and nested exits are left out."""
+        """Return row number -> its exits, ascending; unknown reasons and exits that change the level are left out."""
         usable = np.flatnonzero(~self.nested & (self.row_number > 0))
         numbers = self.row_number[usable]
         order = usable[np.argsort(numbers, kind="stable")]
@@ -117,10 +118,17 @@ class Excerpt:
 
     @cached_property
     def nested(self) -> NDArray[np.bool_]:
-        """Say which exits concern a nested guest, or may: the tables describe only KVM's own guests."""
-        told = self.exits.has(*NESTED_EVENTS) | self.exits.failed_entry
-        enters = self.of_kind("nested_entry") & ~self.exits.has("inject exception")
-        if not enters.any() or self.recorded("kvm_nested_vmexit"):
+        """Say behind which exits the vCPU goes on in another guest's context, or may: the tables say nothing of that.
+
+        The exits of a nested guest that KVM itself handles are like all others.
+        """
+        told = self.exits.chain_has(*LEVEL_CHANGES) | self.exits.failed_entry
+        if self.recorded(TELLS_L2, REFLECTS) and not self.capability.recorded.isdisjoint(ENTERS_L2):
+            return told
+        told |= self.exits.has(TELLS_L2)
+        enters = self.of_kind("nested_entry")
+        enters &= ~self.exits.has("inject exception")
+        if not enters.any():
             return told
         first = {int(t): int(np.flatnonzero(enters & (self.thread == t))[0]) for t in distinct(self.thread[enters])}
         number = np.arange(len(self.exits))

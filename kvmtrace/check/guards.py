@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOOK_AHEAD = threshold("look_ahead")
 LOOK_BACK = threshold("look_back")
+NESTED_FAILURE = CLASS["kvm_nested_vmenter_failed"]
 _RUNS = (CLASS["call KVM_RUN"], CLASS["KVM_RUN"])
 _CALLS = (*_RUNS, CLASS["call ioctl"], CLASS["vCPU ioctl"])
 INIT_SERVED_NS = threshold("init_served_within")
@@ -70,6 +71,18 @@ def _entry_failed(sequence: Sequence, position: int) -> bool:
         return False
     reason = _value(sequence, "kvm_userspace_exit", "reason", first)
     return reason is None or reason == KVM_EXIT_FAIL_ENTRY
+
+
+@_guard("nested_entry_failed")
+def _nested_entry_failed(sequence: Sequence, position: int) -> bool:
+    """Look for the failure from the thread's kvm_entry before up to the step, or to the next kvm_entry behind it."""
+    begin, stop = max(position - LOOK_BACK, 0), min(position + LOOK_BACK, len(sequence))
+    mine = sequence.thread[begin:stop] == sequence.thread[position]
+    entries = begin + np.flatnonzero(mine & (sequence.cls[begin:stop] == ENTRY))
+    before, after = entries[entries < position], entries[entries >= position]
+    first, last = int(before[-1]) if len(before) else begin, int(after[0]) if len(after) else stop
+    failed = mine[first - begin : last - begin] & (sequence.cls[first:last] == NESTED_FAILURE)
+    return bool(failed.any())
 
 
 @_guard("early_error")

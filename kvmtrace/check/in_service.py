@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS
+from kvmtrace.check.guest_levels import nestings
 from kvmtrace.check.userspace_changes import setter_rows
+from kvmtrace.isa.words import INTR_TYPE_EXT_INTR, decode_intr_info
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import AUTO_EOI, IRR_DELIVERY_MODES
+from kvmtrace.model.nesting import REFLECTS
 from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:
@@ -128,9 +131,10 @@ def _follow_all(excerpt: Excerpt) -> Outcome:
 def _events(excerpt: Excerpt) -> dict[str, NDArray[np.int64]]:
     """Return EOIs, fresh hard injections and breaks in sequence order."""
     sequence = excerpt.sequence
-    position = np.flatnonzero(
-        (sequence.cls == CLASS["kvm_eoi"]) | (sequence.cls == CLASS["inject interrupt"]) | sequence.broken
-    )
+    taken, taken_vectors = _taken_by_l1(excerpt)
+    marks = (sequence.cls == CLASS["kvm_eoi"]) | (sequence.cls == CLASS["inject interrupt"]) | sequence.broken
+    marks[taken] = True
+    position = np.flatnonzero(marks)
     what = np.where(
         sequence.cls[position] == CLASS["kvm_eoi"],
         _EOI,
@@ -146,6 +150,8 @@ def _events(excerpt: Excerpt) -> dict[str, NDArray[np.int64]]:
             fresh[virqs] &= sequence.values("kvm_inj_virq", name, position[virqs]) == 0
     broken = sequence.broken[position]
     what = np.where(fresh, what, _FORGET)
+    at = np.searchsorted(position, taken)
+    what[at], vector[at] = _VIRQ, taken_vectors
     use = fresh | broken
     return {
         "position": position[use],
@@ -154,6 +160,21 @@ def _events(excerpt: Excerpt) -> dict[str, NDArray[np.int64]]:
         "thread": sequence.thread[position][use].astype(np.int64),
         "broken": broken[use],
     }
+
+
+def _taken_by_l1(excerpt: Excerpt) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Return where a guest hypervisor acknowledged an interrupt by an exit of its guest's, and the vectors.
+
+    Source: nested_vmx_vmexit (vmx/nested.c): kvm_cpu_get_interrupt, without an injection
+    """
+    positions = excerpt.segments.positions(REFLECTS)
+    names = [one.taken_field for one, _, _ in nestings(excerpt) if one.taken_field]
+    fields = [name for name in names if excerpt.has_field(REFLECTS, name)]
+    if not len(positions) or not fields:
+        return positions[:0], np.empty(0, np.int64)
+    info = decode_intr_info(excerpt.sequence.values(REFLECTS, fields[0], positions).astype(np.uint64))
+    mine = info.valid & (info.type == INTR_TYPE_EXT_INTR)
+    return positions[mine], info.vector[mine].astype(np.int64)
 
 
 def _arrivals(excerpt: Excerpt) -> dict[int, tuple[NDArray[np.intp], NDArray[np.int64]]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GROUP = "kvmtrace.rules"
-_SERIES = "VJH"  # contract, event injection, heuristics
+_SERIES = "VJNH"  # contract, event injection, nested guests, heuristics
 
 
 class Registry(NamedTuple):

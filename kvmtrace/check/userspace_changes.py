@@ -30,14 +30,14 @@ def ioctl_kind(excerpt: Excerpt) -> str | None:
     return None
 
 
-def setter_rows(excerpt: Excerpt) -> NDArray[np.intp]:
-    """Return the table rows, of any thread, at which an ioctl changes a vCPU's state."""
+def setter_rows(excerpt: Excerpt, setters: tuple[str, ...] = STATE_SETTERS) -> NDArray[np.intp]:
+    """Return the table rows, of any thread, at which one of these ioctls changes a vCPU's state."""
     kind = ioctl_kind(excerpt)
     table = excerpt.sequence.table
     if kind is None:
         return np.empty(0, np.intp)
     cmd = table.field(kind, "cmd").astype(np.int64) & 0xFFFFFFFF
-    rows: NDArray[np.intp] = table.rows(kind)[among(cmd, _numbers(STATE_SETTERS))]
+    rows: NDArray[np.intp] = table.rows(kind)[among(cmd, _numbers(setters))]
     return rows
 
 

@@ -148,6 +148,54 @@ class SwitchStep:
 
 
 @dataclass(frozen=True)
+class Nesting:
+    """What is known of VM-exits that a nested guest (L2) takes, and of their reflection to the guest hypervisor (L1).
+
+    Parameters
+    ----------
+    kept : codes that KVM handles first, whatever L1 asks for -> the event without which L1 does not get the exit all
+        the same; "" where no event tells
+    given : codes that L1 always gets
+    hidden : codes that L1 never gets
+    may_be_given : codes that L1 gets if a bitmap of its own says so, and never if `intercepts` says no
+    invented : codes that L1 may get although the exit was another one -> the event without which it does not; ""
+    unasked : codes that L1 may get without having asked, although `intercepts` has them
+    intercepts : code -> (field of kvm_nested_intercepts, bit): whether L1 asked for it
+    unless : code -> beginning of the names of events that show why KVM kept it
+    reflected_info : field of kvm_nested_vmexit_inject -> the field of kvm_exit that it repeats, when KVM reflects the
+        exit as it is
+    carried_field : field of kvm_nested_vmexit_inject that says which delivery the exit interrupted
+    never_carries : codes, and of exceptions vectors, that by definition interrupted no delivery
+    taken_field : field of kvm_nested_vmexit_inject with the interrupt that L1 has acknowledged by its exit; "": L1 has
+        to take it itself
+    skips_entry : the event of the nested entry tells the RIP behind the instruction, not its own
+    returns : L1 goes on at the RIP that the event of the nested entry told; else where it wrote before (`rewrites`)
+    rewrites : codes of exits by which L1 may change where it goes on
+    unnamed : codes that may be handled in the run function, before KVM names the exit as L2's
+    source_reflects, source_reenters : KVM's functions with their files
+    """
+
+    kept: Mapping[int, str]
+    given: frozenset[int]
+    invented: Mapping[int, str]
+    reflected_info: Mapping[str, str]
+    carried_field: str
+    source_reflects: str
+    source_reenters: str
+    hidden: frozenset[int] = frozenset()
+    may_be_given: frozenset[int] = frozenset()
+    unasked: frozenset[int] = frozenset()
+    intercepts: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    unless: Mapping[int, str] = field(default_factory=dict)
+    never_carries: frozenset[int] = frozenset()
+    taken_field: str = ""
+    skips_entry: bool = False
+    returns: bool = False
+    rewrites: frozenset[int] = frozenset()
+    unnamed: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Part:
     """A piece of a value that several recorded fields make up: (field & mask) << shift."""
 
@@ -214,6 +262,8 @@ class Isa:
     brackets : (event, the next one, what lies between): the intervals of the world switch that a recording can time
     unseen : what no recording shows of the world switch
 
+    nesting : what is known of guests in its guests; None: KVM has none
+
     early_exit_field : every kernel whose kvm_exit has this field traces it with interrupts off; "": no field tells
     decodes_to_skip : processors exist that do not tell the next RIP, so that KVM decodes an instruction to skip it
     soft_events_move_rip : KVM moves RIP itself to inject INT n, INT3, INTO; such an event may also be executed again
@@ -271,6 +321,8 @@ class Isa:
     world_switch: tuple[SwitchStep, ...] = ()
     brackets: tuple[tuple[str, str, str], ...] = ()
     unseen: tuple[str, ...] = ()
+
+    nesting: Nesting | None = None
 
     early_exit_field: str = ""
     decodes_to_skip: bool = False

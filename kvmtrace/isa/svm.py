@@ -19,6 +19,7 @@ from kvmtrace.isa.shared import (
     X86_BYSTANDERS,
     X86_FOLLOW_UPS,
 )
+from kvmtrace.isa.svm_nesting import SVM_NESTING
 from kvmtrace.isa.svm_switch import SVM_BRACKETS, SVM_SWITCH, SVM_UNSEEN
 from kvmtrace.isa.svm_words import (
     SVM_EVENT_TYPES,
@@ -410,6 +411,18 @@ _GHCB_NAMES = {
 }
 # fmt: on
 
+_TABLES = ("IDTR", "GDTR", "LDTR")
+_TRACE_CMD_WORDS = {
+    "EXCP_": "{} excp",
+    "INTR": "interrupt",
+    "IOIO": "io",
+    "VMMCALL": "hypercall",
+    "ERR": "invalid_guest_state",
+    **{f"{table}_{way.upper()}": f"{way}_{table.lower()}" for table in _TABLES for way in ("read", "write")},
+    "TR_READ": "read_rt",
+    "TR_WRITE": "write_rt",
+}
+
 SVM = Isa(
     name="svm",
     number=2,  # KVM_ISA_SVM, arch/x86/kvm/trace.h
@@ -418,7 +431,7 @@ SVM = Isa(
     rows=(*_EXCEPTIONS, *_ASYNCHRONOUS, *_INSTRUCTIONS, *_NESTED, *_MEMORY, *_SEV_ES, *_REGISTERS, *_UNHANDLED),
     other_names=_GHCB_NAMES,
     prefix="EXIT_",
-    prefixed_words={"EXCP_": "{} excp", "INTR": "interrupt", "IOIO": "io"},
+    prefixed_words=_TRACE_CMD_WORDS,
     failed_entry_code=SVM_EXIT_ERR,
     hexadecimal=True,
     vectoring_field="intr_info",  # EXITINTINFO
@@ -444,6 +457,7 @@ SVM = Isa(
     world_switch=SVM_SWITCH,
     brackets=SVM_BRACKETS,
     unseen=SVM_UNSEEN,
+    nesting=SVM_NESTING,
     decodes_to_skip=True,
     soft_events_move_rip=True,
 )

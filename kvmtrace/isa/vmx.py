@@ -17,6 +17,7 @@ from kvmtrace.isa.shared import (
     X86_BYSTANDERS,
     X86_FOLLOW_UPS,
 )
+from kvmtrace.isa.vmx_nesting import VMX_NESTING
 from kvmtrace.isa.vmx_switch import VMX_BRACKETS, VMX_SWITCH, VMX_UNSEEN
 from kvmtrace.isa.vmx_words import (
     VMX_BASIC_EXIT_REASON_MASK,
@@ -353,6 +354,7 @@ VMX = Isa(
     bus_lock_userspace=frozenset({KVM_EXIT_X86_BUS_LOCK}),
     # since 5.10; trace_kvm_exit moved from vmx_handle_exit to vmx_vcpu_run in 5.8
     early_exit_field="error_code",
+    nesting=VMX_NESTING,
     emulates_real_mode=True,
     resets_fpu=True,
     marks_mmio=True,

@@ -124,14 +124,6 @@ LIFECYCLE_PARTS: dict[str, tuple[str, ...]] = {
 }
 # fmt: on
 
-# fmt: off
-# of a nested guest: the exit tables describe only KVM's own guests
-NESTED_EVENTS: tuple[str, ...] = (
-    "kvm_nested_vmenter", "kvm_nested_vmrun", "kvm_nested_vmexit", "kvm_nested_vmexit_inject",
-    "kvm_nested_intr_vmexit", "kvm_nested_vmenter_failed",
-)
-# fmt: on
-
 # where a probe was not recorded, the recorded event that lies nearest to it
 STAND_INS: dict[str, str] = {
     **dict.fromkeys(run_functions(), "kvm_entry"),

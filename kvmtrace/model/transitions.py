@@ -31,6 +31,7 @@ class Transition(NamedTuple):
 GUARDS: dict[str, str] = {
     "entry_failed": "the next kvm_userspace_exit says KVM_EXIT_FAIL_ENTRY: VMLAUNCH or VMRESUME itself "
                     "failed",
+    "nested_entry_failed": "kvm_nested_vmenter_failed follows kvm_entry: L2 was not entered, and L1 goes on",
     "early_error": "errno is negative: KVM_RUN failed before it loaded the FPU",
     "init_reset": "an INIT reached this vCPU: kvm_vcpu_reset puts and loads the FPU on hosts with MPX",
     "other_ioctl": "the thread's last call was another ioctl than KVM_RUN",
@@ -116,6 +117,15 @@ TRANSITIONS: tuple[Transition, ...] = (
 
     Transition("guest", "userspace exit", "left", "vmx_vcpu_run (vmx/vmx.c)",
                "VM-entry failed (VMfail), FPU not recorded.", "entry_failed"),
+
+    # a nested guest (L2) whose entry the processor refuses: no kvm_exit, L1 goes on behind its instruction
+    *(Transition("guest", RETURN_STEPS[isa.name], "handling", isa.run_source,
+                 "The processor refused to enter L2 (VMfail): no kvm_exit.", "nested_entry_failed", "exit_irqs_off")
+      for isa in _RUNNING if isa.early_exit_field),
+    *(Transition("guest", step, state, "nested_vmx_reflect_vmexit (vmx/nested.c)",
+                 "The processor refused to enter L2 (VMfail): L1 goes on.", "nested_entry_failed")
+      for step, state in (("inject interrupt", "injecting"), ("inject exception", "injecting"),
+                          ("VM-entry", "guest"), ("FPU unload", "unloaded"))),
 
     # out of KVM_RUN
     Transition("unloaded", "userspace exit", "left", _IOCTL, "KVM_RUN reports its result."),

@@ -37,7 +37,7 @@ def headline(report: Report) -> str:
     """Say in a few sentences where the time went, beginning with what took most of it."""
     timed = [row for row in report.exits if row.total_ns]
     if timed:
-        return _of_time(report, timed)
+        return _of_nesting(report) + _of_time(report, timed)
     if report.exits:
         return _of_counts(report)
     if report.userspace_exits:
@@ -48,6 +48,24 @@ def headline(report: Report) -> str:
             "VMM. No kvm_entry/kvm_exit here, so no VM-exit times."
         )
     return "No VM-exits and no userspace exits were recorded."
+
+
+def _of_nesting(report: Report) -> str:
+    """Say where the time of nested guests went, where their exits took most of it."""
+    vcpus = report.nested or ()
+    wall = sum(row.wall_ns for row in vcpus)
+    rows = [row for vcpu in vcpus for row in vcpu.exits]
+    spent = sum(row.total_ns or 0 for row in rows)
+    if 2 * spent <= wall or not spent:
+        return ""
+    passed = [row for row in rows if row.reflected]
+    reflected, own = sum(row.samples for row in passed), sum(row.l1_exits or 0 for row in passed)
+    total, l2_ns = sum(row.count for row in rows), sum(row.budget.l2_guest_ns for row in vcpus)
+    each = f", each with {own / reflected:.1f} VM-exits of L1's own" if reflected else ""
+    return (
+        f"Nested guest: exits of L2 took {percent(spent, wall)} of the time, and L2 itself ran {percent(l2_ns, wall)}; "
+        f"L1 handled {count(sum(row.count for row in passed))} of {count(total)}{each}. "
+    )
 
 
 def _of_counts(report: Report) -> str:

@@ -22,6 +22,7 @@ from kvmtrace.spans.span_builder import SpanBuilder
 from kvmtrace.spans.time_parts import ReasonSplit
 from kvmtrace.stats.detail import DetailAccumulator
 from kvmtrace.stats.exits import ExitAccumulator
+from kvmtrace.stats.nested import NestedAccumulator
 from kvmtrace.stats.perf_kvm_stat import PerfAccumulator
 from kvmtrace.stats.rate import RateAccumulator
 from kvmtrace.stats.slowest import SlowestAccumulator
@@ -176,6 +177,7 @@ class ReportBuilder:
         self._detail = DetailAccumulator()
         self._rate = RateAccumulator()
         self._slowest = SlowestAccumulator(options.slowest)
+        self._nested = NestedAccumulator()
         self._exits_before: dict[int, int] = {}  # tid -> VM-exits before the selected stretch
         self._identities = Identities()
         self._timeline: TimelineBuilder | None = None
@@ -214,13 +216,13 @@ class ReportBuilder:
             low, high = int(selected.ts_ns.min()), int(selected.ts_ns.max())
             self._span = (min(low, self._span[0]), max(high, self._span[1])) if self._span else (low, high)
 
-    def _feed_lanes(self, lanes: Lanes) -> None:
+    def _feed_lanes(self, lanes: Lanes, *, final: bool = False) -> None:
         if not len(lanes):
             return
         self._perf.feed(lanes)
         if self._options.perf_only:
             return
-        spans = self._spans.spans(lanes)
+        spans = self._spans.spans(lanes, final=final)
         assert spans is not None
         self._exits.feed(lanes, spans.pairs)
         self._userspace.feed(lanes)
@@ -231,12 +233,13 @@ class ReportBuilder:
         self._vcpus.feed(lanes, spans.swept, spans.moves)
         self._detail.feed(lanes, spans.pairs)
         self._slowest.feed(spans)
+        self._nested.feed(spans)
         for take in self._options.spans:
             take(spans)
 
     def finish(self, recording: Recording, model: Comparison | None) -> Report:
         """Return the report; `recording` has been read to its end."""
-        self._feed_lanes(self._spans.finish_lanes())
+        self._feed_lanes(self._spans.finish_lanes(), final=True)
         keys = self._spans.keys
         perf_tables = self._perf.finish(keys)
         capture = self._capture_info(recording)
@@ -244,13 +247,15 @@ class ReportBuilder:
             return Report(capture, self._loss_info(recording), perf_compatible=perf_tables)
         self._identities.add_recorded(recording)
         knows_userspace = "kvm_userspace_exit" in self._described
+        vcpus = self._vcpus.finish(self._spans.tids, self._identities, self._can_tell())
         return Report(
             capture=capture,
             loss=self._loss_info(recording),
             exits=self._exits.finish(keys.reasons, self._split, userspace=knows_userspace),
             perf_compatible=perf_tables,
             userspace_exits=self._userspace.finish(keys.userspace),
-            vcpus=self._vcpus.finish(self._spans.tids, self._identities, self._can_tell()),
+            vcpus=vcpus,
+            nested=self._nested.finish(self._spans.keys, self._spans.tids, vcpus),
             detail=self._finished_detail(),
             rate=self._rate.finish(),
             model=model,

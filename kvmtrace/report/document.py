@@ -16,7 +16,17 @@ from kvmtrace.check.verdict import Comparison  # noqa: TC001
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.predict.replayed import ReplayedGuest  # noqa: TC001
 from kvmtrace.report.over_time import Timeline  # noqa: TC001
-from kvmtrace.stats.rows import Detail, ExitRow, PerfTables, Rate, SlowExit, UserspaceExitRow, VcpuRow, VmRow
+from kvmtrace.stats.rows import (
+    Detail,
+    ExitRow,
+    NestedVcpu,
+    PerfTables,
+    Rate,
+    SlowExit,
+    UserspaceExitRow,
+    VcpuRow,
+    VmRow,
+)
 
 SCHEMA: Literal["kvmtrace.report/1"] = "kvmtrace.report/1"
 
@@ -89,4 +99,5 @@ class Report:
     timeline: Timeline | None = None  # only for renderers that draw over time; null in JSON
     slowest: tuple[SlowExit, ...] = ()  # VM-exits, slowest first, waiting left out
     vms: tuple[VmRow, ...] = ()  # processes with VMs, the busiest first
+    nested: tuple[NestedVcpu, ...] | None = None  # vCPUs that ran a guest of their guest; null: none did
     schema: Literal["kvmtrace.report/1"] = SCHEMA

@@ -41,6 +41,11 @@ _SIMPLE_STEPS = {
     "kvm_cr": Step.CR,
     "kvm_hypercall": Step.HYPERCALL,
     "kvm_page_fault": Step.PAGE_FAULT,
+    "kvm_nested_vmexit": Step.NESTED_EXIT,
+    "kvm_nested_vmenter": Step.NESTED_ENTRY,
+    "kvm_nested_vmrun": Step.NESTED_ENTRY,
+    "kvm_nested_vmexit_inject": Step.REFLECT,
+    "kvm_nested_vmenter_failed": Step.NESTED_FAILED,
 }
 _MORE_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}
 PERF_EVENTS = frozenset({"kvm_entry", "kvm_exit", "kvm_mmio", "kvm_pio", "kvm_msr"})

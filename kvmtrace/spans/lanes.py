@@ -57,8 +57,13 @@ class Step(enum.IntEnum):
         20  # kvm_inj_virq, kvm_inj_exception; arg: number of (exception, vector); only with LaneBuilder's every_step
     )
     EMULATE = 21  # kvm_emulate_insn; likewise, without arg
+    NESTED_EXIT = 22  # kvm_nested_vmexit: the exit was taken in L2
+    NESTED_ENTRY = 23  # kvm_nested_vmenter, kvm_nested_vmrun: the vCPU goes on in L2
+    REFLECT = 24  # kvm_nested_vmexit_inject: ... in L1, which gets an exit
+    NESTED_FAILED = 25  # kvm_nested_vmenter_failed: ... in L1, L2 was not entered
 
 
+NESTED_STEPS = (Step.NESTED_EXIT, Step.NESTED_ENTRY, Step.REFLECT, Step.NESTED_FAILED)
 # steps that only vCPU threads make: a thread's lane begins at its first one
 MARKS = (Step.ENTRY, Step.EXIT, Step.USERSPACE_EXIT, Step.RUN, Step.FPU_LOAD)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.isa.registry import BY_NUMBER, describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
+from kvmtrace.spans.levels import UNKNOWN_LEVEL
 from kvmtrace.spans.vm_exits import RECORDED_FIELDS, told_fields
 from kvmtrace.table.columns import RowColumn
 
@@ -21,7 +22,8 @@ ACCESS = ("read", "write")
 # fmt: off
 _VM_EXIT_COLUMNS: dict[str, str] = {
     "ts_ns": "", "name": "", "dur_ns": "?", "guest_before_ns": "?", "tid": "", "vm": "", "vcpu_id": "?", "number": "",
-    "cpu": "", "isa": "", "exit_reason": "", "guest_rip": "", "entry_rip": "has_entry_rip", "info1": "", "info2": "",
+    "cpu": "", "level": "", "isa": "", "exit_reason": "", "guest_rip": "", "entry_rip": "has_entry_rip", "info1": "",
+    "info2": "",
     "intr_info": "", "error_code": "", "port": "?", "gpa": "has_gpa", "msr": "?", "cr": "?", "access": "", "size": "?",
     "data": "has_data", "vector": "?", "userspace_reason": "?", "userspace_exit": "",
     "errno": "to_userspace", "kernel_ns": "?", "userspace_ns": "?", "waiting_ns": "?", "preempted_ns": "?",
@@ -81,6 +83,7 @@ def vm_exit_columns(rows: NDArray[Any], names: Mapping[int, str]) -> dict[str, R
         "name": _described(code, lambda value: describe_exit_reason(value >> 32, value & 0xFFFFFFFF)),
         "isa": _described(rows["isa"].astype(np.int64), lambda number: isas.get(number, "unknown")),
         "vm": _vm_column(rows, names),
+        "level": RowColumn(np.ascontiguousarray(rows["level"]), rows["level"] == UNKNOWN_LEVEL),
         "access": RowColumn(np.maximum(rows["write"], 0).astype(np.int32), rows["write"] < 0, ACCESS),
         "userspace_exit": _described(
             left, lambda value: describe_userspace_exit(value >> 32, _signed(value)), ~rows["to_userspace"]

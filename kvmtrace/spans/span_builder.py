@@ -15,6 +15,7 @@ from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.lane_builder import LaneBuilder
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
+from kvmtrace.spans.levels import LevelTracker
 from kvmtrace.spans.pairs import find_pairs
 from kvmtrace.spans.time_parts import Clock, Part, Recorded, halt_polls, sweep
 from kvmtrace.table.event_table import EventTable
@@ -43,6 +44,8 @@ class Spans:
     pairs : Pairs, the VM-entries and VM-exits of each thread
     swept : Sweep, what the thread did from each row to its next, and how long
     moves : Moves, time that was halt-polling or sleep
+    levels : level of guest of each of the pairs' edges (levels.py); shape (e,)
+    nested : bool, nested events were seen so far
     keys : LaneKeys, what the arguments of the lanes stand for
     tids : thread number -> tid
     table, index : an event table with the rows of the lanes, and the row in the recording of each of its rows,
@@ -54,6 +57,8 @@ class Spans:
     pairs: Pairs
     swept: Sweep
     moves: Moves
+    levels: NDArray[np.uint8]
+    nested: bool
     keys: LaneKeys
     tids: list[int]
     table: EventTable | None = None
@@ -88,6 +93,7 @@ class SpanBuilder:
     def __init__(self, *, perf_only: bool = False, rows: bool = False, every_step: bool = False) -> None:
         self._lanes = LaneBuilder(perf_only=perf_only, rows=rows, every_step=every_step)
         self._clock = Clock()
+        self._levels = LevelTracker()
         self._rows = rows
         self._wakeups = False
         self._n_seen = 0
@@ -114,6 +120,7 @@ class SpanBuilder:
     def feed_lanes(self, table: EventTable) -> Lanes:
         """Take in a table; return the lanes that it completes, for those who want nothing more."""
         self._wakeups |= table.has("kvm_vcpu_wakeup")
+        self._levels.look_at(table)
         lanes = self._lanes.feed(table)
         if self._rows:
             self._keep_events(table)
@@ -142,7 +149,9 @@ class SpanBuilder:
         _unattributable_halts(lanes, pairs, swept, self.keys, self.recorded)
         moves = halt_polls(lanes, swept, self.recorded)
         index = self._index if self._rows else None
-        return Spans(lanes, pairs, swept, moves, self.keys, self.tids, self._table, index, final)
+        levels = self._levels.feed(lanes, pairs)
+        nested = self._levels.nested
+        return Spans(lanes, pairs, swept, moves, levels, nested, self.keys, self.tids, self._table, index, final)
 
     def _keep_events(self, table: EventTable) -> None:
         """Put the events that waited before a table; then keep those whose lanes wait for the next one."""

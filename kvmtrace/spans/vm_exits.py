@@ -34,6 +34,7 @@ EXIT_DTYPE = np.dtype([
     ("tid", np.int32),
     ("vcpu_id", np.int64),  # -1: not recorded
     ("number", np.int64),  # of the thread's VM-exits, from 1: what `report --explain` takes
+    ("level", np.uint8),  # of guest: 1, or 2 for a guest of the guest; 0: not known
     ("cpu", np.int16),  # of kvm_exit
     ("entry_cpu", np.int16),  # of kvm_entry; -1: none
     ("isa", np.uint8),  # Isa.number; 0: not recorded
@@ -121,6 +122,7 @@ class VmExitRows:
         assert lanes.row is not None
         out["row"], out["ts_ns"], out["cpu"] = lanes.row[at], lanes.ts_ns[at], lanes.cpu[at]
         out["tid"] = np.array(spans.tids, np.int32)[lanes.thread[at]]
+        out["level"] = spans.levels[exits]
         self._fill_recorded(spans, out, at)
         _fill_pairs(spans, out, exits)
         self._fill_vcpu(spans, out, exits)

@@ -143,6 +143,68 @@ class VmRow:
 
 
 @dataclass(frozen=True)
+class NestedExitRow:
+    """VM-exits of L2 of one reason; times are from L2's exit to its next VM-entry, with all that L1 does between."""
+
+    isa: str | None
+    exit_reason: int
+    name: str
+    reflected: bool  # L1 got an exit for it; else KVM (L0) handled it
+    count: int
+    samples: int  # those after which L2 was seen to go on; what follows is theirs
+    l1_exits: int | None  # VM-exits that L1 took itself meanwhile
+    total_ns: int | None
+    max_ns: int | None
+    l0_ns: int | None  # of total_ns: in KVM, entry and exit path included
+    l1_guest_ns: int | None  # of total_ns: L1 ran
+    userspace_ns: int | None  # of total_ns: in the VMM
+    waiting_ns: int | None  # of total_ns: blocked or halt-polling
+    preempted_ns: int | None  # of total_ns: switched out, runnable
+    unknown_ns: int | None  # of total_ns: not attributable
+
+
+@dataclass(frozen=True)
+class ReflectedWorkRow:
+    """VM-exits of one reason that L1 took while its guest waited for it."""
+
+    isa: str | None
+    exit_reason: int
+    name: str
+    count: int
+    total_ns: int  # from kvm_exit to the next kvm_entry: KVM's part of them
+
+
+@dataclass(frozen=True)
+class NestedBudget:
+    """A vCPU's wall time by who had it; null: this capture cannot tell, the time is in another part."""
+
+    l2_guest_ns: int
+    l1_guest_ns: int
+    l0_ns: int  # in KVM and the host's kernel, on the CPU
+    userspace_ns: int | None
+    waiting_ns: int | None  # blocked or halt-polling
+    preempted_ns: int | None
+    unknown_ns: int
+
+
+@dataclass(frozen=True)
+class NestedVcpu:
+    """A vCPU whose guest (L1) is a hypervisor with a guest (L2); what L2 runs in turn counts as L2."""
+
+    tid: int
+    vcpu_id: int | None
+    entries: int  # into L2
+    failed_entries: int  # that did not get there
+    l1_exits: int  # VM-exits of L1, those before it had a guest included
+    l2_exits: int
+    reflected: int  # of l2_exits: L1 got them
+    wall_ns: int
+    budget: NestedBudget
+    exits: tuple[NestedExitRow, ...]
+    l1_work: tuple[ReflectedWorkRow, ...]  # what L1 did about reflected exits, as far as it left guest mode for it
+
+
+@dataclass(frozen=True)
 class PortRow:
     """Accesses to one I/O port."""
 

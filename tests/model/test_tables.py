@@ -109,6 +109,7 @@ def test_rules_are_complete() -> None:
     rules = all_rules()
     assert [f"V{i}" for i in range(1, 15)] == [name for name in rules if name.startswith("V")]
     assert [f"J{i}" for i in range(1, 9)] == [name for name in rules if name.startswith("J")]
+    assert [f"N{i}" for i in range(1, 8)] == [name for name in rules if name.startswith("N")]
     for name, rule in rules.items():
         assert rule.id == name
         assert rule.severity == (SUSPICION if name.startswith("H") else VIOLATION)
@@ -170,7 +171,16 @@ def _needs(rule: Rule) -> Iterator[str]:
             yield from need.split("|")
 
 
-MODEL_FILES = ("ordering", "injection", "userspace_actions", "thresholds", "states", "transitions", "predicates")
+MODEL_FILES = (
+    "ordering",
+    "injection",
+    "nesting",
+    "userspace_actions",
+    "thresholds",
+    "states",
+    "transitions",
+    "predicates",
+)
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)

@@ -23,7 +23,8 @@ from kvmtrace.kvm.userspace_exits import (
     KVM_EXIT_TPR_ACCESS,
     describe_userspace_exit,
 )
-from kvmtrace.model.states import LAPIC_EVENTS, NESTED_EVENTS
+from kvmtrace.model.nesting import LEVEL_CHANGES
+from kvmtrace.model.states import LAPIC_EVENTS
 from kvmtrace.model.userspace_actions import CONTINUED, CONTINUED_EVENTS
 from kvmtrace.table.distinct import among, distinct
 
@@ -188,7 +189,7 @@ def _halt_with_lapic(excerpt: Excerpt, found: Found) -> None:
 def _failed_entry(excerpt: Excerpt, found: Found) -> None:
     """Check that a VM-entry does not fail behind a good exit: nobody but KVM has touched the state between."""
     exits, segments, sequence = excerpt.exits, excerpt.segments, excerpt.sequence
-    if excerpt.of_kind("nested_entry").any() or exits.has(*NESTED_EVENTS).any():
+    if excerpt.of_kind("nested_entry").any() or exits.has(*LEVEL_CHANGES).any():
         return
     good = np.zeros(len(segments), bool)
     good[exits.seg[~exits.failed_entry]] = True

@@ -178,7 +178,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
                      "count", "write", "load", "ecx", "apicid", "exit_code", "exit_int_info", "exit_int_info_err",
                      "int_ctl", "event_inj", "exceptions", "intercept1", "intercept2", "intercept3"), _U32),
     **dict.fromkeys(("cr_read", "cr_write"), np.dtype(np.uint16)),
-    **dict.fromkeys(("tdp_enabled", "soft", "reinjected", "exception", "immediate_exit", "has_error", "failed", "flags"), _U8),
+    **dict.fromkeys(("soft", "reinjected", "exception", "immediate_exit", "has_error", "failed", "flags",
+                     "tdp_enabled"), _U8),
 }
 DTYPE_OF_EVENT: dict[tuple[str, str], np.dtype[Any]] = {
     ("kvm_page_fault", "error_code"): np.dtype(np.uint64), ("kvm_inj_virq", "vector"): _U32,

@@ -9,6 +9,7 @@ from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.model import (
     injection,
+    nesting,
     ordering,
     side_events,
     states,
@@ -58,7 +59,6 @@ def _ordering_rows() -> dict[str, Any]:
         "follow_up_states": sorted(transitions.FOLLOW_UP_STATES),
         "late_exit_states": sorted(transitions.LATE_EXIT_STATES),
         "guest_events": sorted(transitions.GUEST_EVENTS),
-        "nested_events": list(states.NESTED_EVENTS),
         "vcpu_events": list(states.VCPU_EVENTS),
         "progress_events": list(states.PROGRESS_EVENTS),
         "lapic_events": list(states.LAPIC_EVENTS),
@@ -74,6 +74,23 @@ def _side_event_rows() -> dict[str, Any]:
         "rows": {kind: row._asdict() for kind, row in side_events.SIDE_EVENTS.items()},
         "icr_busy": side_events.ICR_BUSY,
         "vmm_prefix": side_events.VMM_PREFIX,
+    }
+
+
+def _nesting_rows() -> dict[str, Any]:
+    """Return what tells the level of a nested guest."""
+    return {
+        "levels": {str(level): sentence for level, sentence in nesting.LEVELS.items()},
+        "events": {row.event: row._asdict() for row in nesting.LEVEL_EVENTS},
+        "tells_l2": nesting.TELLS_L2,
+        "enters_l2": list(nesting.ENTERS_L2),
+        "enters_l1": list(nesting.ENTERS_L1),
+        "reflects": nesting.REFLECTS,
+        "says_why": list(nesting.SAYS_WHY),
+        "with_entry": nesting.WITH_ENTRY,
+        "leaves_silently": nesting.LEAVES_SILENTLY,
+        "level_setters": list(nesting.LEVEL_SETTERS),
+        "level_changes": list(nesting.LEVEL_CHANGES),
     }
 
 
@@ -131,6 +148,7 @@ def deciding_rows() -> dict[str, Any]:
         "ordering": _ordering_rows(),
         "side_events": _side_event_rows(),
         "wake_ups": _wake_up_rows(),
+        "nesting": _nesting_rows(),
         "vcpus": _vcpu_rows(),
         "injection": _injection_rows(),
         "userspace": _userspace_rows(),

@@ -18,6 +18,7 @@ from kvmtrace.render.text.model_text import (
     verdict_line,
     violation_sections,
 )
+from kvmtrace.render.text.nested_text import nested_sections
 from kvmtrace.render.text.perf_text import render_perf_tables
 from kvmtrace.render.text.slowest_text import slowest_table
 from kvmtrace.render.text.special_text import cost_table, more_line, special_lines
@@ -115,6 +116,7 @@ def _sections(report: Report, options: TextOptions, style: Style) -> list[str]:
         text_tables.TABLES[name](report, style, options.sort if name == "reason" else None, limit)
         for name, limit in rows.items()
     ]
+    sections += nested_sections(report, style)
     sections += [cost_table(report, style), slowest_table(report, style, SLOW_ROWS), special_lines(report, style)]
     if "details" in options.show:
         sections += [

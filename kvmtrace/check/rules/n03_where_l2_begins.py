@@ -1,0 +1,134 @@
+"""N3: a nested entry enters L2 where L1 asked for, and with what L1 asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.findings import constant
+from kvmtrace.check.guest_levels import chain_owner, nestings
+from kvmtrace.check.nested_entries import ENTRY_EVENT, switches
+from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.model.nesting import ENTERS_L2, WITH_ENTRY
+from kvmtrace.model.thresholds import threshold
+
+if TYPE_CHECKING:
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Found
+
+RULE = Rule(
+    "N3",
+    "where L2 begins",
+    VIOLATION,
+    ("kvm_nested_vmenter.nested_rip", "kvm_entry.rip", "kvm_exit"),
+    "Behind a nested entry the vCPU is entered at the RIP that L1 wrote for L2; the instruction that enters L2 enters "
+    "it, fails visibly, or raises an exception.",
+    "enter_svm_guest_mode (svm/nested.c), prepare_vmcs02 (vmx/nested.c)",
+    places=ENTRY_EVENT,
+    healthy="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=24 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_nested_vmenter: rip=0x1000 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
+kvm_entry: vcpu_id=0 rip=0x2000
+""",
+    broken="""
+kvm_fpu: load=1
+kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=24 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_nested_vmenter: rip=0x1000 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
+kvm_entry: vcpu_id=0 rip=0x2007
+""",
+)
+SHORTEST = 3  # bytes of the instructions that enter L2
+LONGEST = threshold("longest_instruction")
+
+
+@RULE.part("L2's RIP")
+def _begins(excerpt: Excerpt, found: Found) -> None:
+    if not len(excerpt.segments.positions(ENTRY_EVENT)):
+        return
+    made = switches(excerpt, ENTRY_EVENT)
+    wanted = excerpt.sequence.values(ENTRY_EVENT, "nested_rip", made.position).astype(np.uint64)
+    bad = np.flatnonzero(wanted != made.rip)
+    found.check(len(made.position))
+    found.violate(
+        excerpt.segments.start[made.entry[bad]],
+        lambda i: (
+            f"rip {int(wanted[bad[i]]):#x}, L2's as kvm_nested_vmenter says",
+            f"rip {int(made.rip[bad[i]]):#x}",
+        ),
+    )
+
+
+@RULE.part(
+    "L1's RIP at the nested entry",
+    needs=("kvm_nested_vmenter.rip", "kvm_exit.guest_rip", "kvm_exit.exit_reason", "kvm_exit.isa"),
+    adds=False,
+)
+def _told(excerpt: Excerpt, found: Found) -> None:
+    """Check that kvm_nested_vmenter tells the RIP of the instruction that enters L2, or the one behind it."""
+    exits, positions = excerpt.exits, excerpt.segments.positions(ENTRY_EVENT)
+    number = chain_owner(excerpt, positions)
+    direct = (number >= 0) & (exits.seg[number] == excerpt.segments.of[positions])
+    direct &= excerpt.of_kind("nested_entry")[number]
+    positions, number = positions[direct], number[direct]
+    told = excerpt.sequence.values(ENTRY_EVENT, "rip", positions).astype(np.uint64)
+    moved = (told - exits.get("guest_rip")[number]).view(np.int64)
+    good = np.ones(len(positions), bool)
+    for nesting, _, mine in nestings(excerpt):
+        least, most = (SHORTEST, LONGEST) if nesting.skips_entry else (0, 0)
+        good &= ~mine[number] | ((moved >= least) & (moved <= most))
+    bad = np.flatnonzero(~good)
+    found.check(len(positions))
+    found.violate(
+        positions[bad],
+        lambda i: (
+            f"the RIP of {excerpt.exit_name(number[bad[i]])}, or the one behind it, as the ISA has it",
+            f"rip {int(told[bad[i]]):#x}",
+        ),
+    )
+
+
+@RULE.part(
+    "what becomes of a nested entry",
+    needs=("kvm_exit.exit_reason", "kvm_exit.isa", "kvm_nested_vmenter_failed", "kvm_inj_exception"),
+    places=lambda excerpt: int(np.count_nonzero(excerpt.of_kind("nested_entry"))),
+    adds=False,
+)
+def _becomes(excerpt: Excerpt, found: Found) -> None:
+    """Check that an exit by which L1 enters L2 does that, or says why not."""
+    exits = excerpt.exits
+    told = exits.has(*ENTERS_L2) | exits.has("kvm_nested_vmexit", "kvm_nested_vmenter_failed")
+    told |= exits.has("inject exception", "kvm_smm_transition")
+    group = np.flatnonzero(excerpt.of_kind("nested_entry") & (exits.resume_rip != 0))
+    bad = group[~told[group]]
+    found.check(len(group))
+    found.violate(
+        exits.start[bad],
+        lambda i: (
+            f"kvm_nested_vmenter, kvm_nested_vmenter_failed or an exception after {excerpt.exit_name(bad[i])}",
+            "VM-entry without any",
+        ),
+    )
+
+
+@RULE.part("what L1 asked for", needs=("kvm_nested_intercepts", "kvm_exit.isa"), adds=False)
+def _with_intercepts(excerpt: Excerpt, found: Found) -> None:
+    """Check that the intercepts are traced with each nested entry, directly behind it, on ISAs that trace them."""
+    sequence, segments = excerpt.sequence, excerpt.segments
+    entries, words = segments.positions(ENTRY_EVENT), segments.positions(WITH_ENTRY)
+    if not any(nesting.intercepts for nesting, _, _ in nestings(excerpt)):
+        return
+    if not len(entries) and not len(words):
+        return
+    cls, last = sequence.cls, len(sequence) - 1
+    after, before = np.minimum(entries + 1, last), np.maximum(words - 1, 0)
+    lone = (cls[after] != cls[words[0]] if len(words) else np.ones(len(entries), bool)) | sequence.first[after]
+    lone &= (entries < last) & ~sequence.broken[after]
+    stray = (cls[before] != cls[entries[0]] if len(entries) else np.ones(len(words), bool)) | sequence.first[words]
+    stray &= ~sequence.broken[words]
+    found.check(len(entries))
+    found.violate(entries[lone], constant("kvm_nested_intercepts directly behind kvm_nested_vmenter", "another event"))
+    found.violate(words[stray], constant("kvm_nested_intercepts directly behind kvm_nested_vmenter", "elsewhere"))
