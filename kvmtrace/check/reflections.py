@@ -11,6 +11,7 @@ from kvmtrace.check.alphabet import mask_of
 from kvmtrace.check.guest_levels import chain_owner, guest_levels, nestings, state_set_between
 from kvmtrace.model.nesting import ENTERS_L2, L2, REFLECTS, SAYS_WHY, TELLS_L2, WITH_ENTRY
 from kvmtrace.model.states import FOLLOW_UPS
+from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Reflections:
     code : int64, the exit that L1 gets, without flags
     raw : int64, with them
     own : int64, the VM-exit's
-    direct : bool, it is the first for an exit of L2, of the same reason, and nothing was done between
+    direct : bool, KVM passed the exit of L2 on as it was: of the same reason, nothing done between
     """
 
     position: Group
@@ -69,6 +70,8 @@ def _make(excerpt: Excerpt) -> Reflections:
     first[1:] = owner[1:] != owner[:-1]
     direct = first & (doing[position] == doing[exits.start[owner] + 1]) & (exits.code[owner] == code)
     direct &= guest_levels(excerpt).told[owner] == L2
+    for nesting, _, mine in nestings(excerpt):  # KVM looks at these first: an exit of the same reason is another one
+        direct &= ~(mine[owner] & among(code, [*nesting.kept]))
     return Reflections(position, owner, code, raw, exits.code[owner], direct)
 
 

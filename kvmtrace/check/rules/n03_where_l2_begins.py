@@ -27,11 +27,19 @@ RULE = Rule(
     "enter_svm_guest_mode (svm/nested.c), prepare_vmcs02 (vmx/nested.c)",
     places=ENTRY_EVENT,
     healthy="""
+(200) kvm_inj_exception: exception=13 has_error=1 error_code=0x0 reinjected=0
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=24 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_nested_vmenter: rip=0x1000 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
 kvm_entry: vcpu_id=0 rip=0x2000
+kvm_exit: exit_reason=10 guest_rip=0x2000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_nested_vmexit: exit_reason=10 guest_rip=0x2000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_nested_vmexit_inject: exit_code=10 exit_info1=0x0 exit_info2=0x0 exit_int_info=0x0 isa=1
+kvm_entry: vcpu_id=0 rip=0x3000
+kvm_exit: exit_reason=24 guest_rip=0x3000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_nested_vmenter_failed: msg=vmcs12 err=0
+kvm_entry: vcpu_id=0 rip=0x3003
 """,
     broken="""
 kvm_fpu: load=1

@@ -33,6 +33,7 @@ kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=128 guest_rip=0x1000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_nested_vmenter: rip=0x1003 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=2
+kvm_nested_intercepts: cr_read=0 cr_write=0 exceptions=0 intercept1=0 intercept2=2 intercept3=0
 kvm_entry: vcpu_id=0 rip=0x2000
 kvm_exit: exit_reason=129 guest_rip=0x2000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_nested_vmexit: exit_reason=129 guest_rip=0x2000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0

@@ -118,7 +118,8 @@ def _caused(excerpt: Excerpt, found: Found) -> None:
     for nesting, isa, mine in nestings(excerpt):
         own = made.take(mine[made.exit])
         plain = (own.raw & ~isa.code_mask & 0xFFFFFFFF) == 0  # others are another interface's: Hyper-V makes its own
-        for first, table in ((own.direct, nesting.kept), (~own.direct & (own.code != own.own), nesting.invented)):
+        other = own.code != own.own
+        for first, table in ((~other & among(own.code, [*nesting.kept]), nesting.kept), (other, nesting.invented)):
             chosen = own.take(first & plain)
             known = among(chosen.code, list(table))
             if table is nesting.invented:
