@@ -46,6 +46,11 @@ X86_BYSTANDERS: tuple[str, ...] = (
 )
 # fmt: on
 
+# field of kvm_nested_vmenter, on every ISA: address of the structure with which L1 enters L2
+NESTED_STRUCTURE = "vmcb"
+# what kvm_nested_vmenter calls that structure in text -> Isa.number
+NESTED_STRUCTURES: dict[str, int] = {"vmcs": 1, "vmcb": 2}
+
 # KVM_EXIT_* -> the request or state that causes it
 # fmt: off
 ANY_EXIT_CAUSES: dict[int, str] = {

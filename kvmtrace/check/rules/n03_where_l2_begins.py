@@ -31,21 +31,21 @@ RULE = Rule(
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=24 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmenter: rip=0x1000 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
+kvm_nested_vmenter: rip=0x1000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
 kvm_entry: vcpu_id=0 rip=0x2000
 kvm_exit: exit_reason=10 guest_rip=0x2000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_nested_vmexit: exit_reason=10 guest_rip=0x2000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_nested_vmexit_inject: exit_code=10 exit_info1=0x0 exit_info2=0x0 exit_int_info=0x0 isa=1
 kvm_entry: vcpu_id=0 rip=0x3000
 kvm_exit: exit_reason=24 guest_rip=0x3000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmenter_failed: msg=vmcs12 err=0
+kvm_nested_vmenter_failed: msg=controls err=0
 kvm_entry: vcpu_id=0 rip=0x3003
 """,
     broken="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=24 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmenter: rip=0x1000 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
+kvm_nested_vmenter: rip=0x1000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
 kvm_entry: vcpu_id=0 rip=0x2007
 """,
 )

@@ -9,6 +9,7 @@ import numpy as np
 from kvmtrace.check.guest_levels import nestings, of_nesting, state_set_between
 from kvmtrace.check.nested_entries import ENTRY_EVENT, entry_before, switches
 from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.isa.shared import NESTED_STRUCTURE
 from kvmtrace.model.nesting import REFLECTS
 
 if TYPE_CHECKING:
@@ -28,27 +29,27 @@ RULE = Rule(
     "nested_svm_vmexit (svm/nested.c), load_vmcs12_host_state (vmx/nested.c)",
     "a wrong RIP of L1 where L1 may have named another exit handler since the last reflected exit",
     places=REFLECTS,
-    healthy="""
+    healthy=f"""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=128 guest_rip=0x1000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmenter: rip=0x1003 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=2
+kvm_nested_vmenter: rip=0x1003 {NESTED_STRUCTURE}=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 isa=2
 kvm_nested_intercepts: cr_read=0 cr_write=0 exceptions=0 intercept1=0 intercept2=2 intercept3=0
 kvm_entry: vcpu_id=0 rip=0x2000
 kvm_exit: exit_reason=129 guest_rip=0x2000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_nested_vmexit: exit_reason=129 guest_rip=0x2000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmexit_inject: exit_code=129 exit_info1=0x0 exit_info2=0x0 exit_int_info=0x0 exit_int_info_err=0 isa=2
+kvm_nested_vmexit_inject: exit_code=129 exit_info1=0x0 exit_info2=0x0 exit_int_info=0x0 isa=2
 kvm_entry: vcpu_id=0 rip=0x1003
 """,
-    broken="""
+    broken=f"""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=128 guest_rip=0x1000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmenter: rip=0x1003 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=2
+kvm_nested_vmenter: rip=0x1003 {NESTED_STRUCTURE}=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 isa=2
 kvm_entry: vcpu_id=0 rip=0x2000
 kvm_exit: exit_reason=129 guest_rip=0x2000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_nested_vmexit: exit_reason=129 guest_rip=0x2000 isa=2 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmexit_inject: exit_code=129 exit_info1=0x0 exit_info2=0x0 exit_int_info=0x0 exit_int_info_err=0 isa=2
+kvm_nested_vmexit_inject: exit_code=129 exit_info1=0x0 exit_info2=0x0 exit_int_info=0x0 isa=2
 kvm_entry: vcpu_id=0 rip=0x1000
 """,
 )
@@ -103,7 +104,9 @@ def _report(excerpt: Excerpt, made: Switches, bad: NDArray[np.intp], wanted: NDA
     )
 
 
-@RULE.part("at the exit handler", needs=("kvm_nested_vmenter.vmcb", "kvm_exit.exit_reason", "kvm_exit.isa"))
+@RULE.part(
+    "at the exit handler", needs=(f"kvm_nested_vmenter.{NESTED_STRUCTURE}", "kvm_exit.exit_reason", "kvm_exit.isa")
+)
 def _handler(excerpt: Excerpt, found: Found) -> None:
     """Check that the RIP is that of the reflected exit before, if L1 wrote nothing for L2 between."""
     if not len(excerpt.segments.positions(REFLECTS)):
@@ -115,7 +118,7 @@ def _handler(excerpt: Excerpt, found: Found) -> None:
         rewrites = np.append(0, np.cumsum(np.isin(isa.code(excerpt.exits.raw), list(nesting.rewrites))))
         before = entry_before(excerpt, made.position)
         structure = np.zeros(len(before), np.uint64)
-        structure[before >= 0] = excerpt.sequence.values(ENTRY_EVENT, "vmcb", before[before >= 0])
+        structure[before >= 0] = excerpt.sequence.values(ENTRY_EVENT, NESTED_STRUCTURE, before[before >= 0])
         broken = np.append(0, np.cumsum(excerpt.sequence.broken))
         order = own[np.lexsort((own, structure[own], excerpt.thread[made.exit[own]]))]
         this, last = order[1:], order[:-1]

@@ -34,7 +34,7 @@ kvm_page_fault: vcpu_id=0 guest_rip=0x2000 fault_address=0x200000 error_code=0x1
 kvm_nested_vmexit_inject: exit_code=48 exit_info1=0x181 exit_info2=0x0 exit_int_info=0x0 isa=1
 kvm_entry: vcpu_id=0 rip=0x3000
 kvm_exit: exit_reason=24 guest_rip=0x3000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_nested_vmenter: rip=0x3000 vmcb=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
+kvm_nested_vmenter: rip=0x3000 nested_rip=0x2000 int_ctl=0 event_inj=0 tdp_enabled=1 guest_pgd=0 isa=1
 kvm_entry: vcpu_id=0 rip=0x2000
 kvm_exit: exit_reason=1 guest_rip=0x2000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
 kvm_nested_vmexit: exit_reason=1 guest_rip=0x2000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.isa.arm64_text import ARM64_PATTERNS, ARM64_WORDS
+from kvmtrace.isa.shared import NESTED_STRUCTURE, NESTED_STRUCTURES
 from kvmtrace.kvm.apic import APIC_REGISTERS, DELIVERY_MODES
 from kvmtrace.kvm.vectors import EXCEPTION_NAMES
 
@@ -66,7 +67,7 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         rf"info2 (?P<exit_info2_hex>{_H}) int_info (?P<exit_int_info_hex>{_H}) "
         rf"int_info_err (?P<exit_int_info_err_hex>{_H})"),
     **dict.fromkeys(("kvm_nested_vmenter", "kvm_nested_vmrun"), _compile(
-        rf"rip: (?P<rip>{_X}) (?P<isa>\w+): (?P<vmcb>{_X}) (?:nested_rip|nrip): (?P<nested_rip>{_X}) "
+        rf"rip: (?P<rip>{_X}) (?P<isa>\w+): (?P<{NESTED_STRUCTURE}>{_X}) (?:nested_rip|nrip): (?P<nested_rip>{_X}) "
         rf"int_ctl: (?P<int_ctl>{_X}) event_inj: (?P<event_inj>{_X})"
         rf"(?: \w+=(?P<tdp_enabled>[yn]) \w+: (?P<guest_pgd>{_X}))?")),
     "kvm_nested_intercepts": _compile(
@@ -151,7 +152,7 @@ WORDS: dict[str, dict[str, int]] = {
     "load": {"load": 1, "unload": 0}, "soft": {"IRQ": 0, "Soft/INTn": 1}, "tm": {"edge": 0, "level": 1},
     "found": {"found": 1, "not found": 0}, "grow": {"grow": 1, "shrink": 0},
     "waited": {"wait": 1, "poll": 0}, "valid": {"valid": 1, "invalid": 0},
-    "entering": {"entering": 1, "leaving": 0}, "isa": {"vmcs": 1, "vmcb": 2}, "tdp_enabled": {"y": 1, "n": 0},
+    "entering": {"entering": 1, "leaving": 0}, "isa": NESTED_STRUCTURES, "tdp_enabled": {"y": 1, "n": 0},
     "failed": {"": 0, **dict.fromkeys((" failed", "failed", " FAIL", "FAIL"), 1)},
     "reinjected": {"": 0, " [reinjected]": 1}, "used_max_basic": {"": 0, ", used max basic": 1},
     "exception": {"": 0, " (#GP)": 1, **{name: number for number, name in EXCEPTION_NAMES.items()}},
