@@ -240,6 +240,8 @@ def _traits(table: EventTable, evidence: Evidence) -> frozenset[str]:
     )
     if not new:
         traits.add("old_fastpath")
+    if "kvm_nested_vmenter_failed" in evidence.seen:
+        traits.add("refused_nested_entries")
     return frozenset(traits)
 
 

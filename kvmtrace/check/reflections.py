@@ -9,7 +9,7 @@ import numpy as np
 
 from kvmtrace.check.alphabet import mask_of
 from kvmtrace.check.guest_levels import chain_owner, guest_levels, nestings, state_set_between
-from kvmtrace.model.nesting import ENTERS_L2, L2, REFLECTS, SAYS_WHY, TELLS_L2, WITH_ENTRY
+from kvmtrace.model.nesting import DOINGS, ENTERS_L2, L2, REFLECTS, SAYS_WHY, TELLS_L2, WITH_ENTRY
 from kvmtrace.model.states import FOLLOW_UPS
 from kvmtrace.table.distinct import among
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Group = NDArray[np.intp]
     Mask = NDArray[np.bool_]
 
-_BETWEEN = mask_of(*FOLLOW_UPS, *SAYS_WHY, *ENTERS_L2, "inject interrupt", "inject exception", "userspace exit")
+_BETWEEN = mask_of(*FOLLOW_UPS, *SAYS_WHY, *ENTERS_L2, *DOINGS)
 
 
 @dataclass(frozen=True, eq=False)

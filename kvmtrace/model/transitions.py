@@ -45,6 +45,7 @@ TRAITS: dict[str, str] = {
     "exit_irqs_off": "kvm_exit is traced with interrupts off, inside the run function",
     "entry_in_run": "kvm_entry is traced inside the run function (since 5.15)",
     "entry_before_run": "kvm_entry is traced before the run function is called (5.10)",
+    "refused_nested_entries": "entries of nested guests failed (kvm_nested_vmenter_failed): some without kvm_exit",
     "old_fastpath": "fast-path re-entry stays inside vmx_vcpu_run and traces no kvm_entry (5.10)",
 }
 # fmt: on
@@ -58,6 +59,7 @@ _VENDOR = "vmx_vcpu_run (vmx/vmx.c), svm_vcpu_run (svm/svm.c)"
 _RUNNING = tuple(isa for isa in ISAS if isa.name in RUN_STEPS)
 _HALT = "vcpu_block (x86.c), kvm_vcpu_halt (virt/kvm/kvm_main.c)"
 _NEW = "entry_in_run"
+_REFUSED = "refused_nested_entries"
 
 
 def _from_loop(event: str, next_state: str, source: str, sentence: str, only: str = "") -> tuple[Transition, ...]:
@@ -120,10 +122,10 @@ TRANSITIONS: tuple[Transition, ...] = (
 
     # a nested guest (L2) whose entry the processor refuses: no kvm_exit, L1 goes on behind its instruction
     *(Transition("guest", RETURN_STEPS[isa.name], "handling", isa.run_source,
-                 "The processor refused to enter L2 (VMfail): no kvm_exit.", "nested_entry_failed", "exit_irqs_off")
+                 "The processor refused to enter L2 (VMfail): no kvm_exit.", "nested_entry_failed", _REFUSED)
       for isa in _RUNNING if isa.early_exit_field),
     *(Transition("guest", step, state, "nested_vmx_reflect_vmexit (vmx/nested.c)",
-                 "The processor refused to enter L2 (VMfail): L1 goes on.", "nested_entry_failed")
+                 "The processor refused to enter L2 (VMfail): L1 goes on.", "nested_entry_failed", _REFUSED)
       for step, state in (("inject interrupt", "injecting"), ("inject exception", "injecting"),
                           ("VM-entry", "guest"), ("FPU unload", "unloaded"))),
 

@@ -11,7 +11,7 @@ from kvmtrace.check.alphabet import EXIT, mask_of
 from kvmtrace.check.findings import constant
 from kvmtrace.check.rip_continuity import rip_unwound
 from kvmtrace.check.rule import VIOLATION, Rule
-from kvmtrace.model.nesting import LEVEL_CHANGES, TELLS_L2, WITH_ENTRY
+from kvmtrace.model.nesting import DOINGS, LEVEL_CHANGES, TELLS_L2, WITH_ENTRY
 from kvmtrace.model.states import FOLLOW_UPS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ kvm_entry: vcpu_id=0 rip=0x2000
 """,
 )
 # what the exit's handler, or its reflection, traces: L2's exit is told before
-_DOINGS = mask_of(*FOLLOW_UPS, *LEVEL_CHANGES, WITH_ENTRY, "inject interrupt", "inject exception")
+_DOINGS = mask_of(*FOLLOW_UPS, *LEVEL_CHANGES, WITH_ENTRY, *DOINGS)
 
 
 @RULE.part("where it stands")

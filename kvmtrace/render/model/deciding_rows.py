@@ -90,6 +90,7 @@ def _nesting_rows() -> dict[str, Any]:
         "with_entry": nesting.WITH_ENTRY,
         "leaves_silently": nesting.LEAVES_SILENTLY,
         "level_setters": list(nesting.LEVEL_SETTERS),
+        "doings": list(nesting.DOINGS),
         "level_changes": list(nesting.LEVEL_CHANGES),
     }
 

@@ -23,7 +23,7 @@ Counts = dict[tuple[str, str, str], int]
 
 # rows that only hardware or kernels of the past, or failing VM-entries, exercise
 _RARE_GUARDS = frozenset({"init_reset", "other_ioctl", "entry_failed", "early_error"})
-_RARE_TRAITS = frozenset({"entry_before_run", "old_fastpath"})
+_RARE_TRAITS = frozenset({"entry_before_run", "old_fastpath", "refused_nested_entries"})
 
 
 @dataclass(frozen=True)
