@@ -9,7 +9,7 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.guest_levels import guest_levels, nestings, next_exits, uncertain
 from kvmtrace.check.rule import VIOLATION, Rule
-from kvmtrace.model.nesting import ENTERS_L2, L1, L2, REFLECTS, TELLS_L2, UNKNOWN_LEVEL
+from kvmtrace.model.nesting import ENTERS_L2, L1, L2, LEVELS, REFLECTS, TELLS_L2, UNKNOWN_LEVEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ kvm_nested_vmexit: exit_reason=1 guest_rip=0x2002 isa=1 info1=0x0 info2=0x0 intr
 kvm_entry: vcpu_id=0 rip=0x2002
 """,
 )
-_NAMES = {L1: "L1", L2: "L2"}
+_NAMES = {level: f"L{level}" for level in LEVELS if level != UNKNOWN_LEVEL}
 
 
 @RULE.part("the level of entry and exit")
