@@ -12,7 +12,7 @@ from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.error_line import explain
 from kvmtrace.cli.interrupted import finish_interrupted
-from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
+from kvmtrace.cli.output import anonymize_option, check_output, force_option, text_width, wants_colour, write
 from kvmtrace.cli.parameter_types import VM_HELP
 from kvmtrace.cli.progress import opened
 from kvmtrace.errors import CapabilityError, KvmtraceError, MissingEventError, UsageError
@@ -79,7 +79,7 @@ class Wanted:
 @click.option("-q", "--quiet", is_flag=True, help="Print only what is wrong or suspicious; nothing if nothing is.")
 @click.option("-v", "--verbose", is_flag=True, help="Several recordings: rules, coverage and limits of each, too.")
 @click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
-@click.option("--anonymize", is_flag=True, help="Drop host, file and thread names and addresses, consistently.")
+@anonymize_option
 def command(
     *,
     files: tuple[str, ...],

@@ -11,7 +11,7 @@ import click
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.interrupted import finish_interrupted
-from kvmtrace.cli.output import check_output, force_option, write_file
+from kvmtrace.cli.output import anonymize_option, check_output, force_option, write_file
 from kvmtrace.cli.parameter_types import VM_HELP
 from kvmtrace.cli.progress import opened
 from kvmtrace.errors import UsageError
@@ -85,7 +85,7 @@ def _writer(suffix: str, table: str, *, grouped: bool) -> Write:
     is_flag=True,
     help="Events of .parquet by thread and kind instead of by time: kvmtrace reads it sooner; `row` is the order.",
 )
-@click.option("--anonymize", is_flag=True, help="Drop host, thread and file names and guest addresses, consistently.")
+@anonymize_option
 @force_option
 def command(
     *, file: str, output: str, table: str, vm: str | None, grouped: bool, anonymize: bool, force: bool

@@ -29,7 +29,7 @@ SHOW_EVERY_S = 0.2
     "kvmtrace fleet report s3://summaries",
 )
 def command() -> None:
-    """Many recordings: mergeable summaries, outliers, cohorts.
+    """Many recordings: summaries that add up, hosts unlike their peers, groups compared.
 
     Needs pip install 'kvmtrace[fleet]'. SOURCE and DEST are paths or fsspec URLs (s3://, gs://, file://).
     """
@@ -64,7 +64,11 @@ def _shower() -> Callable[[Progress], None]:
     return show
 
 
-@command.command("summarize", epilog="Example: kvmtrace fleet summarize /var/traces 'more/*.dat' -o summaries")
+@command.command(
+    "summarize",
+    short_help="Turn recordings into summaries.",
+    epilog="Example: kvmtrace fleet summarize /var/traces 'more/*.dat' -o summaries",
+)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", shell_complete=recordings)
 @click.option("-o", "--output", "dest", required=True, metavar="DEST", help="Folder or URL of the summaries.")
 @click.option("--engine", type=click.Choice(["local", "dask"]), default="local", show_default=True)
@@ -104,7 +108,11 @@ def _opened(dest: str, where: str | None) -> Fleet:
     return fleet
 
 
-@command.command("report", epilog="Example: kvmtrace fleet report summaries --by kernel --where \"host LIKE 'web-%'\"")
+@command.command(
+    "report",
+    short_help="Report over all summaries.",
+    epilog="Example: kvmtrace fleet report summaries --by kernel --where \"host LIKE 'web-%'\"",
+)
 @click.argument("dest", metavar="DEST", shell_complete=recordings)
 @click.option("--by", default="kernel,cpu_model", show_default=True, help="Columns: host,kernel,cpu_model,isa,day.")
 @click.option("--where", metavar="SQL", help="Only recordings for which this holds.")
@@ -136,6 +144,7 @@ def report(
 
 @command.command(
     "compare",
+    short_help="Compare two groups of hosts.",
     epilog="Example: kvmtrace fleet compare summaries --base \"kernel LIKE '6.1.%'\" --new \"kernel LIKE '6.12.%'\"",
 )
 @click.argument("dest", metavar="DEST", shell_complete=recordings)
@@ -169,7 +178,9 @@ def compare(
 
 
 @command.command(
-    "sql", epilog='Example: kvmtrace fleet sql summaries "SELECT host, sum(count) FROM exits GROUP BY host"'
+    "sql",
+    short_help="Answer a query with CSV.",
+    epilog='Example: kvmtrace fleet sql summaries "SELECT host, sum(count) FROM exits GROUP BY host"',
 )
 @click.argument("dest", metavar="DEST", shell_complete=recordings)
 @click.argument("query", metavar="QUERY")

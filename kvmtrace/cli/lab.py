@@ -136,7 +136,10 @@ def run(cmd: tuple[str, ...], **settings: Any) -> int:
     return run_lab(job, stream=True, phase=Progress(f"{job.isa} lab")).status
 
 
-@command.command(epilog="Example: kvmtrace lab record --isa vmx --guest lifecycle -o vmx.dat")
+@command.command(
+    short_help="Record a guest on an emulated host.",
+    epilog="Example: kvmtrace lab record --isa vmx --guest lifecycle -o vmx.dat",
+)
 @host_options
 @click.option(
     "--guest",

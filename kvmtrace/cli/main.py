@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "suite": ("kvmtrace.cli.suite", "Run a test suite under the recorder and check each test."),
     "compare": ("kvmtrace.cli.compare", "Compare two recordings, with significance."),
     "export": ("kvmtrace.cli.export", "Write Parquet, CSV, Arrow or Perfetto."),
-    "fleet": ("kvmtrace.cli.fleet", "Many recordings: summaries, outliers, cohorts."),
+    "fleet": ("kvmtrace.cli.fleet", "Many recordings: summaries, hosts unlike their peers, groups compared."),
     "model": ("kvmtrace.cli.model", "Show the reference model, or what it predicts for a guest."),
     "lab": ("kvmtrace.cli.lab", "Run a command on an emulated host with real kvm_intel / kvm_amd."),
     "top": ("kvmtrace.cli.top", "Live view of VM-exits."),

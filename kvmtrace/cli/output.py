@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 4096  # enough to recognise a summary
 force_option = click.option("--force", is_flag=True, help="Write over a recording.")
+anonymize_option = click.option(
+    "--anonymize", is_flag=True, help="Drop host, file, thread and VM names and guest addresses, consistently."
+)
 
 
 def check_output(output: str | Path | None, inputs: Iterable[str | Path] = (), *, force: bool = False) -> None:

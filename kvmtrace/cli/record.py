@@ -139,7 +139,7 @@ more than SIZE (plus the header) is on the disk.
 def command(**options: Any) -> None:
     """Record a VM until it ends, the time is over, or Ctrl-C.
 
-    Says what to record with one of --guest NAME, -p PID, --vm NAME, -a, or a command behind "--".
+    Say what to record with one of --guest NAME, -p PID, --vm NAME, -a, or a command behind "--".
     """
     settings = settings_of(options)
     check_output(settings.output, force=options["force"])

@@ -14,7 +14,7 @@ from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.interrupted import finish_interrupted
 from kvmtrace.cli.option_pairs import refuse_pairs
-from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
+from kvmtrace.cli.output import anonymize_option, check_output, force_option, text_width, wants_colour, write
 from kvmtrace.cli.parameter_types import ID, VM_HELP, Moment, Parts
 from kvmtrace.cli.progress import opened
 from kvmtrace.errors import UsageError
@@ -272,7 +272,7 @@ def _story(path: str, request: Request) -> str:
 )
 @click.option("-v", "--verbose", is_flag=True, help="The same as --show all.")
 @click.option("--full", is_flag=True, help="With --format html: all of a long recording, however large the page.")
-@click.option("--anonymize", is_flag=True, help="Drop host, thread names and addresses, consistently.")
+@anonymize_option
 @click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema,
               help="Print the JSON Schema of --format json, and end.")  # fmt: skip
 def command(**options: Any) -> None:

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
 
 SORT_KEYS = {"e": "exits", "g": "guest", "k": "kernel", "u": "userspace", "b": "blocked", "v": "vcpu"}
-HELP_LINE = "q quit  p pause  sort: e exits  g guest  k kernel  u userspace  b blocked  v vCPU"
+HELP_LINE = "q quit  p pause  sort: e exits  g guest  k kernel  u VMM  b blocked  v vCPU"
 N_REASONS = 3
 NO_EXITS = (
-    "this KVM traces no VM-entries and VM-exits: exits are those to userspace, and guest and kernel time are "
+    "this KVM traces no VM-entries and VM-exits: exits are those to the VMM, and guest and kernel time are "
     "one (KVM_RUN)"
 )
 
@@ -175,10 +175,10 @@ COLUMNS = (
     "vCPU",
     "thread",
     "exits/s",
-    "to user/s",
+    "to VMM/s",
     "guest%",
     "kernel%",
-    "user%",
+    "VMM%",
     "blocked%",
     "preempt%",
     "exits by reason /s",

@@ -29,4 +29,4 @@ def describe_access(access: str | None, key: int | None, write: bool | None) -> 
 
 def named(number: int, name: str) -> str:
     """Return a number with its name, if it has one."""
-    return f"{number:#x} ({name})" if name else f"{number:#x}"
+    return f"{number:#x} ({name})" if name and not name.startswith("UNKNOWN(") else f"{number:#x}"

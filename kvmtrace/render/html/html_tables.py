@@ -72,8 +72,8 @@ def exit_table(report: Report) -> HtmlTable:
         time("max", "max_ns"),
         _part("kernel", "kernel_ns"),
         _part("VMM", "userspace_ns"),
-        _part("waiting", "waiting_ns"),
-        number("to userspace", "to_userspace"),
+        _part("wait", "waiting_ns"),
+        number("to VMM", "to_userspace"),
     )
     caption = "Time from kvm_exit to the thread's next kvm_entry."
     return table("exits", "VM-exits by reason", columns, report.exits, caption)

@@ -56,9 +56,9 @@ def render_summary(summary: Summary) -> str:
 def _vcpu_lines(vcpu: VcpuSummary, vm: str | None) -> list[str]:
     who = f"vCPU {vcpu.vcpu_id}" if vcpu.vcpu_id is not None else "vCPU"
     who += f" of {escape(vm)}" if vm else ""
-    kernel = "kernel" if vcpu.exits else "KVM_RUN"
+    words = {"kernel": "kernel" if vcpu.exits else "KVM_RUN", "userspace": "VMM"}
     shares = [
-        f"{kernel if phase == 'kernel' else phase} {percent(vcpu.time_ns[phase], vcpu.wall_ns)}"
+        f"{words.get(phase, phase)} {percent(vcpu.time_ns[phase], vcpu.wall_ns)}"
         for phase in SHOWN_PHASES
         if phase != "guest" or vcpu.exits
     ]
