@@ -23,6 +23,7 @@ from kvmtrace.render.text.model_text import (
     unseen_parts,
     verdict_line,
 )
+from kvmtrace.render.text.text_tables import BUDGET_PARTS
 from kvmtrace.spans.slices import PART_NAMES
 
 if TYPE_CHECKING:
@@ -37,16 +38,7 @@ MAX_HISTOGRAMS = 12
 MAX_VIOLATIONS = 50
 CONTEXT_BEFORE, CONTEXT_AFTER = 8, 4
 # budget field -> name of the part, in the order of the bars
-PARTS = {
-    "guest_ns": "guest",
-    "entry_exit_ns": "switch",
-    "handler_ns": "kernel",
-    "userspace_ns": "VMM",
-    "blocked_ns": "blocked",
-    "halt_poll_ns": "poll",
-    "preempted_ns": "preempted",
-    "unknown_ns": "unknown",
-}
+PARTS = {field: word for word, field in BUDGET_PARTS}
 assert list(PARTS.values()) == list(PART_NAMES.values())
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.render.terminal import ABSENT, Column, Style, count, duration, escape, plural, table
+from kvmtrace.render.text.text_tables import BUDGET_PARTS
 
 if TYPE_CHECKING:
     from kvmtrace.ab.recordings import Change, Measured, RecordingComparison
@@ -23,7 +24,7 @@ def describe_key(key: Key) -> str:
     if key.kind == "userspace":
         return f"VMM after {describe_userspace_exit_reason(key.reason)}"
     name = describe_exit_reason(key.isa, key.reason)
-    return f"{name}, to userspace" if key.path == "userspace" else name
+    return f"{name}, to the VMM" if key.path == "userspace" else name
 
 
 def describe_quantity(change: Change, value: float) -> str:
@@ -123,9 +124,10 @@ def render_comparison_text(result: RecordingComparison, *, everything: bool = Fa
         lines += ["All tests" if everything else "Significant changes", *_change_rows(shown), ""]
     lines += _before_and_after_lines(result)
     if result.budget_share:
+        words = {field: word for word, field in BUDGET_PARTS}
         lines += ["", "Time budget of all vCPUs (share of wall time)", f"  {'part':<38} {'base':>14} {'new':>14}"]
         lines += [
-            f"  {part.removesuffix('_ns'):<38} {describe_share(base):>14} {describe_share(new):>14}"
+            f"  {words.get(part, part):<38} {describe_share(base):>14} {describe_share(new):>14}"
             for part, (base, new) in result.budget_share.items()
             if base or new
         ]
