@@ -70,7 +70,7 @@ class Story:
     vm: str | None = None  # its name
 
 
-def _exit_rows(events: EventTable, tid: int | None, vcpu: int | None) -> NDArray[np.intp]:
+def exits_of(events: EventTable, tid: int | None, vcpu: int | None) -> NDArray[np.intp]:
     """Return the VM-exits of the thread asked for, or of the first thread that has any."""
     rows = events.rows("kvm_exit")
     if vcpu is not None and events.has("kvm_exit", "vcpu_id"):
@@ -159,7 +159,7 @@ def explain_exit(events: EventTable, number: int, *, tid: int | None = None, vcp
     MissingEventError
         VM-exits were recorded without their reason.
     """
-    exits = _exit_rows(events, tid, vcpu)
+    exits = exits_of(events, tid, vcpu)
     if not 1 <= number <= len(exits):
         raise UsageError(f"there is no VM-exit {number}: the recording has {len(exits)} of that vCPU")
     if not events.has("kvm_exit", "exit_reason"):

@@ -74,7 +74,12 @@ more than SIZE (plus the header) is on the disk.
     help="minimal: VM-entry, VM-exit, userspace exit; lifecycle: all that the reference "
     "model can use; all: every KVM tracepoint too.",
 )
-@click.option("--guest", metavar="NAME", shell_complete=guests, help="Start the bundled guest NAME and record it.")
+@click.option(
+    "--guest",
+    metavar="NAME|FILE.lst",
+    shell_complete=guests,
+    help="Start the bundled guest NAME, or that of FILE.lst, and record it.",
+)
 @click.option("--count", type=click.IntRange(1, MAX_NUMBER), help="Count argument of the bundled guest.")
 @click.option(
     "-p",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.build import ReportOptions
     from kvmtrace.report.document import Report
     from kvmtrace.report.selection import Selection
+    from kvmtrace.table.event_table import EventTable
 
 BY = ["vm", "reason", "userspace", "vcpu", "port", "gpa", "msr", "cr", "rip"]
 PARTS = ["details", "bring-up", "rules", "limits", "all"]
@@ -58,6 +59,7 @@ class Request:
     no_model: bool
     guest_symbols: str | None
     explain: int | None
+    as_guest: bool
     slowest: int | None
     show: tuple[str, ...]
     full: bool
@@ -82,6 +84,8 @@ class Request:
             "--guest-symbols": self.guest_symbols is not None,
         }
         refuse_pairs([name for name, is_given in given.items() if is_given])
+        if self.as_guest and (self.explain is None or len(self.files) > 1):
+            raise UsageError("--as-guest writes one VM-exit's past: FILE --explain N --as-guest")
         if self.begin and self.end and self.begin[1] == self.end[1] and self.begin[0] > self.end[0]:
             raise UsageError("--from is behind --to: nothing lies between them")
         if self.full and self.output_format != "html":
@@ -208,9 +212,21 @@ def _story(path: str, request: Request) -> str:
 
     assert request.explain is not None
     with opened(path, vm=request.vm) as (recording, _):
+        if request.as_guest:
+            return _listing(recording.events(), path, request)
         story = explain_exit(recording.events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
     story = replace(story, vm=names_of_threads(recording).get(story.tid))
     return render_story(anonymized_story(story) if request.anonymize else story, request.style())
+
+
+def _listing(events: EventTable, path: str, request: Request) -> str:
+    """Return a guest that repeats the VM-exits up to the one that is explained."""
+    from kvmtrace.predict.reproducer import reproduce
+    from kvmtrace.render.text.reproducer_text import render_listing
+
+    assert request.explain is not None
+    found = reproduce(events, request.explain, tid=request.tid, vcpu=request.vcpu_id)
+    return render_listing(found, "a recording" if request.anonymize else path)
 
 
 @click.command(
@@ -256,6 +272,11 @@ def _story(path: str, request: Request) -> str:
     type=click.IntRange(1),
     metavar="N",
     help="Tell VM-exit number N (of --tid or --vcpu) as the story of one lifecycle.",
+)
+@click.option(
+    "--as-guest",
+    is_flag=True,
+    help="With --explain: write a guest that repeats the VM-exits up to N, for `record --guest FILE.lst`.",
 )
 @click.option(
     "--slowest",

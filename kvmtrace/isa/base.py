@@ -268,6 +268,7 @@ class Isa:
     decodes_to_skip : processors exist that do not tell the next RIP, so that KVM decodes an instruction to skip it
     soft_events_move_rip : KVM moves RIP itself to inject INT n, INT3, INTO; such an event may also be executed again
     emulates_real_mode : hosts exist whose guests in real mode KVM emulates, interrupts included
+    hypercall : the instruction by which a guest calls KVM; b"" if no guest of ours can be written for it
     resets_fpu : INIT puts and loads the FPU within KVM_RUN (hosts with MPX)
     marks_mmio : a page known to be MMIO has an exit reason of its own
     interrupts_without_exit : the processor may deliver and end interrupts itself, without an event of KVM
@@ -328,6 +329,7 @@ class Isa:
     decodes_to_skip: bool = False
     soft_events_move_rip: bool = False
     emulates_real_mode: bool = False
+    hypercall: bytes = b""
     resets_fpu: bool = False
     marks_mmio: bool = False
     interrupts_without_exit: bool = False

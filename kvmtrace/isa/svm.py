@@ -446,6 +446,7 @@ SVM = Isa(
     encode_msr=encode_svm_msr,
     encode_fault=encode_svm_fault,
     describe_fault=describe_page_fault_error,
+    hypercall=b"\x0f\x01\xd9",
     run_function="svm_vcpu_run",
     run_source="svm_vcpu_run (svm/svm.c)",
     late_exit="SVM before 6.5",

@@ -356,6 +356,7 @@ VMX = Isa(
     early_exit_field="error_code",
     nesting=VMX_NESTING,
     emulates_real_mode=True,
+    hypercall=b"\x0f\x01\xc1",
     resets_fpu=True,
     marks_mmio=True,
     interrupts_without_exit=True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kvmtrace.errors import UsageError
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.workload.arm64_guests import ARM64_GUESTS
+from kvmtrace.workload.guest_file import is_guest_file, read_guest
 from kvmtrace.workload.guests import GUESTS
 from kvmtrace.workload.host_isa import guess_isa
 
@@ -43,13 +44,15 @@ def machine_of(isa: str | None) -> Machine:
 
 
 def find_guest(name: str, isa: str | None = None) -> Guest:
-    """Return the guest of that name on an ISA (default: this machine's).
+    """Return the guest of that name on an ISA (default: this machine's), or that of a file (FILE.lst).
 
     Raises
     ------
     UsageError
         There is none; the message names all.
     """
+    if is_guest_file(name):
+        return read_guest(name)
     guests = machine_of(isa or guess_isa()).guests
     if name not in guests:
         alike = difflib.get_close_matches(name, guests, n=1)
