@@ -60,14 +60,14 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _is_recording(path: Path) -> bool:
     from kvmtrace.formats.known_formats import is_recording
-    from kvmtrace.formats.summary import is_summary
+    from kvmtrace.formats.summary import is_monitored, is_summary
 
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError:  # what cannot be read cannot be written over by accident either: writing tells why
         return False
-    return is_summary(head) or is_recording(path)
+    return is_summary(head) or is_monitored(head) or is_recording(path)
 
 
 def wants_colour() -> bool:

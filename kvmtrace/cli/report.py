@@ -142,6 +142,10 @@ class Request:
 
 def _answer(request: Request) -> str:
     """Return the text to write."""
+    from kvmtrace.formats.summary import is_monitored_file
+
+    if is_monitored_file(request.files[0]):
+        return _monitored(request)
     summaries = _summaries(request.files)
     if summaries is not None:
         if request.selects():
@@ -154,6 +158,20 @@ def _answer(request: Request) -> str:
     options = request.report_options()
     reports = [load_report(path, options, request.vm) for path in request.files]
     return _render([anonymized(report) for report in reports] if request.anonymize else reports, request)
+
+
+def _monitored(request: Request) -> str:
+    """Return what files of `record --monitor` hold."""
+    from kvmtrace.formats.summary.monitor_file import read_monitored
+    from kvmtrace.render.text.monitor_text import render_monitored
+
+    if request.selects() or request.output_format == "html" or request.vm or request.anonymize:
+        raise UsageError("a recording of --monitor holds counts of transitions: it is shown as text or json as it is")
+    contents = [(path, Path(path).read_bytes()) for path in request.files]
+    found = [(path, read_monitored(data, path)) for path, data in contents]
+    if request.output_format == "json":
+        return "".join(data.decode() for _, data in contents)
+    return "\n".join(render_monitored(one, path, request.style()) for path, one in found)
 
 
 def _print_schema(context: click.Context, _option: click.Parameter, wanted: bool) -> None:

@@ -224,6 +224,71 @@ def test_only_the_target_is_watched() -> None:
         monitor.close()
 
 
+FILE: dict[str, object] = {
+    "schema": "kvmtrace.monitor/1",
+    "meta": {"schema": "kvmtrace.capture/1", "duration_ns": 2_000_000_000, "notes": ["a note"]},
+    "states": ["unknown", "guest"],
+    "threads": 1,
+    "transitions": [
+        {"from": "exited", "event": "VM-entry", "to": "guest", "count": 1000, "allowed": True},
+        {"from": "guest", "event": "VM-entry", "to": "guest", "count": 1, "allowed": False},
+    ],
+    "n_forbidden": 1,
+    "forbidden": [
+        {
+            "tid": 7,
+            "pid": 6,
+            "ts_ns": 5000,
+            "state": "guest",
+            "step": "VM-entry",
+            "last": [
+                {"ts_ns": 4000, "step": "VM-entry", "state": "exited"},
+                {"ts_ns": 5000, "step": "VM-entry", "state": "guest"},
+            ],
+        }
+    ],
+}
+
+
+def written(path: Path, **changed: object) -> Path:
+    path.write_text(json.dumps(FILE | changed, separators=(",", ":")))
+    return path
+
+
+def test_the_file_is_reported(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.json")
+    command = [sys.executable, "-m", "kvmtrace", "report", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1 step that the model forbids; 1,001 steps in 2.0 s" in done.stdout
+    assert "Forbidden: VM-entry in state guest: thread 7 of process 6" in done.stdout
+    assert "  >       +0.000 us  guest          VM-entry" in done.stdout
+    assert "FORBIDDEN" in done.stdout.splitlines()[-1]
+    shown = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True)
+    assert json.loads(shown.stdout) == FILE
+    for words in (["--by", "vm"], ["--format", "html"], ["--explain", "3"]):
+        assert subprocess.run([*command, *words], capture_output=True, check=False).returncode == 2
+    assert subprocess.run([*command, "-o", path], capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"transitions": None},
+        {"transitions": [{"from": 1}]},
+        {"n_forbidden": -1},
+        {"threads": "many"},
+        {"forbidden": [{"tid": 1}]},
+    ],
+)
+def test_a_damaged_file_is_one_line(changed: dict[str, object], tmp_path: Path) -> None:
+    path = written(tmp_path / "x.json", **changed)
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmtrace", "report", path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_monitor_needs_bpf(tmp_path: Path) -> None:
     command = [
         sys.executable,
