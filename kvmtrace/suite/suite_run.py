@@ -88,7 +88,7 @@ def run_suite(
     KeyboardInterrupt
         Somebody interrupted a test; its outcome was not judged.
     """
-    settings.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.folder)
     names: set[str] = set()
     for number, test in enumerate(tests, 1):
         if test.skip:
@@ -96,6 +96,16 @@ def run_suite(
             continue
         base = settings.folder / _file_name(test.name, number, names)
         yield _run_one(test, settings, base, record or record_test)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder for what is kept; one that is made under sudo belongs to the user who called it."""
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True)
+    user = invoking_user()
+    if user is not None:
+        os.chown(folder, *user)
 
 
 def _file_name(name: str, number: int, taken: set[str]) -> str:
@@ -164,7 +174,6 @@ def record_test(test: SuiteTest, settings: SuiteSettings, path: Path, log: Path)
     try:
         if user is not None:
             os.fchown(fd, *user)
-            os.chown(settings.folder, *user)
         wanted = RecordSettings(
             output=path,
             target=TargetSpec("command", command=test.argv, as_root=settings.as_root, output=fd),

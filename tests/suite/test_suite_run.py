@@ -152,6 +152,16 @@ def test_an_interrupt_ends_the_suite_with_what_is_known(tmp_path: Path) -> None:
         next(outcomes)
 
 
+def test_only_a_folder_that_is_made_is_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(suite_run, "invoking_user", lambda: (1000, 1000))
+    monkeypatch.setattr(os, "chown", lambda path, *user: given.append(Path(path)))
+    made = tmp_path / "made"
+    for folder in (tmp_path, made, made):
+        assert list(run_suite([SuiteTest("a", ("true",), skip="x")], SuiteSettings(folder)))
+    assert given == [made]
+
+
 def test_list_names_the_tests(suite: list[str]) -> None:
     done = CliRunner().invoke(cli, [*suite, "--list", "--only", "true*"])
     assert done.output == "true\ntrue violation\ntrue unreadable\n"
