@@ -7,8 +7,10 @@ again one by one, so that the recording that kills its worker is found and the o
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
@@ -18,12 +20,13 @@ from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Executor, Future
 
 ENGINES = ("local", "dask")
 RETRIES = 2  # of a task whose worker died
 CONNECT_SECONDS = 20
+WORKERLESS_S = 300  # a machine that is very busy takes a minute to start a worker
 IN_FLIGHT = 8  # tasks per worker that are handed out at a time
 REMOTE_IN_FLIGHT = 2_000  # of a cluster whose size may change
 RERUN = "what was done is kept: run the same command again to go on"
@@ -161,6 +164,8 @@ def _run_on_dask(
         from distributed import KilledWorker
     except ImportError as error:
         raise CapabilityError("Dask's distributed is not installed", "pip install 'kvmtrace[fleet]'") from error
+    for name in ("distributed", "distributed.client"):  # a lost scheduler is one line here, not a traceback
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         client = _connect(engine, stack)
         executor = client.get_executor(pure=False, retries=RETRIES)
@@ -176,15 +181,13 @@ def _run_on_dask(
             except (CancelledError, OSError) as error:
                 raise _lost(engine) from error
 
+        cluster = _Cluster(engine, client)
         while True:
             while len(running) < REMOTE_IN_FLIGHT and (argument := next(waiting, None)) is not None:
                 running[executor.submit(task, argument)] = argument
             if not running:
                 break
-            ended, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            if client.status not in {"running", "connecting"}:
-                raise _lost(engine)
-            for future in ended:
+            for future in cluster.wait(running):
                 argument = running.pop(future)
                 result = result_of(future)
                 if isinstance(result, Failed):
@@ -192,7 +195,50 @@ def _run_on_dask(
                 else:
                     done(argument, result)
         for argument in suspects:  # one by one, so that only the guilty one fails again
-            done(argument, result_of(executor.submit(task, argument)))
+            future = executor.submit(task, argument)
+            cluster.wait([future])
+            done(argument, result_of(future))
+
+
+class _Cluster:
+    """Waits for tasks as long as there is somebody who works on them.
+
+    Parameters
+    ----------
+    engine : Engine
+    client : Dask's
+    """
+
+    def __init__(self, engine: Engine, client: Any) -> None:
+        self._engine, self._client = engine, client
+
+    def wait(self, running: Iterable[Future[Any]]) -> set[Future[Any]]:
+        """Return the tasks that ended, at least one.
+
+        Raises
+        ------
+        CapabilityError
+            The scheduler is gone, or has had no worker for WORKERLESS_S.
+        """
+        waiting, alone_since = list(running), None
+        while True:
+            ended, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            if self._client.status not in {"running", "connecting"}:
+                raise _lost(self._engine)
+            if ended:
+                return ended
+            if self._has_workers():
+                alone_since = None
+            elif alone_since is None:
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since > WORKERLESS_S:
+                raise CapabilityError("no worker is left on the Dask cluster", RERUN)
+
+    def _has_workers(self) -> bool:
+        try:
+            return bool(self._client.scheduler_info()["workers"])
+        except OSError:  # what became of it is told by the client's status
+            return True
 
 
 def _connect(engine: Engine, stack: ExitStack) -> Any:

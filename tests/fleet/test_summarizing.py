@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,8 +27,15 @@ from kvmtrace.fleet.sources import find_sources
 from kvmtrace.fleet.store import Store
 from kvmtrace.fleet.summarizing import summarize_all
 from kvmtrace.formats import open_recording
+from kvmtrace.formats.arrow.arrow_writing import write_parquet
 from kvmtrace.report.build import build_report
 from kvmtrace.stats.exponential_histogram import RELATIVE_ERROR, merged, quantile_ns
+from kvmtrace.table.recording import Recording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmtrace.table.event_table import EventTable
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "fixtures"
@@ -32,6 +45,10 @@ SELECT host, isa, exit_reason, sum(count)::BIGINT AS count, sum(samples)::BIGINT
        sum(total_ns)::BIGINT AS total_ns, min(min_ns) AS min_ns, max(max_ns) AS max_ns,
        sum(squares_ns2) AS squares, sum(to_userspace)::BIGINT AS to_userspace
 FROM exits GROUP BY ALL ORDER BY ALL
+"""
+HISTOGRAMS = """
+SELECT isa, exit_reason, bucket, sum(n)::BIGINT AS n
+FROM (SELECT isa, exit_reason, unnest(buckets) AS bucket, unnest(counts) AS n FROM exits) GROUP BY ALL ORDER BY ALL
 """
 
 
@@ -199,3 +216,115 @@ def test_bad_use_is_one_line(arguments: tuple[str, ...], code: int, words: str, 
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+def take_much(argument: str, *, folder: str) -> str:
+    """Take more memory than the workers may have, the first time; a marker says that it was tried."""
+    marker = Path(folder, argument)
+    if argument == "greedy" and not marker.exists():
+        marker.touch()
+        held = [bytearray(os.urandom(1 << 20)) for _ in range(700)]  # noqa: F841
+        time.sleep(60)  # until the nanny looks
+    return argument
+
+
+def test_a_worker_out_of_memory_changes_nothing(tmp_path: Path) -> None:
+    results: dict[str, object] = {}
+    engine = Engine("dask", workers=2, memory_limit="400MiB")
+    run_tasks(engine, partial(take_much, folder=str(tmp_path)), ["a", "greedy", "b", "c"], results.__setitem__)
+    assert (tmp_path / "greedy").exists()
+    assert results == {name: name for name in ("a", "greedy", "b", "c")}
+
+
+def test_a_cluster_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmtrace.fleet.executors.WORKERLESS_S", 1)
+    with dask_scheduler() as (address, _), pytest.raises(CapabilityError, match=r"no worker is left.*run the same"):
+        run_tasks(Engine("dask", scheduler=address), str, ["x"], lambda *_: None)
+
+
+@contextmanager
+def dask_scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run a scheduler in a process of its own; give its address."""
+    command = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as scheduler:
+        assert scheduler.stderr is not None
+        try:
+            address = next(found[0] for line in scheduler.stderr if (found := re.search(r"tcp://[\d.]+:\d+", line)))
+            threading.Thread(target=scheduler.stderr.read, daemon=True).start()  # it must not wait for its reader
+            yield address, scheduler
+        finally:
+            scheduler.kill()
+
+
+def test_a_scheduler_lost_in_mid_run_is_one_line_and_a_rerun_goes_on(dest: Path, tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for source in SOURCES:
+        shutil.copy(source, sources)
+    os.mkfifo(sources / "z-never-written")  # whoever summarises it waits: the run cannot be over before the kill
+    out = str(tmp_path / "dest")
+    with dask_scheduler() as (address, scheduler):
+        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+        command = [sys.executable, "-m", "kvmtrace", "fleet", "summarize", str(sources / "*"), "-o", out]
+        with (
+            subprocess.Popen([*worker, "--no-nanny"], stderr=subprocess.DEVNULL) as serving,
+            subprocess.Popen(
+                [*command, "--engine", "dask", "--scheduler", address], stderr=subprocess.PIPE, text=True
+            ) as asking,
+        ):
+            deadline = time.monotonic() + 120
+            while len(Store(out).objects("summaries")) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            scheduler.kill()
+            _, errors = asking.communicate(timeout=120)
+            serving.kill()
+    assert asking.returncode == 4, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert "is gone" in errors
+    assert "run the same command again" in errors
+    (sources / "z-never-written").unlink()
+    again = kvmtrace("fleet", "summarize", str(sources / "*"), "-o", out)
+    assert again.returncode == 0, again.stderr
+    made, here = rows_of(Path(out)), rows_of(dest)
+    assert made.keys() == here.keys()
+
+
+class Piece(Recording):
+    """Some of a recording's events, as a recording."""
+
+    def __init__(self, whole: Recording, start: int, stop: int) -> None:
+        self.kinds, self.capture, self.comms, self.processes = whole.kinds, whole.capture, whole.comms, whole.processes
+        self.loss = whole.loss
+        self._events = whole.events().slice(start, stop)
+
+    def events(self) -> EventTable:
+        return self._events
+
+    def iter_events(self, max_events: int = 0) -> Iterator[EventTable]:
+        yield self._events
+
+
+def cuts(events: EventTable, n: int) -> list[int]:
+    """Return where to cut: the guest runs there, so that no VM-exit is parted from the entry behind it."""
+    inside = events.rows("kvm_entry") + 1
+    return [0, *(int(inside[len(inside) * i // n]) for i in range(1, n)), len(events)]
+
+
+@pytest.mark.parametrize("name", ["vmx-6.1-lifecycle", "svm-6.1-string-io", "svm-6.12-storm"])
+def test_seven_pieces_add_up_to_the_whole(name: str, tmp_path: Path) -> None:
+    whole = open_recording(FIXTURES / f"{name}.dat")
+    places = cuts(whole.events(), 7)
+    for i, (start, stop) in enumerate(pairwise(places)):
+        with (tmp_path / f"{i}.parquet").open("wb") as out:
+            write_parquet(Piece(whole, start, stop), out)
+    numbers = []
+    for label, sources in (
+        ("whole", [str(FIXTURES / f"{name}.dat")]),
+        ("pieces", sorted(map(str, tmp_path.glob("*.parquet")))),
+    ):
+        assert summarize_all(Engine(workers=1), sources, str(tmp_path / label)).counts == {"made": len(sources)}
+        with Fleet(str(tmp_path / label)) as fleet:
+            assert fleet.n_recordings == len(sources)
+            numbers.append([fleet.arrow(query).to_pylist() for query in (SUMS, HISTOGRAMS)])
+    assert numbers[0] == numbers[1]
+    assert sum(row["count"] for row in numbers[0][0]) == whole.events().count("kvm_exit")
