@@ -9,9 +9,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import kvmtrace
+from kvmtrace.fleet.live_summary import summary_row
 from kvmtrace.fleet.summary_schema import BUDGET_PARTS, FINDINGS, SCHEMA, TOP
 from kvmtrace.fleet.vcpu_exits import VcpuExitStatistic
 from kvmtrace.formats import open_recording
+from kvmtrace.formats.summary import is_summary_file
 from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.report.build import ReportOptions, build_report
 
@@ -49,19 +51,24 @@ def summarize(path: Path, source: str, checksum: str | None = None) -> dict[str,
     KvmtraceError
         The file is no recording, or is damaged beyond what can be read.
     """
+    if is_summary_file(str(path)):
+        row = summary_row(path)
+        return {**row, **_known(path, source, checksum, row["started"])}
     statistic = VcpuExitStatistic()
     recording = open_recording(path)
     report = build_report(recording, ReportOptions(spans=(statistic.take,)))
-    started = recording.capture.meta.get("started")
-    started = started if isinstance(started, str) else None
-    known = {"source": source, "checksum": checksum or checksum_of(path), "started": started}
     return {
-        **known,
-        "day": _day(started),
+        **_known(path, source, checksum, recording.capture.meta.get("started")),
         **_identity(report),
         **_counted(report, statistic.rows()),
         **_verdict(report),
     }
+
+
+def _known(path: Path, source: str, checksum: str | None, started: Any) -> dict[str, Any]:
+    """Return what tells one recording from others."""
+    when = started if isinstance(started, str) else None
+    return {"source": source, "checksum": checksum or checksum_of(path), "started": when, "day": _day(when)}
 
 
 def _day(started: str | None) -> str:

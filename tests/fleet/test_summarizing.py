@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
+from fuzz.seeds import summary as live_summary
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.fleet.executors import Engine, Failed, run_tasks
@@ -287,6 +288,32 @@ def test_a_scheduler_lost_in_mid_run_is_one_line_and_a_rerun_goes_on(dest: Path,
     assert again.returncode == 0, again.stderr
     made, here = rows_of(Path(out)), rows_of(dest)
     assert made.keys() == here.keys()
+
+
+def test_summaries_of_the_recorder_stand_beside_recordings(tmp_path: Path) -> None:
+    """What `record --summary` wrote: counts, times and identity; what it did not count is null."""
+    sources = [str(tmp_path / "live.json"), SOURCES[0]]
+    Path(sources[0]).write_bytes(live_summary())
+    progress = summarize_all(Engine(workers=1), sources, str(tmp_path / "dest"))
+    assert progress.counts == {"made": 2}
+    (row,) = [rows[0] for rows in rows_of(tmp_path / "dest").values() if rows[0]["format"] == "kvmtrace-summary"]
+    assert (row["host"], row["kernel"], row["isa"], row["day"], row["n_events"]) == ("h", "6.1", "vmx", "2026-01-01", 9)
+    assert row["loss"]["events"] == 3
+    (cell,) = row["exits"]
+    assert (cell["name"], cell["count"], cell["samples"], cell["total_ns"], cell["max_ns"]) == ("CPUID", 2, 2, 9, 5)
+    assert (cell["min_ns"], cell["squares_ns2"], cell["buckets"]) == (None, None, [])
+    assert [(r["name"], r["errno"], r["count"]) for r in row["userspace_exits"]] == [
+        ("-EINTR", -4, 2),
+        ("KVM_EXIT_IO", 0, 2),
+    ]
+    (vcpu,) = row["vcpus"]
+    assert (vcpu["guest_ns"], vcpu["handler_ns"], vcpu["halt_poll_ns"], vcpu["wall_ns"]) == (10, 10, None, 60)
+    dest = str(tmp_path / "dest")
+    for form in ("text", "json", "html"):
+        done = kvmtrace("fleet", "report", dest, "--format", form, "--by", "host,kernel")
+        assert done.returncode == 0, done.stderr
+    compared = kvmtrace("fleet", "compare", dest, "--base", "host = 'h'", "--new", "host <> 'h'")
+    assert compared.returncode == 0, compared.stderr
 
 
 class Piece(Recording):
