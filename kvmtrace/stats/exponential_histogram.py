@@ -11,6 +11,7 @@ Source: prometheus/client_model metrics.proto (Histogram.schema), opentelemetry-
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,20 +32,16 @@ _OFFSET = 1  # buckets are stored from ZERO on
 _BITS = 12  # a stored bucket number fits
 
 
-def _integer_root(value: int, degree: int) -> int:
-    """Return the largest integer whose power `degree` is at most `value`."""
-    low, high = 1, 1 << (value.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if middle**degree <= value:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-# the largest duration of each bucket, exactly: floor(2**(i/32))
-_BOUNDS = np.array([_integer_root(1 << i, PER_OCTAVE) for i in range(MAX_BUCKET)], np.int64)
+@cache
+def _bounds() -> NDArray[np.int64]:
+    """Return the largest duration of each bucket, exactly: floor(2**(i/32)), 32 being 2**SCHEMA."""
+    found = []
+    for i in range(MAX_BUCKET):
+        value = 1 << i
+        for _ in range(SCHEMA):
+            value = math.isqrt(value)  # the root of a root rounded down, rounded down, is the whole root rounded down
+        found.append(value)
+    return np.array(found, np.int64)
 
 
 def buckets_of(dur_ns: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -54,7 +51,7 @@ def buckets_of(dur_ns: NDArray[np.int64]) -> NDArray[np.int64]:
     ----------
     dur_ns : int64, shape (n,), none negative
     """
-    found: NDArray[np.int64] = np.searchsorted(_BOUNDS, dur_ns, side="left").astype(np.int64)
+    found: NDArray[np.int64] = np.searchsorted(_bounds(), dur_ns, side="left").astype(np.int64)
     found[dur_ns == 0] = ZERO
     return found
 
