@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmtrace.check.engine import check_recording
-from kvmtrace.check.explain import explain_exit
+from kvmtrace.check.explain import explain_exit, read_event
 from kvmtrace.formats import open_recording
 from kvmtrace.report.build import check_report
 
@@ -35,13 +35,11 @@ def test_the_fault_is_found(name: str) -> None:
     expected = told["expected"]
     assert verdict.n_violations == expected["violations"]
     first = verdict.first_divergence
-    assert first is not None
-    assert first.rule == expected["first"]
-    assert expected["words"] in first.observed
-    assert first.observed in DOCS
+    assert (first.rule if first else None) == expected["first"]
+    assert first is None or (expected["words"] in first.observed and first.observed in DOCS)
 
 
-@pytest.mark.parametrize("name", MANIFEST)
+@pytest.mark.parametrize("name", [name for name in MANIFEST if MANIFEST[name]["expected"]["first"]])
 def test_the_text_shows_what_explain_shows(name: str) -> None:
     found = re.search(rf"kvmtrace report tests/check/findings/{re.escape(name)} --explain (\d+) --tid (\d+)", DOCS)
     assert found, "the text tells the command"
@@ -51,8 +49,39 @@ def test_the_text_shows_what_explain_shows(name: str) -> None:
     assert first is not None
     assert (first.vm_exit, first.tid) == (int(found[1]), int(found[2]))
     story = explain_exit(open_recording(FOLDER / name).events(), int(found[1]), tid=int(found[2]))
-    shown = re.findall(r"^    (kvm_\w+) {2,}", DOCS, re.MULTILINE)
+    block = re.split(r"\n\n(?! )", DOCS[found.end() :].partition("\n\n")[2])[0]
+    shown = re.findall(r"^    (kvm_\w+) {2,}", block, re.MULTILINE)
     assert [event.event for event in story.events if event.event in shown][: len(shown)] == shown
+
+
+def exits_of_deliveries() -> list[dict[str, dict[str, int | str]]]:
+    """Return, of each VM-exit of the second recording, its events with their fields (the first of each kind)."""
+    events = open_recording(FOLDER / "kvm-7.3-deliveries-to-devices.dat").events()
+    found: dict[int, list[dict[str, dict[str, int | str]]]] = {}
+    for row in range(len(events)):
+        name = events.kinds[events.kind[row]].name
+        mine = found.setdefault(int(events.tid[row]), [])
+        if name == "kvm_exit":
+            mine.append({})
+        if mine and name.startswith("kvm_"):
+            mine[-1].setdefault(name, read_event(events, row).fields)
+    return [one for mine in found.values() for one in mine]
+
+
+def test_the_type_of_exitintinfo_decides_on_7_3() -> None:
+    """A valid external interrupt (type 0) is emulated at the guest's RIP; a software interrupt (type 4) is refused."""
+    exits = [one for one in exits_of_deliveries() if one["kvm_exit"]["info1"] == 0x10000000E]
+    interrupts = [one for one in exits if one["kvm_exit"]["intr_info"] == 0x80000031]
+    softs = [one for one in exits if one["kvm_exit"]["intr_info"] == 0x80000430]
+    assert interrupts
+    assert all("kvm_page_fault" in one and str(one["kvm_emulate_insn"]["insn"]).startswith("90") for one in interrupts)
+    assert len(softs) > 5
+    assert all("kvm_page_fault" not in one and "kvm_inj_virq" in one for one in softs[:-1])
+
+
+def test_qemu_leaves_the_type_of_a_delivery_behind() -> None:
+    words = {int(one["kvm_exit"]["intr_info"]) for one in exits_of_deliveries()}
+    assert 0x430 in words, "type 4, vector 0x30, not valid"
 
 
 def test_every_finding_says_what_a_reader_upstream_asks_for() -> None:

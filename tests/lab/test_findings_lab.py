@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.lab]
 SOURCE = Path(__file__).parent / "findings" / "finding.c"
 
 
-def run(mode: str, kernel: str, folder: Path, milliseconds: int = 500) -> tuple[Path, str]:
+def run(mode: str, kernel: str, folder: Path, milliseconds: int = 5000) -> tuple[Path, str]:
     """Record a mode of finding.c in the SVM lab; return the recording and what the program printed."""
     work, out = folder / "work", folder / "out"
     work.mkdir()
