@@ -24,6 +24,7 @@ class Window:
     dur_ns : length of each segment
     code : part + len(parts) * (index of the exit reason + 1)
     cpu_at, cpus : from which segment on the thread was on which host CPU
+    level_at, levels : from which segment on the guest was of which level (1, 2); () without nested guests
     exits : indices of the segments that a VM-exit begins
     rips : the guest's RIP at each of them
     first_exit : number of the first of them, as `--explain` takes it; None if there is none
@@ -36,6 +37,8 @@ class Window:
     code: tuple[int, ...]
     cpu_at: tuple[int, ...]
     cpus: tuple[int, ...]
+    level_at: tuple[int, ...]
+    levels: tuple[int, ...]
     exits: tuple[int, ...]
     rips: tuple[int, ...]
     first_exit: int | None
@@ -62,6 +65,7 @@ class Bins:
     start_ns, bin_ns : begin of the first stretch, and the length of each
     shares : of each part the share of each bin, in 255ths; () for a part that never occurs
     code, cpu : what the thread did longest, as in Window, and on which host CPU; -1: nothing
+    level : of the guest at that time; () without nested guests
     exits, events : VM-exits and follow-up events that begin in it
     exits_before : VM-exits of the thread before the first bin
     """
@@ -72,6 +76,7 @@ class Bins:
     shares: tuple[tuple[int, ...], ...]
     code: tuple[int, ...]
     cpu: tuple[int, ...]
+    level: tuple[int, ...]
     exits: tuple[int, ...]
     events: tuple[int, ...]
     exits_before: int

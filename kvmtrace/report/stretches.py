@@ -196,7 +196,8 @@ class Stretches:
     def _window(self, lane: int, run: Run, first: int, stop: int) -> Window:
         rows = self._doings.segments.rows(run, first, stop)
         exits = np.flatnonzero(rows["rip"] >= 0)
-        cpu_at = np.flatnonzero(np.append(True, rows["cpu"][1:] != rows["cpu"][:-1]))
+        cpu_at = _changes(rows["cpu"])
+        level_at = _changes(rows["level"]) if rows["level"].any() else np.empty(0, np.intp)
         begin, end = int(rows["ts_ns"][0]), int(rows["ts_ns"][-1] + rows["dur_ns"][-1])
         events = self._events(lane, begin, end)
         return Window(
@@ -207,6 +208,8 @@ class Stretches:
             code=tuple(code_of(rows).tolist()),
             cpu_at=tuple(cpu_at.tolist()),
             cpus=tuple(rows["cpu"][cpu_at].tolist()),
+            level_at=tuple(level_at.tolist()),
+            levels=tuple(rows["level"][level_at].tolist()),
             exits=tuple(exits.tolist()),
             rips=tuple(self._rips[rows["rip"][exits]].tolist()),
             first_exit=self._number(lane, run, first) + 1 if len(exits) else None,
@@ -252,6 +255,11 @@ class Stretches:
         return _bins(lane, begin_ns, bins.bin_ns, made, self.exit_number(lane, max(begin_ns - 1, 0)) or 0)
 
 
+def _changes(values: NDArray[Any]) -> NDArray[np.intp]:
+    """Return where each run of equal values begins."""
+    return np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+
+
 def _merged(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return ranges joined where they touch."""
     made: list[tuple[int, int]] = []
@@ -274,6 +282,7 @@ def _bins(lane: int, start_ns: int, bin_ns: int, made: ThreadBins, before: int) 
         shares=tuple(tuple(part.tolist()) if part.any() else () for part in shares.T),
         code=tuple(made.code.tolist()),
         cpu=tuple(made.cpu.tolist()),
+        level=tuple(np.maximum(made.level, 0).tolist()) if (made.level > 0).any() else (),
         exits=tuple(made.exits.tolist()),
         events=tuple(made.events.tolist()),
         exits_before=before,

@@ -27,6 +27,7 @@ SEGMENT_DTYPE = np.dtype([
     ("reason", np.int32),  # number of LaneKeys.reasons of the VM-exit that is handled, else -1
     ("cpu", np.int16),  # host CPU where it began
     ("part", np.uint8),  # Part
+    ("level", np.uint8),  # of the guest that runs or was left last (levels.py); 0: not told, or no nested guests
 ])
 FOLLOW_UP_DTYPE = np.dtype([
     ("ts_ns", np.int64),  # since the origin
@@ -90,11 +91,15 @@ class DoingsCollector:
 
     def _segments(self, spans: Spans, made: JoinedSlices, thread: NDArray[np.uint16]) -> NDArray[Any]:
         lanes = spans.lanes
+        edge = spans.pairs.owner[made.first]
+        owner = np.where(edge < 0, -1, np.searchsorted(spans.pairs.edges, edge))  # which of the edges
         is_exit = (lanes.step[made.first] == Step.EXIT) & ~spans.told_later[made.first]
         segments = np.zeros(len(made.first), SEGMENT_DTYPE)
         segments["dur_ns"] = np.clip(made.dur_ns, 0, MAX_NS)
         segments["rip"] = np.where(is_exit, lanes.arg[made.first] >> REASON_BITS, -1)
         segments["reason"], segments["cpu"], segments["part"] = made.reason, lanes.cpu[made.first], made.part
+        if spans.nested:
+            segments["level"] = np.append(spans.levels, 0)[owner]
         begin = self._since(lanes.ts_ns[made.first])
         if len(begin):
             self._reached = grown(self._reached, int(thread.max()) + 1)

@@ -22,6 +22,15 @@ MAX_SHIFT = 61
 _CODE_BITS = 20
 _LONGEST = (1 << (62 - _CODE_BITS)) - 1
 NO_CODE = (1 << _CODE_BITS) - 1
+# of each array: how two neighbours become one, and what nothing is
+_ARRAYS: dict[str, tuple[np.ufunc, int]] = {
+    "_part_ns": (np.add, 0),
+    "_longest": (np.maximum, -1),
+    "_cpu": (np.maximum, -1),
+    "_level": (np.maximum, -1),
+    "_exits": (np.add, 0),
+    "_events": (np.add, 0),
+}
 
 
 def code_of(segments: NDArray[Any]) -> NDArray[np.int64]:
@@ -39,13 +48,14 @@ class ThreadBins:
     Parameters
     ----------
     part_ns : (n, N_PARTS) int64, time of each Part
-    code, cpu : (n,) int64, of the longest segment in each bin; -1 where there is none
+    code, cpu, level : (n,) int64, of the longest segment in each bin; -1 where there is none
     exits, events : (n,) int64, VM-exits and follow-up events that begin in it
     """
 
     part_ns: NDArray[np.int64]
     code: NDArray[np.int64]
     cpu: NDArray[np.int64]
+    level: NDArray[np.int64]
     exits: NDArray[np.int64]
     events: NDArray[np.int64]
 
@@ -70,10 +80,8 @@ class TimeBins:
     def _new(self, n_threads: int) -> None:
         n = self.n_bins
         self._part_ns = np.zeros((n_threads, n, N_PARTS), np.int64)
-        self._longest = np.full((n_threads, n), -1, np.int64)
-        self._cpu = np.full((n_threads, n), -1, np.int64)
-        self._exits = np.zeros((n_threads, n), np.int64)
-        self._events = np.zeros((n_threads, n), np.int64)
+        self._longest, self._cpu, self._level = (np.full((n_threads, n), -1, np.int64) for _ in range(3))
+        self._exits, self._events = (np.zeros((n_threads, n), np.int64) for _ in range(2))
 
     def feed(self, doings: Doings) -> None:
         """Take in segments and follow-up events."""
@@ -114,6 +122,8 @@ class TimeBins:
         np.maximum.at(self._longest.reshape(-1), flat, length | code_of(segments[kept])[source])
         cpu = segments["cpu"][kept].astype(np.int64)[source] & 0xFFFF
         np.maximum.at(self._cpu.reshape(-1), flat, length | cpu)
+        if segments["level"].any():
+            np.maximum.at(self._level.reshape(-1), flat, length | segments["level"][kept].astype(np.int64)[source])
 
     def _count(self, counts: NDArray[np.int64], thread: NDArray[Any], ts_ns: NDArray[np.int64]) -> None:
         where = (ts_ns - self.begin_ns) // self.bin_ns
@@ -127,7 +137,7 @@ class TimeBins:
         while self.n_bins > wanted:
             self._double()
             self.n_bins //= 2
-            for name in ("_part_ns", "_longest", "_cpu", "_exits", "_events"):
+            for name in _ARRAYS:
                 setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, : self.n_bins]))
         while self.n_bins * self.bin_ns <= end_ns and self.bin_ns < 1 << MAX_SHIFT:
             self._double()
@@ -135,10 +145,8 @@ class TimeBins:
     def _double(self) -> None:
         """Let each bin take in its neighbour; the second half becomes free."""
         half = self.n_bins // 2
-        for array, join, empty in (
-            (self._part_ns, np.add, 0), (self._longest, np.maximum, -1), (self._cpu, np.maximum, -1),
-            (self._exits, np.add, 0), (self._events, np.add, 0),
-        ):  # fmt: skip
+        for name, (join, empty) in _ARRAYS.items():
+            array = getattr(self, name)
             array[:, :half] = join(array[:, 0::2], array[:, 1::2])
             array[:, half:] = empty
         self.bin_ns *= 2
@@ -148,21 +156,22 @@ class TimeBins:
         self._n_threads = max(self._n_threads, n_threads)
         if have >= n_threads:
             return
-        old = (self._part_ns, self._longest, self._cpu, self._exits, self._events)
+        before = [getattr(self, name) for name in _ARRAYS]
         self._new(max(n_threads, have * 3 // 2))
-        for new, before in zip((self._part_ns, self._longest, self._cpu, self._exits, self._events), old, strict=True):
-            new[:have] = before
+        for name, array in zip(_ARRAYS, before, strict=True):
+            getattr(self, name)[:have] = array
 
     def of(self, thread: int, end_ns: int) -> ThreadBins | None:
         """Return a thread's bins up to a time; None of a thread without any."""
         if thread >= len(self._part_ns):
             return None
         n = min(max(-(-(end_ns - self.begin_ns) // self.bin_ns), 1), self.n_bins)
-        longest, cpu = self._longest[thread, :n], self._cpu[thread, :n]
+        longest, cpu, level = self._longest[thread, :n], self._cpu[thread, :n], self._level[thread, :n]
         return ThreadBins(
             self._part_ns[thread, :n],
             np.where(longest < 0, -1, longest & NO_CODE),
             np.where(cpu < 0, -1, cpu & 0xFFFF),
+            np.where(level < 0, -1, level & 0xFF),
             self._exits[thread, :n],
             self._events[thread, :n],
         )

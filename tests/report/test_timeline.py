@@ -129,3 +129,17 @@ def _exits(window):
     for dur_ns in window.dur_ns:
         ends.append(ends[-1] + dur_ns)
     return [(ends[at], rip) for at, rip in zip(window.exits, window.rips, strict=True)]
+
+
+def test_nested_guests_have_their_level() -> None:
+    case = Path(__file__).parents[1] / "cases" / "nested.txt"
+    timeline = build_report(open_recording(case), ReportOptions(timeline=True, model=False)).timeline
+    assert timeline is not None
+    (window,) = timeline.windows
+    assert list(zip(window.level_at, window.levels, strict=True)) == [(0, 0), (1, 1), (3, 2), (5, 1)]
+    assert all(not w.levels for w in made(every=True)[0].windows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kvmtrace.report.build, "MAX_SEGMENTS", 1)
+        coarse = build_report(open_recording(case), ReportOptions(timeline=True, model=False)).timeline
+    assert coarse is not None
+    assert set(coarse.bins[0].level) == {0, 1, 2}

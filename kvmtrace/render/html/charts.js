@@ -28,7 +28,7 @@
       ...chart.series.map((one) => ({
         label: one.label, stroke: () => style(one.colour), width: 1.6, dash: one.dashed ? [3, 3] : undefined,
         fill: chart.bars ? () => style(one.colour) : undefined, paths: chart.bars ? uPlot.paths.bars({ size: [0.92, 60] }) : undefined,
-        spanGaps: false, points: { show: chart.bars ? false : undefined, size: 4 }, value: (u, v) => told(chart, v),
+        spanGaps: false, points: chart.bars ? { show: false } : { size: 4 }, value: (u, v) => told(chart, v),
       })),
     ],
     hooks: { setScale: [(u, key) => { if (key === "x" && chart.kind === "time" && !sets) follow(u.scales.x.min, u.scales.x.max, chart.end); }] },
@@ -44,9 +44,12 @@
     return [low, high];
   };
   const decades = (u, axis, low, high) => {
-    const found = [];
-    for (let power = Math.ceil(Math.log10(low) - 1e-9); power <= Math.log10(high) + 1e-9; power++) found.push(10 ** power);
-    return found;
+    for (const steps of [[1], [1, 2, 5]]) {
+      const found = [];
+      for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) found.push(...steps.map((k) => k * 10 ** power).filter((at) => at >= low * 0.999 && at <= high * 1.001));
+      if (found.length > 1) return found;
+    }
+    return [low, high];
   };
   // a stretch chosen in one chart is that of all of them, and of the timeline
   const follow = (from, to, end) => {

@@ -153,6 +153,7 @@ def _time_part(report: Report, *, live: str) -> dict[str, Any]:
         page |= {
             "timeline": base64.b64encode(packed).decode(),
             "timeline_note": timeline_data.note(timeline, live=bool(live)),
+            "levels": any(one.levels for one in timeline.windows) or any(one.level for one in timeline.bins),
             "chosen": timeline_data.chosen_words(timeline),
         }
     if report.rate is not None:

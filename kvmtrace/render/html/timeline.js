@@ -100,7 +100,8 @@
     if (!w) return `${marked}${name}: ${tellBins(lane, t)}; ${duration(t)} after the start.`;
     const i = position(w.at, t), exit = exitAt(w, i, data.parts);
     const cpu = w.cpus.length ? `, CPU ${w.cpus[position(w.cpuAt, i)]}` : "";
-    const segment = `${partOf(w.code[i])} for ${duration(w.at[i + 1] - w.at[i])}${cpu}, from ${duration(w.at[i])} after the start`;
+    const level = w.levels.length ? w.levels[position(w.levelAt, i)] : 0;
+    const segment = `${partOf(w.code[i])}${level > 1 ? " (L2, a guest's guest)" : level ? " (L1)" : ""} for ${duration(w.at[i + 1] - w.at[i])}${cpu}, from ${duration(w.at[i])} after the start`;
     if (!exit) return `${marked}${name}: ${segment}.`;
     const about = exit.keys.length ? `, ${exit.keys.join(", ")}` : "";
     const number = exit.number === null ? "" : ` ${exit.number}`;

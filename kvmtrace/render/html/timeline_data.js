@@ -26,15 +26,17 @@ kvmtrace.unpack = async (packed) => {
     at[0] = w.start;
     at.set(ends, 1);
     const code = read(w.n, 2), cpuAt = summed(read(w.cpus, 4), Uint32Array), cpus = read(w.cpus, 2);
+    const levelAt = summed(read(w.levels, 4), Uint32Array), levels = read(w.levels, 1);
     const exits = summed(read(w.exits, 4), Uint32Array), rips = read(w.exits, 4).map((i) => i);
     const eventAt = summed(read(w.events, 4), Float64Array, w.start, w.far), eventKey = read(w.events, 4);
-    return { lane: w.lane, first: w.first, at, code, cpuAt, cpus, exits, rips, eventAt, eventKey, of: data };
+    return { lane: w.lane, first: w.first, at, code, cpuAt, cpus, levelAt, levels, exits, rips, eventAt, eventKey, of: data };
   });
   data.bins = data.bins.map((b) => {
     const shares = [];
     for (const part of b.parts) { shares[part] = bytes.subarray(offset, offset + b.n); offset += b.n; }
-    return { lane: b.lane, start: b.start, ns: b.ns, n: b.n, before: b.before, shares, code: read(b.n, 2), cpu: read(b.n, 2), exits: read(b.n, 4), events: read(b.n, 4) };
+    return { lane: b.lane, start: b.start, ns: b.ns, n: b.n, before: b.before, shares, code: read(b.n, 2), cpu: read(b.n, 2), levels: read(b.levels, 1), exits: read(b.n, 4), events: read(b.n, 4) };
   });
+  data.nested = [...data.windows, ...data.bins].some((one) => one.levels.length);
   return data;
 };
 // the largest i with at[i] <= t, 0 if there is none

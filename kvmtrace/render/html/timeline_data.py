@@ -103,6 +103,8 @@ def _packed_window(window: Window, rips: NDArray[np.uint64], used: NDArray[np.in
         _planes(np.minimum(np.array(window.code, np.int64), NOTHING), 2),
         _planes(_steps(window.cpu_at, 0), 4),
         _planes(np.array(window.cpus, np.int64) & 0xFFFF, 2),
+        _planes(_steps(window.level_at, 0), 4),
+        _planes(np.array(window.levels, np.int64), 1),
         _planes(_steps(window.exits, 0), 4),
         _planes(np.searchsorted(rips, np.array(window.rips, np.uint64)), 4),
         _planes(np.minimum(_steps(window.event_ns, window.start_ns), LONGEST), 4),
@@ -117,6 +119,7 @@ def _described_window(window: Window) -> dict[str, Any]:
         "start": window.start_ns,
         "n": len(window.dur_ns),
         "cpus": len(window.cpus),
+        "levels": len(window.levels),
         "exits": len(window.exits),
         "events": len(window.event_ns),
         "first": window.first_exit,
@@ -131,6 +134,7 @@ def _packed_bins(bins: Bins) -> list[bytes]:
         *(np.array(share, np.uint8).tobytes() for share in bins.shares if share),
         _planes(np.where(code < 0, NOTHING, np.minimum(code, NOTHING)), 2),
         _planes(np.where(cpu < 0, NOTHING, cpu), 2),
+        _planes(np.array(bins.level, np.int64), 1),
         _planes(np.array(bins.exits, np.int64), 4),
         _planes(np.array(bins.events, np.int64), 4),
     ]
@@ -142,6 +146,7 @@ def _described_bins(bins: Bins) -> dict[str, Any]:
         "start": bins.start_ns,
         "ns": bins.bin_ns,
         "n": len(bins.code),
+        "levels": len(bins.level),
         "parts": [part for part, share in enumerate(bins.shares) if share],
         "before": bins.exits_before,
     }

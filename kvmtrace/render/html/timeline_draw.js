@@ -1,10 +1,10 @@
 "use strict";
 // Draws the lanes of a stretch of time: of each vCPU what it did, on which CPU, and its follow-up events.
-kvmtrace.LANE = { height: 66, label: 20, state: 26, cpu: 6, events: 8 };
+kvmtrace.LANE = { height: 66, label: 20, state: 26, level: 5, cpu: 6, events: 8 };
 kvmtrace.TOP = 24;
 kvmtrace.LEFT = 8;
 kvmtrace.painter = (canvas, data) => {
-  const { height: laneHeight, label: labelHeight, state: stateHeight, cpu: cpuHeight, events: eventsHeight } = kvmtrace.LANE;
+  const { height: laneHeight, label: labelHeight, state: stateHeight, level: levelHeight, cpu: cpuHeight, events: eventsHeight } = kvmtrace.LANE;
   const { TOP: top, LEFT: left, NOTHING, position } = kvmtrace;
   const context = canvas.getContext("2d"), n = data.parts.length;
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -41,7 +41,7 @@ kvmtrace.painter = (canvas, data) => {
       if (i < 0 || i >= b.n || covered.some(([begin, stop]) => begin <= t && t < stop)) continue;
       const whole = (stop - i) * 255;
       let events = 0;
-      const cpu = b.cpu[i];
+      const cpu = b.cpu[i], cell = i;
       share.fill(0);
       for (; i < stop; i++) {
         events += b.events[i];
@@ -49,6 +49,7 @@ kvmtrace.painter = (canvas, data) => {
       }
       column(left + p, 1, y, share, whole, colours);
       if (cpu !== NOTHING) { context.fillStyle = cpuColour(cpu); context.fillRect(left + p, y + stateHeight + 1, 1, cpuHeight); }
+      if (b.levels[cell] > 1) stripe(left + p, 1, y);
       if (events) tick(left + p, y, events, text);
     }
   };
@@ -83,8 +84,22 @@ kvmtrace.painter = (canvas, data) => {
       }
       i = j;
     }
+    drawLevels(w, view, y);
     drawCpus(w, view, y);
     drawEvents(w, view, y, text);
+  };
+  // a stripe within the top of the lane where the guest is one of a guest's
+  const drawLevels = (w, { x, from, to, right }, y) => {
+    for (let k = 0; k < w.levels.length; k++) {
+      const begin = w.at[w.levelAt[k]], end = w.at[k + 1 < w.levels.length ? w.levelAt[k + 1] : w.at.length - 1];
+      if (w.levels[k] < 2 || end < from || begin > to) continue;
+      const x0 = Math.max(x(begin), left);
+      stripe(x0, Math.max(Math.min(x(end), right) - x0, 1), y);
+    }
+  };
+  const stripe = (x, width, y) => {
+    context.fillStyle = style("--level");
+    context.fillRect(x, y, width, levelHeight);
   };
   const drawCpus = (w, { x, from, to, right }, y) => {
     if (!w.cpus.length) return;
