@@ -19,7 +19,8 @@ from kvmtrace.render.text.compare_text import comparison_document, render_compar
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
 from kvmtrace.report.json_document import to_json
-from kvmtrace.spans.row_columns import userspace_columns, vm_exit_columns
+from kvmtrace.spans.nested_chains import collect_chains
+from kvmtrace.spans.row_columns import nested_columns, userspace_columns, vm_exit_columns
 from kvmtrace.spans.slices import PART_NAMES, collect_segments
 from kvmtrace.spans.time_parts import Part
 from kvmtrace.spans.vm_exits import collect_vm_exits
@@ -139,6 +140,16 @@ class LoadedRecording:
         """
         rows = collect_userspace_exits(self.recording.iter_events(PIECE_EVENTS))
         return _frame(userspace_columns(rows, labels_of_threads(self.recording)))
+
+    @cached_property
+    def nested_exits(self) -> pd.DataFrame:
+        """One row a VM-exit of a guest's guest (L2), from the exit until L2 goes on, with all that L1 does between.
+
+        Columns: ts_ns, name, isa, exit_reason, tid, number (as in `vm_exits`), guest_rip, reflected (L1 got it),
+        complete (L2 was seen to go on), l1_exits (that L1 took meanwhile), dur_ns, and its parts, which add up to it:
+        l0_ns, l1_guest_ns, userspace_ns, waiting_ns, preempted_ns, unknown_ns.
+        """
+        return _frame(nested_columns(*collect_chains(self.recording.iter_events(PIECE_EVENTS))))
 
     @cached_property
     def vcpus(self) -> pd.DataFrame:

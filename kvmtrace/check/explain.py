@@ -10,6 +10,7 @@ import numpy as np
 from kvmtrace.errors import MissingEventError, UsageError
 from kvmtrace.isa.registry import BY_NUMBER, ISAS
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.model.nesting import ENTERS_L2, REFLECTS
 from kvmtrace.model.states import STAND_INS
 from kvmtrace.model.world_switch import STEPS_BY_ISA, UNSEEN
 from kvmtrace.table.event_table import TRACE_FLAG_HARDIRQ
@@ -83,7 +84,8 @@ def exits_of(events: EventTable, tid: int | None, vcpu: int | None) -> NDArray[n
 def _window(events: EventTable, row: int) -> tuple[NDArray[np.intp], int]:
     """Return the thread's rows of the lifecycle around a VM-exit, and how many were left out.
 
-    From the VM-exit before (or the beginning) to the next VM-entry (or the end).
+    From the VM-exit before (or the beginning) to the next VM-entry (or the end); of an exit of a nested guest that its
+    hypervisor handles, to the VM-entry at which the nested guest goes on.
     """
     mine = (events.tid == events.tid[row]) & ((events.irq_flags & TRACE_FLAG_HARDIRQ) == 0)
     mine[row] = True
@@ -91,7 +93,7 @@ def _window(events: EventTable, row: int) -> tuple[NDArray[np.intp], int]:
     exits = np.intersect1d(own, events.rows("kvm_exit"), assume_unique=True)
     entries = np.intersect1d(own, events.rows("kvm_entry"), assume_unique=True)
     before = exits[exits < row]
-    after = entries[entries > row]
+    after = entries[entries > _handled_until(events, own, row, entries)]
     first = before[-1] if len(before) else own[0]
     last = after[0] if len(after) else own[-1]
     rows = own[(own >= first) & (own <= last)]
@@ -99,6 +101,19 @@ def _window(events: EventTable, row: int) -> tuple[NDArray[np.intp], int]:
     start = max(0, at - MAX_EVENTS // 2)
     kept = rows[start : start + MAX_EVENTS]
     return kept, len(rows) - len(kept)
+
+
+def _handled_until(events: EventTable, own: NDArray[np.intp], row: int, entries: NDArray[np.intp]) -> int:
+    """Return the row behind which the VM-entry stands that ends a VM-exit: the exit, or a nested entry for L1's."""
+
+    def first(*kinds: str) -> int:
+        rows = np.concatenate([events.rows(kind) for kind in kinds if events.has(kind)] or [own[:0]])
+        rows = np.intersect1d(own, rows[rows > row], assume_unique=True)
+        return int(rows[0]) if len(rows) else len(events)
+
+    end = entries[entries > row]
+    passed_on = first(REFLECTS) < (int(end[0]) if len(end) else len(events))
+    return first(*ENTERS_L2) if passed_on else row
 
 
 def read_event(events: EventTable, row: int) -> StoryEvent:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kvmtrace.spans.keys import grown
-from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import REASON_BITS, Step
 from kvmtrace.spans.levels import L1, L2
+from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.time_parts import N_PARTS, Part
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kvmtrace.spans.lane_keys import LaneKeys
     from kvmtrace.spans.span_builder import Spans
+    from kvmtrace.table.event_table import EventTable
 
 # fmt: off
 CHAIN_DTYPE = np.dtype([
@@ -181,9 +183,14 @@ def _summed(chains: NDArray[Any]) -> NDArray[Any]:
     return chains
 
 
-def isa_and_reason(keys: Iterable[int], reason: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
-    """Return (Isa.number, exit_reason) of the numbers of exit reasons."""
-    pairs = [split_pair(key) for key in keys]
-    isa = np.array([isa for isa, _ in pairs] or [0], np.int64)
-    code = np.array([code for _, code in pairs] or [0], np.int64)
-    return isa[reason].astype(np.uint8), code[reason].astype(np.uint32)
+def collect_chains(tables: Iterable[EventTable]) -> tuple[NDArray[Any], LaneKeys]:
+    """Return every chain of a recording by time, and what their numbers of reasons and RIPs stand for.
+
+    Parameters
+    ----------
+    tables : consecutive event tables
+    """
+    builder, chains = SpanBuilder(), NestedChains()
+    found = [chains.feed(spans).ended for spans in iter_spans(tables, builder)]
+    made = np.concatenate([*found, chains.finish()])
+    return made[np.argsort(made["ts_ns"], kind="stable")], builder.keys

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.isa.registry import BY_NUMBER, describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
+from kvmtrace.spans.lane_keys import NOT_TOLD
 from kvmtrace.spans.levels import UNKNOWN_LEVEL
 from kvmtrace.spans.vm_exits import RECORDED_FIELDS, told_fields
 from kvmtrace.table.columns import RowColumn
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
+
+    from kvmtrace.spans.lane_keys import LaneKeys
 
 ACCESS = ("read", "write")
 # columns in this order; "?": absent where negative; else the column that says that it is there
@@ -30,6 +33,10 @@ _VM_EXIT_COLUMNS: dict[str, str] = {
     "unknown_ns": "?", "to_userspace": "", "lost": "",
     "entry_ts_ns": "?", "entry_cpu": "?", "row": "", "entry_row": "?",
 }
+_NESTED_COLUMNS = (
+    "tid", "number", "reflected", "complete", "l1_exits", "dur_ns", "l0_ns", "l1_guest_ns", "userspace_ns",
+    "waiting_ns", "preempted_ns", "unknown_ns",
+)
 _USERSPACE_COLUMNS: dict[str, str] = {
     "ts_ns": "", "name": "", "reason": "", "errno": "", "tid": "", "vm": "", "cpu": "", "dur_ns": "?", "lost": "",
     "row": "",
@@ -109,3 +116,27 @@ def userspace_columns(rows: NDArray[Any], names: Mapping[int, str]) -> dict[str,
         "vm": _vm_column(rows, names),
     }
     return {name: made.get(name) or _column(rows, name, rule) for name, rule in _USERSPACE_COLUMNS.items()}
+
+
+def nested_columns(rows: NDArray[Any], keys: LaneKeys) -> dict[str, RowColumn]:
+    """Return the columns of VM-exits of nested guests.
+
+    Parameters
+    ----------
+    rows : ndarray[CHAIN_DTYPE]
+    keys : what their numbers stand for
+    """
+    code = np.array([*keys.reasons.keys(), 0], np.uint64)[rows["reason"]]
+    rip = np.array([*keys.rips.keys(), 0], np.uint64)[rows["rip"]]
+    isas = {number: isa.name for number, isa in BY_NUMBER.items()}
+    plain = {name: RowColumn(np.ascontiguousarray(rows[name])) for name in _NESTED_COLUMNS}
+    return {
+        "ts_ns": RowColumn(np.ascontiguousarray(rows["ts_ns"])),
+        "name": _described(
+            code.astype(np.int64), lambda value: describe_exit_reason(value >> 32 & 0xFF, value & 0xFFFFFFFF)
+        ),
+        "isa": _described((code >> np.uint64(32)).astype(np.int64), lambda number: isas.get(number, "unknown")),
+        "exit_reason": RowColumn((code & np.uint64(0xFFFFFFFF)).astype(np.uint32)),
+        "guest_rip": RowColumn(rip, rip == NOT_TOLD),
+        **plain,
+    }

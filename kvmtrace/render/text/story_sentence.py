@@ -97,7 +97,44 @@ DEEDS: dict[str, Callable[[Fields], str]] = {
 def describe_story(story: Story) -> str:
     """Return the sentence."""
     after = story.events[story.exit_at :]
-    return f"{_deed(story, after)}; {_service(after)}"
+    own = _own(after)
+    if "kvm_nested_vmexit" not in own:
+        return f"{_deed(story, after)}; {_service(after)}"
+    deed = _deed(story, after[: len(own)]).replace("The guest", "The guest's guest (L2)", 1)
+    passed_on = "kvm_nested_vmexit_inject" in own
+    return f"{deed}; {_passed_on(story, after) if passed_on else _service(after)}"
+
+
+def _own(after: Sequence[StoryEvent]) -> list[str]:
+    """Return the names of the events from the VM-exit up to the next VM-entry."""
+    names = [event.event for event in after]
+    return names[: names.index("kvm_entry")] if "kvm_entry" in names else names
+
+
+def _passed_on(story: Story, after: Sequence[StoryEvent]) -> str:
+    """Say what the hypervisor in the guest (L1) did about an exit of its guest."""
+    isa = BY_NAME[story.isa]
+    counts: dict[str, int] = {}
+    for event in after[1:]:
+        if event.event == "kvm_exit":
+            name = escape(isa.describe(_number(event.fields, "exit_reason")))
+            counts[name] = counts.get(name, 0) + 1
+    own = ", ".join(
+        f"{name} {n} times" if n > 1 else name for name, n in sorted(counts.items(), key=lambda one: -one[1])
+    )
+    total = sum(counts.values())
+    took = (
+        f"took {total} VM-exit{'s' if total > 1 else ''} of its own ({own})" if total else "took no VM-exit of its own"
+    )
+    again = story.events[-1].event == "kvm_entry" and any(
+        event.event in ("kvm_nested_vmenter", "kvm_nested_vmrun") for event in after
+    )
+    end = (
+        f"entered L2 again after {duration(after[-1].ts_ns - after[0].ts_ns)}"
+        if again
+        else "did not enter L2 again here"
+    )
+    return f"KVM passed it on to the hypervisor in the guest (L1), which {took} and {end}."
 
 
 def _deed(story: Story, after: Sequence[StoryEvent]) -> str:
