@@ -15,7 +15,7 @@ from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.lane_builder import LaneBuilder
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
-from kvmtrace.spans.levels import LevelTracker
+from kvmtrace.spans.levels import L2, LevelTracker
 from kvmtrace.spans.pairs import find_pairs
 from kvmtrace.spans.time_parts import Clock, Part, Recorded, halt_polls, sweep
 from kvmtrace.table.event_table import EventTable
@@ -64,6 +64,14 @@ class Spans:
     table: EventTable | None = None
     index: NDArray[np.int64] | None = None
     final: bool = False
+
+    @cached_property
+    def in_l2(self) -> NDArray[np.bool_]:
+        """Say of each lane row whether its thread's latest VM-entry or VM-exit is of a guest's guest; shape (n,)."""
+        own = np.zeros(len(self.lanes) + 1, bool)  # the last place stands for no such edge
+        own[self.pairs.edges] = self.levels == L2
+        found: NDArray[np.bool_] = own[self.pairs.owner]
+        return found
 
     @cached_property
     def told_later(self) -> NDArray[np.bool_]:

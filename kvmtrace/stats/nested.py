@@ -10,7 +10,7 @@ from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.spans.keys import Counter
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
-from kvmtrace.spans.levels import L1, L2
+from kvmtrace.spans.levels import L1
 from kvmtrace.spans.nested_chains import NestedChains
 from kvmtrace.spans.time_parts import Part
 from kvmtrace.stats.rows import NestedBudget, NestedExitRow, NestedVcpu, ReflectedWorkRow
@@ -44,11 +44,9 @@ class NestedAccumulator:
         if not spans.nested:
             return
         self._any = True
-        lanes, pairs, swept = spans.lanes, spans.pairs, spans.swept
+        lanes, swept = spans.lanes, spans.swept
         thread = lanes.thread.astype(np.int32)
-        in_l2 = np.zeros(len(lanes) + 1, bool)  # of each edge's row; the last place stands for none
-        in_l2[pairs.edges] = spans.levels == L2
-        guest = np.flatnonzero((swept.part == Part.GUEST) & in_l2[pairs.owner])
+        guest = np.flatnonzero((swept.part == Part.GUEST) & spans.in_l2)
         self._l2_guest.add(thread[guest], swept.dur_ns[guest])
         self._entries.add(thread[lanes.step == Step.NESTED_ENTRY])
         self._failed.add(thread[lanes.step == Step.NESTED_FAILED])

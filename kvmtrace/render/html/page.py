@@ -12,6 +12,7 @@ from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.headline import headline
 from kvmtrace.render.html import charts, html_tables, timeline_data
 from kvmtrace.render.html.bring_up_tables import bring_up_tables
+from kvmtrace.render.html.nested_tables import nested_tables
 from kvmtrace.render.terminal import Style, count, duration, escape, percent, plural
 from kvmtrace.render.text.event_fields import describe_fields
 from kvmtrace.render.text.header_text import capture_line, filter_line, is_lossy, loss_line
@@ -206,6 +207,7 @@ def _contents(page: dict[str, Any]) -> list[tuple[str, str]]:
         ("vms-section", "VMs", page["vms"].rows),
         ("budget", "Time budget", page["budgets"]),
         ("vm-exits", "VM-exits", page["exits"].rows),
+        ("nested", "Nested guests", page["nested"]),
         ("slowest-exits", "Slowest", page["slowest"].rows),
         ("userspace-exits", "Userspace exits", page["userspace"].rows),
         ("timeline-section", "Timeline", page["timeline"]),
@@ -245,6 +247,7 @@ def build_page(report: Report, live: str = "") -> dict[str, Any]:
         "budgets": [_budget(vcpu) for vcpu in report.vcpus],
         "vms": html_tables.vm_table(report),
         "exits": html_tables.exit_table(report),
+        "nested": nested_tables(report),
         "slowest": html_tables.slowest_table(report),
         "userspace": html_tables.userspace_table(report),
         "details": html_tables.detail_tables(report),
