@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from spans.test_nested_chains import STORY, recorded
 
+from kvmtrace.check.explain import explain_exit
 from kvmtrace.formats import open_recording
 from kvmtrace.render.headline import headline
+from kvmtrace.render.html.nested_tables import nested_tables
 from kvmtrace.render.text.report_text import render_text
+from kvmtrace.render.text.story_sentence import describe_story
 from kvmtrace.report.build import build_report
 from kvmtrace.report.json_document import from_json, to_json
 
@@ -63,3 +66,22 @@ def test_nothing_is_said_without_nested_guests() -> None:
     report = build_report(open_recording("fixtures/svm-6.12-storm.dat"))
     assert report.nested is None
     assert "Nested" not in render_text(report)
+
+
+def test_an_exit_that_l1_handles_is_told_as_the_chain(tmp_path: Path) -> None:
+    events = recorded(STORY, tmp_path).events()
+    assert describe_story(explain_exit(events, 3)) == (
+        "The guest's guest (L2) asked what its processor can do (CPUID); KVM passed it on to the hypervisor in the "
+        "guest (L1), which took 2 VM-exits of its own (VMWRITE, VMRESUME) and entered L2 again after 8.00us."
+    )
+    own = describe_story(explain_exit(events, 2))
+    assert own.endswith("; KVM served it in the kernel, and the guest ran again after 2.00us.")
+
+
+def test_the_page_has_it(report: Report) -> None:
+    tables = nested_tables(report)
+    assert [table.title for table in tables] == [
+        "Nested guests",
+        "L2's exits of vCPU 0",
+        "What L1 did about them, vCPU 0",
+    ]

@@ -13,7 +13,8 @@ from kvmtrace.model.nesting import LEVEL_EVENTS
 from kvmtrace.spans import levels
 from kvmtrace.spans.lane_builder import _SIMPLE_STEPS
 from kvmtrace.spans.lanes import NESTED_STEPS
-from kvmtrace.spans.nested_chains import CHAIN_DTYPE, NestedChains
+from kvmtrace.spans.nested_chains import CHAIN_DTYPE, NestedChains, collect_chains
+from kvmtrace.spans.row_columns import nested_columns
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.vm_exits import collect_vm_exits
 
@@ -103,3 +104,12 @@ def test_the_steps_are_those_of_the_model() -> None:
     assert {row.event: row.level for row in LEVEL_EVENTS if not row.tells} == {
         event: int(levels._AFTER[step]) for event, step in steps.items() if levels._AFTER[step]
     }
+
+
+def test_chains_as_columns(tmp_path: Path) -> None:
+    columns = nested_columns(*collect_chains(recorded(STORY, tmp_path).iter_events()))
+    assert columns["number"].values.tolist() == [2, 3, 6]
+    name = columns["name"]
+    assert name.texts is not None
+    assert [name.texts[i] for i in name.values.tolist()] == ["EXTERNAL_INTERRUPT", "CPUID", "HLT"]
+    assert columns["exit_reason"].values.tolist() == [1, 10, 12]
