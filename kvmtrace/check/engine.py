@@ -72,6 +72,7 @@ class Checker:
         self._parked_loss = np.empty(0, np.int32)
         self._n_seen = 0
         self._gaps = Gaps()
+        self._known_until_ns = -BEFORE_ALL
         self._vcpu_ids: dict[int, int] = {}
         self._memory: dict[str, Any] = {}
         self._lanes = VcpuLanes()
@@ -80,7 +81,9 @@ class Checker:
     def know(self, recording: Recording) -> None:
         """Take note of where each CPU's events end in a damaged recording, and of whom to ask what was not read."""
         self._recording = recording
-        self._gaps.end_at(_damaged_ends(recording))
+        ends = _damaged_ends(recording)
+        self._gaps.end_at(ends)
+        self._known_until_ns = min(ends.values(), default=self._known_until_ns)
 
     def feed(self, table: EventTable) -> None:
         """Check a further table, all but the unfinished ends of its threads."""
@@ -165,6 +168,7 @@ class Checker:
         steps = take_steps(sequence, automaton)
         excerpt = make_excerpt(sequence, steps, capability, automaton, whole, final=final)
         excerpt.memory = self._memory
+        excerpt.known_until_ns = self._known_until_ns
         self._lanes.park(whole, later)
         rows = np.sort(whole.row[later])
         self._parked = materialise(table, rows)

@@ -67,6 +67,7 @@ class Excerpt:
     vcpu_ids : sequence.key_of a thread -> vCPU that it ran last, as far as the recording has been read
     memory : what rules remember from excerpt to excerpt, see `remember`
     final : no excerpt follows
+    known_until_ns : where the first CPU's events end in a damaged recording
     """
 
     sequence: Sequence
@@ -78,6 +79,7 @@ class Excerpt:
     automaton: Automaton
     whole: Sequence
     final: bool = False
+    known_until_ns: int = 1 << 62
     vcpu_ids: dict[int, int] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
 

@@ -76,16 +76,28 @@ class Findings:
 
     def violate_rows(self, rule: str, rows: NDArray[np.intp], describe: Describe) -> None:
         """Report violations at rows of the sequence's table, which the sequence need not hold."""
-        self.violated[rule] += len(rows)
-        for i, row in enumerate(rows[: max(self.limit - self.kept[rule], 0)].tolist()):
+        drafts = self.draft_rows(rule, rows[: max(self.limit - self.kept[rule], 0)], describe)
+        self.report(rule, drafts)
+        self.violated[rule] += len(rows) - len(drafts)
+
+    def draft_rows(self, rule: str, rows: NDArray[np.intp], describe: Describe) -> list[Violation]:
+        """Return descriptions of violations at rows, which may be reported later."""
+        drafts = []
+        for i, row in enumerate(rows.tolist()):
             assert self.sequence is not None
             mine = np.flatnonzero(self.sequence.table.tid == self.sequence.table.tid[row])
             at = int(np.searchsorted(mine, row))
             around = mine[max(at - BEFORE, 0) : at + AFTER + 1].tolist()
             event = self._event_of_row(row)
             context = tuple(map(self._event_of_row, around))
-            vcpu_id = self.vcpu_ids.get(event.tid)
-            self.violations.append(self._described(rule, event, vcpu_id, context, describe(i)))
+            drafts.append(self._described(rule, event, self.vcpu_ids.get(event.tid), context, describe(i)))
+        return drafts
+
+    def report(self, rule: str, drafts: list[Violation]) -> None:
+        """Count violations, and keep as many as there is room for."""
+        self.violated[rule] += len(drafts)
+        for violation in drafts[: max(self.limit - self.kept[rule], 0)]:
+            self.violations.append(violation)
             self.part_of.append(self.part)
             self.kept[rule] += 1
 

@@ -44,6 +44,7 @@ class Capability:
     not_traced : events that were enabled, and never fired where they would have: this KVM does not trace them
     isas : of the VM-exits so far
     fpu_on_demand : kvm_fpu comes after kvm_userspace_exit, so that it is not judged
+    whole_machine : the recorder says that it recorded all threads, not those of a VMM alone
     """
 
     recorded: frozenset[str] = frozenset()
@@ -57,6 +58,7 @@ class Capability:
     seen: frozenset[str] = frozenset()
     isas: frozenset[int] = frozenset()
     fpu_on_demand: bool = False
+    whole_machine: bool = False
 
     def resolve(self, need: str) -> tuple[str, ...]:
         """Return the events and fields, each of them needed, that a need stands for in this recording."""
@@ -285,5 +287,6 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
         seen=frozenset(evidence.seen),
         isas=frozenset(evidence.isas),
         fpu_on_demand=bool(evidence.fpu_on_demand),
+        whole_machine=(capture.meta.get("target") or {}).get("kind") == "all",
         filtered=any(name in EXIT_FILTERS or name.startswith("kvm:") for name in filters),
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.findings import Findings
+    from kvmtrace.check.verdict import Violation
     from kvmtrace.isa.base import ExitRow
 
     Describe = Callable[[int], tuple[str, str]]
@@ -53,6 +54,14 @@ class Found:
     def violate_rows(self, rows: NDArray[np.intp], describe: Describe) -> None:
         """Report violations at rows of the excerpt's table, of events that the model's alphabet has no class for."""
         self._findings.violate_rows(self._rule, rows, describe)
+
+    def draft_rows(self, rows: NDArray[np.intp], describe: Describe) -> list[Violation]:
+        """Return what violate_rows would report, for `report` when it is certain; not more than are kept."""
+        return self._findings.draft_rows(self._rule, rows, describe)
+
+    def report(self, drafts: list[Violation]) -> None:
+        """Report drafts."""
+        self._findings.report(self._rule, drafts)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GROUP = "kvmtrace.rules"
-_SERIES = "VJNH"  # contract, event injection, nested guests, heuristics
+_SERIES = "VJINH"  # contract, event injection, interrupts on their way, nested guests, heuristics
 
 
 class Registry(NamedTuple):

@@ -19,7 +19,9 @@ HPET_BASE = 0xFED00000
 
 APIC_TASKPRI = 0x80
 APIC_EOI = 0xB0
+APIC_SPIV = 0xF0
 APIC_ICR = 0x300
+APIC_ICR2 = 0x310
 APIC_TMICT = 0x380
 APIC_SELF_IPI = 0x3F0
 
@@ -60,6 +62,7 @@ APIC_REGISTERS: Mapping[int, str] = MappingProxyType({
 # eight 32-bit words each, 0x10 apart; word 0 is in the table above
 _BIT_ARRAYS = {0x100: "APIC_ISR", 0x180: "APIC_TMR", 0x200: "APIC_IRR"}
 
+FIXED, LOWEST_PRIORITY, EXTERNAL = 0, 1, 7
 # bits 10:8 of an ICR, an LVT or MSI data; kvm_apic_accept_irq.dm is this value shifted left by 8
 DELIVERY_MODES: Mapping[int, str] = MappingProxyType(
     {

@@ -23,6 +23,7 @@ THRESHOLDS: dict[str, Threshold] = {
                                                 "free (H1)"),
     "init_served_within": Threshold(10_000_000, "ns", "an INIT that was accepted so long ago may be served now "
                                                       "(guard init_reset)"),
+    "clocks_differ": Threshold(1_000_000, "ns", "the clocks of two CPUs may differ by so much (V11, H8)"),
     "look_ahead": Threshold(4096, "events", "so far a guard looks for the thread's next or last step"),
     "look_back": Threshold(64, "events", "so far a guard looks for the VM-exit before (guard fastpath_exit)"),
     "decoded_skips": Threshold(16, "VM-exits", "so many decoded skips show that this host decodes to skip: no NRIPS "

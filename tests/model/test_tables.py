@@ -17,6 +17,7 @@ from kvmtrace.check.rule import SUSPICION, VIOLATION
 from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.check.state_machine import next_states, rows_for
 from kvmtrace.isa.registry import ISAS
+from kvmtrace.model.interrupts import LINE_EVENTS, PARTING_EVENTS, SENDERS
 from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
 from kvmtrace.model.thresholds import THRESHOLDS
@@ -108,6 +109,7 @@ def test_unknown_reason_has_no_expectation() -> None:
 def test_rules_are_complete() -> None:
     rules = all_rules()
     assert [f"V{i}" for i in range(1, 15)] == [name for name in rules if name.startswith("V")]
+    assert [f"I{i}" for i in range(1, 5)] == [name for name in rules if name.startswith("I")]
     assert [f"J{i}" for i in range(1, 9)] == [name for name in rules if name.startswith("J")]
     assert [f"N{i}" for i in range(1, 8)] == [name for name in rules if name.startswith("N")]
     for name, rule in rules.items():
@@ -155,7 +157,8 @@ def test_no_set_of_events_stands_in_a_checker(path: Path) -> None:
 
 
 def test_every_event_that_code_names_is_in_the_model() -> None:
-    known = WORDS | {need.partition(".")[0] for rule in all_rules().values() for need in _needs(rule)}
+    known = WORDS | {*SENDERS, *PARTING_EVENTS, *LINE_EVENTS}
+    known |= {need.partition(".")[0] for rule in all_rules().values() for need in _needs(rule)}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             word = node.value if isinstance(node, ast.Constant) else None
@@ -172,6 +175,7 @@ def _needs(rule: Rule) -> Iterator[str]:
 
 
 MODEL_FILES = (
+    "interrupts",
     "ordering",
     "injection",
     "nesting",

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import CLASS
+from kvmtrace.check.doubts import report_when_certain
 from kvmtrace.check.findings import constant
 from kvmtrace.check.in_service import in_service
+from kvmtrace.check.pending_interrupts import pending_interrupts
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.kvm.apic import APIC_EOI
 
@@ -116,6 +118,39 @@ def _origin(excerpt: Excerpt, found: Found) -> None:
     bad = positions[~(by_write | by_flag | by_hardware)]
     found.check(len(positions))
     found.violate(bad, constant("kvm_apic write of the EOI register before, or kvm_pv_eoi after", "kvm_eoi by itself"))
+
+
+@RULE.part(
+    "the origin of an injection",
+    needs=(
+        "kvm_inj_virq.vector",
+        "kvm_inj_virq.reinjected",
+        "kvm_inj_virq.soft",
+        "kvm_apic_accept_irq.apicid",
+        "kvm_apic_accept_irq.vec",
+        "kvm_apic_accept_irq.dm",
+        "kvm_exit.vcpu_id",
+        "kvm_apic",
+        "kvm_msr",
+    ),
+    places="inject interrupt",
+    adds=False,
+)
+def _accepted(excerpt: Excerpt, found: Found) -> None:
+    """Check that the LAPIC accepted what is injected, since its last injection; or a pin of a PIC was raised."""
+    pending = pending_interrupts(excerpt)
+    found.check(pending.n_judged, pending.n_unknown)
+    doubts = pending.repeated
+    report_when_certain(
+        excerpt,
+        found,
+        "repeated",
+        doubts,
+        lambda i: (
+            f"vector {doubts[i].vector:#x} accepted by vCPU {doubts[i].vcpu} since its last injection",
+            "none was accepted, and no pin of a PIC was raised",
+        ),
+    )
 
 
 @RULE.part("the paravirtual flag", needs=("kvm_pv_eoi.vector",), places="kvm_pv_eoi")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.formats.ftrace_text.eras import Era, exception_has_error, reread_info2
+from kvmtrace.formats.ftrace_text.interrupt_text import COMPOSED
 from kvmtrace.formats.ftrace_text.text_patterns import (
     CUT_BY_TRACE_CMD,
     DTYPE_OF_EVENT,
@@ -38,7 +39,7 @@ _MASK = (1 << 64) - 1
 MAX_KEYS = 64
 # events with an exit reason -> the field that has it
 _REASONS = {"kvm_exit": "exit_reason", "kvm_nested_vmexit": "exit_reason", "kvm_nested_vmexit_inject": "exit_code"}
-_SPECIAL = frozenset(_REASONS) | {"kvm_userspace_exit", "kvm_inj_exception", "kvm_emulate_insn"}
+_SPECIAL = frozenset(_REASONS) | {"kvm_userspace_exit", "kvm_inj_exception", "kvm_emulate_insn", *COMPOSED}
 # bodies that differ in these characters alone are read by one pattern
 _VARYING = dict.fromkeys(map(ord, "0123456789abcdefABCDEF"))
 
@@ -230,6 +231,8 @@ def _field_dtype(event: str, name: str) -> np.dtype[Any]:
 
 def _field_names(event: str, groups: Sequence[str]) -> list[str]:
     names = [g.removesuffix("_hex") for g in groups]
+    if event in COMPOSED and COMPOSED[event][0] in names:
+        return list(COMPOSED[event][1])
     if event == "kvm_userspace_exit" and "outcome" in names:
         return ["reason", "errno"]
     if event == "kvm_inj_exception" and "has_error" not in names:
@@ -264,6 +267,8 @@ def _special(kind: TextKind, row: Groups, values: dict[str, int | None]) -> None
         values["has_error"] = exception_has_error(kind.era, row)
     elif kind.name == "kvm_emulate_insn" and "len" not in row and row.get("insn") is not None:
         values["len"] = len((row["insn"] or "").split())
+    elif kind.name in COMPOSED and COMPOSED[kind.name][0] in row:
+        values |= COMPOSED[kind.name][2](row)
 
 
 def _insn_bytes(text: str | None) -> bytes:

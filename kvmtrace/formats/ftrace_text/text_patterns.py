@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.formats.ftrace_text.interrupt_text import INTERRUPT_PATTERNS
 from kvmtrace.isa.arm64_text import ARM64_PATTERNS, ARM64_WORDS
 from kvmtrace.isa.shared import NESTED_STRUCTURE, NESTED_STRUCTURES
 from kvmtrace.kvm.apic import APIC_REGISTERS, DELIVERY_MODES
@@ -124,6 +125,8 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "sys_enter_ioctl": _compile(rf"fd: (?P<fd_hex>{_X}|{_H}), cmd: (?P<cmd_hex>{_X}|{_H}), "
                                 rf"arg: (?P<arg_hex>{_X}|{_H})"),
     "sys_exit_ioctl": _compile(rf"(?P<ret>{_X}|-?\d+)"),
+    "kvm_ack_irq": _compile(r"irqchip (?P<irqchip>PIC master|PIC slave|IOAPIC|\d+) pin (?P<pin>\d+)"),
+    **INTERRUPT_PATTERNS,
 }
 for _event, _own in ARM64_PATTERNS.items():
     PATTERNS[_event] = PATTERNS.get(_event, ()) + _compile(*_own)
@@ -159,6 +162,7 @@ WORDS: dict[str, dict[str, int]] = {
     "immediate_exit": {"": 0, " [immediate exit]": 1, "[immediate exit]": 1},
     "dm": {name: number << 8 for number, name in DELIVERY_MODES.items()}, "reg": _REGISTERS,
     "flags": {"real": 0, "vm16": 3, "prot16": 1, "prot32": 5, "prot64": 9},
+    "irqchip": {"PIC master": 0, "PIC slave": 1, "IOAPIC": 2},
 }
 # fmt: on
 # prev_state: the letters of TASK_STATE_TO_CHAR_STR, with + where the thread was preempted

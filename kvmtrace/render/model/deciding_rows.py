@@ -9,6 +9,7 @@ from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.model import (
     injection,
+    interrupts,
     nesting,
     ordering,
     side_events,
@@ -95,6 +96,34 @@ def _nesting_rows() -> dict[str, Any]:
     }
 
 
+def _interrupt_rows() -> dict[str, Any]:
+    """Return how interrupts go from cause to delivery."""
+    return {
+        "senders": {kind: row._asdict() for kind, row in interrupts.SENDERS.items()},
+        "parting_events": list(interrupts.PARTING_EVENTS),
+        "routing_registers": {f"{register:#x}": name for register, name in interrupts.ROUTING_REGISTERS.items()},
+        "routing_msrs": {f"{msr:#x}": name for msr, name in interrupts.ROUTING_MSRS.items()},
+        "routing_ioctls": list(interrupts.ROUTING_IOCTLS),
+        "foreign_lines": list(interrupts.FOREIGN_LINES),
+        "other_interfaces": list(interrupts.OTHER_INTERFACES),
+        "other_interfaces_by": list(interrupts.OTHER_INTERFACES_BY),
+        "other_senders": list(interrupts.OTHER_SENDERS),
+        "lapic_setters": list(interrupts.LAPIC_SETTERS),
+        "apic_base_enabled": interrupts.APIC_BASE_ENABLED,
+        "line_events": list(interrupts.LINE_EVENTS),
+        "spiv_directed_eoi": interrupts.SPIV_DIRECTED_EOI,
+        "spiv_enabled": interrupts.SPIV_ENABLED,
+        "local_vectors": {f"{register:#x}": name for register, name in interrupts.LOCAL_VECTORS.items()},
+        "lvt_masked": interrupts.LVT_MASKED,
+        "entry_bits": {
+            "read_only": interrupts.READ_ONLY_ENTRY_BITS,
+            "level": interrupts.ENTRY_LEVEL,
+            "masked": interrupts.ENTRY_MASKED,
+            "remote_irr": interrupts.ENTRY_REMOTE_IRR,
+        },
+    }
+
+
 def _wake_up_rows() -> dict[str, Any]:
     """Return what ends an HLT."""
     return {
@@ -124,6 +153,7 @@ def _injection_rows() -> dict[str, Any]:
         "auto_eoi": injection.AUTO_EOI,
         "not_traced_beside": {event: list(others) for event, others in injection.NOT_TRACED_BESIDE.items()},
         "init_delivery_mode": injection.INIT_DELIVERY_MODE,
+        "sipi_delivery_mode": injection.SIPI_DELIVERY_MODE,
     }
 
 
@@ -148,6 +178,7 @@ def deciding_rows() -> dict[str, Any]:
         "thresholds": {name: row._asdict() for name, row in THRESHOLDS.items()},
         "ordering": _ordering_rows(),
         "side_events": _side_event_rows(),
+        "interrupts": _interrupt_rows(),
         "wake_ups": _wake_up_rows(),
         "nesting": _nesting_rows(),
         "vcpus": _vcpu_rows(),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.model.interrupts import SENDERS
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STEPS
 from mutations import edits
 from mutations.catalogue import ALTERATIONS, INSERTED, change_of
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
     from kvmtrace.table.event_table import EventTable
 
+# interrupts on their way, of whatever thread
+ON_THEIR_WAY = frozenset(SENDERS) | {"kvm_set_irq", "kvm_pic_set_irq", "kvm_apic_accept_irq", "kvm_ack_irq"}
 TRACKED = frozenset({event.kind for event in STEPS.values()}) | frozenset(FOLLOW_UPS) | frozenset(BYSTANDERS)
+TRACKED |= ON_THEIR_WAY
 # the model looks at these only as permission for others (legal causes), never as duties
 CONTEXT_ONLY = frozenset(BYSTANDERS) - {"kvm_eoi", "kvm_apic", "kvm_apic_accept_irq", "sched_switch"}
 

@@ -1,0 +1,111 @@
+"""What looks wrong until it is certain that nothing was lost: of whatever CPU, also one that is silent for long.
+
+A loss is seen at the CPU's first event behind it, which may stand in a later table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.table.distinct import distinct
+from kvmtrace.table.event_table import LOST_EVENTS
+
+if TYPE_CHECKING:
+    from kvmtrace.check.excerpt import Excerpt
+    from kvmtrace.check.rule import Describe, Found
+    from kvmtrace.check.verdict import Violation
+
+MOST = 64  # that wait at once; further ones are not reported
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An injection without acceptance, or one that passed over another: to be reported when nothing was lost.
+
+    Parameters
+    ----------
+    row, vector, vcpu : of the injection
+    since_ns, until_ns : what was lost of any CPU in this time would explain it
+    other : the vector that was passed over, -1 for none
+    """
+
+    row: int
+    vector: int
+    vcpu: int
+    since_ns: int
+    until_ns: int
+    other: int = -1
+
+
+@dataclass
+class LossWatch:
+    """When which CPU lost events, and up to when each of them has told all.
+
+    Parameters
+    ----------
+    last_ns : CPU -> time of its latest event
+    gaps : (time of the last event before a loss, that of the first behind)
+    """
+
+    last_ns: dict[int, int] = field(default_factory=dict)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, excerpt: Excerpt) -> bool:
+        """Take note of the new rows of an excerpt's table."""
+        table, first = excerpt.whole.table, excerpt.whole.n_parked
+        lost = table.rows(LOST_EVENTS) if LOST_EVENTS in table.kind_index else np.empty(0, np.intp)
+        lost = lost[lost >= first]
+        for cpu in distinct(table.cpu[first:]).tolist():
+            own = np.flatnonzero(table.cpu[first:] == cpu) + first
+            for row in lost[table.cpu[lost] == cpu].tolist():
+                at = int(np.searchsorted(own, row))
+                before = int(table.ts_ns[own[at - 1]]) if at else self.last_ns.get(cpu, -(1 << 62))
+                self.gaps.append((before, int(table.ts_ns[row])))
+            self.last_ns[cpu] = int(table.ts_ns[own[-1]])
+        return True
+
+    def told_all(self, until_ns: int) -> bool:
+        """Say whether every CPU has told what it did up to a time."""
+        return all(last > until_ns for last in self.last_ns.values())
+
+    def lost_any(self, since_ns: int, until_ns: int) -> bool:
+        """Say whether any CPU lost events in a time."""
+        return any(begin <= until_ns and end >= since_ns for begin, end in self.gaps)
+
+
+@dataclass
+class Waiting:
+    """Doubts of one rule, with what is to be reported of them."""
+
+    doubts: list[tuple[Doubt, Violation]] = field(default_factory=list)
+
+
+def report_when_certain(excerpt: Excerpt, found: Found, name: str, doubts: list[Doubt], describe: Describe) -> None:
+    """Report what was doubted before and is certain now, and keep what is doubted now.
+
+    Parameters
+    ----------
+    name : of what is waiting
+    doubts : found in this excerpt
+    describe : of the i-th of them
+    """
+    watch: LossWatch = excerpt.remember("losses", LossWatch)
+    excerpt.once("losses", watch.add)
+    waiting: Waiting = excerpt.remember(f"doubts: {name}", Waiting)
+    drafts = found.draft_rows(np.array([doubt.row for doubt in doubts], np.intp), describe)
+    waiting.doubts += zip(doubts[: len(drafts)], drafts, strict=False)
+    del waiting.doubts[MOST:]
+    certain: list[Violation] = []
+    still: list[tuple[Doubt, Violation]] = []
+    for doubt, violation in waiting.doubts:
+        if watch.lost_any(doubt.since_ns, doubt.until_ns) or doubt.until_ns >= excerpt.known_until_ns:
+            continue
+        if excerpt.final or watch.told_all(doubt.until_ns):
+            certain.append(violation)
+        else:
+            still.append((doubt, violation))
+    waiting.doubts = still
+    found.report(certain)
