@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.check.deliveries import ALL, SELF, sent
+from kvmtrace.check.deliveries import ALL, SELF, sent, vcpus_in_words
+from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import interrupt_log
 from kvmtrace.check.routing_changes import routing_changes
 from kvmtrace.check.vcpu_owners import vcpu_owners
@@ -31,15 +32,15 @@ class Destinations:
 
     Parameters
     ----------
-    known : destination -> set of vCPUs
+    known : destination -> (set of vCPUs, time of the use that told it)
     n_judged, n_unknown : of this excerpt
-    wrong : (number among what was sent, set of vCPUs as learned)
+    wrong : uses that differ
     """
 
-    known: dict[int, int] = field(default_factory=dict)
+    known: dict[int, tuple[int, int]] = field(default_factory=dict)
     n_judged: int = 0
     n_unknown: int = 0
-    wrong: list[tuple[int, int]] = field(default_factory=list)
+    wrong: list[Doubt] = field(default_factory=list)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Compare what was sent in an excerpt."""
@@ -59,27 +60,50 @@ class Destinations:
         self.n_unknown = int(np.count_nonzero(~usable))
         number = np.flatnonzero(usable)
         epoch = changes.epoch(row[number])
-        self._compare(number[np.lexsort((row[number], epoch, key[number]))], key, to, changes.epoch(row))
+        number = number[np.lexsort((row[number], epoch, key[number]))]
+        self._compare(number, key, Uses(to, row, log.table.ts_ns[row] if len(row) else row, changes.epoch(row)))
         return True
 
-    def _compare(self, number: Rows, key: Numbers, to: Numbers, epoch: Rows) -> None:
+    def _compare(self, number: Rows, key: Numbers, all_uses: Uses) -> None:
         """Compare each use of a destination with the first one between two changes."""
+        to, epoch = all_uses.to, all_uses.epoch
         last = int(epoch.max(initial=0))
         learned = dict(self.known) if not last else {}
         begins = np.append(run_starts(key[number], epoch[number]), len(number)) if len(number) else np.zeros(1, int)
         for start, stop in zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True):
             group = number[start:stop]
             uses, name = to[group], int(key[group[0]])
-            first = self.known.get(name, 0) if not epoch[group[0]] else 0
+            first, since = self.known.get(name, (0, 0)) if not epoch[group[0]] else (0, 0)
             if not first:
                 at = int((uses != 0).argmax())
-                first = int(uses[at])
+                first, since = int(uses[at]), int(all_uses.ts_ns[group[at]])
                 group, uses = group[at:], uses[at:]  # before, it may have been nobody's
             self.n_judged += len(group)
-            self.wrong += [(one, first) for one in group[uses != first].tolist()] if first else []
+            if first:
+                self.wrong += [all_uses.doubt(one, first, since) for one in group[uses != first].tolist()]
             if epoch[group[0]] == last and first:
-                learned[name] = first
+                learned[name] = first, since
         self.known = learned
+
+
+@dataclass(frozen=True, eq=False)
+class Uses:
+    """Sets of vCPUs that accepted what was sent, where and when."""
+
+    to: Numbers
+    row: Rows
+    ts_ns: Numbers
+    epoch: Rows
+
+    def doubt(self, number: int, known: int, since_ns: int) -> Doubt:
+        """Return what is to be reported of a use that differs from what is known."""
+        return Doubt(
+            int(self.row[number]),
+            since_ns,
+            int(self.ts_ns[number]),
+            f"accepted by {vcpus_in_words(known)}, as what went to this destination before",
+            f"accepted by {vcpus_in_words(int(self.to[number]))}",
+        )
 
 
 def _keys(excerpt: Excerpt) -> Numbers:

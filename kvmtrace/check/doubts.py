@@ -15,7 +15,7 @@ from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
     from kvmtrace.check.excerpt import Excerpt
-    from kvmtrace.check.rule import Describe, Found
+    from kvmtrace.check.rule import Found
     from kvmtrace.check.verdict import Violation
 
 MOST = 64  # that wait at once; further ones are not reported
@@ -23,21 +23,20 @@ MOST = 64  # that wait at once; further ones are not reported
 
 @dataclass(frozen=True)
 class Doubt:
-    """An injection without acceptance, or one that passed over another: to be reported when nothing was lost.
+    """What is to be reported if nothing was lost.
 
     Parameters
     ----------
-    row, vector, vcpu : of the injection
+    row : where it shows
     since_ns, until_ns : what was lost of any CPU in this time would explain it
-    other : the vector that was passed over, -1 for none
+    expected, observed : in words
     """
 
     row: int
-    vector: int
-    vcpu: int
     since_ns: int
     until_ns: int
-    other: int = -1
+    expected: str
+    observed: str
 
 
 @dataclass
@@ -83,19 +82,13 @@ class Waiting:
     doubts: list[tuple[Doubt, Violation]] = field(default_factory=list)
 
 
-def report_when_certain(excerpt: Excerpt, found: Found, name: str, doubts: list[Doubt], describe: Describe) -> None:
-    """Report what was doubted before and is certain now, and keep what is doubted now.
-
-    Parameters
-    ----------
-    name : of what is waiting
-    doubts : found in this excerpt
-    describe : of the i-th of them
-    """
+def report_when_certain(excerpt: Excerpt, found: Found, name: str, doubts: list[Doubt]) -> None:
+    """Report what was doubted before and is certain now, and keep what is doubted now; `name`: of what is waiting."""
     watch: LossWatch = excerpt.remember("losses", LossWatch)
     excerpt.once("losses", watch.add)
     waiting: Waiting = excerpt.remember(f"doubts: {name}", Waiting)
-    drafts = found.draft_rows(np.array([doubt.row for doubt in doubts], np.intp), describe)
+    rows = np.array([doubt.row for doubt in doubts[:MOST]], np.intp)
+    drafts = found.draft_rows(rows, lambda i: (doubts[i].expected, doubts[i].observed))
     waiting.doubts += zip(doubts[: len(drafts)], drafts, strict=False)
     del waiting.doubts[MOST:]
     certain: list[Violation] = []

@@ -36,6 +36,7 @@ class InterruptLog:
 
     Parameters
     ----------
+    recorded : events whose absence means that they did not happen
     row : intp, row of the table
     code : uint8, NUMBER of the kind
     lane : int64
@@ -43,6 +44,7 @@ class InterruptLog:
     """
 
     table: EventTable
+    recorded: frozenset[str]
     row: Rows
     code: NDArray[np.uint8]
     lane: NDArray[np.int64]
@@ -71,7 +73,8 @@ class InterruptLog:
 
     def tells(self, kind: str) -> bool:
         """Say whether a sender's events say what they send."""
-        return all(self.table.has(kind, field) for field in SENDERS[kind].fields)
+        row = SENDERS[kind]
+        return self.recorded.issuperset(row.beside) and all(self.table.has(kind, field) for field in row.fields)
 
     def own(self) -> Flags:
         """Say which entries a thread traced outside interrupt context."""
@@ -110,15 +113,16 @@ def _interrupt_log(excerpt: Excerpt) -> InterruptLog:
     for kind, number in NUMBER.items():
         if kind in table.kind_index:
             numbers[table.kind_index[kind]] = number
-    sent = any(kind in table.kind_index and table.count(kind) for kind in (ACCEPT, *SENDERS))
-    code = numbers[table.kind[first:]] if sent else np.zeros(0, np.uint8)
+    # what is written long before the first interrupt counts, too
+    recorded = excerpt.capability.recorded
+    code = numbers[table.kind[first:]] if not recorded.isdisjoint((ACCEPT, *SENDERS)) else np.zeros(0, np.uint8)
     row = np.flatnonzero(code)
     code, row = code[row], row + first
     lane = _lanes(table, row)
     order = np.argsort(lane, kind="stable")
     row, code, lane = row[order], code[order], lane[order]
     before, behind = _others(code, lane)
-    return InterruptLog(table, row, code, lane, before, behind)
+    return InterruptLog(table, recorded, row, code, lane, before, behind)
 
 
 def _lanes(table: EventTable, row: Rows) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, NUMBER, InterruptLog, interrupt_log
 from kvmtrace.check.redirection import entry_writes
 from kvmtrace.check.routing_changes import ioctl_rows, routing_changes
@@ -44,12 +45,12 @@ class LineEnds:
 
     Parameters
     ----------
-    wrong : (row, expected, observed)
+    wrong : what differs
     """
 
     n_judged: int = 0
     n_unknown: int = 0
-    wrong: list[tuple[int, str, str]] = field(default_factory=list)
+    wrong: list[Doubt] = field(default_factory=list)
 
 
 def line_ends(excerpt: Excerpt) -> LineEnds:
@@ -111,7 +112,7 @@ def _compare_vectors(log: InterruptLog, acks: Rows, eoi: Rows, changes: Rows, fo
     for i in np.flatnonzero(entry & 0xFF != ended & 0xFF).tolist():
         pin, vector = int(pins[known][i]), int(entry[i]) & 0xFF
         expected = f"pin {pin} told of the EOI of its vector {vector:#x}"
-        found.wrong.append((int(log.row[acks[known][i]]), expected, f"of {int(ended[i]):#x}"))
+        found.wrong.append(_doubt(log, uses[at[known][i]], acks[known][i], expected, f"of {int(ended[i]):#x}"))
 
 
 def _compare_pins(log: InterruptLog, acks: Rows, eoi: Rows, changes: Rows, found: LineEnds) -> None:
@@ -138,7 +139,14 @@ def _compare_pins(log: InterruptLog, acks: Rows, eoi: Rows, changes: Rows, found
     for i in np.flatnonzero(told[at[judged]] != told[second]).tolist():
         one = at[judged[i]]
         expected = f"the EOI of vector {int(vector[one]):#x} told to {_in_words(int(told[second[i]]))}, as before"
-        found.wrong.append((int(log.row[entry[one]]), expected, f"to {_in_words(int(told[one]))}"))
+        found.wrong.append(_doubt(log, entry[second[i]], entry[one], expected, f"to {_in_words(int(told[one]))}"))
+
+
+def _doubt(log: InterruptLog, since: int, until: int, expected: str, observed: str) -> Doubt:
+    """Return what differs at an entry from what an earlier one told."""
+    times = log.table.ts_ns
+    row = int(log.row[until])
+    return Doubt(row, int(times[log.row[since]]), int(times[row]), expected, observed)
 
 
 def _in_words(pins: int) -> str:
@@ -164,7 +172,7 @@ def _follow_levels(log: InterruptLog, acks: Rows, changes: Rows, found: LineEnds
     is_use = np.repeat(np.array([True, False]), [len(uses), len(acks)])
     entries = np.append(bits, np.zeros(len(acks), np.int64))
     order = np.lexsort((log.row[entry], pin))
-    waits: dict[int, tuple[bool, int, int]] = {}  # pin -> remote IRR, from which row on, entry
+    waits: dict[int, tuple[bool, int, int, int]] = {}  # pin -> remote IRR, from which row on, entry, told by
     for i in order.tolist():
         one, row, number = int(entry[i]), int(log.row[entry[i]]), int(pin[i])
         held = waits.get(number)
@@ -177,27 +185,30 @@ def _follow_levels(log: InterruptLog, acks: Rows, changes: Rows, found: LineEnds
 
 
 def _use_of_level(
-    log: InterruptLog, one: int, bits: int, held: tuple[bool, int, int] | None, found: LineEnds
-) -> tuple[bool, int, int]:
+    log: InterruptLog, one: int, bits: int, held: tuple[bool, int, int, int] | None, found: LineEnds
+) -> tuple[bool, int, int, int]:
     row, waiting = int(log.row[one]), bits & ENTRY_REMOTE_IRR != 0
     if held is not None and row > held[1] and waiting != held[0]:
         words = ("no remote IRR: its interrupt was ended", "remote IRR: its interrupt was not ended")
-        found.wrong.append((row, f"a level-triggered pin with {words[held[0]]}", f"entry {bits & (1 << 64) - 1:#x}"))
+        expected = f"a level-triggered pin with {words[held[0]]}"
+        found.wrong.append(_doubt(log, held[3], one, expected, f"entry {bits & (1 << 64) - 1:#x}"))
     found.n_judged += held is not None
-    return waiting or _accepted_before(log, one), row, bits
+    return waiting or _accepted_before(log, one), row, bits, one
 
 
-def _end_of_level(log: InterruptLog, one: int, held: tuple[bool, int, int], found: LineEnds) -> tuple[bool, int, int]:
+def _end_of_level(
+    log: InterruptLog, one: int, held: tuple[bool, int, int, int], found: LineEnds
+) -> tuple[bool, int, int, int]:
     """Take an EOI; it is over when the thread traces something else."""
     following = int(log.behind[one])
     again = following != one + 1 and following != NONE
     until = int(log.row[following]) if following != NONE else len(log.table)
     if following == NONE or log.is_kind(np.array([following]), *LINE_EVENTS)[0]:
-        return again, until, held[2]
+        return again, until, held[2], one
     if not again and not held[2] & ENTRY_MASKED and _raised(log, one, until):
         expected = "another interrupt: its line is still raised"
-        found.wrong.append((int(log.row[one]), expected, "an EOI, and none"))
-    return again, until, held[2]
+        found.wrong.append(_doubt(log, held[3], one, expected, "an EOI, and none"))
+    return again, until, held[2], one
 
 
 def _accepted_before(log: InterruptLog, one: int) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import interrupt_log
 from kvmtrace.check.routing_changes import ioctl_rows
 from kvmtrace.check.vcpu_owners import vcpu_owners
@@ -24,15 +25,15 @@ class LinePins:
 
     Parameters
     ----------
-    known : line -> pins, as a number
+    known : line -> (pins, as a number, since when)
     n_judged, n_unknown : changes of lines in this excerpt
-    wrong : (row, pins as known, pins as seen)
+    wrong : changes of other pins
     """
 
-    known: dict[int, int] = field(default_factory=dict)
+    known: dict[int, tuple[int, int]] = field(default_factory=dict)
     n_judged: int = 0
     n_unknown: int = 0
-    wrong: list[tuple[int, str, str]] = field(default_factory=list)
+    wrong: list[Doubt] = field(default_factory=list)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Compare the changes of lines in an excerpt's new rows."""
@@ -58,11 +59,13 @@ class LinePins:
             if epoch[i] != began:
                 began = int(epoch[i])
                 self.known.clear()
-            first = self.known.get(int(line[i]), 0)
+            one, at_ns = int(line[i]), int(excerpt.whole.table.ts_ns[row[i]])
+            first, since = self.known.get(one, (0, 0))
             if not first:
-                self.known[int(line[i])] = int(pins[i])
+                self.known[one] = int(pins[i]), at_ns
             elif first != pins[i]:
-                self.wrong.append((int(row[i]), _in_words(int(line[i]), first), _in_words(int(line[i]), int(pins[i]))))
+                expected = f"{_in_words(one, first)}, as before"
+                self.wrong.append(Doubt(int(row[i]), since, at_ns, expected, _in_words(one, int(pins[i]))))
         if began < len(changes):
             self.known.clear()
         self.n_judged = len(row)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.deliveries import in_words
+from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, acceptances, interrupt_log
 from kvmtrace.check.routing_changes import ioctl_rows, known_senders
 from kvmtrace.check.userspace_changes import ioctl_kind
@@ -49,7 +51,7 @@ class LocalVectors:
     written : (register, lane) -> value
     at_first : value of what was not written yet: masked by the vCPU's reset, or UNKNOWN
     n_judged, n_unknown : of this excerpt
-    wrong : (entry of an acceptance, what the table says)
+    wrong : acceptances that differ
     """
 
     written: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class LocalVectors:
     begun: bool = False
     n_judged: int = 0
     n_unknown: int = 0
-    wrong: list[tuple[int, str]] = field(default_factory=list)
+    wrong: list[Doubt] = field(default_factory=list)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Compare what was accepted in an excerpt's new rows."""
@@ -76,7 +78,15 @@ class LocalVectors:
             right |= (value & 0xFF == vector) & (value & LVT_MASKED == 0) & (value >> 8 & 7 == FIXED)
         self.n_judged, self.n_unknown = int(np.count_nonzero(known)), int(np.count_nonzero(~known))
         self.wrong = [
-            (int(mine[i]), ", ".join(f"{LOCAL_VECTORS[name]} {int(value[i]):#x}" for name, value in values.items()))
+            Doubt(
+                int(log.row[mine[i]]),
+                # a write that was lost, at whatever time, would explain it
+                -(1 << 62),
+                int(log.table.ts_ns[log.row[mine[i]]]),
+                "what the local vector table says: "
+                + ", ".join(f"{LOCAL_VECTORS[name]} {int(value[i]):#x}" for name, value in values.items()),
+                in_words(excerpt, int(mine[i])),
+            )
             for i in np.flatnonzero(known & ~right).tolist()
         ]
         self._remember(excerpt, forgets)

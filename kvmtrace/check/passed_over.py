@@ -51,9 +51,14 @@ def passed_over(excerpt: Excerpt, events: Events) -> list[Doubt]:
             lower = [j for j in taken[low[i] : high[i]].tolist() if int(events.key[j]) & 0xFF < vector]
             if lower:
                 at = lower[0]
-                begin = int(events.ts_ns[mine[i]])
                 found.append(
-                    Doubt(int(events.row[at]), int(events.key[at]) & 0xFF, vcpu, begin, int(events.ts_ns[at]), vector)
+                    Doubt(
+                        int(events.row[at]),
+                        int(events.ts_ns[mine[i]]),
+                        int(events.ts_ns[at]),
+                        f"vector {vector:#x} injected first: vCPU {vcpu} accepted it before its VM-entry",
+                        f"vector {int(events.key[at]) & 0xFF:#x} injected",
+                    )
                 )
     return found
 

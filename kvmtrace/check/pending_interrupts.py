@@ -19,6 +19,7 @@ from kvmtrace.check.interrupt_log import NONE, acceptances, interrupt_log
 from kvmtrace.check.routing_changes import all_are_recorded, routing_changes
 from kvmtrace.check.vcpu_owners import NOBODY, vcpu_owners
 from kvmtrace.model.injection import IRR_DELIVERY_MODES
+from kvmtrace.model.interrupts import SENDERS
 from kvmtrace.model.states import NESTED_EVENTS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.wake_ups import HARDWARE_DELIVERY
@@ -93,8 +94,10 @@ class Pending:
         first, second, third = (events.before(taken, steps) for steps in (1, 2, 3))
         vector = events.key[taken] & 0xFF
         known = first != _UNKNOWN
-        if not all_are_recorded(excerpt):
-            known &= self.inner[vector] & ~self.outer[vector]
+        recorded = excerpt.capability.recorded
+        if not all_are_recorded(excerpt) or "kvm_pic_set_irq" not in recorded:
+            # of vectors that vCPUs' own threads send, and no device does, all is known
+            known &= self.inner[vector] & ~self.outer[vector] & recorded.issuperset(SENDERS)
         self.n_judged, self.n_unknown = int(np.count_nonzero(known)), int(np.count_nonzero(~known))
         wrong = known & (first == TAKEN) & ((second == TAKEN) | (second == ACCEPTED) & (third != ACCEPTED))
         # clocks of CPUs may differ: what is traced just behind may have come before
@@ -110,10 +113,10 @@ class Pending:
             self.repeated.append(
                 Doubt(
                     int(events.row[at]),
-                    int(vector[i]),
-                    int(events.key[at]) >> 8,
                     int(events.ts_ns[at - 1]),
                     int(events.ts_ns[at]),
+                    f"vector {int(vector[i]):#x} accepted by vCPU {int(events.key[at]) >> 8} since its last injection",
+                    "none was accepted, and no pin of a PIC was raised",
                 )
             )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, interrupt_log
 from kvmtrace.check.routing_changes import ioctl_rows
 from kvmtrace.check.vcpu_owners import vcpu_owners
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 SELECT, WINDOW = IOAPIC_DEFAULT_BASE, IOAPIC_DEFAULT_BASE + 0x10
 FIRST_ENTRY = 0x10  # register of the first entry's low half
 _WRITE = 2  # kvm_mmio.type
-_HALF = 0xFFFFFFFF
+_HALF, _ALL = 0xFFFFFFFF, (1 << 64) - 1
 _USE, _SELECT, _WINDOW, _FORGET = range(4)
 
 
@@ -38,18 +39,19 @@ class Redirection:
     Parameters
     ----------
     selected : register that the window shows, None if that is not known
-    bits : pin -> (known bits, which those are)
+    bits : pin -> (known bits, which those are, since when)
     former : pin -> the same before its latest write, and the row up to which that may be under way
     n_judged, n_unknown : uses of entries in this excerpt
-    wrong : (row, entry as known, entry as used)
+    wrong : uses that differ
     """
 
     selected: int | None = None
-    bits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    selected_ns: int = 0
+    bits: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     former: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     n_judged: int = 0
     n_unknown: int = 0
-    wrong: list[tuple[int, int, int]] = field(default_factory=list)
+    wrong: list[Doubt] = field(default_factory=list)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Take note of an excerpt's new rows, in their order."""
@@ -60,20 +62,21 @@ class Redirection:
         self.former.clear()
         row, what, about, value = _events(excerpt)
         for i in _telling(what, about, value).tolist():
-            self._take(int(what[i]), int(row[i]), int(about[i]), int(value[i]))
+            at_ns = int(excerpt.whole.table.ts_ns[row[i]])
+            self._take(int(what[i]), (int(row[i]), at_ns), int(about[i]), int(value[i]))
         self.n_judged = int(np.count_nonzero(what == _USE)) - self.n_unknown
         return True
 
-    def _take(self, what: int, row: int, about: int, value: int) -> None:
-        """Take an event; `about`: the pin, or the row up to which a write may be under way."""
+    def _take(self, what: int, place: tuple[int, int], about: int, value: int) -> None:
+        """Take an event at a row and time; `about`: the pin, or the row up to which a write may be under way."""
         if what == _FORGET:
             self._forget()
         elif what == _SELECT:
-            self.selected = value & 0xFF
+            self.selected, self.selected_ns = value & 0xFF, place[1]
         elif what == _WINDOW:
             self._write(value & _HALF, about)
         else:
-            self._use(row, about, value & ~READ_ONLY_ENTRY_BITS)
+            self._use(place, about, value & ~READ_ONLY_ENTRY_BITS)
 
     def _forget(self) -> None:
         self.selected = None
@@ -86,21 +89,26 @@ class Redirection:
             self.bits.clear()
         elif self.selected >= FIRST_ENTRY:
             pin, high = divmod(self.selected - FIRST_ENTRY, 2)
-            bits, known = self.bits.get(pin, (0, 0))
+            bits, known, since = self.bits.get(pin, (0, 0, self.selected_ns))
             self.former[pin] = bits, known, settled
             half = _HALF << 32 * high
-            self.bits[pin] = bits & ~half | value << 32 * high & ~READ_ONLY_ENTRY_BITS, known | half
+            self.bits[pin] = (
+                bits & ~half | value << 32 * high & ~READ_ONLY_ENTRY_BITS,
+                known | half,
+                min(since, self.selected_ns),
+            )
 
-    def _use(self, row: int, pin: int, value: int) -> None:
-        bits, known = self.bits.get(pin, (0, 0))
+    def _use(self, place: tuple[int, int], pin: int, value: int) -> None:
+        bits, known, since = self.bits.get(pin, (0, 0, 0))
         before, known_before, settled = self.former.get(pin, (0, 0, -1))
-        if row < settled and not (before ^ value) & known_before:
+        if place[0] < settled and not (before ^ value) & known_before:
             self.n_unknown += 1  # the write was traced, and not done yet perhaps
             return
         self.n_unknown += not known
         if (bits ^ value) & known:
-            self.wrong.append((row, bits, value))
-        self.bits[pin] = value, (1 << 64) - 1
+            expected = f"redirection entry {bits & _ALL:#x}, as written or used before"
+            self.wrong.append(Doubt(place[0], since, place[1], expected, f"{value & _ALL:#x}"))
+        self.bits[pin] = value, _ALL, place[1]
 
 
 def entry_writes(excerpt: Excerpt) -> NDArray[np.intp]:

@@ -15,11 +15,13 @@ from typing import NamedTuple
 class Sender(NamedTuple):
     """An event that tells vector, mode and destination; `after`: it is traced behind the acceptances it causes.
 
-    `fields`: without one of them it does not tell.
+    `fields`: without one of them it does not tell; `beside`: without one of these events, acceptances of other causes
+    would be taken for its own.
     """
 
     kind: str
     fields: tuple[str, ...]
+    beside: tuple[str, ...]
     after: bool
     source: str
     sentence: str
@@ -27,10 +29,12 @@ class Sender(NamedTuple):
 
 # fmt: off
 SENDERS: dict[str, Sender] = {row.kind: row for row in (
-    Sender("kvm_apic_ipi", ("icr_low", "dest_id"), False, "kvm_apic_send_ipi (lapic.c)", "A vCPU wrote its ICR."),
-    Sender("kvm_msi_set_irq", ("address", "data"), False, "kvm_set_msi_irq (irq_comm.c)",
+    Sender("kvm_apic_ipi", ("icr_low", "dest_id"), ("kvm_exit",), False, "kvm_apic_send_ipi (lapic.c)",
+           "A vCPU wrote its ICR."),
+    Sender("kvm_msi_set_irq", ("address", "data"), ("kvm_set_irq", "kvm_ioapic_set_irq"), False,
+           "kvm_set_msi_irq (irq_comm.c)",
            "A message-signalled interrupt; also traced while routes are looked through."),
-    Sender("kvm_ioapic_set_irq", ("e", "pin", "coalesced"), True, "ioapic_set_irq (ioapic.c)",
+    Sender("kvm_ioapic_set_irq", ("e", "pin", "coalesced"), ("kvm_set_irq",), True, "ioapic_set_irq (ioapic.c)",
            "A pin of the IOAPIC; traced when all is done."),
 )}
 # fmt: on
@@ -69,6 +73,7 @@ SPIV_ENABLED = 1 << 8  # without it, all of the table is masked
 OTHER_SENDERS: tuple[str, ...] = (
     "kvm_hypercall", "kvm_hv_hypercall", "kvm_xen_hypercall", "kvm_async_pf_ready", "kvm_ack_irq",
     "kvm_ioapic_delayed_eoi_inj", "kvm_set_irq", "kvm_pic_set_irq", "kvm_vcpu_ioctl", "sys_enter_ioctl",
+    "kvm_userspace_exit",
 )  # fmt: skip
 
 # changes of lines, and the pins that are told of an EOI: all of them may stand between an EOI and another such event

@@ -78,7 +78,8 @@ def _rebuilt(table: EventTable, kinds: tuple[EventKind, ...], number: int) -> Ev
                 if field in payload.fields
                 else np.zeros((table.count(name), *dtype.shape), dtype.base)
             )
-            fields[field] = np.full_like(column, number) if field in ("vcpu_id", "apicid") else column
+            # of several vCPUs of a case, the first one gets the case's number
+            fields[field] = column * 1000 + number if field in ("vcpu_id", "apicid") else column
         payloads[index[name]] = ColumnPayload(fields)
     n_rows = len(table)
     columns = {

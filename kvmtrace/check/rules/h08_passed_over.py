@@ -74,13 +74,4 @@ def _overtaken(excerpt: Excerpt, found: Found) -> None:
     n = pending.n_judged + pending.n_unknown
     found.check(n if pending.events is not None else 0, 0 if pending.events is not None else n)
     doubts = [] if pending.events is None else passed_over(excerpt, pending.events)
-    report_when_certain(
-        excerpt,
-        found,
-        "passed over",
-        doubts,
-        lambda i: (
-            f"vector {doubts[i].other:#x} injected first: vCPU {doubts[i].vcpu} accepted it before its VM-entry",
-            f"vector {doubts[i].vector:#x} injected",
-        ),
-    )
+    report_when_certain(excerpt, found, "passed over", doubts)

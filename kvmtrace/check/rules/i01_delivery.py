@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.check.deliveries import ALL, OTHERS, SELF, in_words, mode_name, sent, vcpus_in_words
 from kvmtrace.check.destinations import destinations
+from kvmtrace.check.doubts import report_when_certain
 from kvmtrace.check.findings import constant
 from kvmtrace.check.interrupt_log import count_senders, interrupt_log
 from kvmtrace.check.rule import VIOLATION, Rule
@@ -122,17 +123,9 @@ def _one_of_several(excerpt: Excerpt, found: Found) -> None:
 @RULE.part("destinations", needs=("kvm_apic.reg", "kvm_apic.rw", "kvm_msr.ecx", "kvm_msr.write"), adds=False)
 def _destinations(excerpt: Excerpt, found: Found) -> None:
     """Check that a destination stands for the vCPUs that it stood for before."""
-    log, what, learned = interrupt_log(excerpt), sent(excerpt), destinations(excerpt)
+    learned = destinations(excerpt)
     found.check(learned.n_judged, learned.n_unknown)
-    wrong = learned.wrong
-    at = what.entry[[number for number, _ in wrong]] if wrong else np.empty(0, np.intp)
-    found.violate_rows(
-        log.row[at],
-        lambda i: (
-            f"accepted by {vcpus_in_words(wrong[i][1])}, as what went to this destination before",
-            f"accepted by {vcpus_in_words(int(what.to[wrong[i][0]]))}",
-        ),
-    )
+    report_when_certain(excerpt, found, "destinations", learned.wrong)
 
 
 @RULE.part(

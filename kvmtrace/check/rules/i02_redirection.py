@@ -8,6 +8,7 @@ import numpy as np
 
 from kvmtrace.check.deliveries import sent, vcpus_in_words
 from kvmtrace.check.destinations import line_levels
+from kvmtrace.check.doubts import report_when_certain
 from kvmtrace.check.findings import constant
 from kvmtrace.check.interrupt_log import interrupt_log
 from kvmtrace.check.lines import line_pins
@@ -84,14 +85,7 @@ def _entries(excerpt: Excerpt, found: Found) -> None:
     """Check that an entry holds what was written to it, and nothing else than at its last use."""
     state = redirection(excerpt)
     found.check(state.n_judged, state.n_unknown)
-    wrong = state.wrong
-    found.violate_rows(
-        np.array([row for row, _, _ in wrong], np.intp),
-        lambda i: (
-            f"redirection entry {wrong[i][1] & (1 << 64) - 1:#x}, as written or used before",
-            f"{wrong[i][2] & (1 << 64) - 1:#x}",
-        ),
-    )
+    report_when_certain(excerpt, found, "entries", state.wrong)
 
 
 @RULE.part("lines", needs=("kvm_set_irq.gsi", "kvm_set_irq.level", "sys_enter_ioctl.cmd"), adds=False)
@@ -99,10 +93,7 @@ def _lines(excerpt: Excerpt, found: Found) -> None:
     """Check that a line leads to the pins that it led to before, until the routes are set anew."""
     pins = line_pins(excerpt)
     found.check(pins.n_judged, pins.n_unknown)
-    wrong = pins.wrong
-    found.violate_rows(
-        np.array([row for row, _, _ in wrong], np.intp), lambda i: (f"{wrong[i][1]}, as before", wrong[i][2])
-    )
+    report_when_certain(excerpt, found, "lines", pins.wrong)
 
 
 @RULE.part("one change", needs=("kvm_set_irq", "sys_enter_ioctl.cmd"), adds=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from kvmtrace.check.doubts import report_when_certain
 from kvmtrace.check.line_ends import line_ends
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.check.side_rows import side_rows
@@ -89,5 +88,4 @@ kvm_exit: exit_reason=1 guest_rip=0x1002 isa=1 info1=0x0 info2=0x0 intr_info=0x8
 def _ends(excerpt: Excerpt, found: Found) -> None:
     ends = line_ends(excerpt)
     found.check(ends.n_judged, ends.n_unknown)
-    wrong = sorted(ends.wrong)
-    found.violate_rows(np.array([row for row, _, _ in wrong], np.intp), lambda i: wrong[i][1:])
+    report_when_certain(excerpt, found, "line ends", ends.wrong)

@@ -113,10 +113,10 @@ UNDETECTABLE: tuple[Excuse, ...] = (
     Excuse(_PROBE, "drop", _PROBES),
     Excuse(_PROBE, "swap", "vmx_vcpu_run_return", "with kvm_inj_virq"),
     Excuse(
-        "the fast path traces the LAPIC's register inside the run function, too",
+        "the fast path sends IPIs and traces the LAPIC's register inside the run function, too",
         "swap",
         "vmx_vcpu_run_return|svm_vcpu_run_return",
-        "with kvm_apic",
+        "with kvm_apic|with kvm_apic_ipi",
     ),
     Excuse(
         "an MSR write of the fast path is traced before the run function returns, of the slow path behind",
