@@ -30,7 +30,6 @@ RULE = Rule(
         "kvm_apic_accept_irq.dm",
         "kvm_apic_accept_irq.tm",
         "kvm_exit.vcpu_id",
-        "kvm_apic_ipi.icr_low|kvm_msi_set_irq.data|kvm_ioapic_set_irq.e",
     ),
     "An IPI, a message or a pin's interrupt is accepted with its vector, mode and trigger, once, by the vCPUs that its "
     "destination stands for.",
