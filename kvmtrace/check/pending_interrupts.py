@@ -20,7 +20,7 @@ from kvmtrace.check.routing_changes import all_are_recorded, routing_changes
 from kvmtrace.check.vcpu_owners import NOBODY, vcpu_owners
 from kvmtrace.model.injection import IRR_DELIVERY_MODES
 from kvmtrace.model.interrupts import SENDERS
-from kvmtrace.model.states import NESTED_EVENTS
+from kvmtrace.model.nesting import LEVEL_EVENTS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.wake_ups import HARDWARE_DELIVERY
 from kvmtrace.table.distinct import among
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _NOTHING, ACCEPTED, TAKEN, _UNKNOWN = range(4)
 _VECTORS = 256
 # interrupts that reach the guest, or leave the IRR, without kvm_inj_virq: by hardware, or as an exit of a nested guest
-UNTRACED_DELIVERY = frozenset(HARDWARE_DELIVERY) | frozenset(NESTED_EVENTS)
+UNTRACED_DELIVERY = frozenset(HARDWARE_DELIVERY) | frozenset(row.event for row in LEVEL_EVENTS)
 _HISTORY = 3  # events of a vector that are kept from table to table
 
 
