@@ -12,6 +12,7 @@ from kvmtrace.check.interrupt_log import interrupt_log
 from kvmtrace.check.routing_changes import ioctl_rows
 from kvmtrace.check.vcpu_owners import vcpu_owners
 from kvmtrace.model.interrupts import ROUTING_IOCTLS
+from kvmtrace.table.distinct import within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class LinePins:
         self.n_judged, self.n_unknown, self.wrong = 0, 0, []
         row, line, pins, sure = _changes(excerpt)
         # without any pin it is a message's route, or one of another kind, unless it led to pins before
-        sure &= (pins != 0) | np.isin(line, np.append(line[sure & (pins != 0)], list(self.known)))
+        sure &= (pins != 0) | within(line, np.append(line[sure & (pins != 0)], np.array(list(self.known), np.int64)))
         self.n_unknown = int(np.count_nonzero(~sure))
         row, line, pins = row[sure], line[sure], pins[sure]
         if vcpu_owners(excerpt).ambiguous:

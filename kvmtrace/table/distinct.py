@@ -31,6 +31,15 @@ def among(values: NDArray[Any], wanted: Iterable[int]) -> NDArray[np.bool_]:
     return found
 
 
+def within(values: NDArray[Any], known: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say which values are one of many others."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    known = np.sort(known)
+    found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+    return found
+
+
 def run_starts(*columns: NDArray[Any]) -> NDArray[np.intp]:
     """Return the rows that differ from the one before in one of the columns, the first row among them.
 

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmtrace.table.distinct import distinct, run_starts
+from kvmtrace.table.distinct import distinct, run_starts, within
 
 
 @given(st.lists(st.integers(-3, 3)))
@@ -36,3 +36,11 @@ def test_masked_arrays_are_not_imported():
         "sys.exit('numpy.ma' in set(sys.modules) - before)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_within_is_what_isin_does() -> None:
+    rng = np.random.default_rng(3)
+    for size in (0, 1, 7):
+        known = rng.integers(0, 9, size)
+        values = rng.integers(0, 9, 30)
+        assert within(values, known).tolist() == np.isin(values, known).tolist()

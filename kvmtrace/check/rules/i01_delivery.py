@@ -13,6 +13,7 @@ from kvmtrace.check.findings import constant
 from kvmtrace.check.interrupt_log import count_senders, interrupt_log
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.kvm.apic import APIC_ICR, APIC_ICR2
+from kvmtrace.table.distinct import within
 
 if TYPE_CHECKING:
     from kvmtrace.check.deliveries import Sent
@@ -140,9 +141,9 @@ def _icr(excerpt: Excerpt, found: Found) -> None:
     meant = np.full(len(entry), -1, np.int64)
     icr, high = writes[register == APIC_ICR], writes[register == APIC_ICR2]
     behind, before = log.behind[entry], log.before[entry]
-    x2apic = np.isin(behind, icr) & ~np.isin(before, icr)
+    x2apic = within(behind, icr) & ~within(before, icr)
     meant[x2apic] = value[np.searchsorted(writes, behind[x2apic])] >> 32 & 0xFFFFFFFF
-    xapic = np.flatnonzero(np.isin(before, icr) & ~x2apic)
+    xapic = np.flatnonzero(within(before, icr) & ~x2apic)
     latest = np.searchsorted(high, entry[xapic]) - 1
     told = latest >= 0
     told[told] = log.lane[high[latest[told]]] == log.lane[entry[xapic[told]]]
