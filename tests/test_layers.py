@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "fleet": {"formats", "report", "spans", "stats", "table"},
     "capture": {"workload"},
     "suite": {"capture", "formats", "report"},
+    "watch": {"capture"},
     "workload": set(),
     "lab": {"workload"},
 }

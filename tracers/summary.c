@@ -110,6 +110,28 @@ static __always_inline void add_sample(struct cell *cell, u64 ns)
 	cell->buckets[bucket & (N_BUCKETS - 1)]++;
 }
 
+#ifdef MAP_ALARMS
+static __always_inline u64 waited(struct thread *t)
+{
+	return t->time_ns[PHASE_BLOCKED] + t->time_ns[PHASE_PREEMPTED];
+}
+
+static __always_inline void raise_alarm(struct thread *t, u32 kind, u32 code, u64 now, u64 ns, u64 waited_ns)
+{
+	struct alarm alarm = { now, ns, waited_ns, t->tid, t->pid, t->vcpu_id, kind, code, t->isa };
+
+	bpf_map_push_elem((void *)bpf_pseudo_fd(1, MAP_ALARMS), &alarm, 0);  /* full: whoever reads it knows enough */
+}
+
+static __always_inline void watch_exit(struct thread *t, u32 kind, u32 code, u64 now, u64 since, u64 before)
+{
+	u64 left_out = waited(t) - before, ns = now - since;
+
+	if (ns > left_out && ns - left_out >= SLOW_NS)
+		raise_alarm(t, kind, code, now, ns - left_out, left_out);
+}
+#endif
+
 static __always_inline u32 exit_cell(u32 code, u32 isa)
 {
 	if (isa == ISA_VMX)
@@ -158,6 +180,9 @@ static __always_inline struct thread *begin_exit(u32 code, u32 isa)
 		add_sample(&t->guest, now - t->since_ns);
 	enter_phase(t, PHASE_KERNEL, now);
 	t->exit_ns = now;
+#ifdef MAP_ALARMS
+	t->exit_waited = waited(t);
+#endif
 	t->isa = isa;
 	t->exit_code = code;
 	t->exit_cell = exit_cell(code, isa);
@@ -179,6 +204,9 @@ static __always_inline int count_entry(void)
 		cell = find_cell(t);
 		if (cell)
 			add_sample(cell, now - t->exit_ns);
+#ifdef MAP_ALARMS
+		watch_exit(t, ALARM_EXIT, t->exit_code, now, t->exit_ns, t->exit_waited);
+#endif
 		t->exit_ns = 0;
 	}
 	t->guest.count++;
@@ -254,6 +282,9 @@ static __always_inline int count_userspace_exit(u32 reason, s32 error)
 	t->userspace[cell & (N_USERSPACE - 1)].count++;
 	t->left_cell = cell;
 	t->left_ns = now;
+#ifdef MAP_ALARMS
+	t->left_waited = waited(t);
+#endif
 	enter_phase(t, PHASE_USERSPACE, now);
 	return 1;
 }
@@ -273,8 +304,12 @@ static __always_inline int count_kvm_run(u32 loads)
 		return 1;
 	cell = t->left_cell;
 	opaque(cell);
-	if (t->left_ns)
+	if (t->left_ns) {
 		add_sample(&t->userspace[cell & (N_USERSPACE - 1)], now - t->left_ns);
+#ifdef MAP_ALARMS
+		watch_exit(t, ALARM_USERSPACE, cell, now, t->left_ns, t->left_waited);
+#endif
+	}
 	t->left_ns = 0;
 	enter_phase(t, PHASE_KERNEL, now);
 	return 1;
@@ -298,10 +333,41 @@ static __always_inline int count_switch(u32 next, u32 away)
 	slot = find_slot(next);
 	*here = slot;
 	t = lookup(MAP_THREADS, &slot);
-	if (t)
-		enter_phase(t, t->resume, now ? now : bpf_ktime_get_ns());
+	if (t) {
+		if (!now)
+			now = bpf_ktime_get_ns();
+#ifdef RUN_DELAY_NS
+		if (t->phase == PHASE_PREEMPTED && now - t->since_ns >= RUN_DELAY_NS)
+			raise_alarm(t, ALARM_RUN_DELAY, 0, now, now - t->since_ns, 0);
+#endif
+		enter_phase(t, t->resume, now);
+	}
 	return 1;
 }
+
+#ifdef RUN_DELAY_NS
+/* From its wake-up on a thread waits for a CPU; it is on none, so nobody else touches its entry. */
+static __always_inline int count_wakeup(u32 tid)
+{
+	u32 slot = find_slot(tid);
+	struct thread *t = lookup(MAP_THREADS, &slot);
+
+	if (t && t->phase == PHASE_BLOCKED)
+		enter_phase(t, PHASE_PREEMPTED, bpf_ktime_get_ns());
+	return 1;
+}
+
+int on_sched_wakeup(void *ctx) { return count_wakeup(RECORD(u32, WAKEUP_PID_OFFSET)); }
+
+#if defined(WAKEUP_TASK_ARG) && defined(TASK_PID_AT)
+int raw_sched_wakeup(void *ctx)
+{
+	void *task = *(void **)(ctx + 8 * WAKEUP_TASK_ARG);
+
+	return count_wakeup(*(volatile u32 *)(task + TASK_PID_AT));
+}
+#endif
+#endif
 
 int on_sched_switch(void *ctx)
 {

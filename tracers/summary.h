@@ -62,6 +62,26 @@ struct thread {
 	struct cell guest;
 	struct cell exits[N_EXITS];
 	struct cell userspace[N_USERSPACE];
+#ifdef MAP_ALARMS
+	u64 exit_waited;    /* time blocked and preempted when the VM-exit, or the userspace exit, under way began */
+	u64 left_waited;
+#endif
+};
+
+/* What kvmtrace watch is told at once, by a queue: MAP_ALARMS. */
+#define ALARM_EXIT 1        /* a VM-exit took SLOW_NS or more, waiting left out */
+#define ALARM_USERSPACE 2   /* a userspace exit */
+#define ALARM_RUN_DELAY 3   /* a vCPU was runnable and not on a CPU for RUN_DELAY_NS or more */
+struct alarm {
+	u64 ts_ns;          /* when it ended */
+	u64 ns;             /* how long it took */
+	u64 waited_ns;      /* of its time from begin to end, what is left out */
+	u32 tid;
+	u32 pid;
+	u32 vcpu_id;
+	u32 kind;
+	u32 code;           /* exit reason, or userspace cell */
+	u32 isa;
 };
 
 struct other_key {

@@ -91,6 +91,11 @@ class Vms:
             found = replace(found, vcpus=before.vcpus | found.vcpus, debugfs=found.debugfs or before.debugfs)
         self.known[key] = found
 
+    def forget(self, pid: int, started_ticks: int | None) -> None:
+        """Forget a VM that is gone, so that those of a year have room."""
+        self.known.pop((pid, started_ticks), None)
+        self._seen = {seen: until for seen, until in self._seen.items() if (PROC / str(seen)).exists()}
+
     def add_qmp(self, answer: dict[str, Any] | None) -> None:
         """Add what the target's QEMU said itself: its word on name, uuid and vCPU threads goes before all others."""
         if not answer or self.pid is None or "error" in answer:

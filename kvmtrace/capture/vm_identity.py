@@ -89,7 +89,7 @@ def identify(pid: int, argv: Sequence[str] | None = None, debugfs: Sequence[str]
         namespace, _, name = name.partition("_")  # KubeVirt calls a domain NAMESPACE_NAME
     return VmIdentity(
         pid=pid,
-        started_ticks=_started_ticks(pid),
+        started_ticks=started_ticks(pid),
         kind=told.kind if told else None,
         comm=bounded(_read(PROC / str(pid) / "comm", 64).rstrip("\n")),
         name=bounded(name),
@@ -177,10 +177,13 @@ def _argv(pid: int) -> list[str]:
     return text.rstrip("\0").split("\0") if text else []
 
 
-def _started_ticks(pid: int) -> int | None:
-    """Return field 22 of /proc/PID/stat; the second may hold anything, so what stands behind the last ) counts."""
+def started_ticks(pid: int) -> int | None:
+    """Return when a process began, None if it is gone or has ended.
+
+    It is field 22 of /proc/PID/stat; the second may hold anything, so what stands behind the last ) counts.
+    """
     words = _read(PROC / str(pid) / "stat", 1024).rpartition(")")[2].split()
-    return int(words[19]) if len(words) > 19 and words[19].isdigit() else None
+    return int(words[19]) if len(words) > 19 and words[19].isdigit() and words[0] not in "ZX" else None
 
 
 def bounded(text: str | None) -> str | None:

@@ -69,6 +69,7 @@ class Story:
     left_out: int = 0
     unseen: tuple[str, ...] = UNSEEN
     vm: str | None = None  # its name
+    ran: tuple[tuple[str, int], ...] = ()  # who ran while the vCPU was preempted in this lifecycle, ns
 
 
 def exits_of(events: EventTable, tid: int | None, vcpu: int | None) -> NDArray[np.intp]:

@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("kvmtrace.cli.model", "Show the reference model, or what it predicts for a guest."),
     "lab": ("kvmtrace.cli.lab", "Run a command on an emulated host with real kvm_intel / kvm_amd."),
     "top": ("kvmtrace.cli.top", "Live view of VM-exits."),
+    "watch": ("kvmtrace.cli.watch", "Flight recorder: saves the last seconds when something happens."),
+    "exporter": ("kvmtrace.cli.exporter", "Counters of the machine's VMs for Prometheus."),
     "doctor": ("kvmtrace.cli.doctor", "What this host can record, and what is missing."),
 }
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     FloatParam = click.ParamType[float]
     MomentParam = click.ParamType[tuple[int, bool]]
     PartsParam = click.ParamType[tuple[str, ...]]
+    AddressParam = click.ParamType[tuple[str, int]]
 else:  # generic since click 8.4
-    IntParam = FloatParam = MomentParam = PartsParam = click.ParamType
+    IntParam = FloatParam = MomentParam = PartsParam = AddressParam = click.ParamType
 
 VM_HELP = "Only the VM with this name or uuid; NAME may be a pattern: 'web-*'."
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -106,6 +107,21 @@ class Duration(FloatParam):
         if seconds > MAX_SECONDS:
             self.fail(f"{value!r} is more than a year", param, ctx)
         return seconds
+
+
+class Address(AddressParam):
+    """Where to listen: HOST:PORT, [V6]:PORT, :PORT for this machine alone."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Return the host and the port."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]*)):(\d{1,5})", str(value).strip())
+        if match is None or not 0 < int(match[3]) < 1 << 16:
+            self.fail(f"{value!r} is no address; write 127.0.0.1:9794", param, ctx)
+        return match[1] or match[2] or "127.0.0.1", int(match[3])
 
 
 class Parts(PartsParam):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.selection import Selection
     from kvmtrace.table.event_table import EventTable
 
-BY = ["vm", "reason", "userspace", "vcpu", "port", "gpa", "msr", "cr", "rip"]
+BY = ["vm", "reason", "userspace", "vcpu", "waits", "port", "gpa", "msr", "cr", "rip"]
 PARTS = ["details", "bring-up", "rules", "limits", "all"]
 SORT = ["count", "time", "mean", "p50", "p99", "max", "name", "key"]
 
@@ -226,6 +226,7 @@ def _story(path: str, request: Request) -> str:
     from kvmtrace.check.explain import explain_exit
     from kvmtrace.render.text.explain_text import render_story
     from kvmtrace.report.anonymize import anonymized_story
+    from kvmtrace.report.story_waits import who_ran
     from kvmtrace.table.vm_threads import names_of_threads
 
     assert request.explain is not None
@@ -233,7 +234,8 @@ def _story(path: str, request: Request) -> str:
         if request.as_guest:
             return _listing(recording.events(), path, request)
         story = explain_exit(recording.events(), request.explain, tid=request.tid, vcpu=request.vcpu_id)
-    story = replace(story, vm=names_of_threads(recording).get(story.tid))
+        ran = who_ran(recording, story)
+    story = replace(story, vm=names_of_threads(recording).get(story.tid), ran=ran)
     return render_story(anonymized_story(story) if request.anonymize else story, request.style())
 
 

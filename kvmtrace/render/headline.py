@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.terminal import count, duration, escape, percent
+from kvmtrace.render.text.waits_text import waits_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +36,10 @@ class Culprit:
 
 def headline(report: Report) -> str:
     """Say in a few sentences where the time went, beginning with what took most of it."""
+    return _of_exits(report) + waits_sentence(report)
+
+
+def _of_exits(report: Report) -> str:
     timed = [row for row in report.exits if row.total_ns]
     if timed:
         return _of_nesting(report) + _of_time(report, timed)

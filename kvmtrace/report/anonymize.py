@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvmtrace.check.verdict import Comparison, Violation
     from kvmtrace.report.document import Report
     from kvmtrace.report.over_time import Timeline
-    from kvmtrace.stats.rows import SlowExit, VmRow
+    from kvmtrace.stats.rows import SlowExit, StolenRow, VmRow
 
 T = TypeVar("T")
 
@@ -137,6 +137,12 @@ def anonymized(report: Report) -> Report:
         loss=replace(report.loss, damage=damage, notes=()),
         vcpus=vcpus,
         vms=vms,
+        stolen=tuple(_stolen(row, names) for row in report.stolen),
+        wake_ups=tuple(replace(row, vm=names.vm(row.vm) if row.vm else None) for row in report.wake_ups),
+        triggers=tuple(
+            replace(row, vm=names.vm(row.vm) if row.vm else None, trigger=row.kind, detail=None)
+            for row in report.triggers
+        ),
         detail=detail,
         slowest=tuple(_slow(row, names) for row in report.slowest),
         model=_model(report.model, names),
@@ -152,6 +158,13 @@ def _slow(row: SlowExit, names: StandIns) -> SlowExit:
         key = names.address(key)
     vm = names.vm(row.vm) if row.vm else None
     return replace(row, guest_rip=names.address(row.guest_rip), access_key=key, vm=vm)
+
+
+def _stolen(row: StolenRow, names: StandIns) -> StolenRow:
+    """Return a wait without the names of VMs and processes; kernel threads keep theirs."""
+    who = {"vcpu": names.vm, "own vcpu": names.vm, "vmm": names.name, "vhost": names.name, "process": names.name}
+    told = who[row.kind](row.who) if row.kind in who else row.who
+    return replace(row, vm=names.vm(row.vm) if row.vm else None, who=told)
 
 
 def _vm(row: VmRow, names: StandIns) -> VmRow:
@@ -184,7 +197,8 @@ def anonymized_story(story: Story) -> Story:
         replace(event, fields={name: _field(name, value, names) for name, value in event.fields.items()})
         for event in story.events
     )
-    return replace(story, events=events, vm=names.vm(story.vm) if story.vm else None)
+    ran = tuple((names.name(who), ns) for who, ns in story.ran)
+    return replace(story, events=events, ran=ran, vm=names.vm(story.vm) if story.vm else None)
 
 
 def anonymized_summary(data: bytes, meta: Mapping[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.exit_numbers import with_numbers
 from kvmtrace.report.selection import Selection, describe_empty
 from kvmtrace.report.timeline import MAX_SEGMENTS, TimelineBuilder, Told
+from kvmtrace.report.triggers_told import with_triggers
 from kvmtrace.report.vms import vm_rows, with_names
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.span_builder import SpanBuilder
@@ -26,6 +27,7 @@ from kvmtrace.stats.nested import NestedAccumulator
 from kvmtrace.stats.perf_kvm_stat import PerfAccumulator
 from kvmtrace.stats.rate import RateAccumulator
 from kvmtrace.stats.slowest import SlowestAccumulator
+from kvmtrace.stats.stolen import StolenAccumulator
 from kvmtrace.stats.userspace import UserspaceAccumulator
 from kvmtrace.stats.vcpus import Identities, VcpuAccumulator, with_ids
 from kvmtrace.table.event_table import LOST_EVENTS
@@ -117,7 +119,7 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
     vms = vm_rows(recording, report.vcpus)
     report = with_numbers(replace(report, vms=vms, vcpus=with_names(report.vcpus, vms)), recording)
-    return builder.with_timeline(report)
+    return builder.with_timeline(with_triggers(report, recording))
 
 
 def _span(report: Report) -> tuple[int, int]:
@@ -178,6 +180,7 @@ class ReportBuilder:
         self._rate = RateAccumulator()
         self._slowest = SlowestAccumulator(options.slowest)
         self._nested = NestedAccumulator()
+        self._stolen = StolenAccumulator()
         self._exits_before: dict[int, int] = {}  # tid -> VM-exits before the selected stretch
         self._identities = Identities()
         self._timeline: TimelineBuilder | None = None
@@ -196,6 +199,7 @@ class ReportBuilder:
             self._detail.feed_table(selected, self._spans.keys)
             self._rate.feed(selected)
             self._identities.feed(selected, self._spans.tids)
+            self._stolen.feed(selected, self._spans.tids, self._identities.vcpu_ids)
         self._feed_lanes(lanes)
 
     def _count_before(self, table: EventTable) -> None:
@@ -246,6 +250,8 @@ class ReportBuilder:
         if self._options.perf_only:
             return Report(capture, self._loss_info(recording), perf_compatible=perf_tables)
         self._identities.add_recorded(recording)
+        pids = {tid: self._identities.pids.get(tid) for tid in self._spans.tids}
+        stolen, wake_ups = self._stolen.finish(recording, pids)
         knows_userspace = "kvm_userspace_exit" in self._described
         vcpus = self._vcpus.finish(self._spans.tids, self._identities, self._can_tell())
         return Report(
@@ -259,6 +265,8 @@ class ReportBuilder:
             detail=self._finished_detail(),
             rate=self._rate.finish(),
             model=model,
+            stolen=stolen,
+            wake_ups=wake_ups,
             slowest=self._slowest.finish(
                 keys, self._spans.tids, self._exits_before, waits=self._spans.recorded.scheduling
             ),

@@ -23,9 +23,12 @@ from kvmtrace.stats.rows import (
     PerfTables,
     Rate,
     SlowExit,
+    StolenRow,
+    TriggerRow,
     UserspaceExitRow,
     VcpuRow,
     VmRow,
+    WakeUpRow,
 )
 
 SCHEMA: Literal["kvmtrace.report/1"] = "kvmtrace.report/1"
@@ -74,7 +77,7 @@ class LossInfo:
     discarded_intervals: int  # exit→entry intervals that may span a loss or run backwards; not in `exits`
     damage: tuple[DamagedPlace, ...] = ()
     ended_by: str | None = (
-        None  # "target" "time" "interrupt" "disk full" "killed", as the recorder noted; null: unknown
+        None  # "target" "time" "interrupt" "trigger" "disk full" "killed", as the recorder noted; null: unknown
     )
     notes: tuple[str, ...] = ()  # what the recorder said of this recording
     repeated: int = 0  # events that the recorder wrote twice; they count once
@@ -100,4 +103,7 @@ class Report:
     slowest: tuple[SlowExit, ...] = ()  # VM-exits, slowest first, waiting left out
     vms: tuple[VmRow, ...] = ()  # processes with VMs, the busiest first
     nested: tuple[NestedVcpu, ...] | None = None  # vCPUs that ran a guest of their guest; null: none did
+    stolen: tuple[StolenRow, ...] = ()  # who had the CPU while vCPUs waited for one, longest first
+    wake_ups: tuple[WakeUpRow, ...] = ()  # from an interrupt's acceptance to guest mode, per VM
+    triggers: tuple[TriggerRow, ...] = ()  # why the flight recorder saved it; none for other recordings
     schema: Literal["kvmtrace.report/1"] = SCHEMA

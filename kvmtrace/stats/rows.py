@@ -205,6 +205,52 @@ class NestedVcpu:
 
 
 @dataclass(frozen=True)
+class StolenRow:
+    """Who had the CPU while the vCPUs of a VM waited for one: preempted, or woken and not on a CPU yet."""
+
+    pid: int | None  # of the VM that waited
+    vm: str | None  # its name
+    kind: str  # "vcpu" (of another VM) "own vcpu" "vmm" "vhost" "kernel" "process" "idle" "unknown" (not recorded)
+    who: str  # VM, thread or process that ran
+    by_pid: int | None  # process of the VM that ran; null where none did
+    total_ns: int
+    count: int  # stretches
+    longest_ns: int
+
+
+@dataclass(frozen=True)
+class WakeUpRow:
+    """How long an interrupt took from its acceptance to the entry of a vCPU that slept."""
+
+    pid: int | None
+    vm: str | None
+    count: int
+    total_ns: int
+    p50_ns: int
+    p99_ns: int
+    max_ns: int
+    to_cpu_ns: int  # of total_ns: until the vCPU was on a CPU
+
+
+@dataclass(frozen=True)
+class TriggerRow:
+    """Why the flight recorder saved this recording; the first is the one that made it."""
+
+    kind: str  # "slower-than" "rate" "run-delay" "slo" "signal" "command" "model"
+    trigger: str  # as it was asked for
+    ts_ns: int  # on the recording's clock
+    pid: int | None
+    tid: int | None
+    vcpu_id: int | None
+    vm: str | None
+    reason: str | None  # exit reason or userspace exit, as KVM prints it
+    dur_ns: int | None  # of what took so long, waiting left out
+    value: float | None  # what was measured: exits per second, or a quantile in ns
+    detail: str | None  # what a command said
+    number: int | None = None  # of the VM-exit it is about, as `--explain` takes it; null: not one, or not recorded
+
+
+@dataclass(frozen=True)
 class PortRow:
     """Accesses to one I/O port."""
 

@@ -31,7 +31,13 @@ def summary_macros(types: KernelTypes) -> dict[str, str]:
             macros[macro] = str(argument.slot)
     if ("USERSPACE_REASON_ARG" in macros) != ("USERSPACE_ERRNO_ARG" in macros):
         macros = {"FPU_LOAD_ARG": macros["FPU_LOAD_ARG"]} if "FPU_LOAD_ARG" in macros else {}
-    return macros | _switch_macros(types) | _exit_macros(types)
+    return macros | _switch_macros(types) | _wakeup_macros(types) | _exit_macros(types)
+
+
+def _wakeup_macros(types: KernelTypes) -> dict[str, str]:
+    """Return where sched_wakeup says who wakes."""
+    task = (types.arguments("sched_wakeup") or {}).get("p")
+    return {} if task is None else {"WAKEUP_TASK_ARG": str(task.slot)}
 
 
 def _switch_macros(types: KernelTypes) -> dict[str, str]:

@@ -8,6 +8,7 @@ Numbers and layouts: include/uapi/linux/bpf.h, include/uapi/linux/perf_event.h; 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -92,11 +93,6 @@ class BpfMap:
         k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
         bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, address_of(k), address_of(v), 0))
 
-    def push(self, value: bytes) -> None:
-        """Add a value to a queue."""
-        v = ctypes.create_string_buffer(value, len(value))
-        bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, 0, address_of(v), 0))
-
     def pop(self) -> bytes | None:
         """Take the oldest value out of a queue, None if it is empty."""
         v = ctypes.create_string_buffer(self.value_bytes)
@@ -105,6 +101,17 @@ class BpfMap:
         except FileNotFoundError:
             return None
         return v.raw
+
+    def delete(self, key: bytes) -> None:
+        """Remove an element; that it is gone already is no error."""
+        k = ctypes.create_string_buffer(key, len(key))
+        with contextlib.suppress(FileNotFoundError):
+            bpf(MAP_DELETE, struct.pack("<IIQQQ", self.fd, 0, address_of(k), 0, 0))
+
+    def push(self, value: bytes) -> None:
+        """Add a value to a queue."""
+        v = ctypes.create_string_buffer(value, len(value))
+        bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, 0, address_of(v), 0))
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return an element's value, None where there is none."""

@@ -65,6 +65,7 @@ PLACEHOLDERS = {
             "MAP_COUNTS",
             "MAP_BROKEN",
             "MAP_SWITCH",
+            "MAP_ALARMS",
         )
     )
 }

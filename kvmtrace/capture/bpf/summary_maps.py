@@ -20,6 +20,7 @@ from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError
 from kvmtrace.isa.registry import isa_name
+from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +36,7 @@ CELL_INTERRUPTED, CELL_ERROR = 62, 63
 CELL = struct.Struct(f"<4Q{N_BUCKETS}I")
 HEAD = struct.Struct(f"<5Q{N_PHASES}QQ10I16s")
 THREAD_BYTES = HEAD.size + CELL.size * (1 + N_EXITS + N_USERSPACE)
+NEVER = bytes(16)  # count and samples of a cell
 NO_SLOT = struct.pack("<I", 0xFFFFFFFF)  # of MAP_HERE: who runs there has no entry
 EVENTS = (
     ("sched", "sched_switch"),
@@ -53,7 +55,48 @@ OFFSETS = {
     "FPU_LOAD_OFFSET": ("kvm_fpu", "load"),
     "NEXT_PID_OFFSET": ("sched_switch", "next_pid"),
     "PREV_STATE_OFFSET": ("sched_switch", "prev_state"),
+    "WAKEUP_PID_OFFSET": ("sched_wakeup", "pid"),
 }
+
+
+WAKEUP = ("sched", "sched_wakeup")
+MAX_ALARMS = 1024
+WAITED_BYTES = 16  # of struct thread, where there are alarms
+ALARM = struct.Struct("<3Q6I")
+ALARM_EXIT, ALARM_USERSPACE, ALARM_RUN_DELAY = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class AlarmLimits:
+    """What the programs tell at once: exits that take so long, waiting left out; vCPUs that wait so long for a CPU."""
+
+    slow_ns: int | None = None
+    run_delay_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A limit was exceeded; struct alarm of tracers/summary.h."""
+
+    ts_ns: int
+    ns: int
+    waited_ns: int
+    tid: int
+    pid: int
+    vcpu: int
+    kind: int
+    code: int
+    isa: int
+
+    @property
+    def vcpu_id(self) -> int | None:
+        """Number of the vCPU, None where no VM-exit has told it."""
+        return None if self.vcpu == 0xFFFFFFFF else self.vcpu
+
+    @property
+    def began_ns(self) -> int:
+        """When what took so long began."""
+        return self.ts_ns - self.ns - self.waited_ns
 
 
 class SummaryPrograms:
@@ -63,6 +106,8 @@ class SummaryPrograms:
     ----------
     tgid : int or None, the target's process; None is the whole machine
     raw : bool, use raw and BTF tracepoints where the kernel allows them
+    max_threads : vCPU threads that can be counted at once, 50 KB of kernel memory each
+    limits : what is told at once when it is exceeded, None for nothing
 
     Raises
     ------
@@ -70,17 +115,24 @@ class SummaryPrograms:
         bcc, privileges or KVM's tracepoints are missing.
     """
 
-    def __init__(self, tgid: int | None, *, raw: bool = True) -> None:
+    def __init__(
+        self, tgid: int | None, *, raw: bool = True, max_threads: int = MAX_THREADS, limits: AlarmLimits | None = None
+    ) -> None:
         require_bpf()
         tracefs = find_tracefs(write=False)
         self.raw = raw
-        found = [bpf_events.read_tracepoint(tracefs, system, name) for system, name in EVENTS]
+        self.limits = limits
+        wanted = EVENTS if limits is None or limits.run_delay_ns is None else (*EVENTS, WAKEUP)
+        found = [bpf_events.read_tracepoint(tracefs, system, name) for system, name in wanted]
         self.events = [event for event in found if event is not None]
         if not any(event.name == "kvm_userspace_exit" for event in self.events):
             raise CapabilityError("this kernel has no KVM tracepoints", "modprobe kvm_intel or kvm_amd")
-        self.threads = create_map("kvmtrace_thread", MAP_TYPE_ARRAY, 4, THREAD_BYTES, MAX_THREADS)
-        self.slots = create_map("kvmtrace_slots", MAP_TYPE_HASH, 4, 4, MAX_THREADS)
-        self.free = create_map("kvmtrace_free", MAP_TYPE_QUEUE, 0, 4, MAX_THREADS)
+        self.max_threads = max_threads
+        entry_bytes = THREAD_BYTES + (WAITED_BYTES if limits else 0)
+        self.alarms = create_map("kvmtrace_alarms", MAP_TYPE_QUEUE, 0, ALARM.size, MAX_ALARMS if limits else 1)
+        self.threads = create_map("kvmtrace_thread", MAP_TYPE_ARRAY, 4, entry_bytes, max_threads)
+        self.slots = create_map("kvmtrace_slots", MAP_TYPE_HASH, 4, 4, max_threads)
+        self.free = create_map("kvmtrace_free", MAP_TYPE_QUEUE, 0, 4, max_threads)
         self.here = create_map("kvmtrace_here", MAP_TYPE_ARRAY, 4, 4, os.sysconf("SC_NPROCESSORS_CONF"))
         self.others = create_map("kvmtrace_others", MAP_TYPE_HASH, 8, CELL.size, MAX_OTHERS)
         self.tids = create_map("kvmtrace_tids", MAP_TYPE_HASH, 4, 4, 16384)
@@ -109,7 +161,7 @@ class SummaryPrograms:
             if event.name == "sched_switch":
                 self.code = self._compile(raw_switch=False)
             self.attached.tracepoint(event, self.code[f"on_{event.name}"])
-        for slot in range(MAX_THREADS):  # from now on threads get their entries
+        for slot in range(self.max_threads):  # from now on threads get their entries
             self.free.push(struct.pack("<I", slot))
 
     def _attach_raw(self, event: TracedEvent) -> bool:
@@ -117,7 +169,7 @@ class SummaryPrograms:
         code = self.code.get(f"raw_{event.name}")
         if code is None or not self.raw:
             return False
-        if event.name == "sched_switch":
+        if event.name in ("sched_switch", "sched_wakeup"):
             place = kernel_types().tracepoint_type(event.name)
             return place is not None and self.attached.btf_tracepoint(event, code, place)
         return self.attached.raw_tracepoint(event, code)
@@ -139,6 +191,19 @@ class SummaryPrograms:
                 rows.append(decode_thread(tid, value, others.get(tid, []), now))
         return sorted(rows, key=lambda row: (row["pid"], row["tid"]))
 
+    def forget(self, tid: int) -> None:
+        """Free the entry of a thread that has ended: what it counted is gone, and another thread can be counted."""
+        key = struct.pack("<I", tid)
+        slot = self.slots.lookup(key)
+        if slot is None:
+            return
+        self.slots.delete(key)
+        for other in self.others.keys():  # noqa: SIM118 (a map, not a dict)
+            if other[:4] == key:
+                self.others.delete(other)
+        self.threads.update(slot, bytes(self.threads.value_bytes))
+        self.free.push(slot)
+
     def close(self) -> None:
         """Detach and free everything."""
         self.attached.close()
@@ -154,6 +219,13 @@ class SummaryPrograms:
                 found.setdefault(tid, []).append((code, value))
         return found
 
+    def take_alarms(self) -> list[Alarm]:
+        """Return what has exceeded the limits since the last call, at most MAX_ALARMS."""
+        found: list[Alarm] = []
+        while len(found) < MAX_ALARMS and (value := self.alarms.pop()) is not None:
+            found.append(Alarm(*ALARM.unpack(value)))
+        return found
+
     def _maps(self) -> dict[str, BpfMap]:
         return {
             "MAP_THREADS": self.threads,
@@ -162,6 +234,7 @@ class SummaryPrograms:
             "MAP_HERE": self.here,
             "MAP_OTHERS": self.others,
             "MAP_TIDS": self.tids,
+            "MAP_ALARMS": self.alarms,
         }
 
     def _compile(self, *, raw_switch: bool) -> dict[str, bytes]:
@@ -175,7 +248,12 @@ class SummaryPrograms:
         return relocate(compile_cached(self._source(macros, targeted=self.tgid is not None)), values)
 
     def _source(self, macros: dict[str, str], *, targeted: bool) -> str:
-        defines = {name: str(PLACEHOLDERS[name]) for name in self._maps()}
+        defines = {name: str(PLACEHOLDERS[name]) for name in self._maps() if name != "MAP_ALARMS"}
+        if self.limits is not None:
+            defines["MAP_ALARMS"] = str(PLACEHOLDERS["MAP_ALARMS"])
+            defines["SLOW_NS"] = f"{self.limits.slow_ns if self.limits.slow_ns is not None else (1 << 63) - 1}ULL"
+            if self.limits.run_delay_ns is not None:
+                defines["RUN_DELAY_NS"] = f"{self.limits.run_delay_ns}ULL"
         if targeted:
             defines |= {"TARGETED": "1", "TARGET_TGID": str(PLACEHOLDERS["TARGET_TGID"])}
         fields = {event.name: event.fields for event in self.events}
@@ -193,9 +271,9 @@ class SummaryPrograms:
 
 def decode_cell(value: bytes, offset: int = 0) -> dict[str, Any] | None:
     """Return a cell as a row, None if it never happened."""
-    numbers = CELL.unpack_from(value, offset)
-    if not numbers[0] and not numbers[1]:
+    if value[offset : offset + len(NEVER)] == NEVER:  # most of them: not worth unpacking
         return None
+    numbers = CELL.unpack_from(value, offset)
     return {
         "count": numbers[0],
         "samples": numbers[1],

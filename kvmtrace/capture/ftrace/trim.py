@@ -33,6 +33,12 @@ def trim_head(reader: Reader) -> int | None:
     return from_ns
 
 
+def trim_head_at(reader: Reader, from_ns: int) -> None:
+    """Cut what was recorded before a time; what is cut was to be overwritten, and counts as nothing."""
+    for cpu, parts in reader.segments.items():
+        _trim_head_of(reader, cpu, [s for s in parts if s.size], from_ns)
+
+
 def _trim_head_of(reader: Reader, cpu: int, parts: list[Segment], from_ns: int) -> None:
     skips: dict[str, int] = {}
     gone = 0

@@ -12,6 +12,7 @@ INT_LIMIT = 1 << 63
 TID_LIMIT = 1 << 31
 MAX_DEPTH = 20
 MAX_VMS = 4096
+MAX_TRIGGERS = 100
 PRINTED_NAMES = "exit_reason_names"  # of the metadata that an export of a text carries
 
 
@@ -81,6 +82,18 @@ def _vm(value: Any) -> dict[str, Any]:
     return {name: row.get(name) for name in _VM}
 
 
+def _trigger(value: Any) -> dict[str, Any]:
+    """Check a row of `triggers`; of what is wrong nothing is known."""
+    row: dict[str, Any] = _checked(value, _TRIGGER)
+    return {name: row.get(name) for name in _TRIGGER}
+
+
+def _triggers(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise _AbsentError
+    return [_trigger(item) for item in value[:MAX_TRIGGERS] if isinstance(item, dict)]
+
+
 def _vms(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise _AbsentError
@@ -118,6 +131,12 @@ _VM: dict[str, Any] = {
     "debugfs": _texts,
     "vcpus": _By(_int),
 }
+_TRIGGER: dict[str, Any] = {
+    **dict.fromkeys(("kind", "trigger", "vm", "reason", "detail"), _text),
+    **dict.fromkeys(("ts_ns", "began_ns", "dur_ns", "vcpu_id"), _int),
+    **dict.fromkeys(("pid", "tid"), _tid),
+    "value": _number,
+}
 # fmt: on
 _LOSS = {"by_cpu": _By(_int), "events": _int}
 SHAPES: dict[str, Any] = {
@@ -153,6 +172,7 @@ SHAPES: dict[str, Any] = {
     "discarded": _LOSS,
     "threads": _By(_thread),
     "vms": _vms,
+    "triggers": _triggers,
     "filters": _filters,
     "qmp": _object,
 }

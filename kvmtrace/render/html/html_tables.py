@@ -24,6 +24,7 @@ from kvmtrace.render.html.html_cells import (
 from kvmtrace.render.html.timeline_data import link
 from kvmtrace.render.terminal import escape
 from kvmtrace.render.text.text_tables import BUDGET_PARTS, has_names
+from kvmtrace.render.text.waits_text import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +100,22 @@ def vm_table(report: Report) -> HtmlTable:
 
 def _vm_part(title: str, field: str) -> Column:
     return Column(title, True, lambda row: share_cell(getattr(row.budget, field, None), row.wall_ns))
+
+
+def waits_table(report: Report) -> HtmlTable:
+    """Tabulate who had the CPU while vCPUs waited for one."""
+    all_ns = sum(row.total_ns for row in report.stolen)
+    columns = (
+        made("VM that waited", lambda r: escape(r.vm) if r.vm else "?" if r.pid is None else str(r.pid)),
+        made("who ran", lambda r: escape(r.who)),
+        made("kind", lambda r: KINDS.get(r.kind, r.kind)),
+        time("time", "total_ns"),
+        Column("share", True, lambda r: share_cell(r.total_ns, all_ns)),
+        number("times", "count"),
+        time("longest", "longest_ns"),
+    )
+    caption = "From a preemption, or from the interrupt that wakes a vCPU, to the CPU."
+    return table("waits", "Who had the CPU while vCPUs waited for one", columns, report.stolen, caption)
 
 
 def slowest_table(report: Report) -> HtmlTable:

@@ -13,6 +13,7 @@ from kvmtrace.render.headline import headline
 from kvmtrace.render.html import charts, html_tables, timeline_data
 from kvmtrace.render.html.bring_up_tables import bring_up_tables
 from kvmtrace.render.html.nested_tables import nested_tables
+from kvmtrace.render.saved_because import saved_because
 from kvmtrace.render.terminal import Style, count, duration, escape, percent, plural
 from kvmtrace.render.text.event_fields import describe_fields
 from kvmtrace.render.text.header_text import capture_line, filter_line, is_lossy, loss_line
@@ -206,6 +207,7 @@ def _contents(page: dict[str, Any]) -> list[tuple[str, str]]:
         ("violations", "Violations", page["violations"]),
         ("vms-section", "VMs", page["vms"].rows),
         ("budget", "Time budget", page["budgets"]),
+        ("waits-section", "Waits", page["waits"].rows),
         ("vm-exits", "VM-exits", page["exits"].rows),
         ("nested", "Nested guests", page["nested"]),
         ("slowest-exits", "Slowest", page["slowest"].rows),
@@ -236,6 +238,7 @@ def build_page(report: Report, live: str = "") -> dict[str, Any]:
         "lossy": is_lossy(report),
         "loss": loss_line(report),
         "facts": [
+            *([("Saved", saved_because(report))] if report.triggers else []),
             ("Capture", capture_line(capture)),
             ("Events", f"{count(capture.n_events)} in {duration(capture.duration_ns)}"),
             ("Loss", loss_line(report)),
@@ -246,6 +249,7 @@ def build_page(report: Report, live: str = "") -> dict[str, Any]:
         "parts": [(name, charts.part_class(name)) for name in PARTS.values()],
         "budgets": [_budget(vcpu) for vcpu in report.vcpus],
         "vms": html_tables.vm_table(report),
+        "waits": html_tables.waits_table(report),
         "exits": html_tables.exit_table(report),
         "nested": nested_tables(report),
         "slowest": html_tables.slowest_table(report),

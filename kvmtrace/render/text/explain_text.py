@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.render.terminal import Style, escape
+from kvmtrace.render.terminal import Style, duration, escape
 from kvmtrace.render.text.event_fields import describe_fields
 from kvmtrace.render.text.story_sentence import describe_story
 
 if TYPE_CHECKING:
     from kvmtrace.check.explain import Story, StoryEvent, StoryStep
+
+
+MOST_RAN = 6
 
 
 def _event_lines(event: StoryEvent, start_ns: int, style: Style, *, marked: bool) -> list[str]:
@@ -60,6 +63,9 @@ def render_story(story: Story, style: Style | None = None) -> str:
     if homeless:
         lines += ["", "Steps that no recorded event brackets here:"]
         lines += [f"  {step.step.phase}: {step.step.title} ({step.step.function})" for step in homeless]
+    if story.ran:
+        ran = ", ".join(f"{escape(who)} {duration(ns)}" for who, ns in story.ran[:MOST_RAN])
+        lines += ["", *style.wrapped(f"While the vCPU waited for a CPU, there ran: {ran}.")]
     if story.left_out:
         lines += ["", f"{story.left_out} further events of this lifecycle are left out."]
     lines += ["", "No trace can show:"] + [f"  - {text}" for text in story.unseen]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.headline import headline
+from kvmtrace.render.saved_because import saved_because
 from kvmtrace.render.terminal import Style, escape
 from kvmtrace.render.text import text_tables
 from kvmtrace.render.text.bring_up_text import bring_up_line, bring_up_sections, replay_line, replay_sections
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.document import Report
 
 DETAIL_ROWS = 6  # of each attribution with --show details
-VM_ROWS, REASON_ROWS, VCPU_ROWS, USERSPACE_ROWS, SLOW_ROWS = 8, 10, 8, 4, 5
+VM_ROWS, REASON_ROWS, VCPU_ROWS, WAIT_ROWS, USERSPACE_ROWS, SLOW_ROWS = 8, 10, 8, 5, 4, 5
 SHOW = ("details", "bring-up", "rules", "limits")
 
 
@@ -66,6 +67,8 @@ def render_text(report: Report, options: TextOptions | None = None, style: Style
         table = text_tables.TABLES[options.by](report, style, options.sort, None)
         lines = [*header(report, style), "", *(table or style.wrapped(nothing_of(options.by, report), "  "))]
     else:
+        if report.triggers:
+            lines += [*map(style.warn, style.wrapped(saved_because(report))), ""]
         lines += [*map(style.title, style.wrapped(headline(report))), ""]
         lines += violation_sections(report, style, options.limit)
         lines += [*facts(report, style), "", *_sections(report, options, style)]
@@ -111,7 +114,7 @@ def _labelled(label: str, text: str, style: Style) -> list[str]:
 
 def _sections(report: Report, options: TextOptions, style: Style) -> list[str]:
     """Return the tables that answer most questions, then a line for each part that is not shown."""
-    rows = {"vm": VM_ROWS, "reason": REASON_ROWS, "vcpu": VCPU_ROWS, "userspace": USERSPACE_ROWS}
+    rows = {"vm": VM_ROWS, "reason": REASON_ROWS, "vcpu": VCPU_ROWS, "waits": WAIT_ROWS, "userspace": USERSPACE_ROWS}
     sections = [
         text_tables.TABLES[name](report, style, options.sort if name == "reason" else None, limit)
         for name, limit in rows.items()

@@ -8,6 +8,7 @@ from kvmtrace.errors import UsageError
 from kvmtrace.kvm.vm_names import vm_label
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, table
+from kvmtrace.render.text.waits_text import waits_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -273,6 +274,7 @@ TABLES: dict[str, Table] = {
     "reason": reason_table,
     "vcpu": vcpu_table,
     "userspace": userspace_table,
+    "waits": waits_table,
     **{look.by or look.member: _table_of(look) for look in _ACCESSES},
 }
 
@@ -282,6 +284,7 @@ EVENTS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "userspace": ("userspace exit", ("kvm_userspace_exit",)),
     "vm": ("VM", ("kvm_entry", "kvm_exit", "kvm_userspace_exit")),
     "vcpu": ("vCPU", ("kvm_entry", "kvm_exit", "kvm_userspace_exit")),
+    "waits": ("wait of a vCPU for a CPU", ("sched_switch",)),
     "port": ("access to an I/O port", ("kvm_pio",)),
     "gpa": ("access to MMIO and no fault on a guest page", ("kvm_mmio", "kvm_page_fault", "kvm_fast_mmio")),
     "msr": ("access to an MSR", ("kvm_msr",)),

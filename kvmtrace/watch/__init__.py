@@ -1,0 +1,1 @@
+"""Always on: the flight recorder and the exporter."""

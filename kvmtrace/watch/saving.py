@@ -1,0 +1,178 @@
+"""From a ring that stands still to an ordinary recording: the last seconds of it, with the trigger in its metadata."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kvmtrace import __version__
+from kvmtrace.capture.ftrace.assemble import assemble, seal
+from kvmtrace.capture.ftrace.disk_full import finish_full
+from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
+from kvmtrace.capture.ftrace.raw_pages import MISSED_EVENTS, count_events
+from kvmtrace.capture.ftrace.trace_dat_writer import Tail
+from kvmtrace.capture.ftrace.trim import trim_head_at, trim_tail
+from kvmtrace.capture.spool import PAGE_SIZE, Spool
+from kvmtrace.capture.threads import Threads
+from kvmtrace.lazy_dataclass import dataclass
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvmtrace.watch.rings import Ring, Rings
+    from kvmtrace.watch.triggers import Fired
+
+COUNTED_PAGES = 20_000  # of more, nobody counts the events
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be saved.
+
+    Parameters
+    ----------
+    fired : the triggers, the first one first
+    keep_ns : how much of the time before the first trigger is promised
+    suppressed : how many triggers were passed over since the last recording
+    vms : metadata rows of the VMs
+    whole : save all there is; nothing was promised
+    """
+
+    fired: tuple[Fired, ...]
+    keep_ns: int
+    suppressed: int
+    vms: list[dict[str, Any]]
+    whole: bool = False
+
+
+def save(rings: Rings, ring: Ring, output: Path, wanted: Wanted) -> tuple[Path, dict[str, Any]]:
+    """Make a recording of a ring that stands still; if we are killed, the next kvmtrace command does.
+
+    Returns
+    -------
+    Path of the recording, and its metadata
+
+    Raises
+    ------
+    CapabilityError, OSError
+        There is no place for it.
+    """
+    spool = Spool.create(output, ring.token)
+    reader: Reader | None = None
+    try:
+        meta = _first_meta(rings, ring, wanted)
+        spool.write_file("head", rings.head)
+        spool.save({"state": "recording", "meta": meta})
+        reader = Reader(ring.instance, spool)
+        meta |= _read(reader, meta["complete_from_ns"])
+        threads = Threads(rings.target.pid)
+        threads.look(force=True)
+        threads.add_saved(rings.tracefs)
+        now = threads.vms.as_meta()
+        meta["threads"] = threads.as_meta()
+        meta["vms"] = wanted.vms + [vm for vm in now if vm["pid"] not in {one["pid"] for one in wanted.vms}]
+        stats = {cpu: ring.instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus}
+        tail = Tail(threads.comms(), stats, ring.instance.read("trace_clock"), f"kvmtrace {__version__}")
+        reader.close()
+        reader = None
+        seal(spool, tail, meta)
+        path = assemble(spool, output.name)
+    finally:
+        if reader is not None:
+            reader.close()
+        spool.discard()
+    return path, meta
+
+
+def _first_meta(rings: Rings, ring: Ring, wanted: Wanted) -> dict[str, Any]:
+    """Return the metadata as far as they are known before anything is read."""
+    first = wanted.fired[0]
+    promised = first.ts_ns - wanted.keep_ns
+    begin = ring.oldest_ns() if wanted.whole else max(promised, ring.oldest_ns())
+    notes = list(rings.meta["notes"])
+    if not wanted.whole and begin > promised + 10**9:
+        short = (first.ts_ns - begin) / 1e9
+        began = begin == ring.began_ns
+        why = "the recorder had just begun, or just saved" if began else "a larger --buffer-size keeps more"
+        notes.append(f"{short:.1f} s before the trigger were kept instead of {wanted.keep_ns / 1e9:g} s: {why}")
+    if wanted.suppressed:
+        notes.append(f"{wanted.suppressed} triggers before this one were passed over: --at-most")
+    return rings.meta | {
+        "started": datetime.now(UTC).isoformat(),
+        "notes": notes,
+        "triggers": [one.as_meta() for one in wanted.fired],
+        "ended_by": "trigger",
+        "complete_from_ns": begin,
+        "vms": wanted.vms,
+        "kvm_seen": None,
+    }
+
+
+def _read(reader: Reader, from_ns: int) -> dict[str, Any]:
+    """Move everything to the spool, cut what is older; return what is to be said of it."""
+    found: dict[str, Any] = {}
+    try:
+        reader.finish()
+    except DiskFullError:
+        finish_full(reader)
+        found = {"ended_by": "disk full", "complete_until_ns": trim_tail(reader)}
+    trim_head_at(reader, from_ns)
+    counted = _count(reader)
+    dropped = sum(reader.dropped.values())
+    lost = None if counted.gaps else dropped
+    by_cpu = {str(cpu): count for cpu, count in reader.dropped.items() if count}
+    first, last = counted.first_ns, max(counted.last_ns, counted.first_ns)
+    return found | {
+        "complete_from_ns": from_ns,
+        "n_events": counted.events,
+        "loss": {"events": lost, "by_cpu": by_cpu},
+        "duration_ns": last - first,
+    }
+
+
+@dataclass
+class _Counted:
+    events: int | None = 0
+    gaps: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+
+
+def _count(reader: Reader) -> _Counted:
+    """Look through the pages that are kept; the first of each CPU follows what was overwritten on purpose: no gap."""
+    found = _Counted()
+    skips = reader.spool.manifest.get("skips", {})
+    n_pages = sum(part.size for parts in reader.segments.values() for part in parts) // PAGE_SIZE
+    for parts in reader.segments.values():
+        is_first = True
+        for segment in parts:
+            fd = reader.spool.open_old(segment.name)
+            try:
+                for at in range(skips.get(segment.name, 0), segment.size // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
+                    page = os.pread(fd, PAGE_SIZE, at)
+                    is_first = _count_page(found, page, fd, at, is_first=is_first, count=n_pages <= COUNTED_PAGES)
+            finally:
+                os.close(fd)
+    return found
+
+
+def _count_page(found: _Counted, page: bytes, fd: int, at: int, *, is_first: bool, count: bool) -> bool:
+    """Take in a page; return whether the next one is still the first of its CPU."""
+    stamp, commit = struct.unpack_from("<QQ", page)
+    if commit & MISSED_EVENTS and is_first:
+        os.pwrite(fd, struct.pack("<QQ", stamp, commit & ~(3 << 30)), at)
+    elif commit & MISSED_EVENTS:
+        found.gaps += 1
+    found.first_ns = min(found.first_ns or stamp, stamp)
+    found.last_ns = max(found.last_ns, stamp)
+    found.events = found.events + count_events(page) if count and found.events is not None else None
+    return False
+
+
+def with_vm(fired: Fired, vms: list[dict[str, Any]]) -> Fired:
+    """Return a trigger with the name of the VM it is about."""
+    names = {vm["pid"]: vm["name"] for vm in vms if vm["name"]}
+    return fired if fired.vm or fired.pid is None else replace(fired, vm=names.get(fired.pid))
