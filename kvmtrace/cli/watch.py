@@ -17,7 +17,7 @@ from kvmtrace.kvm.tracepoints import EVENT_SETS
 EPILOG = """\b
 Examples:
   kvmtrace watch -a --keep 30s -o /var/lib/kvmtrace --on 'slower-than 10ms' --on 'run-delay 20ms'
-  kvmtrace watch --vm web-3 -o . --on 'slo p99 EPT_VIOLATION > 1ms over 10s' --on 'signal USR1'
+  kvmtrace watch --vm web-3 -o . --on 'slo p99 MSR_WRITE > 1ms over 10s' --on 'signal USR1'
 
 \b
 Triggers, as many --on as wanted:

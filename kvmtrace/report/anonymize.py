@@ -161,8 +161,15 @@ def _slow(row: SlowExit, names: StandIns) -> SlowExit:
 
 
 def _stolen(row: StolenRow, names: StandIns) -> StolenRow:
-    """Return a wait without the names of VMs and processes; kernel threads keep theirs."""
-    who = {"vcpu": names.vm, "own vcpu": names.vm, "vmm": names.name, "vhost": names.name, "process": names.name}
+    """Return a wait without the names of VMs, processes and threads."""
+    who = {
+        "vcpu": names.vm,
+        "own vcpu": names.vm,
+        "vmm": names.name,
+        "vhost": names.name,
+        "process": names.name,
+        "kernel": names.name,
+    }
     told = who[row.kind](row.who) if row.kind in who else row.who
     return replace(row, vm=names.vm(row.vm) if row.vm else None, who=told)
 

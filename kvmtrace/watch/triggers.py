@@ -35,7 +35,9 @@ _FORMS = {
     "command": re.compile(r"command (\S.*)"),
     "model": re.compile(r"model"),
 }
-EXAMPLES = "'slower-than 10ms', 'rate HLT>10000/s', 'run-delay 5ms', 'slo p99 NPF > 1ms over 10s', 'signal USR1'"
+EXAMPLES = (
+    "'slower-than 10ms', 'rate HLT>10000/s', 'run-delay 5ms', 'slo p99 KVM_EXIT_IO > 1ms over 10s', 'signal USR1'"
+)
 MOST_USERSPACE_REASONS = 62
 ANY = "*"
 USERSPACE = "KVM_EXIT_"
@@ -188,7 +190,7 @@ def _reason(text: str | None) -> str | None:
         return name
     if f"{USERSPACE}{name}" in left:
         return f"{USERSPACE}{name}"
-    raise UsageError(f"{text!r} is no exit reason; examples: HLT, EPT_VIOLATION, npf, KVM_EXIT_IO")
+    raise UsageError(f"{text!r} is no exit reason; examples: HLT, MSR_WRITE, KVM_EXIT_IO")
 
 
 def exit_name(isa: str | None, code: int) -> str:

@@ -33,7 +33,8 @@ def of_ours() -> set[str]:
     """Return what there is of kvmtrace in tracefs."""
     tracefs = find_tracefs()
     instances = {path.name for path in (tracefs / "instances").iterdir() if path.name.startswith("kvmtrace-")}
-    probes = re.findall(r"kvmtrace_\w+", (tracefs / "kprobe_events").read_text())
+    control = tracefs / "kprobe_events"  # not in every kernel
+    probes = re.findall(r"kvmtrace_\w+", control.read_text()) if control.exists() else []
     return instances | set(probes)
 
 
