@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -264,7 +265,7 @@ class CpuWaits:
 
     def _note_entries(self, tids: Ints, ns: Ints) -> None:
         buckets = np.minimum(np.log2(np.maximum(ns, 1)) * PER_OCTAVE, N_BUCKETS - 1).astype(np.int64)
-        for tid in np.unique(tids).tolist():
+        for tid in distinct(tids).tolist():
             own, mine = self.waited.setdefault(tid, Waited()), tids == tid
             own.to_entry_ns += int(ns[mine].sum())
             own.to_entry_max_ns = max(own.to_entry_max_ns, int(ns[mine].max()))
@@ -272,7 +273,7 @@ class CpuWaits:
 
     def _attribute(self, waits: Waits, switches: Switches, end_ns: int) -> None:
         """Add what ran during each wait."""
-        for cpu in np.unique(waits.cpu).tolist():
+        for cpu in distinct(waits.cpu).tolist():
             mine, here = waits.take(waits.cpu == cpu), switches.take(switches.cpu == cpu)
             wait, ran, ns = overlaps(mine, here, end_ns)
             pairs, which = np.unique(mine.tid[wait] << 32 | (ran + 1), return_inverse=True)
@@ -287,7 +288,7 @@ class CpuWaits:
                 one.ns += own_ns
                 one.count += times
                 one.longest_ns = max(one.longest_ns, most)
-            self._name(np.unique(ran), switches)
+            self._name(distinct(ran), switches)
 
     def _name(self, ran: Ints, switches: Switches) -> None:
         for tid in ran[ran > 0].tolist():
@@ -303,7 +304,7 @@ class CpuWaits:
         waiting = self._moves.ts_ns[self._moves.what == AWAY_RUNNABLE].tolist() + list(self._accepted.values())
         first = min(waiting, default=np.iinfo(np.int64).max)
         keep = switches.ts_ns >= first
-        for cpu in np.unique(switches.cpu).tolist():  # and what ran on each CPU when the first of them began
+        for cpu in distinct(switches.cpu).tolist():  # and what ran on each CPU when the first of them began
             keep[np.flatnonzero((switches.cpu == cpu) & (switches.ts_ns < first))[-1:]] = True
         self._switches = switches.take(np.flatnonzero(keep)[-MOST_ROWS:])
 
@@ -349,11 +350,11 @@ def _pairs(moves: Moves, what: int) -> NDArray[np.intp]:
 
 def _sums(tids: Ints, ns: Ints) -> list[tuple[int, int, int]]:
     """Return (tid, sum, count) of each thread."""
-    distinct, which = np.unique(tids, return_inverse=True)
+    threads, which = np.unique(tids, return_inverse=True)
     which = which.reshape(-1)
-    total = np.bincount(which, ns, len(distinct)).astype(np.int64)
-    count = np.bincount(which, minlength=len(distinct))
-    return list(zip(distinct.tolist(), total.tolist(), count.tolist(), strict=True))
+    total = np.bincount(which, ns, len(threads)).astype(np.int64)
+    count = np.bincount(which, minlength=len(threads))
+    return list(zip(threads.tolist(), total.tolist(), count.tolist(), strict=True))
 
 
 def _text(value: object) -> str:
