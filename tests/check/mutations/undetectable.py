@@ -278,6 +278,11 @@ NOT_YET: tuple[Excuse, ...] = (
         exits=("hlt",),
     ),
     Excuse(
+        "of two equal IPIs the first may go to nobody, if nothing went to its destination before",
+        "duplicate",
+        "kvm_apic_ipi",
+    ),
+    Excuse(
         "within its page the address of an access is not compared with the fault's",
         "alter",
         "kvm_mmio",
