@@ -65,6 +65,8 @@ LEVEL_SETTERS: tuple[str, ...] = (
     "KVM_SET_NESTED_STATE", "KVM_SET_VCPU_EVENTS", "KVM_SET_MSRS", "KVM_SET_CPUID2", "KVM_SET_SREGS",
 )  # fmt: skip
 # beside follow-ups, what shows that KVM did something about a VM-exit before it passed it on
-DOINGS: tuple[str, ...] = ("inject interrupt", "inject exception", "userspace exit")
+DOINGS: tuple[str, ...] = (
+    "inject interrupt", "inject exception", "FPU unload", "userspace exit", "FPU load",
+)  # fmt: skip
 # a VM-exit of L2 in which one of these stands did not go back to L2, or not at once: L2's exit tables do not apply
 LEVEL_CHANGES: tuple[str, ...] = (*ENTERS_L2, *ENTERS_L1, *SAYS_WHY)

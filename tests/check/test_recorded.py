@@ -13,7 +13,7 @@ from kvmtrace.formats import open_recording
 
 FOLDER = Path(__file__).parent / "recorded"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
-LIMIT_BYTES = 40 << 10
+LIMIT_BYTES = 50 << 10
 SEVERAL = ("two-vcpus", "three-vcpus", "two-vms", "handover")
 
 

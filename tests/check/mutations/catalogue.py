@@ -127,6 +127,17 @@ ALTERATIONS: tuple[Alteration, ...] = tuple(
         ("sys_enter_ioctl", "cmd", "cmd", _other(0xAE80, 0xAE41)),
         ("kvm_vcpu_ioctl", "cmd", "cmd", _other(0xAE80, 0xAE9A)),
         ("kvm_vcpu_ioctl_return", "ret", "return", _other(-4, 0)),
+        # nested guests
+        ("kvm_nested_vmexit", "guest_rip", "rip+7", _plus(7)),
+        ("kvm_nested_vmexit", "exit_reason", "reason", _other(10, 12)),
+        ("kvm_nested_vmexit", "info1", "bit0", _flip(1)),
+        ("kvm_nested_vmexit_inject", "exit_code", "other code", _flip(1)),
+        ("kvm_nested_vmexit_inject", "exit_info1", "bit0", _flip(1)),
+        ("kvm_nested_vmexit_inject", "exit_int_info", "valid", _flip(0x80000000)),
+        ("kvm_nested_vmenter", "rip", "rip-3", _plus(-3)),
+        ("kvm_nested_vmenter", "nested_rip", "rip+1", _plus(1)),
+        ("kvm_nested_intercepts", "intercept1", "CPUID", _flip(1 << 18)),
+        ("kvm_nested_intercepts", "intercept2", "VMMCALL", _flip(2)),
         # where and in what context the event was recorded
         ("kvm_entry", "irq_flags", "irqs on", _flip(1)),
         ("kvm_exit", "cpu", "other CPU", _flip(1)),

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.model.interrupts import SENDERS
+from kvmtrace.model.nesting import LEVEL_EVENTS, SAYS_WHY, WITH_ENTRY
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STEPS
 from mutations import edits
 from mutations.catalogue import ALTERATIONS, INSERTED, change_of
@@ -26,7 +27,8 @@ ON_THEIR_WAY = frozenset(SENDERS) | {"kvm_set_irq", "kvm_pic_set_irq", "kvm_apic
 TRACKED = frozenset({event.kind for event in STEPS.values()}) | frozenset(FOLLOW_UPS) | frozenset(BYSTANDERS)
 TRACKED |= ON_THEIR_WAY
 # the model looks at these only as permission for others (legal causes), never as duties
-CONTEXT_ONLY = frozenset(BYSTANDERS) - {"kvm_eoi", "kvm_apic", "kvm_apic_accept_irq", "sched_switch"}
+NESTED = {*(row.event for row in LEVEL_EVENTS), WITH_ENTRY, *SAYS_WHY}
+CONTEXT_ONLY = frozenset(BYSTANDERS) - {"kvm_eoi", "kvm_apic", "kvm_apic_accept_irq", "sched_switch"} - NESTED
 
 
 @dataclass(frozen=True)
