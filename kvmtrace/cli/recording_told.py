@@ -49,8 +49,11 @@ def describe_loss(result: RecordResult) -> str:
         return "an unknown number of events"
     if not result.lost:
         return "0 events"
-    by_cpu = ", ".join(f"CPU {cpu}: {count:,}" for cpu, count in result.meta["loss"]["by_cpu"].items())
-    return f"{result.lost:,} events ({by_cpu})"
+    loss = result.meta["loss"]
+    where = [f"CPU {cpu}: {count:,}" for cpu, count in loss["by_cpu"].items()]
+    # in an interrupt while a BPF program ran there: whether it was an event of the target nobody looked
+    where += [f"{name}: up to {n:,} in interrupts" for name, n in loss.get("missed_in_interrupts", {}).items()]
+    return f"{result.lost:,} events ({', '.join(where)})"
 
 
 def describe_status(status: int) -> str:

@@ -137,3 +137,33 @@ def test_killed_at_each_system_call(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
         assert [path.name for path in tmp_path.iterdir()] == ["o"], call
         (tmp_path / "o").unlink()
+
+
+@pytest.mark.slow
+def test_an_export_killed_at_each_system_call(tmp_path: Path) -> None:
+    """The real command: the output is whole or not there, and nothing stands beside it after the next one."""
+    source = Path(__file__).parents[2] / "fixtures" / "svm-6.1-lifecycle.dat"
+    command = [sys.executable, "-m", "kvmtrace", "export", str(source), "-o", "o.csv"]
+    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    whole = (tmp_path / "o.csv").read_bytes()
+    kills = kept = 0
+    for call in ("openat", "write", "link", "linkat", "rename", "renameat", "fchown", "fchmod", "unlink", "unlinkat"):
+        for number in range(1, 400):
+            (tmp_path / "o.csv").unlink(missing_ok=True)
+            inject = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-P", str(tmp_path), "-e"]
+            done = subprocess.run(
+                [*inject, f"inject={call}:signal=KILL:when={number}", *command],
+                cwd=tmp_path,
+                stdout=subprocess.DEVNULL,
+                check=False,
+            )
+            if done.returncode == 0:
+                break
+            kills += 1
+            if (tmp_path / "o.csv").exists():
+                kept += 1
+                assert (tmp_path / "o.csv").read_bytes() == whole, (call, number)
+            subprocess.run([*command, "--force"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+            assert [path.name for path in tmp_path.iterdir()] == ["o.csv"], (call, number)
+    print(f"{kills} kills, {kept} left the whole output")
+    assert kills > 3

@@ -73,6 +73,46 @@ def test_a_killed_run_leaves_no_emulator_and_its_folder_goes_with_the_next() -> 
     assert not mine.exists()
 
 
+CALLS = ("mkdir", "flock", "unlink", "unlinkat", "rmdir", "clone", "vfork", "clone3", "write", "openat")
+SMALL = ("mkdir", "flock", "vfork")
+RUN_TO_THE_END = RUN.replace("exec sleep 600", "echo 'kvmtrace-lab: exit 0' >console")
+
+
+def kill_lab_at(call: str, number: int, folder: Path) -> bool:
+    """Run a lab that is killed when it makes a system call for the n-th time; say whether it got as far."""
+    inject = ["strace", "-f", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={number}"]
+    done = subprocess.run(
+        [*inject, sys.executable, "-c", RUN_TO_THE_END], stdout=subprocess.DEVNULL, cwd=folder, timeout=120, check=False
+    )
+    return done.returncode != 0
+
+
+def nothing_is_left(cache: Path) -> None:
+    """The next command removes what a killed one left, and ends what still works there."""
+    with run_folder("svm") as mine:
+        assert [path.name for path in (cache / "runs").iterdir()] == [mine.name]
+    assert list((cache / "runs").iterdir()) == []
+
+
+def test_killed_at_some_system_calls(tmp_path: Path) -> None:
+    for call in SMALL:
+        for number in (1, 2):
+            kill_lab_at(call, number, tmp_path)
+            nothing_is_left(tmp_path / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
+def test_killed_at_each_system_call(call: str, tmp_path: Path) -> None:
+    killed = 0
+    for number in range(1, 60):
+        if not kill_lab_at(call, number, tmp_path):
+            break
+        killed += 1
+        nothing_is_left(tmp_path / "cache")
+    print(f"{call}: {killed} kills")
+
+
 def test_an_emulator_that_outlived_its_run_is_ended(tmp_path: Path) -> None:
     runs = tmp_path / "cache" / "runs"
     folder = runs / "svm-dead"
