@@ -2,7 +2,7 @@
 
 Its entries: `lower/` is laid over the root file system (the command, a `kvmtrace` of this installation),
 `modules/` holds replacement kernel modules, `cwd` names the directory to run in, `want-files` is there if
-files are to be brought back; `files/` (SVM) gets each file once it is complete, for the case that the host fails;
+files are to be brought back; `files/` gets each file once it is complete, for the case that the host fails;
 `stdout`, `stderr` and `out.tar` are written by the SVM lab (the VMX lab uses
 serial ports and a disk).
 """

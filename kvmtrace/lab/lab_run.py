@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
-from kvmtrace.lab import arm64_host, svm_host, vmx_host
+from kvmtrace.lab import arm64_host, results_disk, svm_host, vmx_host
 from kvmtrace.lab.arm64_packages import get_arm64_kernel
 from kvmtrace.lab.emulator import LabFailedError, run_emulator
 from kvmtrace.lab.job import LAB_DIRECTORY, Job, write_job
@@ -97,7 +97,10 @@ def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabR
         try:
             outcome = run_emulator(emulator, lab.limits(job), write, phase)
         except LabFailedError as error:
-            rescued = _rescue(folder / "job" / "files", job.out)
+            if job.isa == "vmx":
+                rescued = results_disk.rescue(emulator.results, job.out) if job.out else ()
+            else:
+                rescued = _rescue(folder / "job" / "files", job.out)
             raise error.with_files(len(rescued), job.out) from error
         files = _bring_back(emulator.results, job.out)
     return LabResult(

@@ -1,7 +1,7 @@
 """The VMX lab: Bochs emulates an Intel processor with VMX and EPT; its disks are built here.
 
-Disks: the root file system (shared, never written), the job as a tar archive, and the job's results as a tar
-archive. The kernel and the initramfs are on a CD, started by ISOLINUX.
+Disks: the root file system (shared, never written), the job as a tar archive, and the job's results (see
+results_disk.py). The kernel and the initramfs are on a CD, started by ISOLINUX.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from kvmtrace.errors import CapabilityError
 from kvmtrace.lab.cache import cached, digest
 from kvmtrace.lab.emulator import Emulator, Limits
-from kvmtrace.lab.image import CYLINDER_BYTES, compile_tree, pad_to_cylinder, root_image
+from kvmtrace.lab.image import compile_tree, pad_to_cylinder, root_image
 from kvmtrace.lab.initramfs import lab_initramfs
 from kvmtrace.lab.job import package_parent
+from kvmtrace.lab.results_disk import make_disk
 from kvmtrace.lab.tools import find_program, run_tool
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from kvmtrace.lab.kernels import Kernel
 
 BOOT_LIMIT_S = 600.0
-RESULT_BYTES = 512 << 20
 # instructions per emulated second: also the frequency of the TSC
 IPS = 100_000_000
 HZ = 250  # of Debian's kernels
@@ -68,8 +68,7 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
         tar.add(folder / "job", ".", filter=_owned_by_root)
     pad_to_cylinder(disk)
     results = folder / "results.img"
-    with results.open("wb") as handle:
-        handle.truncate(RESULT_BYTES // CYLINDER_BYTES * CYLINDER_BYTES)
+    make_disk(results)
     (folder / "bochsrc").write_text(_configuration(job))
     (folder / "debugger").write_text("c\n")  # Debian's Bochs is the debugger build: tell it to go
     command = [*_without_network(), "bochs", "-q", "-f", "bochsrc", "-rc", "debugger"]

@@ -11,14 +11,15 @@ from kvmtrace.lab import Job, LabFailedError, LabRecording, record_in_lab, run_l
 if TYPE_CHECKING:
     from pathlib import Path
 
-PANIC = "echo first >a.txt; rm b.txt; sleep 8; echo c >/proc/sysrq-trigger; sleep 60"
+PANIC = "echo first >a.txt; rm b.txt; sleep 15; echo c >/proc/sysrq-trigger; sleep 60"
 
 
 @pytest.mark.lab
-def test_a_panic_at_the_end_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("isa", ["svm", "vmx"])
+def test_a_panic_at_the_end_loses_nothing(isa: str, tmp_path: Path) -> None:
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "b.txt").write_text("b")
-    job = Job("svm", ("sh", "-c", PANIC), cwd=tmp_path / "cwd", out=tmp_path / "out")
+    job = Job(isa, ("sh", "-c", PANIC), cwd=tmp_path / "cwd", out=tmp_path / "out")
     with pytest.raises(LabFailedError, match=r"panicked.*1 file that was complete is in"):
         run_lab(job)
     assert (tmp_path / "out" / "a.txt").read_text() == "first\n"
