@@ -11,7 +11,13 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01-lifecycle", "02-exit-storm", "03-two-kernels", "04-own-rule"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01-lifecycle",
+        "02-exit-storm",
+        "03-two-kernels",
+        "04-own-rule",
+        "05-fleet",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -55,7 +55,8 @@ class Fleet:
         self.url = url
         self.store = Store(url)
         self.connection = duckdb.connect()
-        self.connection.execute("SET enable_progress_bar = false")
+        with suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets there is no bar to switch off
+            self.connection.execute("SET enable_progress_bar = false")
         if memory_limit:
             self.connection.execute(f"SET memory_limit = '{memory_limit}'")
         self._make_tables()
