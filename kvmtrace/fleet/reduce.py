@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import tempfile
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,7 @@ class Fleet:
         No summary lies there.
     """
 
-    def __init__(self, url: str, memory_limit: str | None = None) -> None:
+    def __init__(self, url: str, memory_limit: str = "512MiB") -> None:
         try:
             import duckdb
         except ImportError as error:
@@ -57,8 +59,10 @@ class Fleet:
         self.connection = duckdb.connect()
         with suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets there is no bar to switch off
             self.connection.execute("SET enable_progress_bar = false")
-        if memory_limit:
-            self.connection.execute(f"SET memory_limit = '{memory_limit}'")
+        # what does not fit goes to files, which are not for the working directory
+        self.connection.execute(f"SET memory_limit = '{memory_limit}'")
+        spill = f"{tempfile.gettempdir()}/kvmtrace-fleet-{secrets.token_hex(8)}"  # DuckDB makes and removes it
+        self.connection.execute(f"SET temp_directory = '{spill}'")
         self._make_tables()
 
     def _make_tables(self) -> None:

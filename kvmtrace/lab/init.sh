@@ -124,9 +124,13 @@ bring_to_disk() {
         [ $bytes -lt 120000000 ] || continue # a slot has 128 MiB
         turn=$((turn + 1))
         slot=$((524288 + turn % 2 * 262144)) # in blocks of 512 bytes
-        echo "$same" | cut -d ' ' -f 3- >/job/same
         dd if=/dev/zero of=$results bs=512 count=1 seek=$slot conv=notrunc
-        tar -c -C "/rw/upper$cwd" -T /job/same | dd of=$results bs=512 seek=$((slot + 1)) conv=notrunc
+        (
+            IFS='
+'
+            set -f # names stand alone on their lines and are no patterns
+            tar -c -C "/rw/upper$cwd" $(echo "$same" | cut -d ' ' -f 3-)
+        ) | dd of=$results bs=512 seek=$((slot + 1)) conv=notrunc
         sync
         echo "kvmtrace-files $turn" | dd of=$results bs=512 seek=$slot conv=notrunc,sync
         sync

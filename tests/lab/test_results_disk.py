@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
 import tarfile
-from typing import TYPE_CHECKING
+import time
+from pathlib import Path
 
 import pytest
 
+from kvmtrace.lab import image
 from kvmtrace.lab.results_disk import BLOCK, DISK_BYTES, SLOTS, make_disk, rescue
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def archive(files: dict[str, bytes]) -> bytes:
@@ -59,3 +61,29 @@ def test_nothing_is_written_elsewhere(disk: Path, tmp_path: Path) -> None:
     put(disk, 0, 2, {"../outside": b"x", "/tmp/kvmtrace-outside": b"x", "inside": b"y"})
     assert rescue(disk, tmp_path / "out") == ("inside",)
     assert not (tmp_path / "outside").exists()
+
+
+def test_what_init_writes_is_read(disk: Path, tmp_path: Path) -> None:
+    """The function of init.sh, in the shell that runs it: names with spaces and patterns, files that still change."""
+    text = Path(image.__file__).with_name("init.sh").read_text()
+    function = text[text.index("bring_to_disk() {") : text.index("\n}\n", text.index("bring_to_disk() {")) + 3]
+    (tmp_path / "bin").mkdir()
+    subprocess.run(["busybox", "--install", "-s", str(tmp_path / "bin")], check=True)
+    upper = tmp_path / "upper"
+    (upper / "sub").mkdir(parents=True)
+    (upper / "a b").write_text("first")
+    (upper / "sub" / "*").write_text("second")
+    (upper / ".x.kvmtrace-1").write_text("not complete")
+    function = function.replace("/rw/upper$cwd", str(upper)).replace("sleep 4", "sleep 0.3")
+    script = f"export PATH={tmp_path}/bin\nresults={disk}\n{function}\nbring_to_disk"
+    with subprocess.Popen(["busybox", "sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True) as shell:
+        deadline = time.monotonic() + 30
+        while not (found := rescue(disk, tmp_path / "out")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (upper / "later").write_text("third")
+        while "later" not in found and time.monotonic() < deadline:
+            time.sleep(0.1)
+            found = rescue(disk, tmp_path / "out") or found
+        os.killpg(shell.pid, signal.SIGKILL)
+    assert found == ("a b", "later", "sub/*")
+    assert (tmp_path / "out" / "sub" / "*").read_text() == "second"
