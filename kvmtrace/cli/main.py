@@ -108,7 +108,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args[:1] or bool(os.environ.get("KVMTRACE_DEBUG"))
     try:
-        status = cli.main(args=args, prog_name="kvmtrace", standalone_mode=False)
+        try:
+            status = cli.main(args=args, prog_name="kvmtrace", standalone_mode=False)
+        except SystemExit:  # a verdict
+            _flush_stdout()
+            raise
         _flush_stdout()
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as error:
