@@ -220,6 +220,7 @@ class GatedRule:
                 places, adds = int(part.places(excerpt)), part.adds and not self._foreign(missing)
                 findings.skip(rule.id, part.about, missing, places, adds=adds)
             else:
+                findings.part_source = part.source
                 part.check(excerpt, found)
         if rule.row_parts_of:
             self._apply_to_rows(excerpt, findings, found)
@@ -235,6 +236,7 @@ class GatedRule:
                     places = part.places(excerpt, group)
                     findings.skip(self.rule.id, part.about, missing, places, adds=not self._foreign(missing))
                 else:
+                    findings.part_source = part.source
                     part.check(excerpt, group, found)
 
     def _foreign(self, missing: tuple[str, ...]) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.check.alphabet import EXIT
 from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.check.verdict import ContextEvent, RuleResult, Violation
+from kvmtrace.isa.registry import BY_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +19,11 @@ if TYPE_CHECKING:
     from kvmtrace.check.thread_events import Sequence
     from kvmtrace.table.event_table import EventTable
 
-    Describe = Callable[[int], tuple[str, str]]
+    Words = tuple[str, str] | tuple[str, str, str]
+    Describe = Callable[[int], Words]
 
 BEFORE, AFTER = 8, 4  # events of context
+MAX_LOOK_BACK = 1 << 16  # VM-exits of all threads
 
 
 class Findings:
@@ -44,6 +48,7 @@ class Findings:
         self.sequence: Sequence | None = None
         self.event_index: NDArray[np.int64] = np.empty(0, np.int64)
         self.vcpu_ids: dict[int, int] = {}
+        self.part_source = ""  # of the part of a rule that is running
         self.part = 0  # of the recording, from 1
         self.part_of: list[int] = []  # for each of the violations
 
@@ -90,7 +95,9 @@ class Findings:
             around = mine[max(at - BEFORE, 0) : at + AFTER + 1].tolist()
             event = self._event_of_row(row)
             context = tuple(map(self._event_of_row, around))
-            drafts.append(self._described(rule, event, self.vcpu_ids.get(event.tid), context, describe(i)))
+            handler = self._handler(row, self.sequence.table.rows("kvm_exit"), self.sequence.table.tid)
+            about = self.vcpu_ids.get(event.tid), handler
+            drafts.append(self._described(rule, event, about, context, describe(i)))
         return drafts
 
     def report(self, rule: str, drafts: list[Violation]) -> None:
@@ -101,19 +108,44 @@ class Findings:
             self.part_of.append(self.part)
             self.kept[rule] += 1
 
-    def _violation(self, rule: str, position: int, words: tuple[str, str]) -> Violation:
+    def _violation(self, rule: str, position: int, words: Words) -> Violation:
         assert self.sequence is not None
         vcpu_id = self.vcpu_ids.get(self.sequence.key_of(int(self.sequence.thread[position])))
-        return self._described(rule, self._event(position), vcpu_id, self._context(position), words)
+        exits = np.flatnonzero(self.sequence.cls[: position + 1] == EXIT)
+        handler = self._handler(position, exits, self.sequence.thread, self.sequence.row)
+        return self._described(rule, self._event(position), (vcpu_id, handler), self._context(position), words)
+
+    def _handler(
+        self, at: int, exits: NDArray[np.intp], whose: NDArray[Any], row: NDArray[np.intp] | None = None
+    ) -> str:
+        """Return the handler of the last VM-exit of a thread up to an event, "" if there is none that is known.
+
+        Parameters
+        ----------
+        at : the event, as `exits` and `whose` count
+        exits : ascending, all kvm_exit; whose : the thread of each event; row : the table's row of each, None: itself
+        """
+        assert self.sequence is not None
+        exits = exits[: np.searchsorted(exits, at, side="right")][-MAX_LOOK_BACK:]
+        exits = exits[whose[exits] == whose[at]]
+        if not len(exits):
+            return ""
+        fields = self._event_of_row(int(exits[-1] if row is None else row[exits[-1]])).fields
+        return handler_of(fields.get("isa"), fields.get("exit_reason"))
 
     def _described(
         self,
         rule: str,
         event: ContextEvent,
-        vcpu_id: int | None,
+        about: tuple[int | None, str],
         context: tuple[ContextEvent, ...],
-        words: tuple[str, str],
+        words: Words,
     ) -> Violation:
+        """Return a violation; `about`: the vCPU, and the handler of the VM-exit before."""
+        vcpu_id, handler = about
+        source = words[2] if len(words) > 2 else self.part_source or self.rules[rule].source
+        if handler and self.rules[rule].blames_handler and handler.split(" ", maxsplit=1)[0] not in source:
+            source = f"{handler}; {source}"
         return Violation(
             rule=rule,
             severity=self.rules[rule].severity,
@@ -126,7 +158,7 @@ class Findings:
             expected=words[0],
             observed=words[1],
             why=self.rules[rule].sentence,
-            source=self.rules[rule].source,
+            source=source,
             context=context,
         )
 
@@ -179,6 +211,13 @@ def merged(several: tuple[Findings, ...]) -> Findings:
             whole.kept[violation.rule] += 1
             whole.violations.append(violation)
     return whole
+
+
+def handler_of(isa: int | str | None, reason: int | str | None) -> str:
+    """Return KVM's function that handles an exit reason, with its file; "" if that is not known."""
+    known = BY_NUMBER.get(isa) if isinstance(isa, int) else None
+    row = known.exits.get(known.code(reason)) if known is not None and isinstance(reason, int) else None
+    return "" if row is None else row.handler
 
 
 def constant(expected: str, observed: str) -> Describe:

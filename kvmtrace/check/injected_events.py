@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvmtrace.check.rule import Found
 
 _VIRQ, _EXCEPTION = CLASS["inject interrupt"], CLASS["inject exception"]
+REQUEUED_BY = "__vmx_complete_interrupts (vmx/vmx.c), svm_complete_interrupts (svm/svm.c)"
 VIRQ_VECTOR = "kvm_inj_virq.vector|kvm_inj_virq.irq"  # called irq before 6.1
 
 
@@ -88,7 +89,11 @@ def check_causes(excerpt: Excerpt, found: Found, *, interrupts: bool) -> None:
             + (f"interrupted {info:#x}" if info else "interrupted no delivery")
             + ", and no entry was cancelled"
         )
-        found.violate([position], constant(expected, f"injection of {vector:#x} [reinjected]"))
+        observed = f"injection of {vector:#x} [reinjected]"
+        if info:  # the delivery of another vector was to be repeated
+            found.violate([position], lambda _, words=(expected, observed, REQUEUED_BY): words)  # type: ignore[misc]
+        else:
+            found.violate([position], constant(expected, observed))
 
 
 def _has_cause(

@@ -14,6 +14,8 @@ import numpy as np
 from kvmtrace.table.distinct import run_starts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 # kvm_emulate_insn.flags (arch/x86/kvm/trace.h)
@@ -23,6 +25,7 @@ CS_L = 1 << 3
 MAX_BYTES = 15
 ANYWHERE, BEHIND, REPEATS, PATCHED = 0, 1, 2, 3  # where the guest may continue
 _KEY_BYTES = 24  # instruction, length, flags; a multiple of 8
+OPERAND_BYTES, READS, WRITES = 16, 1 << 6, 1 << 7  # of what memory_operand() returns; bytes are the bits below
 NAMES = ("anywhere", "behind the instruction", "behind it or at it (REP)", "behind it or at it (patched)")
 # segment and stack-engine moves, far returns and mode switches are branches to iced-x86 or change nothing here
 _REP_PREFIXES = (0xF2, 0xF3)
@@ -77,10 +80,50 @@ def continuations(insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any])
     ----------
     insn : uint8, shape (n, 15); length, flags : shape (n,)
     """
+    return _each_different(continuation, insn, length, flags)
+
+
+def memory_operands(insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return memory_operand() of each instruction; equal ones are decoded once.
+
+    Parameters
+    ----------
+    insn : uint8, shape (n, 15); length, flags : shape (n,)
+    """
+    return _each_different(memory_operand, insn, length, flags)
+
+
+def _each_different(
+    decode: Callable[[bytes, int], int], insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any]
+) -> NDArray[np.uint8]:
+    """Return decode(bytes, flags) of each instruction."""
     at = run_starts(insn, length, flags)  # the guest's loops meet the same instruction again and again
     key = np.zeros((len(at), _KEY_BYTES), np.uint8)
     np.multiply(insn[at], _WITHIN.take(length[at], axis=0, mode="clip"), out=key[:, :15])
     key[:, 15], key[:, 16] = length[at], flags[at]
     unique, inverse = np.unique(key.view(f"V{_KEY_BYTES}").ravel(), return_inverse=True)
-    found = np.array([continuation(raw[: raw[15]], raw[16]) for raw in map(bytes, unique)], np.uint8)
+    found = np.array([decode(raw[: raw[15]], raw[16]) for raw in map(bytes, unique)], np.uint8)
     return np.repeat(found[inverse.ravel()], np.diff(at, append=len(insn)))
+
+
+@lru_cache(maxsize=65536)
+def memory_operand(code: bytes, flags: int) -> int:
+    """Return bytes of the one memory operand of a plain instruction, with READS and WRITES; 0 if it is not that plain.
+
+    Plain is what goes on behind itself, is no string instruction, and has one operand of 1 to 16 bytes in memory.
+    """
+    from iced_x86 import Decoder, FlowControl, InstructionInfoFactory, MemorySizeExt, OpAccess
+
+    if not code or is_string(code)[1]:
+        return 0
+    instruction = Decoder(_bitness(flags), code.ljust(MAX_BYTES, b"\0")).decode()
+    if instruction.is_invalid or instruction.flow_control != FlowControl.NEXT or instruction.len != len(code):
+        return 0
+    used = InstructionInfoFactory().info(instruction).used_memory()
+    size = MemorySizeExt.size(used[0].memory_size) if len(used) == 1 else 0
+    if not 0 < size <= OPERAND_BYTES:
+        return 0
+    access = used[0].access
+    reads = access in (OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+    writes = access in (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+    return size | (READS if reads else 0) | (WRITES if writes else 0)

@@ -2,8 +2,8 @@
 
 A read is traced as unsatisfied, leaves once per piece of at most 8 bytes, and is traced again when it is
 complete. A write is traced first and leaves once per piece that no device in the kernel takes. An access
-that crosses a page has two parts: an unsatisfied read is traced with the length of its last part, a write
-once per part.
+that crosses a page has two parts: an unsatisfied read is traced with the length of its last part (from 7.0 on once
+per part, with its own length), a write once per part.
 Source: emulator_read_write, read_prepare, write_mmio, complete_emulated_mmio (x86.c)
 """
 
@@ -42,6 +42,8 @@ def fragments(rest: int, last_part: int, first_gpa: int) -> tuple[tuple[int, ...
         return (pieces(last_part),), last_part
     if rest > 0 and (first_gpa + rest) % _PAGE == 0:  # the first page is userspace's, the second may be
         return (pieces(rest), pieces(rest) + pieces(last_part)), rest
+    if rest > 0 and (first_gpa + last_part) % _PAGE == 0:  # from 7.0 on: the first page is userspace's alone
+        return (pieces(last_part),), last_part
     if rest > 0 and first_gpa % _PAGE == 0:  # only the second page is
         return (pieces(last_part),), last_part
     return (), last_part
@@ -60,6 +62,7 @@ class MmioChain:
     checked: int = 0
     wrong: list[tuple[int, str, str]] = field(default_factory=list)
     read: tuple[int, int] | None = None  # (length of the last part, gpa) of the pending read
+    second: int = 0  # length of its second part, where that was traced of its own
     exits: int = 0  # userspace exits of the pending read
     write_left: int = 0  # pieces of the last write that have not left yet
     write_end: int = -1  # gpa behind the last write
@@ -69,11 +72,16 @@ class MmioChain:
         """Take a kvm_mmio."""
         if kind == MMIO_READ:
             self._complete(position, length, gpa)
+        elif self._is_second_part(kind, gpa):
+            self.second = length
+            return
         elif self.read is not None:
             self._note(position, "kvm_mmio read: the pending read is completed first", "another access")
             self.read = None
-        if kind == MMIO_UNSATISFIED:
-            self.read, self.exits, self.known = (length, gpa), 0, True
+        if kind == MMIO_UNSATISFIED and not self.known and gpa % _PAGE == 0:
+            self.read = None  # perhaps the second part of a read whose first was not seen
+        elif kind == MMIO_UNSATISFIED:
+            self.read, self.second, self.exits, self.known = (length, gpa), 0, 0, True
             self.write_left, self.wrote = 0, False
         elif kind == MMIO_WRITE:
             # the second part of a write that crosses a page, wherever its frame lies
@@ -81,14 +89,24 @@ class MmioChain:
             self.write_left = pieces(length) + (self.write_left if continued else 0)
             self.write_end, self.wrote = gpa + length, False
 
+    def _is_second_part(self, kind: int, gpa: int) -> bool:
+        """Say whether an access is the second part of the pending read, on a page of its own."""
+        if self.read is None or kind != MMIO_UNSATISFIED or self.exits or self.second:
+            return False
+        length, first_gpa = self.read
+        return (first_gpa + length) % _PAGE == 0 == gpa % _PAGE
+
     def _complete(self, position: int, length: int, gpa: int) -> None:
         if self.read is None:
             return  # a device in the kernel answered, or the chain's begin is not known
         last_part, first_gpa = self.read
         self.checked += 1
         self.read = None
-        rest = length - last_part
-        needed, fragment = fragments(rest, last_part, first_gpa)
+        if self.second:
+            needed: tuple[int, ...] = (pieces(last_part) + pieces(self.second),)
+            needed, fragment = needed if length == last_part + self.second else (), last_part
+        else:
+            needed, fragment = fragments(length - last_part, last_part, first_gpa)
         pending_gpa = first_gpa + _PIECE * (pieces(fragment) - 1)
         if not needed:
             self._note(position, f"kvm_mmio read of {last_part} bytes, as none crosses a page", f"{length}")

@@ -14,7 +14,7 @@ from kvmtrace.check.userspace_changes import may_have_changed
 from kvmtrace.isa.base import RipClass
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_IO, describe_userspace_exit
 from kvmtrace.model.predicates import CHECKS
-from kvmtrace.model.userspace_actions import COMPLETED
+from kvmtrace.model.userspace_actions import COMPLETED, COMPLETED_BY
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
@@ -97,10 +97,16 @@ def _untouched(excerpt: Excerpt, group: Group, found: Found) -> Group:
     return untouched
 
 
+def completed_by(reason: int, errno: int) -> str:
+    """Return the functions that go on with the guest behind a userspace exit."""
+    own = COMPLETED_BY.get(reason, "") if errno >= 0 else ""
+    return "; ".join(name for name in (own, "kvm_skip_emulated_instruction (x86.c)") if name)
+
+
 def _report(excerpt: Excerpt, bad: Group, outcome: tuple[NDArray[np.int64], NDArray[np.int64]], found: Found) -> None:
     reason, errno = outcome
 
-    def describe(i: int) -> tuple[str, str]:
+    def describe(i: int) -> tuple[str, str, str]:
         number = int(bad[i])
         rip, new = int(excerpt.exits.get("guest_rip")[number]), int(excerpt.exits.later_rip[number])
         words = describe_userspace_exit(int(reason[i]), int(errno[i]))
@@ -108,6 +114,6 @@ def _report(excerpt: Excerpt, bad: Group, outcome: tuple[NDArray[np.int64], NDAr
             f"after {excerpt.exit_name(number)} at rip {rip:#x} and {words}: behind the instruction, "
             "as userspace set no registers"
         )
-        return expected, f"rip {new:#x} ({new - rip:+d})"
+        return expected, f"rip {new:#x} ({new - rip:+d})", completed_by(int(reason[i]), int(errno[i]))
 
     found.violate(excerpt.segments.start[excerpt.segments.resume[excerpt.exits.seg[bad]]], describe)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from kvmtrace.check.verdict import Violation
     from kvmtrace.isa.base import ExitRow
 
-    Describe = Callable[[int], tuple[str, str]]
+    # expected, observed, and, where a violation knows better than its part, the functions that may be at fault
+    Describe = Callable[[int], tuple[str, str] | tuple[str, str, str]]
     Check = Callable[[Excerpt, "Found"], None]
     Group = NDArray[np.intp]
 
@@ -75,6 +76,7 @@ class Part:
     check : run if all of them were recorded
     places : counts where it applies, for the account of what could not be checked
     adds : its places are counted as unknown where it is not checked; not if other parts judge the same places
+    source : str, the kernel functions that may be at fault, where that is not what the rule says
     """
 
     about: str
@@ -82,6 +84,7 @@ class Part:
     check: Check
     places: Callable[[Excerpt], int]
     adds: bool = True
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class RowPart:
 
     Parameters
     ----------
-    about, needs : as of a Part
+    about, needs, source : as of a Part
     check : gets the numbers of these exits
     places : counts where it applies among them; by default, everywhere
     """
@@ -99,6 +102,7 @@ class RowPart:
     needs: tuple[str, ...]
     check: Callable[[Excerpt, Group, Found], None]
     places: Callable[[Excerpt, Group], int] = lambda _, group: len(group)
+    source: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +119,7 @@ class Rule:
     source : str, kernel functions and files
     cannot_see : str, faults of this kind that the rule misses: a noun phrase, "" if none is known
     places : class of events (alphabet.py) at which the rule applies, or a function that counts them
+    blames_handler : bool, what the VM-exit's handler did may be at fault, too: it is named beside the source
     healthy, broken : str, short traces (examples.py) that hold and that break it
 
     Examples
@@ -137,6 +142,7 @@ class Rule:
     places: str | Callable[[Excerpt], int] = "VM-exit"
     healthy: str = ""
     broken: str = ""
+    blames_handler: bool = True
     parts: list[Part] = field(default_factory=list)
     row_parts_of: list[Callable[[ExitRow], Iterable[RowPart]]] = field(default_factory=list)
 
@@ -147,12 +153,13 @@ class Rule:
         needs: tuple[str, ...] = (),
         places: str | Callable[[Excerpt], int] = "",
         adds: bool = True,
+        source: str = "",
     ) -> Callable[[Check], Check]:
         """Register a function as a part of this rule; `places`: a class of events, or a function that counts."""
         count = counter(places or self.places)
 
         def register(check: Check) -> Check:
-            self.parts.append(Part(about, needs, check, count, adds))
+            self.parts.append(Part(about, needs, check, count, adds, source))
             return check
 
         return register

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GROUP = "kvmtrace.rules"
-_SERIES = "VJINH"  # contract, event injection, interrupts on their way, nested guests, heuristics
+# contract, event injection, interrupts on their way, nested guests, the recording against itself, heuristics
+_SERIES = "VJINSH"
 
 
 class Registry(NamedTuple):

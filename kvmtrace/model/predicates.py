@@ -28,11 +28,13 @@ class Comparison:
     rule : id of the rule that a difference breaks
     sentence : what is compared
     needs : the events and fields that it reads
+    source : the kernel functions that put what is compared into the events
     """
 
     rule: str
     sentence: str
     needs: tuple[str, ...]
+    source: str = ""
 
 
 # fmt: off
@@ -69,25 +71,33 @@ PREDICATES: dict[str, Predicate] = {
 CHECKS: dict[str, Comparison] = {
     "pio_matches_exit": Comparison(
         "V5", "kvm_pio's port, size and direction equal the exit's",
-        ("kvm_exit.info1", "kvm_pio.port", "kvm_pio.size", "kvm_pio.rw")),
+        ("kvm_exit.info1", "kvm_pio.port", "kvm_pio.size", "kvm_pio.rw"),
+        "kvm_fast_pio, emulator_pio_in_out (x86.c)"),
     "page_fault_rip": Comparison(
         "V5", "kvm_page_fault's RIP is the exit's",
-        ("kvm_exit.guest_rip", "kvm_exit.vectoring", "kvm_page_fault.guest_rip")),
+        ("kvm_exit.guest_rip", "kvm_exit.vectoring", "kvm_page_fault.guest_rip"),
+        "the trace in the handler; kvm_handle_page_fault (mmu/mmu.c)"),
     "page_fault_error": Comparison(
-        "V5", "kvm_page_fault's error_code is info1", ("kvm_exit.info1", "kvm_page_fault.error_code")),
+        "V5", "kvm_page_fault's error_code is info1", ("kvm_exit.info1", "kvm_page_fault.error_code"),
+        "the trace in the handler; kvm_handle_page_fault (mmu/mmu.c)"),
     "page_fault_address": Comparison(
-        "V5", "kvm_page_fault's address is info2", ("kvm_exit.info2", "kvm_page_fault.fault_address")),
-    "msr_direction": Comparison("V5", "kvm_msr's direction equals the exit's", ("kvm_exit.info1", "kvm_msr.write")),
+        "V5", "kvm_page_fault's address is info2", ("kvm_exit.info2", "kvm_page_fault.fault_address"),
+        "the trace in the handler; kvm_handle_page_fault (mmu/mmu.c)"),
+    "msr_direction": Comparison("V5", "kvm_msr's direction equals the exit's", ("kvm_exit.info1", "kvm_msr.write"),
+                                "kvm_emulate_rdmsr, kvm_emulate_wrmsr (x86.c)"),
     "cr_matches_exit": Comparison(
-        "V5", "kvm_cr's register and direction equal the exit's", ("kvm_exit.info1", "kvm_cr.cr", "kvm_cr.rw")),
+        "V5", "kvm_cr's register and direction equal the exit's", ("kvm_exit.info1", "kvm_cr.cr", "kvm_cr.rw"),
+        "the trace in the handler"),
     "emulated_rip": Comparison(
         "V5", "kvm_emulate_insn's RIP is the exit's",
-        ("kvm_exit.guest_rip", "kvm_exit.vectoring", "kvm_emulate_insn.rip")),
+        ("kvm_exit.guest_rip", "kvm_exit.vectoring", "kvm_emulate_insn.rip"),
+        "x86_emulate_instruction, init_emulate_ctxt (x86.c)"),
     "mmio_matches_page_fault": Comparison(
         "V5", "the first kvm_mmio lies on the page of kvm_page_fault's address",
-        ("kvm_mmio.gpa", "kvm_mmio.len", "kvm_page_fault.fault_address", "kvm_emulate_insn.insn")),
+        ("kvm_mmio.gpa", "kvm_mmio.len", "kvm_page_fault.fault_address", "kvm_emulate_insn.insn"),
+        "emulator_read_write_onepage, vcpu_mmio_gva_to_gpa (x86.c)"),
     "io_next_rip": Comparison(
         "V6", "a port access that is no string instruction resumes at the RIP that the exit tells",
-        ("kvm_exit.info1", "kvm_exit.info2")),
+        ("kvm_exit.info1", "kvm_exit.info2"), "svm_skip_emulated_instruction (svm/svm.c), kvm_fast_pio (x86.c)"),
 }
 # fmt: on

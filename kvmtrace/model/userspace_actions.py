@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from kvmtrace.kvm.userspace_exits import KVM_EXIT_HLT, KVM_EXIT_IO, KVM_EXIT_MMIO
+from kvmtrace.kvm.userspace_exits import (
+    KVM_EXIT_HLT,
+    KVM_EXIT_IO,
+    KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_MMIO,
+    KVM_EXIT_SET_TPR,
+    KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR,
+)
 
 # ioctls after which a vCPU's registers, pending events or LAPIC may be others than before
 STATE_SETTERS: tuple[str, ...] = (
@@ -26,7 +34,23 @@ SETTER_TRACES: tuple[str, ...] = (
 )
 
 # reasons after which the guest goes on behind the instruction, once userspace has done its part (V6, H5)
-COMPLETED: tuple[int, ...] = (KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_HLT)
+COMPLETED: tuple[int, ...] = (
+    KVM_EXIT_IO,
+    KVM_EXIT_MMIO,
+    KVM_EXIT_HLT,
+    KVM_EXIT_SET_TPR,
+    KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR,
+)
+# what goes on with an access that userspace did its part of (complete_userspace_io)
+COMPLETED_BY: dict[int, str] = {
+    KVM_EXIT_IO: "complete_fast_pio_out, complete_fast_pio_in, complete_emulated_pio (x86.c)",
+    KVM_EXIT_MMIO: "complete_emulated_mmio, complete_emulated_io (x86.c)",
+    KVM_EXIT_HLT: "kvm_emulate_halt, kvm_emulate_halt_noskip (x86.c)",
+    KVM_EXIT_X86_RDMSR: "complete_fast_rdmsr, complete_emulated_rdmsr (x86.c)",
+    KVM_EXIT_X86_WRMSR: "complete_fast_msr_access (x86.c)",
+}
 # reasons that can follow another userspace exit without a VM-exit between: an access that goes on (V7)
 CONTINUED: tuple[int, ...] = (KVM_EXIT_IO, KVM_EXIT_MMIO)
 # what the emulator traces when it goes on with an access without a VM-exit (V7)

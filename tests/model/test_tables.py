@@ -110,8 +110,9 @@ def test_rules_are_complete() -> None:
     rules = all_rules()
     assert [f"V{i}" for i in range(1, 15)] == [name for name in rules if name.startswith("V")]
     assert [f"I{i}" for i in range(1, 5)] == [name for name in rules if name.startswith("I")]
-    assert [f"J{i}" for i in range(1, 9)] == [name for name in rules if name.startswith("J")]
     assert [f"N{i}" for i in range(1, 8)] == [name for name in rules if name.startswith("N")]
+    assert [f"J{i}" for i in range(1, 11)] == [name for name in rules if name.startswith("J")]
+    assert [f"S{i}" for i in range(1, 4)] == [name for name in rules if name.startswith("S")]
     for name, rule in rules.items():
         assert rule.id == name
         assert rule.severity == (SUSPICION if name.startswith("H") else VIOLATION)
@@ -184,6 +185,8 @@ MODEL_FILES = (
     "states",
     "transitions",
     "predicates",
+    "held_registers",
+    "traced_by",
 )
 
 

@@ -25,6 +25,7 @@ RULE = Rule(
     NEEDS,
     "A halted vCPU for which an interrupt was accepted wakes up soon.",
     "kvm_vcpu_halt, kvm_vcpu_block, kvm_vcpu_wake_up (virt/kvm/kvm_main.c)",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

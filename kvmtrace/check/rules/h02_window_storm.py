@@ -22,6 +22,7 @@ RULE = Rule(
     ("kvm_exit.exit_reason", "kvm_exit.isa", "kvm_exit.guest_rip", "kvm_inj_virq"),
     "Interrupt-window exits lead to an injection; many in a row without one are a storm.",
     "kvm_check_and_inject_events (x86.c)",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

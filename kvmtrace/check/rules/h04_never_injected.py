@@ -18,6 +18,7 @@ RULE = Rule(
     NEEDS,
     "An interrupt that the LAPIC accepted is injected: the vCPU does not halt, and stay halted, with it.",
     "kvm_apic_accept_events, kvm_check_and_inject_events (x86.c)",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

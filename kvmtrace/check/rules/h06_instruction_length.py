@@ -32,7 +32,7 @@ RULE = Rule(
         "kvm_userspace_exit|kvm_fpu.load",
     ),
     "The guest resumes no further on than the longest usual encoding of the instruction.",
-    "vmx_skip_emulated_instruction, svm_skip_emulated_instruction; ExitRow.longest",
+    "skip_emulated_instruction (vmx/vmx.c), svm_skip_emulated_instruction (svm/svm.c); ExitRow.longest",
     "instructions with superfluous prefixes, which are longer and legal",
     healthy="""
 kvm_fpu: load=1

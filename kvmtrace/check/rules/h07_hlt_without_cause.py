@@ -40,6 +40,7 @@ RULE = Rule(
     "kvm_vcpu_check_block (virt/kvm/kvm_main.c), kvm_vcpu_has_events (x86.c)",
     "events that hardware delivers (APICv, AVIC)",
     places=lambda excerpt: len(_resumed(excerpt)),
+    blames_handler=False,
     healthy="""
 (200) kvm_inj_exception: exception=13 has_error=1 error_code=0x0 reinjected=0
 kvm_fpu: load=1

@@ -33,6 +33,7 @@ RULE = Rule(
     "apic_find_highest_irr, kvm_apic_has_interrupt, kvm_get_apic_interrupt (lapic.c)",
     "interrupts that were accepted in an earlier part of a long recording",
     places="inject interrupt",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x0ffe

@@ -37,6 +37,7 @@ RULE = Rule(
     "kvm_irq_delivery_to_apic (irq_comm.c), kvm_apic_match_dest, __apic_accept_irq (lapic.c)",
     "that a destination stands for the wrong vCPUs from its first use on",
     places=count_senders,
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

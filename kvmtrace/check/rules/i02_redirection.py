@@ -30,6 +30,7 @@ RULE = Rule(
     "ioapic_set_irq, ioapic_service, ioapic_write_indirect (ioapic.c)",
     "an entry that was wrong from its first use on, if the guest wrote it before the recording began",
     places=lambda excerpt: len(interrupt_log(excerpt).of_kind("kvm_ioapic_set_irq")),
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

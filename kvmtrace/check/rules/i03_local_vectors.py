@@ -45,6 +45,7 @@ RULE = Rule(
     "kvm_apic_local_deliver, apic_timer_expired (lapic.c)",
     "entries that the guest wrote before the recording began",
     places=_count,
+    blames_handler=False,
     healthy="""
 (300) kvm_apic_ipi: dst 1 vec 33 (Fixed|physical|assert|edge|dst)
 (300) kvm_set_irq: gsi 0 level 0 source 0

@@ -41,6 +41,7 @@ RULE = Rule(
     "kvm_ioapic_update_eoi_one, kvm_ioapic_scan_entry (ioapic.c), kvm_ioapic_send_eoi (lapic.c)",
     "EOIs that no pin is ever told of",
     places=lambda excerpt: len(side_rows(excerpt, "kvm_ack_irq")),
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

@@ -24,6 +24,7 @@ RULE = Rule(
     "One pass injects at most one interrupt, and a repeated exception goes before it.",
     "kvm_check_and_inject_events (x86.c)",
     places="inject interrupt",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

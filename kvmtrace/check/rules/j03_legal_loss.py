@@ -21,6 +21,7 @@ RULE = Rule(
     "loss is a violation of V9).",
     "kvm_multiple_exception, x86_emulate_instruction (x86.c)",
     places=count_interrupted,
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

@@ -26,6 +26,7 @@ RULE = Rule(
     "A repeated exception has a cause, as V10 says for interrupts.",
     "kvm_check_and_inject_events (x86.c)",
     places="inject exception",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

@@ -23,6 +23,7 @@ RULE = Rule(
     "The entry carries the vector of the last injection before it.",
     "vmx_inject_irq, svm_inject_irq; kvm_entry fields intr_info and error_code (kernels from 6.14 on)",
     places="inject interrupt",
+    blames_handler=False,
     healthy="""
 kvm_inj_exception: exception=14 has_error=1 error_code=2 reinjected=0
 kvm_entry: vcpu_id=0 rip=0x1000 immediate_exit=0 intr_info=0x80000b0e error_code=0x2

@@ -25,6 +25,7 @@ RULE = Rule(
     "A fresh LAPIC interrupt has a higher priority class than every vector in service.",
     "kvm_get_apic_interrupt, apic_has_interrupt_for_ppr (lapic.c)",
     places="inject interrupt",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

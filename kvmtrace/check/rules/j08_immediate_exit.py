@@ -21,6 +21,7 @@ RULE = Rule(
     "After an entry marked [immediate exit] no guest instruction retires: the next exit is the forced one, one taken "
     "during delivery, or asynchronous.",
     "vcpu_enter_guest (x86.c): req_immediate_exit; smp_send_reschedule (svm/svm.c), preemption timer (vmx/vmx.c)",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000 immediate_exit=0

@@ -30,6 +30,7 @@ RULE = Rule(
     "kvm_arch_vcpu_ioctl_run (x86.c), kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
     "a KVM_RUN that fails before vcpu_load, which leaves no KVM event",
     places="userspace exit",
+    blames_handler=False,
     healthy="""
 sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
 kvm_fpu: load=1

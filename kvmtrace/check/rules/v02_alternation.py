@@ -32,6 +32,7 @@ RULE = Rule(
     "kvm_entry and kvm_exit of a vCPU alternate; only a VM-entry that failed outright (KVM_EXIT_FAIL_ENTRY) has no "
     "kvm_exit, and only kernels before 5.15 re-enter by fast path without kvm_entry.",
     "vcpu_enter_guest (x86.c), vmx_vcpu_run (vmx/vmx.c), svm_vcpu_run (svm/svm.c)",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

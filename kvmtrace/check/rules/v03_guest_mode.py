@@ -28,6 +28,7 @@ RULE = Rule(
     "vcpu_enter_guest (x86.c): local_irq_disable before run, local_irq_enable after handle_exit_irqoff",
     "what happens between VM-exit and kvm_exit where the kernel traces kvm_exit with interrupts on",
     places="VM-entry",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

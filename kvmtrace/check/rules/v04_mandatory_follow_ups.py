@@ -18,6 +18,7 @@ from kvmtrace.check.mmio_chain import MMIO_WRITE
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
 from kvmtrace.isa.base import RipClass
 from kvmtrace.model.thresholds import threshold
+from kvmtrace.model.traced_by import TRACED_BY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,8 @@ def _of_row(row: ExitRow) -> Iterator[RowPart]:
     for must in row.must:
         # an alternative that was not recorded may have been the one
         needs = (*must.events, *needs_of(must.unless))
-        yield RowPart(f"{' or '.join(must.events)}", needs, partial(_check_must, must=must))
+        by = "; ".join(TRACED_BY[event] for event in must.events if event in TRACED_BY)
+        yield RowPart(f"{' or '.join(must.events)}", needs, partial(_check_must, must=must), source=by)
 
 
 def _occurrences(excerpt: Excerpt, group: Group, kinds: tuple[str, ...]) -> NDArray[np.intp]:

@@ -62,7 +62,8 @@ X2APIC_EOI = 0x80B  # write-only: any access that raises no #GP is an EOI
 def _of_row(row: ExitRow) -> Iterator[RowPart]:
     for name in row.checks:
         if CHECKS[name].rule == RULE.id:
-            yield RowPart(CHECKS[name].sentence, CHECKS[name].needs, REGISTERED[name])
+            compared = CHECKS[name]
+            yield RowPart(compared.sentence, compared.needs, REGISTERED[name], source=compared.source)
 
 
 def _check_vcpu(excerpt: Excerpt, found: Found, kind: str, name: str) -> None:
@@ -122,6 +123,7 @@ def _one_isa(excerpt: Excerpt, found: Found) -> None:
 
 @RULE.part(
     "#GP of an MSR access",
+    source="kvm_emulate_rdmsr, kvm_emulate_wrmsr, kvm_complete_insn_gp (x86.c)",
     needs=("kvm_msr.exception", "kvm_inj_exception.exception", "kvm_exit.guest_rip", "kvm_entry.rip"),
     places="kvm_msr",
 )
@@ -148,7 +150,11 @@ def _gp(excerpt: Excerpt, found: Found) -> None:
     )
 
 
-@RULE.part("the cause of the VM-exit", needs=("kvm_exit.intr_info",))
+@RULE.part(
+    "the cause of the VM-exit",
+    needs=("kvm_exit.intr_info",),
+    source="vmx_get_exit_info (vmx/vmx.c), svm_get_exit_info (svm/svm.c)",
+)
 def _intr_info(excerpt: Excerpt, found: Found) -> None:
     """Check that exits by exceptions and by interrupts of the host carry information of their own type."""
     exits = excerpt.exits
@@ -169,6 +175,7 @@ def _intr_info(excerpt: Excerpt, found: Found) -> None:
 
 @RULE.part(
     "error codes of exceptions",
+    source="kvm_multiple_exception, kvm_inject_exception (x86.c)",
     needs=("kvm_inj_exception.has_error", "kvm_inj_exception.exception"),
     places="inject exception",
 )
@@ -182,7 +189,13 @@ def _error_codes(excerpt: Excerpt, found: Found) -> None:
     found.violate(positions[at], lambda i: (f"no error code: exception {int(vector[at[i]])} has none", "has_error 1"))
 
 
-@RULE.part("single port accesses", needs=("kvm_pio.count", "kvm_emulate_insn"), places="kvm_pio", adds=False)
+@RULE.part(
+    "single port accesses",
+    needs=("kvm_pio.count", "kvm_emulate_insn"),
+    places="kvm_pio",
+    adds=False,
+    source="kvm_fast_pio, emulator_pio_in_out (x86.c)",
+)
 def _single_pio(excerpt: Excerpt, found: Found) -> None:
     """Check that a port access has count 1 where no string instruction was decoded."""
     exits, segments = excerpt.exits, excerpt.segments
@@ -210,6 +223,7 @@ def _apic_msrs(excerpt: Excerpt) -> tuple[np.ndarray, np.ndarray]:
 
 @RULE.part(
     "x2APIC registers",
+    source="kvm_x2apic_msr_write, kvm_x2apic_msr_read, kvm_lapic_msr_write, kvm_lapic_reg_write (lapic.c)",
     needs=("kvm_msr.ecx", "kvm_msr.write", "kvm_msr.exception", "kvm_apic.reg"),
     places="kvm_msr",
     adds=False,
@@ -238,7 +252,11 @@ def _x2apic(excerpt: Excerpt, found: Found) -> None:
 
 
 @RULE.part(
-    "EOI by MSR", needs=("kvm_msr.ecx", "kvm_msr.exception", "kvm_eoi", "kvm_apic"), places="kvm_msr", adds=False
+    "EOI by MSR",
+    source="kvm_lapic_reg_write, apic_set_eoi (lapic.c)",
+    needs=("kvm_msr.ecx", "kvm_msr.exception", "kvm_eoi", "kvm_apic"),
+    places="kvm_msr",
+    adds=False,
 )
 def _x2apic_eoi(excerpt: Excerpt, found: Found) -> None:
     """Check that a write to the EOI register ends an interrupt."""

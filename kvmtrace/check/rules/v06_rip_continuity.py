@@ -43,7 +43,8 @@ RULE = Rule(
         "kvm_userspace_exit|kvm_fpu.load",  # else the VMM may have run between
     ),
     "The guest continues where the exit's class says: at the same instruction, behind it, or as the emulator left it.",
-    "kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c); skip_emulated_instruction (vmx/vmx.c)",
+    "kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c); skip_emulated_instruction (vmx/vmx.c), "
+    "svm_skip_emulated_instruction (svm/svm.c)",
     "a skip that is off by a few bytes, where the instruction's length is not traced",
     healthy="""
 kvm_fpu: load=1

@@ -21,6 +21,8 @@ from kvmtrace.kvm.userspace_exits import (
     KVM_EXIT_INTR,
     KVM_EXIT_MMIO,
     KVM_EXIT_TPR_ACCESS,
+    KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR,
     describe_userspace_exit,
 )
 from kvmtrace.model.nesting import LEVEL_CHANGES
@@ -86,6 +88,8 @@ def _bits(numbers: Iterable[int]) -> np.uint64:
 def _of_row(row: ExitRow) -> Iterator[RowPart]:
     needs = needs_of(("string",)) if is_port_access(row) else ()
     yield RowPart("the reason", needs, partial(_check_reason, row=row), _count_leaving)
+    if "msr" in row.kinds:
+        yield RowPart("the direction of MSRs", ("kvm_exit.info1",), _check_msr_direction)
     if row.rip is RipClass.NEVER:
         yield RowPart("that it leaves", (), partial(_check_never_resumes, row=row))
 
@@ -130,6 +134,25 @@ def _report(
         lambda i: (
             f"after {excerpt.exit_name(bad[i])}: an in-kernel resume, -EINTR, or {names}",
             describe_userspace_exit(int(reason[i]), int(errno[i])),
+        ),
+    )
+
+
+def _check_msr_direction(excerpt: Excerpt, whole: Group, found: Found) -> None:
+    """Check that the VMM is asked for an MSR's value by a read, and given one by a write."""
+    leaves, reason, errno = userspace_fields(excerpt, whole)
+    group = whole[leaves & among(reason, (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR)) & (errno >= 0)]
+    decode = excerpt.isa_of(whole).decode_msr_write
+    if decode is None or not len(group):
+        return
+    write = np.asarray(decode(excerpt.exits.code[group], excerpt.exits.get("info1")[group])).astype(bool)
+    told = reason[np.searchsorted(whole, group)] == KVM_EXIT_X86_WRMSR
+    at = np.flatnonzero(write != told)
+    found.violate(
+        excerpt.segments.start[excerpt.exits.seg[group[at]] + 1],
+        lambda i: (
+            describe_userspace_exit(KVM_EXIT_X86_WRMSR if write[at[i]] else KVM_EXIT_X86_RDMSR, 0),
+            describe_userspace_exit(KVM_EXIT_X86_WRMSR if told[at[i]] else KVM_EXIT_X86_RDMSR, 0),
         ),
     )
 

@@ -72,6 +72,8 @@ _PORT_READS = (
     "kvm_entry.rip",
 )
 PIO_OUT = 1
+COMPLETE_PIO = "complete_fast_pio_in, complete_emulated_pio, complete_emulator_pio_in (x86.c)"
+COMPLETE_MMIO = "complete_emulated_mmio, emulator_read_write, read_prepare (x86.c)"
 _MMIO = ("kvm_mmio.type", "kvm_mmio.len", "kvm_mmio.gpa", "kvm_exit", "kvm_entry")
 
 
@@ -92,7 +94,7 @@ def _userspace(excerpt: Excerpt) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return reason, errno
 
 
-@RULE.part("port reads", needs=_PORT_READS, places=_count(KVM_EXIT_IO))
+@RULE.part("port reads", needs=_PORT_READS, places=_count(KVM_EXIT_IO), source=COMPLETE_PIO)
 def _port_reads(excerpt: Excerpt, found: Found) -> None:
     """Check that a port read that left to userspace traces its kvm_pio in the next KVM_RUN."""
     left = _pending_reads(excerpt)
@@ -100,7 +102,7 @@ def _port_reads(excerpt: Excerpt, found: Found) -> None:
     _report_reads(excerpt, left[excerpt.segment_counts("kvm_pio")[left] == 0], found)
 
 
-@RULE.part("port reads, once each", needs=(*_PORT_READS, "kvm_emulate_insn"), adds=False)
+@RULE.part("port reads, once each", needs=(*_PORT_READS, "kvm_emulate_insn"), adds=False, source=COMPLETE_PIO)
 def _port_reads_once(excerpt: Excerpt, found: Found) -> None:
     """Check that it is traced once; only the emulator may go on with further elements."""
     left, segments = _pending_reads(excerpt), excerpt.segments
@@ -169,7 +171,7 @@ def _rip_changed(excerpt: Excerpt, left: NDArray[np.intp]) -> NDArray[np.bool_]:
     return changed
 
 
-@RULE.part("MMIO", needs=_MMIO, places=_count(KVM_EXIT_MMIO))
+@RULE.part("MMIO", needs=_MMIO, places=_count(KVM_EXIT_MMIO), source=COMPLETE_MMIO)
 def _mmio(excerpt: Excerpt, found: Found) -> None:
     """Check chains of kvm_mmio and KVM_EXIT_MMIO: the common forms by columns, the rest one by one."""
     reason, errno = excerpt.once("userspace outcomes", _userspace)

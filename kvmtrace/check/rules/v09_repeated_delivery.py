@@ -23,6 +23,7 @@ RULE = Rule(
     "__vmx_complete_interrupts (vmx/vmx.c), svm_complete_interrupts (svm/svm.c), kvm_check_and_inject_events (x86.c)",
     "the repetition of an NMI, whose injection has no tracepoint",
     places=count_interrupted,
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

@@ -21,6 +21,7 @@ RULE = Rule(
     "cancelled before entry, or userspace restored it.",
     "kvm_check_and_inject_events, vmx_cancel_injection, svm_cancel_injection",
     places="inject interrupt",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

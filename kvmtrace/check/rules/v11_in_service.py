@@ -29,6 +29,7 @@ RULE = Rule(
     "apic_set_eoi, apic_find_highest_isr (lapic.c)",
     "vectors that were in service before the recording began, and those that APICv and AVIC deliver without an event",
     places="kvm_eoi",
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

@@ -23,6 +23,7 @@ RULE = Rule(
     "kvm_userspace_exit carries the value that the ioctl returns.",
     "kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
     places="userspace exit",
+    blames_handler=False,
     healthy="""
 sys_enter_ioctl: fd=12 cmd=0xae80 arg=0
 kvm_fpu: load=1

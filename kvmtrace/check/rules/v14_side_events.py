@@ -40,6 +40,7 @@ RULE = Rule(
     "kvm_set_irq (virt/kvm/irqchip.c), kvm_apic_send_ipi (lapic.c), vcpu_enter_guest (x86.c)",
     "what is traced by threads that run no vCPU",
     places=_count(*SIDE_EVENTS),
+    blames_handler=False,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

@@ -6,14 +6,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.check.rule_registry import all_rules
+from kvmtrace.kvm.apic import describe_apic_register
+from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.model import (
+    held_registers,
     injection,
     interrupts,
     nesting,
     ordering,
     side_events,
     states,
+    traced_by,
     transitions,
     userspace_actions,
     vcpu_sources,
@@ -157,12 +161,22 @@ def _injection_rows() -> dict[str, Any]:
     }
 
 
+def _register_rows() -> dict[str, Any]:
+    """Return which registers hold what is written to them."""
+    return {
+        "held_msrs": {describe_msr(msr): f"{bits:#x}" for msr, bits in held_registers.HELD_MSRS.items()},
+        "held_lapic": {describe_apic_register(reg): f"{bits:#x}" for reg, bits in held_registers.HELD_LAPIC.items()},
+        "msr_setters": list(held_registers.MSR_SETTERS),
+    }
+
+
 def _userspace_rows() -> dict[str, Any]:
     """Return what userspace may do between two KVM_RUNs."""
     return {
         "state_setters": list(userspace_actions.STATE_SETTERS),
         "setter_traces": list(userspace_actions.SETTER_TRACES),
         "completed": [describe_userspace_exit_reason(reason) for reason in userspace_actions.COMPLETED],
+        "completed_by": {describe_userspace_exit_reason(r): by for r, by in userspace_actions.COMPLETED_BY.items()},
         "continued": [describe_userspace_exit_reason(reason) for reason in userspace_actions.CONTINUED],
         "continued_events": list(userspace_actions.CONTINUED_EVENTS),
         "executed_events": list(userspace_actions.EXECUTED_EVENTS),
@@ -184,6 +198,8 @@ def deciding_rows() -> dict[str, Any]:
         "vcpus": _vcpu_rows(),
         "injection": _injection_rows(),
         "userspace": _userspace_rows(),
+        "registers": _register_rows(),
+        "traced_by": dict(traced_by.TRACED_BY),
     }
 
 

@@ -158,6 +158,8 @@ def _deciding_lines() -> Iterable[str]:
         ("vcpus", "Which vCPU it is"),
         ("injection", "Injection"),
         ("userspace", "Userspace between two KVM_RUNs"),
+        ("traced_by", "What traces the follow-ups of a VM-exit"),
+        ("registers", "Registers that hold what is written to them, and which bits"),
     ):
         yield from _section(title)
         yield from (_wrap(line, "  ") for line in lines_of(rows[key]))

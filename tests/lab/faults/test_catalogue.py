@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults.catalogue import FAULTS, Fault, apply_fault
+from kvmtrace.check.findings import handler_of
 from kvmtrace.check.rule_registry import all_rules
 
 if TYPE_CHECKING:
@@ -86,3 +87,23 @@ def test_the_catalogue_covers_both_isas() -> None:
         assert fault.rules <= set(all_rules())
         assert "\n" not in fault.replacement
         assert fault.what.endswith(".")
+
+
+# the faults of the lab, and the VM-exit in whose wake each shows; those without one are KVM_RUN's own
+EXIT_OF_FAULT = {
+    "vmx-cpuid-skips-a-byte-more": (1, 10),
+    "svm-in-skips-a-byte-more": (2, 0x7B),
+    "halt-reported-as-signal": (2, 0x78),
+    "gp-forgotten": (1, 32),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_function_of_a_lab_fault_can_be_named(fault: Fault) -> None:
+    """The sources of its rules, and of their parts, with the exit's handler."""
+    sources = [handler_of(*EXIT_OF_FAULT[fault.name])] if fault.name in EXIT_OF_FAULT else []
+    for name in fault.rules:
+        rule = all_rules()[name]
+        sources += [rule.source, *(part.source for part in rule.parts)]
+    function = fault.function.rsplit(" ", maxsplit=1)[-1].removesuffix("_noskip")
+    assert any(function in source for source in sources), (function, sources)
