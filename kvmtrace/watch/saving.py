@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -74,7 +75,7 @@ def save(rings: Rings, ring: Ring, output: Path, wanted: Wanted) -> tuple[Path, 
         now = threads.vms.as_meta()
         meta["threads"] = threads.as_meta()
         meta["vms"] = wanted.vms + [vm for vm in now if vm["pid"] not in {one["pid"] for one in wanted.vms}]
-        stats = {cpu: ring.instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus}
+        stats = {cpu: without_overruns(ring.instance.read(f"per_cpu/cpu{cpu}/stats")) for cpu in reader.cpus}
         tail = Tail(threads.comms(), stats, ring.instance.read("trace_clock"), f"kvmtrace {__version__}")
         reader.close()
         reader = None
@@ -170,6 +171,11 @@ def _count_page(found: _Counted, page: bytes, fd: int, at: int, *, is_first: boo
     found.last_ns = max(found.last_ns, stamp)
     found.events = found.events + count_events(page) if count and found.events is not None else None
     return False
+
+
+def without_overruns(stats: str) -> str:
+    """Return a CPU's counters without what was overwritten: that is older than the recording, and no loss of it."""
+    return re.sub(r"^overrun: \d+$", "overrun: 0", stats, flags=re.MULTILINE)
 
 
 def with_vm(fired: Fired, vms: list[dict[str, Any]]) -> Fired:

@@ -21,6 +21,7 @@ from kvmtrace.report.build import build_report
 from kvmtrace.watch.detectors import Detectors, fired_by, limits_of, quantile_ns
 from kvmtrace.watch.flight_recorder import Commands
 from kvmtrace.watch.saved_files import RateLimit, keep_quota, name_of, parse_at_most
+from kvmtrace.watch.saving import without_overruns
 from kvmtrace.watch.triggers import Fired, Trigger, parse_trigger
 from kvmtrace.watch.vm_counters import CountedVm, Counts, Totals
 from tests.watch.fake_maps import HLT, cell
@@ -239,3 +240,8 @@ def test_what_a_file_says_of_triggers_is_not_trusted(triggers: Any, tmp_path: Pa
 def test_what_makes_no_sense_is_refused(arguments: list[str], tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["watch", "-o", str(tmp_path), *arguments])
     assert result.exit_code == 2 or isinstance(result.exception, UsageError)
+
+
+def test_what_was_overwritten_on_purpose_is_no_loss() -> None:
+    text = "entries: 5\noverrun: 356965\ncommit overrun: 3\ndropped events: 1\n"
+    assert without_overruns(text) == "entries: 5\noverrun: 0\ncommit overrun: 3\ndropped events: 1\n"
