@@ -82,8 +82,9 @@ def said(page: Page) -> str:
 
 def find(page: Page, words: str) -> str:
     page.see(f"document.getElementById('timeline-search').value = '{words}'")
-    page.click("#timeline-next")
-    page.see("new Promise((done) => setTimeout(done, 20))")
+    page.see("document.getElementById('timeline-details').textContent = ''")
+    page.see("document.getElementById('timeline-next').click()")  # keys and clicks have tests of their own
+    page.wait("document.getElementById('timeline-details').textContent !== ''")
     return said(page)
 
 
