@@ -16,10 +16,10 @@ from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab import kernels, repack
 from kvmtrace.lab.cache import cached, digest
 from kvmtrace.lab.cpio import CpioArchive
+from kvmtrace.lab.image import CYLINDER_BYTES, pad_to_cylinder
 from kvmtrace.lab.job import Job, write_job
 from kvmtrace.lab.kernels import Kernel, get_kernel, read_module
 from kvmtrace.lab.lab_run import run_lab
-from kvmtrace.lab.vmx_host import CYLINDER_BYTES, pad_to_cylinder
 
 if TYPE_CHECKING:
     from pathlib import Path
