@@ -47,8 +47,14 @@ def check_output(output: str | Path | None, inputs: Iterable[str | Path] = (), *
     if path.is_file() and not force and _is_recording(path):
         raise UsageError(f"{output} is a recording; --force writes over it")
     if not path.exists() and not os.access(path.parent, os.W_OK):
-        why = "No such directory" if not path.parent.is_dir() else "Permission denied"
-        raise CapabilityError(f"{output} cannot be written: {why}")
+        raise CapabilityError(f"{output} cannot be written: {_why_not(path.parent)}")
+
+
+def _why_not(folder: Path) -> str:
+    """Say why nothing can be written to a folder."""
+    if not folder.is_dir():
+        return "No such directory"
+    return "Read-only file system" if os.statvfs(folder).f_flag & os.ST_RDONLY else "Permission denied"
 
 
 def _same_file(one: Path, other: Path) -> bool:

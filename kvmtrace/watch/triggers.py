@@ -157,6 +157,8 @@ def _slo(match: re.Match[str], text: str) -> Trigger:
 def _command(match: re.Match[str], text: str) -> Trigger:
     try:
         words = shlex.split(match[1])
+        if len(words) == 1:  # quoted as a whole
+            words = shlex.split(words[0])
     except ValueError as error:
         raise UsageError(f"--on {text!r}: {error}") from error
     return Trigger("command", text, command=tuple(words))

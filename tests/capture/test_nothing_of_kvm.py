@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -129,7 +130,9 @@ class TestForReal:
     def test_a_guest_is_seen(self, backend: str, tmp_path: Path) -> None:
         arguments = ["--backend", backend, "-o", str(tmp_path / "x.dat"), "--strict", "--guest", "lifecycle"]
         done = kvmtrace("record", *arguments)
-        assert (done.returncode, "no KVM event" in done.stderr) == (0, False), done.stderr
+        # a BPF program that an interrupt meets while it runs misses that event, and --strict says so
+        missed = re.search(r"lost \d+ events \(sched_migrate_task: up to \d+ in interrupts\)", done.stderr)
+        assert (done.returncode, "no KVM event" in done.stderr) == (5 if missed else 0, False), done.stderr
 
     def test_in_a_pid_namespace(self, backend: str, tmp_path: Path) -> None:
         arguments = ["record", "--backend", backend, "--force", "-o", str(tmp_path / "x.dat")]

@@ -161,7 +161,7 @@ def test_the_command(tmp_path: Path) -> None:
 def test_a_reproducer_runs(tmp_path: Path) -> None:
     events = open_recording(str(ROOT / "fixtures" / "svm-6.1-lifecycle.dat")).events()
     guest = tmp_path / "again.lst"
-    guest.write_text(render_listing(reproduce(events, 200), "lifecycle"))
+    guest.write_text(render_listing(reproduce(events, 135), "lifecycle"))
     out = tmp_path / "run.dat"
     command = [sys.executable, "-m", "kvmtrace", "record", "--guest", guest, "-o", out]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
