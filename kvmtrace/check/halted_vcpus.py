@@ -150,3 +150,13 @@ def _slept(excerpt: Excerpt) -> NDArray[np.intp]:
 def slept(excerpt: Excerpt) -> NDArray[np.intp]:
     """Return the HLT exits whose thread went to sleep in the kernel and goes on."""
     return excerpt.once("slept", _slept)
+
+
+def idle_ns(excerpt: Excerpt, arrival: np.intp, injected: np.intp) -> int:
+    """Return how long before its injection the vCPU's CPU was last seen at other work, not longer than it waited."""
+    sequence, table = excerpt.sequence, excerpt.whole.table
+    row = int(sequence.row[injected])
+    between = slice(int(arrival), row)
+    others = (table.cpu[between] == sequence.cpu[injected]) & (table.tid[between] != table.tid[row])
+    busy_until = int(table.ts_ns[between][others].max()) if others.any() else int(table.ts_ns[arrival])
+    return int(sequence.ts_ns[injected]) - busy_until

@@ -8,13 +8,11 @@ import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.arrivals import arrivals
-from kvmtrace.check.halted_vcpus import NEEDS, halted, slept
+from kvmtrace.check.halted_vcpus import NEEDS, halted, idle_ns, slept
 from kvmtrace.check.rule import SUSPICION, Rule
 from kvmtrace.model.thresholds import threshold
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
 
@@ -83,7 +81,7 @@ def _late(excerpt: Excerpt, found: Found) -> None:
     woke &= arrived.plain[first] & (arrived.vector[first] == sequence.values("kvm_inj_virq", "vector", injected))
     rows, most = arrived.row[first], threshold("woken_within")
     late_ns = sequence.ts_ns[injected] - excerpt.whole.table.ts_ns[rows]
-    late = [i for i in np.flatnonzero(woke & (late_ns > most)) if _idle_ns(excerpt, rows[i], injected[i]) > most]
+    late = [i for i in np.flatnonzero(woke & (late_ns > most)) if idle_ns(excerpt, rows[i], injected[i]) > most]
     found.check(np.count_nonzero(woke))
     found.violate(
         injected[late],
@@ -92,13 +90,3 @@ def _late(excerpt: Excerpt, found: Found) -> None:
             f"{late_ns[late[i]] / 1e6:.1f} ms later, on a CPU that did nothing else",
         ),
     )
-
-
-def _idle_ns(excerpt: Excerpt, arrival: np.intp, injected: NDArray[np.intp]) -> int:
-    """Return how long before its injection the vCPU's CPU was last seen at other work, not longer than it waited."""
-    sequence, table = excerpt.sequence, excerpt.whole.table
-    row = int(sequence.row[injected])
-    between = slice(int(arrival), row)
-    others = (table.cpu[between] == sequence.cpu[injected]) & (table.tid[between] != table.tid[row])
-    busy_until = int(table.ts_ns[between][others].max()) if others.any() else int(table.ts_ns[arrival])
-    return int(sequence.ts_ns[injected]) - busy_until

@@ -54,6 +54,17 @@ _LOW = _U(0xFFFFFFFF)
 _REGISTER = 16  # bytes from one register to the next
 
 
+@RULE.part("MSRs", needs=("kvm_msr.ecx", "kvm_msr.write", "kvm_msr.exception"), adds=False)
+def _msrs(excerpt: Excerpt, found: Found) -> None:
+    msr, apic = _by_msr(excerpt)
+    values = excerpt.sequence.values
+    offset = (values("kvm_msr", "ecx", msr).astype(np.int64) - X2APIC_MSR_BASE) * _REGISTER
+    # another register than the MSR's is V5's
+    same = offset // _REGISTER == values("kvm_apic", "reg", apic).astype(np.int64) // _REGISTER
+    write = values("kvm_msr", "write", msr) != 0
+    _compare(excerpt, (apic[same], offset[same], write[same]), "kvm_msr of", found)
+
+
 @RULE.part("the page", needs=("kvm_mmio.type", "kvm_mmio.len", "kvm_mmio.gpa"), places="kvm_apic")
 def _page(excerpt: Excerpt, found: Found) -> None:
     mmio, apic = _by_page(excerpt)

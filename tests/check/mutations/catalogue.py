@@ -98,6 +98,9 @@ ALTERATIONS: tuple[Alteration, ...] = tuple(
         ("kvm_inj_exception", "error_code", "error", _flip(2)),
         ("kvm_eoi", "vector", "vector", _flip(1)),
         ("kvm_eoi", "apicid", "vcpu", _plus(1)),
+        ("kvm_apic", "reg", "register", _flip(0x10)),
+        ("kvm_apic", "rw", "direction", _flip(1)),
+        ("kvm_apic", "val", "value", _flip(1)),
         ("kvm_apic_accept_irq", "vec", "vector", _flip(1)),
         ("kvm_apic_accept_irq", "apicid", "vcpu", _plus(1)),
         # interrupts on their way
