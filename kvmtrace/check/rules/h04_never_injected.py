@@ -69,7 +69,6 @@ def _waiting(excerpt: Excerpt, found: Found) -> None:
 @RULE.part(
     "until a signal",
     needs=("kvm_userspace_exit.errno", "sched_switch.prev_state"),
-    places=lambda excerpt: len(_left_by_signal(excerpt)),
     adds=False,
 )
 def _until_signal(excerpt: Excerpt, found: Found) -> None:
