@@ -12,7 +12,7 @@ from kvmtrace._native.automaton import StepColumns
 from kvmtrace.check.alphabet import CLASS_NAMES, N_STEPS
 from kvmtrace.check.observability import Capability
 from kvmtrace.check.rule import SUSPICION
-from kvmtrace.check.rule_registry import registry
+from kvmtrace.check.rule_registry import all_rules, registry
 from kvmtrace.check.side_rows import is_explained, own_side_events
 from kvmtrace.check.state_machine import STATE_NAMES, UNKNOWN, model_edges
 from kvmtrace.check.verdict import Comparison, Coverage, NotChecked, PartNotSeen, TransitionCount
@@ -129,7 +129,7 @@ class Statistics:
             unknown_events=self.unknown,
             environment_events=environment,
             unexplained=dict(sorted(self.unexplained.items(), key=lambda item: (-item[1], item[0]))),
-            cannot_see=capability.cannot_see() if capability else (),
+            cannot_see=_cannot_see(capability) if capability else (),
             not_checked=not_checked(findings, capability or Capability()),
             judged_share=(self.explained + self.contradicting) / (own + not_understood) if own else None,
             not_understood=not_understood,
@@ -153,6 +153,16 @@ class Statistics:
         )
 
 
+def _cannot_see(capability: Capability) -> tuple[str, ...]:
+    """Say in words what a recording does not show even where its rules are checked."""
+    blind = (
+        f"{rule.id} {rule.title}: cannot see {rule.cannot_see}"
+        for rule in all_rules().values()
+        if rule.cannot_see and not capability.missing(rule.needs)
+    )
+    return (*blind, *capability.not_shown())
+
+
 def _not_seen(capability: Capability) -> tuple[PartNotSeen, ...]:
     """Return the parts of the lifecycle of which no event was seen."""
     return tuple(
@@ -168,7 +178,7 @@ SOME_EXITS = "some exits"  # a part that has no name: what single rows of the ex
 def not_checked(findings: Findings, capability: Capability) -> tuple[NotChecked, ...]:
     """Return the rules, and the parts of rules, that the recording did not allow to check."""
     found = []
-    for rule in findings.rules.values():
+    for rule in all_rules().values():
         mine = {key[1:]: places for key, places in findings.skipped.items() if key[0] == rule.id}
         missing = capability.missing(rule.needs)
         if not missing and rule.parts and not rule.row_parts_of and not findings.checked[rule.id]:

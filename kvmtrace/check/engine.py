@@ -56,11 +56,11 @@ class Checker:
 
     def __init__(self, capture: Capture, limit: int = 20) -> None:
         self.capture = capture
-        self._findings = Findings(limit), Findings(limit)  # of each half of the rules
-        rules = all_rules().values()
+        rules = all_rules()
+        self._findings = Findings(rules, limit), Findings(rules, limit)  # of each half of the rules
         self._rules = (
-            [GatedRule(rule) for rule in rules if rule.id in FIRST_HALF],
-            [GatedRule(rule) for rule in rules if rule.id not in FIRST_HALF],
+            [GatedRule(rule) for rule in rules.values() if rule.id in FIRST_HALF],
+            [GatedRule(rule) for rule in rules.values() if rule.id not in FIRST_HALF],
         )
         self.statistics = Statistics()
         self._evidence = Evidence(set())

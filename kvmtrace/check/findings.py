@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from kvmtrace.check.alphabet import EXIT
-from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.check.verdict import ContextEvent, RuleResult, Violation
 from kvmtrace.isa.registry import BY_NUMBER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -26,17 +25,38 @@ BEFORE, AFTER = 8, 4  # events of context
 MAX_LOOK_BACK = 1 << 16  # VM-exits of all threads
 
 
+class Told(Protocol):
+    """What a finding tells of its rule."""
+
+    @property
+    def sentence(self) -> str:
+        """What the rule demands."""
+
+    @property
+    def severity(self) -> str:
+        """VIOLATION or SUSPICION."""
+
+    @property
+    def source(self) -> str:
+        """KVM's function that the rule was read in, with its file."""
+
+    @property
+    def blames_handler(self) -> bool:
+        """Say whether the exit's handler may be at fault."""
+
+
 class Findings:
     """Counts per rule, and up to `limit` violations of each.
 
     Parameters
     ----------
+    rules : id -> rule, of all that may find something
     limit : int, violations kept per rule
     """
 
-    def __init__(self, limit: int = 20) -> None:
+    def __init__(self, rules: Mapping[str, Told], limit: int = 20) -> None:
         self.limit = limit
-        self.rules = all_rules()
+        self.rules = rules
         self.checked: dict[str, int] = dict.fromkeys(self.rules, 0)
         self.violated: dict[str, int] = dict.fromkeys(self.rules, 0)
         self.unknown: dict[str, int] = dict.fromkeys(self.rules, 0)
@@ -191,7 +211,7 @@ class Findings:
 
 def merged(several: tuple[Findings, ...]) -> Findings:
     """Return what several have found in the same parts of a recording, as if the rules of all had taken turns."""
-    whole = Findings(several[0].limit)
+    whole = Findings(several[0].rules, several[0].limit)
     for counts in ("checked", "violated", "unknown"):
         total: dict[str, int] = getattr(whole, counts)
         for findings in several:

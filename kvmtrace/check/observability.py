@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.fpu_on_demand import FPU, is_on_demand
-from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.isa.registry import BY_NUMBER, ISAS, has_never, run_functions, untraced
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import NOT_TRACED_BESIDE
@@ -97,14 +96,9 @@ class Capability:
         """Say whether one of what is missing (as `missing` gives it) is what no kernel of the recording's ISA has."""
         return any(all(has_never(self.isas, name) for name in words.split(" or ")) for words in missing)
 
-    def cannot_see(self) -> tuple[str, ...]:
-        """Say in words what this recording does not show even where its rules are checked."""
+    def not_shown(self) -> tuple[str, ...]:
+        """Say in words what this recording does not show, whatever rules there are."""
         lines = [
-            f"{rule.id} {rule.title}: cannot see {rule.cannot_see}"
-            for rule in all_rules().values()
-            if rule.cannot_see and not self.missing(rule.needs)
-        ]
-        lines += [
             f"{event} never came, although {' and '.join(NOT_TRACED_BESIDE[event])} did: this KVM does not trace it"
             for event in self.not_traced
         ]

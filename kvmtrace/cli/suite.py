@@ -15,8 +15,8 @@ from kvmtrace.kvm.tracepoints import EVENT_SETS
 
 if TYPE_CHECKING:
     from kvmtrace.report.outcome import Outcome
+    from kvmtrace.suite.listed_test import SuiteTest
     from kvmtrace.suite.suite_run import SuiteSettings
-    from kvmtrace.suite.suite_tests import SuiteTest
 
 DEFAULT_FOLDER = "kvmtrace-suite"
 EPILOG = """\
@@ -111,7 +111,8 @@ def command(context: click.Context, /, **options: Any) -> None:
 
 
 def _tests(options: dict[str, Any], behind: tuple[str, ...]) -> list[SuiteTest]:
-    from kvmtrace.suite.suite_tests import SuiteTest, find_tests
+    from kvmtrace.suite.listed_test import SuiteTest
+    from kvmtrace.suite.suite_tests import find_tests
 
     if not options["sources"] and not behind:
         raise UsageError("no tests: name a folder, a list of tests, or a command behind --")

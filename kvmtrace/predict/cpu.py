@@ -1,7 +1,7 @@
-"""A processor that executes a bundled guest's listing: flat real mode, the few instructions the guests use.
+"""A processor, with what the few instructions of a bundled guest in flat real mode use (instructions.py).
 
 It knows what the guest's instructions do, not what a hypervisor makes of them: every instruction that could
-leave guest mode calls the `Hypervisor`, which writes down the events KVM will trace (`predict_kvm.py`).
+leave guest mode calls the `Hypervisor`, which writes down the events KVM will trace (`machine.py`).
 
 A value of None is one that the listing does not tell (what CPUID returned); it spreads through arithmetic.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from kvmtrace.predict.instructions import IF, decode, locate
+from kvmtrace.predict.operands import IF, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kvmtrace.predict.instructions import StringIo, Value
+    from kvmtrace.predict.operands import StringIo, Value
     from kvmtrace.workload.listing import Line, Listing
 
 
@@ -157,19 +157,6 @@ class Cpu:
         return value
 
     # execution
-
-    def run(self) -> Iterator[None]:
-        """Execute until the guest ends; yields while it waits for an interrupt."""
-        while not self.ended:
-            self.line = self.lines[self.linear]
-            shadow, self.shadow = self.shadow, False
-            self.hypervisor.fetch(self, self.line)
-            if self.line.text == "hlt":
-                yield from self.hypervisor.halt(self)
-            else:
-                operation, operands = decode(self.line.text)
-                operation(self, *operands)
-            assert not shadow or self.line.text == "hlt"
 
     def advance(self) -> None:
         """Step behind the current instruction."""

@@ -1,6 +1,6 @@
 """The instructions that the bundled guests use, and the reading of their operands from a listing's text.
 
-Each is a function of the processor (`predict_cpu.Cpu`) and its operands as text.
+Each is a function of the processor (`cpu.Cpu`) and its operands as text; `execute` runs a listing with them.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
-from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.predict.operands import IF, ZF, StringIo, Value, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from kvmtrace.predict.cpu import Cpu
 
-Value = int | None
-
-IF = 1 << 9
-ZF = 1 << 6
 GP_VECTOR = 13
 _MEMORY = re.compile(r"(?:(?P<size>byte|word|dword) )?\[(?:(?P<base>[a-z]+)\+)?(?P<offset>0x[0-9a-f]+|\d+)\]")
 _SIZES = {"byte": 1, "word": 2, "dword": 4}
@@ -27,20 +23,18 @@ _STRING_IO = re.compile(r"(?P<rep>rep )?(?P<way>in|out)s(?P<size>[bwd])$")
 _ELEMENT_BYTES = {"b": 1, "w": 2, "d": 4}
 
 
-@dataclass(frozen=True)
-class StringIo:
-    """An INS or OUTS instruction.
-
-    Parameters
-    ----------
-    out : bool
-    size : bytes per element
-    rep : bool
-    """
-
-    out: bool
-    size: int
-    rep: bool
+def execute(cpu: Cpu) -> Iterator[None]:
+    """Execute a vCPU's listing until the guest ends; yields while it waits for an interrupt."""
+    while not cpu.ended:
+        cpu.line = cpu.lines[cpu.linear]
+        shadow, cpu.shadow = cpu.shadow, False
+        cpu.hypervisor.fetch(cpu, cpu.line)
+        if cpu.line.text == "hlt":
+            yield from cpu.hypervisor.halt(cpu)
+        else:
+            operation, operands = decode(cpu.line.text)
+            operation(cpu, *operands)
+        assert not shadow or cpu.line.text == "hlt"
 
 
 @cache
@@ -57,16 +51,6 @@ def decode(text: str) -> tuple[Callable[..., None], tuple[str, ...]]:
         return lambda cpu: _string_io(cpu, access), ()
     name, _, rest = text.partition(" ")
     return _OPERATIONS[name], tuple(part.strip() for part in rest.split(",") if part)
-
-
-@cache
-def locate(name: str) -> tuple[str, int, int]:
-    """Return (name without prefix: "ax", shift, bits) of a register."""
-    if name.startswith("e"):
-        return name[1:], 0, 32
-    if name[1] in "lh":
-        return name[0] + "x", 8 if name[1] == "h" else 0, 8
-    return name, 0, 16
 
 
 @cache

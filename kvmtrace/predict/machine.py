@@ -1,6 +1,6 @@
 """What KVM traces for each thing a bundled guest does: the hypervisor's side of a prediction.
 
-One method per architectural event (`predict_cpu.Hypervisor`), each a short story in tracepoints. The ISAs
+One method per architectural event (`cpu.Hypervisor`), each a short story in tracepoints. The ISAs
 differ in the exit that begins it and in little else; PVM runs kernel-mode code in KVM's emulator, so that
 instead of entries and exits every instruction is traced as kvm_emulate_insn.
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from kvmtrace.errors import UsageError
 from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.predict.cpu import Cpu
+from kvmtrace.predict.instructions import execute
 from kvmtrace.predict.predicted_steps import Story
 from kvmtrace.predict.story import PVM, Expected, Prediction
 from kvmtrace.workload.devices import EXIT_PORT, Devices
@@ -25,7 +26,7 @@ from kvmtrace.workload.guests import RAM_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kvmtrace.predict.instructions import StringIo, Value
+    from kvmtrace.predict.operands import StringIo, Value
     from kvmtrace.predict.story import Facts
     from kvmtrace.workload import Guest
     from kvmtrace.workload.listing import Line
@@ -96,7 +97,7 @@ class Machine:
             story.leave(None, -EAGAIN, "the start-up IPI woke it; KVM_RUN has to be called again")
             story.begin_run()
             cpu.cs_base = self.startup[cpu.vcpu_id]
-        yield from cpu.run()
+        yield from execute(cpu)
 
     # what the processor tells (Hypervisor)
 

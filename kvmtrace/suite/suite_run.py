@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.capture.settings import RecordResult
     from kvmtrace.report.document import Report
-    from kvmtrace.suite.suite_tests import SuiteTest
+    from kvmtrace.suite.listed_test import SuiteTest
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 LONGEST_NAME = 80

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import UsageError
+from kvmtrace.suite.listed_test import SuiteTest
+from kvmtrace.suite.unittests_cfg import is_unittests_cfg, read_unittests_cfg
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,24 +26,6 @@ KSELFTEST_LIST = "kselftest-list.txt"
 MAX_LIST_BYTES = 4 << 20
 _KSELFTEST_LINE = re.compile(r"[\w./-]+:[\w./-]+")
 _NOT_TESTS = ("*.so", "*.so.*", "*.sh.inc", ".*", "run_kselftest.sh")
-
-
-@dataclass(frozen=True)
-class SuiteTest:
-    """One test.
-
-    Parameters
-    ----------
-    name : str, unique in its suite
-    argv : what is executed
-    timeout_s : its own limit; None: the suite's
-    skip : why it is not run; "" if it is
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    timeout_s: float | None = None
-    skip: str = ""
 
 
 def find_tests(sources: Iterable[str], only: Sequence[str] = (), leave_out: Sequence[str] = ()) -> list[SuiteTest]:
@@ -98,8 +82,6 @@ def tests_of(source: str) -> list[SuiteTest]:
 
 
 def _tests_of_file(path: Path) -> list[SuiteTest]:
-    from kvmtrace.suite.unittests_cfg import is_unittests_cfg, read_unittests_cfg
-
     if os.access(path, os.X_OK):
         return [SuiteTest(path.name, (str(path.absolute()),))]
     with path.open("rb") as file:

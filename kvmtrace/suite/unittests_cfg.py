@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import UsageError
-from kvmtrace.suite.suite_tests import SuiteTest
+from kvmtrace.suite.listed_test import SuiteTest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,12 +14,11 @@ from kvmtrace.isa.registry import recognise
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
     from kvmtrace.isa.base import Part
-    from kvmtrace.table.event_table import EventKind
 
 EXIT = "kvm_exit"
 ISA_FIELD = "isa"
@@ -51,9 +50,13 @@ class Derived:
         return total
 
 
-def derived_fields(kinds: Sequence[EventKind]) -> Mapping[tuple[str, str], Derived]:
-    """Return (event, field) -> how it is made, for a capture of an ISA whose events call things differently."""
-    by_name = {kind.name: kind.fields for kind in kinds}
+def derived_fields(by_name: Mapping[str, Mapping[str, Any]]) -> Mapping[tuple[str, str], Derived]:
+    """Return (event, field) -> how it is made, for a capture of an ISA whose events call things differently.
+
+    Parameters
+    ----------
+    by_name : event -> its recorded fields
+    """
     recorded = by_name.get(EXIT)
     if recorded is None or ISA_FIELD in recorded:
         return {}

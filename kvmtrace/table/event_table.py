@@ -140,7 +140,7 @@ class EventTable:
         self.payloads = payloads
         self.kind_index: dict[str, int] = {kind.name: i for i, kind in enumerate(self.kinds)}
         self.by_kind = RowsByKind(self.kind, len(self.kinds))
-        self.derived = derived_fields(self.kinds)
+        self.derived = derived_fields({kind.name: kind.fields for kind in self.kinds})
         self._cache: dict[tuple[int, str], NDArray[Any]] = {}
 
     def __len__(self) -> int:

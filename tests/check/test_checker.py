@@ -14,6 +14,7 @@ from writers.healthy import joined, with_loss
 
 from kvmtrace.check.engine import Checker
 from kvmtrace.check.findings import Findings, constant, merged
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.formats import open_recording
 from kvmtrace.report.json_document import dump
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, EventKind, EventTable
@@ -240,7 +241,8 @@ def test_what_several_found_is_merged_as_if_they_had_taken_turns() -> None:
     checker = Checker(capture)
     checker.feed(table)
     sequence, index = checker._findings[0].sequence, checker._findings[0].event_index
-    several, one = (Findings(3), Findings(3)), Findings(3)
+    rules = all_rules()
+    several, one = (Findings(rules, 3), Findings(rules, 3)), Findings(rules, 3)
     for part in range(3):
         one.begin(sequence, index)
         for half, findings in enumerate(several):

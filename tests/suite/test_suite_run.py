@@ -18,9 +18,9 @@ from tap_reader import read_tap
 
 import kvmtrace.suite.suite_run as suite_run
 from kvmtrace.cli.main import cli
+from kvmtrace.suite.listed_test import SuiteTest
 from kvmtrace.suite.own_result import own_result
 from kvmtrace.suite.suite_run import Recorded, SuiteSettings, run_suite
-from kvmtrace.suite.suite_tests import SuiteTest
 
 ROOT = Path(__file__).parents[2]
 HEALTHY = ROOT / "fixtures" / "svm-6.1-triple-fault.dat"

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kvmtrace.formats.trace_dat.trace_dat_layout import META_MAGIC
+from kvmtrace.formats.trace_dat.trace_dat_sections import META_MAGIC
 
 
 def _trailer(data: bytes) -> bytes:

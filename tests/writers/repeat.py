@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.formats.trace_dat.trace_dat_layout import META_MAGIC, read_trace_dat
+from kvmtrace.formats.trace_dat.trace_dat_layout import read_trace_dat
+from kvmtrace.formats.trace_dat.trace_dat_sections import META_MAGIC
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kvmtrace.formats.common.cursor import Cursor
 from kvmtrace.formats.perf_data import MAGIC
 from kvmtrace.formats.trace_dat import MAGIC as TRACING_MAGIC
-from kvmtrace.formats.trace_dat.trace_dat_layout import (
+from kvmtrace.formats.trace_dat.trace_dat_sections import (
     TraceDat,
     read_comms,
     read_event_formats,

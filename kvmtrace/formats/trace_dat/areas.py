@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvmtrace.formats.trace_dat.trace_dat_layout import CpuData, TraceDat
+    from kvmtrace.formats.trace_dat.trace_dat_sections import CpuData, TraceDat
 
 
 def overlapping(trace: TraceDat) -> dict[tuple[int, int], CpuData]:

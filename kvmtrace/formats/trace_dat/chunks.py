@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace.formats.trace_dat.trace_dat_layout import Buffer, CpuData, TraceDat
+    from kvmtrace.formats.trace_dat.trace_dat_sections import Buffer, CpuData, TraceDat
     from kvmtrace.table.format_text import PageLayout
 
 KEPT_BYTES = 32 << 20  # of pages: a file of no more is decompressed once and kept

@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.formats.trace_dat.trace_dat_layout import (
-    OPTION_DATE,
-    OPTION_OFFSET,
-    OPTION_TIME_SHIFT,
-    OPTION_TSC2NSEC,
-)
+from kvmtrace.formats.trace_dat.trace_dat_sections import OPTION_DATE, OPTION_OFFSET, OPTION_TIME_SHIFT, OPTION_TSC2NSEC
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvmtrace.formats.trace_dat.trace_dat_layout import TraceDat
+    from kvmtrace.formats.trace_dat.trace_dat_sections import TraceDat
 
 INTERPOLATE = 1  # TRACECMD_TSYNC_FLAG_INTERPOLATE
 

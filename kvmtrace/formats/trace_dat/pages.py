@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kvmtrace.formats.trace_dat.trace_dat_layout import Buffer, CpuData, TraceDat
+    from kvmtrace.formats.trace_dat.trace_dat_sections import Buffer, CpuData, TraceDat
     from kvmtrace.table.format_text import PageLayout
 
 

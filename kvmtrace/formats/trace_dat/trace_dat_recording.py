@@ -14,7 +14,7 @@ from kvmtrace.formats.trace_dat.clock import read_time_converter
 from kvmtrace.formats.trace_dat.page_streams import Span, Stream
 from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, PageSource
 from kvmtrace.formats.trace_dat.ring_rows import StreamDecoder, StreamRows, loaded_count
-from kvmtrace.formats.trace_dat.trace_dat_layout import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
+from kvmtrace.formats.trace_dat.trace_dat_sections import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.kinds import KindTable, make_kind_table

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmtrace.formats.common.cursor import Cursor
-from kvmtrace.formats.trace_dat.trace_dat_layout import (
+from kvmtrace.formats.trace_dat.trace_dat_sections import (
     OPTION_BUFFER,
     OPTION_CPUCOUNT,
     OPTION_DONE,
