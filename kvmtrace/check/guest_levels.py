@@ -76,7 +76,11 @@ def guest_levels(excerpt: Excerpt) -> GuestLevels:
 
 
 def nestings(excerpt: Excerpt) -> list[tuple[Nesting, Isa, Mask]]:
-    """Return each ISA that knows nested guests, and which exits are of it."""
+    """Return each ISA that knows nested guests, and which exits are of it (made once, not to be written to)."""
+    return excerpt.once("nestings", _nestings)
+
+
+def _nestings(excerpt: Excerpt) -> list[tuple[Nesting, Isa, Mask]]:
     numbers = np.flatnonzero(np.bincount(excerpt.exits.isa)).tolist() if len(excerpt.exits) else []
     isas = [BY_NUMBER[number] for number in numbers if number in BY_NUMBER]
     return [(isa.nesting, isa, excerpt.exits.isa == isa.number) for isa in isas if isa.nesting is not None]

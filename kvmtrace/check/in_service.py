@@ -132,9 +132,8 @@ def _events(excerpt: Excerpt) -> dict[str, NDArray[np.int64]]:
     """Return EOIs, fresh hard injections and breaks in sequence order."""
     sequence = excerpt.sequence
     taken, taken_vectors = _taken_by_l1(excerpt)
-    marks = (sequence.cls == CLASS["kvm_eoi"]) | (sequence.cls == CLASS["inject interrupt"]) | sequence.broken
-    marks[taken] = True
-    position = np.flatnonzero(marks)
+    of_class = [excerpt.segments.positions(name) for name in ("kvm_eoi", "inject interrupt")]
+    position = distinct(np.concatenate([*of_class, np.flatnonzero(sequence.broken), taken]))
     what = np.where(
         sequence.cls[position] == CLASS["kvm_eoi"],
         _EOI,

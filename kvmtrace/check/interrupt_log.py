@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.model.interrupts import PARTING_EVENTS, SENDERS
+from kvmtrace.model.interrupts import LINE_EVENTS, PARTING_EVENTS, SENDERS
 from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import LOST_EVENTS, TRACE_FLAG_HARDIRQ, TRACE_FLAG_NMI, TRACE_FLAG_SOFTIRQ
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ACCEPT = "kvm_apic_accept_irq"
 LOGGED: tuple[str, ...] = (ACCEPT, *SENDERS, *PARTING_EVENTS)
 NUMBER: dict[str, int] = {kind: number for number, kind in enumerate(LOGGED, 1)}
+# looked for by kind: interrupts, registers of the LAPIC, what else is written; the others part what is beside them
+ASKED_FOR = frozenset({ACCEPT, *SENDERS, *LINE_EVENTS}) | {"kvm_eoi", "kvm_apic"} | {"kvm_msr", "kvm_mmio"}
 NONE = -1
 
 
@@ -52,7 +54,8 @@ class InterruptLog:
     behind: Rows
 
     def of_kind(self, kind: str) -> Rows:
-        """Return the entries of a kind."""
+        """Return the entries of a kind, one of ASKED_FOR."""
+        assert kind in ASKED_FOR, kind
         return np.flatnonzero(self.code == NUMBER[kind])
 
     def is_kind(self, entries: Rows, *kinds: str) -> Flags:
@@ -115,7 +118,10 @@ def _interrupt_log(excerpt: Excerpt) -> InterruptLog:
             numbers[table.kind_index[kind]] = number
     # what is written long before the first interrupt counts, too
     recorded = excerpt.capability.recorded
-    code = numbers[table.kind[first:]] if not recorded.isdisjoint((ACCEPT, *SENDERS)) else np.zeros(0, np.uint8)
+    wanted = not recorded.isdisjoint((ACCEPT, *SENDERS)) and any(
+        kind in table.kind_index and len(rows := table.rows(kind)) and rows[-1] >= first for kind in ASKED_FOR
+    )
+    code = numbers[table.kind[first:]] if wanted else np.zeros(0, np.uint8)
     row = np.flatnonzero(code)
     code, row = code[row], row + first
     lane = _lanes(table, row)

@@ -30,13 +30,14 @@ LOWEST_VECTOR = 16  # below, vectors are reserved
 def passed_over(excerpt: Excerpt, events: Events) -> list[Doubt]:
     """Return injections of a lower vector while a higher one was accepted before an earlier VM-entry."""
     log, ends = interrupt_log(excerpt), np.append(forgets(excerpt), len(excerpt.whole.table))
-    entered = _entries(excerpt)
-    found = []
+    found: list[Doubt] = []
     lapic = np.flatnonzero(events.what == TAKEN)
     lapic = lapic[events.before(lapic, 1) == ACCEPTED]
     first = np.flatnonzero((events.what == ACCEPTED) & (events.row >= 0) & (events.key & 0xFF >= LOWEST_VECTOR))
     first = first[events.before(first, 1) != ACCEPTED]
-    for vcpu, rows in entered.items():
+    if not len(lapic) or not len(first):
+        return found
+    for vcpu, rows in _entries(excerpt).items():
         mine = first[events.key[first] >> 8 == vcpu]
         taken = lapic[events.key[lapic] >> 8 == vcpu]
         taken = taken[np.argsort(events.row[taken], kind="stable")]

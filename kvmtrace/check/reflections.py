@@ -58,9 +58,11 @@ def reflections(excerpt: Excerpt) -> Reflections:
 def _make(excerpt: Excerpt) -> Reflections:
     exits, segments, sequence = excerpt.exits, excerpt.segments, excerpt.sequence
     position = segments.positions(REFLECTS)
-    owner = chain_owner(excerpt, position)
+    owner = chain_owner(excerpt, position) if len(position) else position
     position, owner = position[owner >= 0], owner[owner >= 0]
     raw = sequence.values(REFLECTS, "exit_code", position).astype(np.int64) & 0xFFFFFFFF
+    if not len(position):
+        return Reflections(position, owner, raw, raw, raw, np.zeros(0, bool))
     code = raw.copy()
     for _, isa, mine in nestings(excerpt):
         own = mine[owner]

@@ -115,6 +115,8 @@ def _kept(excerpt: Excerpt, found: Found) -> None:
 def _caused(excerpt: Excerpt, found: Found) -> None:
     """Check that an exit of L1 that was no exit of L2's, or that KVM handled first, has its cause before it."""
     made = reflections(excerpt)
+    if not len(made.position):
+        return
     for nesting, isa, mine in nestings(excerpt):
         own = made.take(mine[made.exit])
         plain = (own.raw & ~isa.code_mask & 0xFFFFFFFF) == 0  # others are another interface's: Hyper-V makes its own

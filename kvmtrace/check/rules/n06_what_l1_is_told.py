@@ -58,6 +58,8 @@ def _of(excerpt: Excerpt, nesting: Nesting) -> Reflections:
 
 
 def _check_information(excerpt: Excerpt, found: Found, *, name: str) -> None:
+    if not len(reflections(excerpt).position):
+        return
     for nesting, _, _ in nestings(excerpt):
         own_name = nesting.reflected_info.get(name)
         if own_name is None or not excerpt.has_field("kvm_exit", own_name):
@@ -83,6 +85,8 @@ for _name in ("exit_info1", "exit_info2", "exit_int_info"):
 @RULE.part("the interrupted delivery", needs=("kvm_nested_vmexit_inject.exit_int_info",))
 def _carried(excerpt: Excerpt, found: Found) -> None:
     """Check that L1 learns whose delivery L2's exit interrupted, by its vector; and that none is made up."""
+    if not len(reflections(excerpt).position):
+        return
     for nesting, isa, _ in nestings(excerpt):
         made = _of(excerpt, nesting)
         if not excerpt.has_field("kvm_exit", isa.vectoring_field) or not excerpt.has_field(
