@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
-import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,8 +13,7 @@ from typing import Any
 
 from kvmtrace.api import LoadedRecording, load
 from kvmtrace.errors import CapabilityError
-
-FOLDER_PREFIX = "kvmtrace-cells-"
+from kvmtrace.scratch import ScratchFolder, remove_dead
 
 
 def record_cell(line: str, cell: str | None = None) -> LoadedRecording:
@@ -60,19 +56,11 @@ def _without_cell(lines: list[str]) -> list[str]:
 
 @functools.cache
 def session_folder() -> Path:
-    """Return this process's folder for recordings without a name; it goes with the process.
-
-    Those of processes that were killed are removed, where they are ours.
-    """
-    base = Path(tempfile.gettempdir())
-    for left in base.glob(f"{FOLDER_PREFIX}*-*"):
-        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
-        with contextlib.suppress(OSError):
-            if pid.isdigit() and not Path("/proc", pid).exists() and left.lstat().st_uid == os.geteuid():
-                shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    """Return this process's folder for recordings without a name; it goes with the process."""
+    remove_dead()
+    folder = ScratchFolder("cells")
+    atexit.register(folder.close)
+    return folder.path
 
 
 def load_ipython_extension(ipython: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import pytest
 
 import kvmtrace
 from kvmtrace.errors import CapabilityError
-from kvmtrace.magic import FOLDER_PREFIX, load_ipython_extension, record_cell, session_folder
+from kvmtrace.magic import load_ipython_extension, record_cell, session_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,13 +64,12 @@ def test_ipython_takes_an_empty_cell(cell: str) -> None:
     assert "no guest" in str(done.error_in_exec)
 
 
-def test_folders_of_dead_sessions_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_has_a_folder_and_those_of_dead_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     session_folder.cache_clear()
-    dead, living = tmp_path / f"{FOLDER_PREFIX}4194305-ab", tmp_path / f"{FOLDER_PREFIX}{os.getppid()}-cd"
+    dead = tmp_path / "kvmtrace-cells.ab"
     dead.mkdir()
-    living.mkdir()
     mine = session_folder()
     assert session_folder() == mine
-    assert {path.name for path in tmp_path.iterdir()} == {living.name, mine.name}
+    assert list(tmp_path.iterdir()) == [mine]
     session_folder.cache_clear()

@@ -16,6 +16,7 @@ import click
 from kvmtrace import __version__
 from kvmtrace.cli.error_line import explain
 from kvmtrace.errors import CapabilityError
+from kvmtrace.scratch import remove_dead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args[:1] or bool(os.environ.get("KVMTRACE_DEBUG"))
     try:
+        remove_dead()
         try:
             status = cli.main(args=args, prog_name="kvmtrace", standalone_mode=False)
         except SystemExit:  # a verdict

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-import tempfile
+import weakref
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.errors import CapabilityError, FormatError, UsageError
 from kvmtrace.fleet.store import FAILURES, SUMMARIES, Store
 from kvmtrace.fleet.summary_schema import FAILURE, SUMMARY
+from kvmtrace.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,8 +61,10 @@ class Fleet:
             self.connection.execute("SET enable_progress_bar = false")
         # what does not fit goes to files, which are not for the working directory
         self.connection.execute(f"SET memory_limit = '{memory_limit}'")
-        spill = f"{tempfile.gettempdir()}/kvmtrace-fleet-{secrets.token_hex(8)}"  # DuckDB makes and removes it
-        self.connection.execute(f"SET temp_directory = '{spill}'")
+        spill = ScratchFolder("fleet")
+        self._remove_spill = weakref.finalize(self, spill.close)
+        path = str(spill.path).replace("'", "''")
+        self.connection.execute(f"SET temp_directory = '{path}/spill'")  # DuckDB makes it
         self._make_tables()
 
     def _make_tables(self) -> None:
@@ -166,6 +168,7 @@ class Fleet:
         """Close the connection."""
         with suppress(Exception):
             self.connection.close()
+        self._remove_spill()
 
     def __enter__(self) -> Fleet:
         return self

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import UsageError
 from kvmtrace.fleet.store import filesystem_of
+from kvmtrace.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -69,7 +69,7 @@ def at_hand(source: str) -> Iterator[Path]:
     if "file" in ((protocols,) if isinstance(protocols, str) else protocols):
         yield Path(path)
         return
-    with tempfile.TemporaryDirectory(prefix="kvmtrace-fleet-") as folder:
-        copy = Path(folder) / "recording"
+    with ScratchFolder("fleet") as folder:
+        copy = folder / "recording"
         filesystem.get_file(path, str(copy))
         yield copy

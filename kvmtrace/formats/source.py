@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvmtrace.errors import UsageError
+from kvmtrace.scratch import scratch_file
 
 STDIN = "-"
 HEAD_BYTES = 64 << 10  # what formats are recognised by
@@ -93,7 +94,7 @@ class Source:
                 return memoryview(b"".join(pieces))
             pieces.append(piece)
             size += len(piece)
-        with tempfile.TemporaryFile(prefix="kvmtrace-input-") as copy:
+        with scratch_file() as copy:
             limit = shutil.disk_usage(tempfile.gettempdir()).free // 2
             copy.writelines(pieces)
             pieces.clear()

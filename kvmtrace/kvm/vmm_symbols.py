@@ -3,6 +3,7 @@
 The recorder takes the first symbol that the binary's dynamic symbol table has; the event is named after the
 role, so that recordings of different QEMU versions look the same. Arguments are given in the syntax of the
 kernel's uprobe_events, for the System V calling convention.
+QEMU 10.0 (Debian 13) has no symbol for x86_cpu_new: there the role vmm_cpu_new is not recorded.
 Sources: QEMU 7.2 (accel/accel-softmmu.c, softmmu/vl.c, hw/i386/x86.c, softmmu/cpus.c, accel/kvm/kvm-all.c,
 qom/object.c); older names from 2.x to 6.x (accel/accel.c, vl.c, cpus.c).
 """

@@ -16,6 +16,7 @@ from kvmtrace.lab.cache import cache_dir, cached, digest, locked
 from kvmtrace.lab.kernels import Kernel
 from kvmtrace.lab.tools import run_tool
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.scratch import ScratchFolder
 
 # kernel series -> names of its images in Debian's archive (the newest is taken)
 SERIES: dict[str, re.Pattern[str]] = {
@@ -98,9 +99,11 @@ def _newest_release(series: str) -> str:
 
 
 def _unpack_kernel(release: str, root: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="kvmtrace-debs-") as folder:
-        run_tool(["apt-get", *apt_options(), "download", "-q", f"linux-image-{release}"], cwd=folder, remedy=REMEDY)
-        for package in sorted(Path(folder).glob("*.deb")):
+    with ScratchFolder("debs") as folder:
+        run_tool(
+            ["apt-get", *apt_options(), "download", "-q", f"linux-image-{release}"], cwd=str(folder), remedy=REMEDY
+        )
+        for package in sorted(folder.glob("*.deb")):
             run_tool(["dpkg-deb", "-x", str(package), str(root)])
     shutil.rmtree(root / "usr" / "share", ignore_errors=True)
     run_tool(["depmod", "-b", str(root), release])

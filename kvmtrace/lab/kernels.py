@@ -5,8 +5,7 @@ from __future__ import annotations
 import lzma
 import re
 import shutil
-import tempfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.backports import apt_options
@@ -14,6 +13,10 @@ from kvmtrace.lab.cache import cache_dir, cached, locked
 from kvmtrace.lab.repack import repack_kernel
 from kvmtrace.lab.tools import run_tool
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.scratch import ScratchFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -171,10 +174,10 @@ def _packages(series: str, release: str) -> list[str]:
 
 def _unpack(series: str, release: str, root: Path) -> None:
     options = apt_options_of(series)
-    with tempfile.TemporaryDirectory(prefix="kvmtrace-debs-") as folder:
+    with ScratchFolder("debs") as folder:
         download = ["apt-get", *options, "download", "-q", *_packages(series, release)]
-        run_tool(download, cwd=folder, remedy=FETCH_REMEDY)
-        for package in sorted(Path(folder).glob("*.deb")):
+        run_tool(download, cwd=str(folder), remedy=FETCH_REMEDY)
+        for package in sorted(folder.glob("*.deb")):
             run_tool(["dpkg-deb", "-x", str(package), str(root)])
     shutil.rmtree(root / "usr" / "share", ignore_errors=True)
     _merge_usr(root)

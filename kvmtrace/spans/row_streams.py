@@ -6,11 +6,11 @@ rows come in order and go to a temporary file, from which both are given back to
 
 from __future__ import annotations
 
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.scratch import scratch_file
 from kvmtrace.spans.row_columns import userspace_columns, vm_exit_columns
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.vm_exits import EXIT_DTYPE, VmExitRows
@@ -41,7 +41,7 @@ class OrderedRows:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        self._file = tempfile.TemporaryFile(prefix="kvmtrace-")  # noqa: SIM115 (closed by __iter__)
+        self._file = scratch_file()  # closed by __iter__
         self._latest = -1
         self._late: list[NDArray[Any]] = []
 

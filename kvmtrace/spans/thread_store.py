@@ -6,13 +6,13 @@ import bisect
 import itertools
 import mmap
 import os
-import tempfile
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.scratch import scratch_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ class ThreadStore:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        with tempfile.TemporaryFile(prefix="kvmtrace-") as file:
+        with scratch_file() as file:
             self._fd = os.dup(file.fileno())  # lives as long as the store
         weakref.finalize(self, os.close, self._fd)
         self._runs: dict[int, list[Run]] = {}

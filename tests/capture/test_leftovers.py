@@ -32,6 +32,8 @@ RECORDING_META = {"target": {"pids": []}, "notes": [], "events": [], "clock": "m
 @pytest.fixture(autouse=True)
 def _own_registry(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorders, "RUN_DIR", tmp_path_factory.mktemp("run") / "kvmtrace")
+    # trace instances are the machine's: another test may have killed its recorder
+    monkeypatch.setattr("kvmtrace.capture.ftrace.take_over.remove_orphans", list)
 
 
 @pytest.mark.parametrize(

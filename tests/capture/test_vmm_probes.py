@@ -117,9 +117,14 @@ def test_a_process_is_its_executable() -> None:
 def test_every_function_that_the_binary_has_gets_its_probe() -> None:
     probes = FakeProbes()
     rows = add_vmm_probes(probes, command(*GUEST))
-    assert {row["event"] for row in rows} == {function.role for function in VMM_FUNCTIONS}  # of 7.2
+    listing = subprocess.run(["nm", "-D", "--defined-only", qemu_path()], capture_output=True, text=True, check=True)
+    symbols = {line.split()[-1].partition("@")[0] for line in listing.stdout.splitlines()}
+    there = [function for function in VMM_FUNCTIONS if symbols.intersection(function.symbols)]
+    # QEMU 7.2 has them all; 10.0 keeps x86_cpu_new to itself
+    assert {"vmm_cpu_new"} >= {function.role for function in VMM_FUNCTIONS} - {function.role for function in there}
+    assert {row["event"] for row in rows} == {function.role for function in there}
     assert [row["event"] for row in rows] == list(probes.lines)
-    for function in VMM_FUNCTIONS:
+    for function in there:
         place, fields, is_return = probes.lines[function.role]
         assert place.startswith(f"{qemu_path()}:0x")
         assert (fields, is_return) == (function.fields, function.is_return)

@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from kvmtrace.errors import CapabilityError
+from kvmtrace.scratch import scratch_file
 
 LOAD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
 NO_BCC = "install bcc for the system Python (Debian: apt-get install python3-bpfcc), or use --backend ftrace"
@@ -49,7 +49,7 @@ class _QuietStderr:
 
     def __enter__(self) -> _QuietStderr:
         self.saved = os.dup(2)
-        self.file = tempfile.TemporaryFile()
+        self.file = scratch_file()
         os.dup2(self.file.fileno(), 2)
         return self
 
