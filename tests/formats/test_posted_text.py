@@ -497,3 +497,30 @@ def test_a_name_that_would_steer_a_terminal_is_spelt_out(posted):
     recording = posted("kvm_entry: vcpu 0", "kvm_exit: reason FOO\x07 rip 0x10 info 0 0", "kvm_entry: vcpu 0")
     assert "\x07" not in render_text(build_report(recording))
     assert reasons(recording) == ["FOO\\x07"]
+
+
+def test_raw_text_of_trace_cmd_3_3(tmp_path):
+    """It puts the flags behind the CPU, as a number."""
+    path = tmp_path / "raw.txt"
+    path.write_text(
+        "cpus=1\n"
+        " python3-174   [000]-0x1    27.494304537: kvm_entry: vcpu_id=0 rip=0xfff0\n"
+        " python3-174     0-0x24    27.494304599: kvm_entry: vcpu_id=0 rip=0xfff2\n"
+    )
+    events = open_recording(path).events()
+    assert (events.irq_flags.tolist(), events.cpu.tolist()) == ([0x01, 0x24], [0, 0])
+    assert events.field("kvm_entry", "rip").tolist() == [0xFFF0, 0xFFF2]
+
+
+def test_a_line_wrapped_before_its_events_name_stays_an_event(tmp_path):
+    """Its first part, time and no more, is not taken for the rest of the event before."""
+    lines = [
+        "python-198   [000] d..1.    18.471483: kvm_update_master_clock: masterclock 0 hostclock 0x1\noffsetmatched 0",
+        "python-198   [000] .....    18.471510:\nkvm_apicv_inhibit_changed: set reason=0, inhibits=0x1 DISABLED",
+        "python-198   [000] d..1.    18.471600: kvm_entry:            vcpu 0, rip 0xfff0",
+    ]
+    path = tmp_path / "wrapped.txt"
+    path.write_text("cpus=1\n" + "".join(f"          {line}\n" for line in lines))
+    events = open_recording(path).events()
+    names = [events.kinds[kind].name for kind in events.kind]
+    assert names == ["kvm_update_master_clock", "kvm_apicv_inhibit_changed", "kvm_entry"]

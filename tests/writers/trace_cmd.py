@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LINE = re.compile(r"^\s*(.*)-(-?\d+)\s+\[(\d+)\]\s+(?:\S{4,6}\s+)?(\d+)\.(\d{9}): (\S+):\s*(.*)$")
+_LINE = re.compile(r"^\s*(.*)-(-?\d+)\s+\[(\d+)\](?:-0x[0-9a-f]+)?\s+(?:\S{4,6}\s+)?(\d+)\.(\d{9}): (\S+):\s*(.*)$")
 _FIELD = re.compile(r"(\w+)=(\S+)")
 
 

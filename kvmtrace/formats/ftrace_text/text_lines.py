@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 LINE = re.compile(
     r"^(?: *+(?P<task>\S.{0,40}?)(?:-| ++(?:(?P<pid>\d{1,10})/)?)(?P<tid>\d{1,10}) ++"
     r"(?:\( *+(?P<tgid>\d{1,10}|-++)\) ++)?(?:(?P<early_flags>[.dDbX][.NnpLlBb][.hHsSzZ]\S{1,5}) ++(?=\[))?"
-    r"(?:\[(?P<cpu>\d{1,5})\] ++(?:(?P<flags>[^\s\d:]\S{2,8}) ++)?"
-    r"|(?P<short_cpu>\d{1,4})(?P<short_flags>[.dDbX][.NnpLlBb]\S{2,6}) ++)"
+    r"(?:\[(?P<cpu>\d{1,5})\](?P<raw_flags>-0x[0-9a-f]{1,2})? ++(?:(?P<flags>[^\s\d:]\S{2,8}) ++)?"
+    r"|(?P<short_cpu>\d{1,4})(?P<short_flags>[.dDbX][.NnpLlBb]\S{2,6}|-0x[0-9a-f]{1,2}) ++)"
     r"(?P<time>\d{1,19})(?:\.(?P<fraction>\d{1,9})|(?P<us>us)[^\s\w:]? ?)?: ++(?:\(\+?\d{1,18}\) ++)?(?P<event>\S.*)"
     r"|CPU:(?P<lost_cpu>\d{1,5}) \[(?:LOST )?(?:(?P<lost>\d{1,18}) )?EVENTS(?: DROPPED)?\].*"
     r"|(?P<other>\S.*|[^\S\n].*\S.*))$",
@@ -115,10 +115,19 @@ def split_event(text: str) -> tuple[str, str]:
 
 def _flag_bits(text: str) -> tuple[int, int]:
     """Return (flags, preempt count) of a flags column such as "dNh2."."""
+    if text.startswith("-0x"):  # as trace-cmd 3.3 prints them with -R
+        return int(text[1:], 16), 0
     if len(text) < 4:
         return NOT_TOLD, 0
     bits = _IRQS.get(text[0], 0) | _RESCHED.get(text[1], 0) | _CONTEXT.get(text[2], 0)
     return bits, int(text[3], 16) if text[3] in "0123456789abcdef" else 0
+
+
+def _flags(group: dict[str, Sequence[str]]) -> list[tuple[int, int]]:
+    """Return (flags, preempt count) of each line."""
+    columns = [group[name] for name in ("flags", "short_flags", "early_flags", "raw_flags")]
+    known = {text: _flag_bits(text) for text in set().union(*columns)}
+    return [known[a or b or c or d] for a, b, c, d in zip(*columns, strict=True)]
 
 
 def _to_ns(seconds: str, fraction: str, us: str) -> int:
@@ -144,10 +153,7 @@ def decode_lines(text: str) -> Lines:
         group = {name: [column[i] for i in kept] for name, column in group.items()}
     events = [split_event(text) for text in group["event"]]
     gaps = sorted({*gaps, *(i for i, (name, text) in enumerate(events) if not name and _PART_OF_NAME.match(text))})
-    known = {text: _flag_bits(text) for text in {*group["flags"], *group["short_flags"], *group["early_flags"]}}
-    columns_of_flags = zip(group["flags"], group["short_flags"], group["early_flags"], strict=True)
-    flags = [known[a or b or c] for a, b, c in columns_of_flags]
-    bits = np.array(flags, np.uint8).reshape(-1, 2)
+    bits = np.array(_flags(group), np.uint8).reshape(-1, 2)
     times = zip(group["time"], group["fraction"], group["us"], strict=True)
     ts_ns = np.array([_to_ns(*time) if time[0] else -1 for time in times], np.int64)
     lost = np.array([0 if t else int(n or -1) for t, n in zip(group["time"], group["lost"], strict=True)], np.int64)

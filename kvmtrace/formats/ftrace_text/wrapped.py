@@ -21,6 +21,13 @@ def _event_of(line: str) -> str | None:
     return match["event"] if match is not None else None
 
 
+def _begins_event(line: str) -> bool:
+    """Say whether a line is an event's, perhaps wrapped where its name begins."""
+    return _event_of(line) is not None or (
+        line.rstrip().endswith(":") and _event_of(f"{line.rstrip()} name") is not None
+    )
+
+
 def _is_strange(line: str) -> bool:
     match = LINE.match(line)
     if match is None or match["other"] is None:
@@ -84,7 +91,7 @@ def _join_at(lines: list[str], at: int) -> int:
         if part == JOINED:
             taken += 1
             continue
-        if not part.strip() or _event_of(part) is not None or len(joined) > MAX_BYTES:
+        if not part.strip() or _begins_event(part) or len(joined) > MAX_BYTES:
             break
         continues = _was_wrapped(lines[at + taken - 1], joined, part)
         joined, taken, parts = f"{joined.rstrip()} {part.strip()}", taken + 1, parts + 1
