@@ -35,8 +35,8 @@ class Foreign:
 
 # fmt: off
 FOREIGN: tuple[Foreign, ...] = (
+    Foreign("riscv", frozenset({"sepc", "scause"}), "", r"(?:SEPC|SCAUSE|STVAL|HTVAL|HTINST): ?0x"),
     Foreign("arm, or arm64 before Linux 4.4", frozenset({"vcpu_pc"}), "", r"(?:HSR_EC: |PC: 0x)"),
-    Foreign("riscv", frozenset({"sepc", "scause"}), "", r"SEPC: ?0x"),
     Foreign("s390", frozenset(), "kvm_s390_"),
     Foreign("powerpc", frozenset({"exit_nr", "dar"}), "kvm_book3s_", r"exit=\S+ \| pc=0x"),
     Foreign("powerpc", frozenset({"exit", "pc"})),

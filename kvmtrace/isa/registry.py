@@ -42,12 +42,13 @@ def describe_exit_reason(number: int, exit_reason: int) -> str:
     Returns
     -------
     str, e.g. "CPUID", "INVALID_STATE FAILED_VMENTRY", "hlt"; "UNKNOWN(0x4d)" for a code that has no name; of ISA 0
-    (the recording does not tell it) a name as a text printed it
+    (the recording does not tell it) a name as a text printed it, or "?"
     """
     isa = BY_NUMBER.get(number)
     if isa is not None:
         return isa.describe(exit_reason)
-    return PRINTED.get(exit_reason & 0xFFFFFFFF) or f"UNKNOWN({exit_reason & 0xFFFFFFFF:#x})"
+    number = exit_reason & 0xFFFFFFFF
+    return PRINTED.get(number) or ("?" if number == UNTOLD else f"UNKNOWN({number:#x})")
 
 
 def find_exit_reason(text: str) -> tuple[Isa, int] | None:

@@ -96,6 +96,10 @@ class StandIns:
         page = self._pages.setdefault(value >> 12, FIRST_PAGE + len(self._pages))
         return page << 12 | value & PAGE_MASK
 
+    def told_address(self, value: int | None) -> int | None:
+        """Return the same of an address that may not have been told."""
+        return None if value is None else self.address(value)
+
     def name(self, value: str) -> str:
         """Return thread-1, thread-2 ..."""
         return self._names.setdefault(value, f"thread-{len(self._names) + 1}")
@@ -157,7 +161,7 @@ def _slow(row: SlowExit, names: StandIns) -> SlowExit:
     if key is not None and row.access in {"mmio", "page"}:
         key = names.address(key)
     vm = names.vm(row.vm) if row.vm else None
-    return replace(row, guest_rip=names.address(row.guest_rip), access_key=key, vm=vm)
+    return replace(row, guest_rip=names.told_address(row.guest_rip), access_key=key, vm=vm)
 
 
 def _stolen(row: StolenRow, names: StandIns) -> StolenRow:
@@ -238,7 +242,7 @@ def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
     if timeline is None:
         return None
     lanes = tuple(replace(lane, label=f"vCPU lane {i + 1}") for i, lane in enumerate(timeline.lanes))
-    chosen = tuple(replace(one, guest_rip=names.address(one.guest_rip)) for one in timeline.chosen)
+    chosen = tuple(replace(one, guest_rip=names.told_address(one.guest_rip)) for one in timeline.chosen)
     windows = tuple(replace(one, rips=tuple(names.address(rip) for rip in one.rips)) for one in timeline.windows)
     hidden = {"mmio", "page"}
     follow_ups = tuple(

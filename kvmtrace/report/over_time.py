@@ -108,7 +108,7 @@ class ChosenExit:
     ts_ns: int
     dur_ns: int
     reason: str
-    guest_rip: int
+    guest_rip: int | None
     why: str
     number: int | None = None  # as `--explain` takes it, with --tid; None if unknown
     tid: int | None = None

@@ -8,7 +8,7 @@ import numpy as np
 
 from kvmtrace.report.over_time import Bins, FollowUp, Window
 from kvmtrace.spans.doings import Doings
-from kvmtrace.spans.lane_keys import NOT_TOLD, PAGE_SHIFT, LaneKeys, split_pair
+from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, rip_or_none, split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.time_bins import TimeBins, code_of
 from kvmtrace.spans.time_parts import Part
@@ -34,11 +34,6 @@ FAMILIES: tuple[tuple[tuple[Step, ...], str], ...] = (
     ((Step.PAGE_FAULT,), "pages"),
     ((Step.INJECT,), "vectors"),
 )
-
-
-def rip_told(rip: int) -> int:
-    """Return a RIP, 0 for one that was not told."""
-    return 0 if rip == int(NOT_TOLD) else rip
 
 
 def _follow_up(member: str, key: int) -> FollowUp:
@@ -82,7 +77,7 @@ class Stretches:
             self._families.append((member, index.keys()))
             offset += len(index)
         self._offset[Step.EMULATE] = offset
-        self._rips = np.array([*map(rip_told, keys.rips.keys()), 0], np.uint64)
+        self._rips = np.array([*(rip_or_none(rip) or 0 for rip in keys.rips.keys()), 0], np.uint64)  # noqa: SIM118
 
     def follow_ups(self) -> tuple[FollowUp, ...]:
         """Return all follow-up events that there are, in the order of their indices."""

@@ -14,9 +14,9 @@ from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.report.chosen_exits import ChosenExits
 from kvmtrace.report.over_time import ChosenExit, Lane, Latency, Timeline
 from kvmtrace.report.places import find_places
-from kvmtrace.report.stretches import Stretches, rip_told
+from kvmtrace.report.stretches import Stretches
 from kvmtrace.spans.doings import DoingsCollector
-from kvmtrace.spans.lane_keys import split_pair
+from kvmtrace.spans.lane_keys import rip_or_none, split_pair
 from kvmtrace.spans.slices import PART_NAMES
 from kvmtrace.spans.time_bins import TimeBins
 from kvmtrace.spans.time_parts import Part
@@ -125,7 +125,7 @@ class TimelineBuilder:
                 ts_ns=one.ts_ns - self.origin_ns,
                 dur_ns=one.dur_ns,
                 reason=describe_exit_reason(*split_pair(reasons[one.reason])),
-                guest_rip=rip_told(rips[one.rip]),
+                guest_rip=rip_or_none(rips[one.rip]),
                 why=why,
                 number=stretches.exit_number(stretches.lane_of(one.thread), one.ts_ns - self.origin_ns),
                 tid=stretches.tids[stretches.lane_of(one.thread)],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.isa.registry import UNTOLD
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.keys import KeyIndex
 
@@ -60,6 +61,11 @@ def told(table: EventTable, event: str, name: str, untold: np.uint64 = NOT_TOLD)
     return values
 
 
+def rip_or_none(key: int) -> int | None:
+    """Return a RIP of LaneKeys, None for one that was not told."""
+    return None if key == int(NOT_TOLD) else key
+
+
 def u32(table: EventTable, event: str, name: str) -> NDArray[np.uint64]:
     """Return the low 32 bits of a field, as uint64."""
     low: NDArray[np.uint64] = np.bitwise_and(u64(table, event, name), np.uint64(0xFFFFFFFF))
@@ -77,6 +83,12 @@ def _userspace(table: EventTable) -> NDArray[np.uint64]:
 
 def _pair(table: EventTable, event: str, high: str, low: str) -> NDArray[np.uint64]:
     return np.bitwise_or(np.left_shift(u32(table, event, high), np.uint64(32)), u32(table, event, low))
+
+
+def _exit_reason(table: EventTable) -> NDArray[np.uint64]:
+    if table.has("kvm_exit", "exit_reason"):
+        return _pair(table, "kvm_exit", "isa", "exit_reason")
+    return np.full(table.count("kvm_exit"), np.uint64(UNTOLD))
 
 
 def _mmio(table: EventTable) -> NDArray[np.uint64]:
@@ -101,7 +113,7 @@ def _vector(table: EventTable, event: str) -> NDArray[np.uint64]:
 
 # event -> (member of LaneKeys, its keys)
 KEYED: dict[str, tuple[str, Callable[[EventTable], NDArray[np.uint64]]]] = {
-    "kvm_exit": ("reasons", lambda table: _pair(table, "kvm_exit", "isa", "exit_reason")),
+    "kvm_exit": ("reasons", _exit_reason),
     "kvm_userspace_exit": ("userspace", _userspace),
     "kvm_pio": ("ports", lambda table: _pair(table, "kvm_pio", "rw", "port")),
     "kvm_mmio": ("mmio", _mmio),

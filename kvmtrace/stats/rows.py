@@ -386,7 +386,7 @@ class SlowExit:
     name: str
     dur_ns: int  # to the thread's next kvm_entry
     waiting_ns: int | None  # of dur_ns: blocked, halt-polling or preempted; null: not recorded
-    guest_rip: int
+    guest_rip: int | None
     access: str | None  # its first access: "port" "mmio" "page" "msr" "cr" "hypercall"; null: none was recorded
     access_key: int | None  # the port, address, MSR, register or number accessed
     access_write: bool | None  # null: neither a read nor a write

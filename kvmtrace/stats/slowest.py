@@ -9,7 +9,7 @@ import numpy as np
 from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.keys import grown
-from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, split_pair
+from kvmtrace.spans.lane_keys import PAGE_SHIFT, LaneKeys, rip_or_none, split_pair
 from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step
 from kvmtrace.spans.time_parts import Part
 from kvmtrace.stats.rows import SlowExit
@@ -146,7 +146,7 @@ def _row(one: _Candidate, keys: LaneKeys, tids: Sequence[int], before: Mapping[i
         name=describe_exit_reason(isa, exit_reason),
         dur_ns=one.dur_ns,
         waiting_ns=one.dur_ns - one.work_ns if waits else None,
-        guest_rip=keys.rips.keys()[one.arg >> REASON_BITS],
+        guest_rip=rip_or_none(keys.rips.keys()[one.arg >> REASON_BITS]),
         access=kind,
         access_key=key,
         access_write=write,

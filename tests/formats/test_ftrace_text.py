@@ -74,7 +74,8 @@ def test_counting_clocks(open_text):
     assert events.ts_ns.tolist() == [123456789012]
 
 
-# (event, text, fields) of print formats from 5.10 to 6.18 and of trace-cmd
+# (event, text, fields) of print formats from 2.6.32 to 6.18 and of trace-cmd
+# fmt: off
 BODIES = [
     ("kvm_entry", "vcpu 1, rip 0xfff0", {"vcpu_id": 1, "rip": 0xFFF0}),
     ("kvm_entry", " vcpu 0 rip 0xfff0", {"vcpu_id": 0, "rip": 0xFFF0}),
@@ -225,7 +226,22 @@ BODIES = [
         {"filp": 0xFFFF888100, "cmd": 0xAE80, "arg": 0},
     ),
     ("kvm_something_new", "free text 5", {"text": b"free text 5"}),
+    # older kernels
+    ("kvm_entry", "vcpu 0, rip 0x1[immediate exit]", {"vcpu_id": 0, "rip": 1, "immediate_exit": 1}),
+    ("kvm_hypercall", "nr 0x5 a0 0x1 a1 0x2 a2 0x3  a3 0x4", {"nr": 5, "a0": 1, "a1": 2, "a2": 3, "a3": 4}),
+    ("kvm_cpuid", "func 1 rax 663 rbx 800 rcx 8 rdx 78",
+     {"function": 1, "rax": 0x663, "rbx": 0x800, "rcx": 8, "rdx": 0x78}),
+    ("kvm_cpuid", "func 1 rax 663 rbx 800 rcx 8 rdx 78, cpuid entry not found",
+     {"function": 1, "rax": 0x663, "rbx": 0x800, "rcx": 8, "rdx": 0x78, "found": 0}),
+    ("kvm_vcpu_wakeup", "wait time 2345 ns", {"waited": 1, "ns": 2345}),
+    ("kvm_eoi", "apicid 0 vector -1", {"apicid": 0, "vector": -1}),
+    ("kvm_nested_vmexit",
+     ("rip: 0x0000000000001000 reason: npf ext_inf1: 0x0000000100000014 ext_inf2: 0x00000000000f0000 "
+      "ext_int: 0x00000000 ext_int_err: 0x00000000"),
+     {"guest_rip": 0x1000, "exit_reason": 0x400, "isa": 2, "info1": 0x100000014, "info2": 0xF0000, "intr_info": 0,
+      "error_code": 0}),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("name", "body", "want"), BODIES, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(BODIES)])

@@ -8,8 +8,10 @@ from kvmtrace.check.engine import check_recording
 from kvmtrace.errors import FormatError
 from kvmtrace.formats import open_recording
 from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.render.html.page import render_html
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
+from kvmtrace.report.json_document import from_json, to_json
 
 FULL = "info1 0x0000000000000000 info2 0x0000000000000000 intr_info 0x00000000 error_code 0x00000000"
 
@@ -259,6 +261,7 @@ def test_latency_formats(tmp_path):
         (["kvm_entry: PC: 0x802c1f24", "kvm_exit: PC: 0x802c21c8"], "arm, or arm64 before Linux 4.4"),
         (["kvm_exit: HSR_EC: 0x0024, PC: 0x00401008"], "arm, or arm64 before Linux 4.4"),
         (["kvm_exit: SEPC:0x80200000, SCAUSE:0x16, STVAL:0x0, HTVAL:0x0, HTINST:0x0"], "riscv"),
+        (["kvm_entry: PC: 0x01680200000", "kvm_exit: SCAUSE:0x8, SEPC:0x80200000, STVAL:0x0"], "riscv"),
         (["kvm_s390_sie_enter: 00[0704c00180000000-000000000010a000]: entering sie cpuflags 00000000"], "s390"),
         (["kvm_exit: exit=EXTERNAL | pc=0xc000 | msr=0x8000 | dar=0x0 | last_inst=0x0"], "powerpc"),
     ],
@@ -385,9 +388,19 @@ class TestPartsOfAnExit:
         assert fields(posted(line, padded=True), "kvm_nested_vmexit")["guest_rip"] == [0x400433]
 
     def test_the_report_of_exits_without_rip(self, posted):
-        """The headline names no instruction that nobody told."""
+        """The headline names no instruction that nobody told, and the slowest VM-exits have none."""
         lines = ("kvm_entry: vcpu 0", "kvm_exit: vcpu 0 reason DR_ACCESS info1 0x0000000000000216") * 3
-        assert "rip" not in render_text(build_report(posted(*lines))).split("VM-exits by reason")[0]
+        report = build_report(posted(*lines))
+        text = render_text(report)
+        assert "rip" not in text.split("VM-exits by reason")[0]
+        assert {row.guest_rip for row in report.slowest} == {None}
+        assert "0xffffffffffffffff" not in text + render_html(report)
+        assert from_json(to_json(report)) == report
+
+    def test_exits_of_which_no_reason_is_told(self, posted):
+        report = build_report(posted("kvm_entry: vcpu 0, rip 0x1", "kvm_exit: nonsense", "kvm_entry: vcpu 0, rip 0x1"))
+        assert [row.name for row in report.exits] == ["?"]
+        assert report.loss.not_understood == {"kvm_exit": 1}
 
     def test_a_port_access_without_count(self, posted):
         told = fields(posted("kvm_pio: pio_read  at 0x3fd size 1 val 0x60"), "kvm_pio")

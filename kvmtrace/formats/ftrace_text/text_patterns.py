@@ -50,12 +50,12 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kvm_entry": _compile(
         rf"vcpu (?P<vcpu_id>\d+),? rip (?P<rip>{_X}) intr_info (?P<intr_info>{_X}) error_code (?P<error_code>{_X})"
         rf"(?P<immediate_exit> ?\[immediate exit\])?",
-        rf"vcpu (?P<vcpu_id>\d+),? rip (?P<rip>{_X})",
+        rf"vcpu (?P<vcpu_id>\d+),? rip (?P<rip>{_X})(?P<immediate_exit> ?\[immediate exit\])?",
         r"vcpu (?P<vcpu_id>\d+)"),  # before 5.7
     "kvm_exit": EXIT_PATTERNS,
     "kvm_nested_vmexit": (
         *EXIT_PATTERNS,
-        *_compile(rf"(?:rip:? (?P<guest_rip>{_X}) )?reason: (?P<exit_reason>.{1,80}?) ext_inf1: (?P<info1>{_X}) "
+        *_compile(rf"(?:rip:? (?P<guest_rip>{_X}) )?reason: (?P<exit_reason>.{{1,80}}?) ext_inf1: (?P<info1>{_X}) "
                   rf"ext_inf2: (?P<info2>{_X}) ext_int: (?P<intr_info>{_X}) ext_int_err: (?P<error_code>{_X})",
                   rf"rip (?P<guest_rip_hex>{_H}) reason (?P<exit_reason>.{{1,80}}?) info1 (?P<info1_hex>{_H}) "
                   rf"info2 (?P<info2_hex>{_H}) int_info (?P<intr_info_hex>{_H}) "
@@ -85,7 +85,9 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kvm_cr": _compile(rf"cr_(?P<rw>read|write) (?P<cr>{_H}) = (?P<val>{_X})"),
     "kvm_cpuid": _compile(
         rf"func (?P<function>{_H}) idx (?P<index>{_H}) rax (?P<rax>{_H}) rbx (?P<rbx>{_H}) rcx (?P<rcx>{_H}) "
-        rf"rdx (?P<rdx>{_H}), cpuid entry (?P<found>found|not found)(?P<used_max_basic>, used max basic)?"),
+        rf"rdx (?P<rdx>{_H}), cpuid entry (?P<found>found|not found)(?P<used_max_basic>, used max basic)?",
+        rf"func (?P<function>{_H}) rax (?P<rax>{_H}) rbx (?P<rbx>{_H}) rcx (?P<rcx>{_H}) rdx (?P<rdx>{_H})"
+        r"(?:, cpuid entry (?P<found>found|not found))?"),  # before 5.6; before 4.12 no entry
     "kvm_fpu": _compile(r"(?P<load>load|unload)$"),
     "kvm_inj_virq": _compile(rf"(?P<soft>IRQ|Soft/INTn) (?P<vector>{_X})(?P<reinjected> \[reinjected\])?",
                              r"irq (?P<vector>\d+)"),
@@ -95,8 +97,8 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
         rf"vcpu (?P<vcpu_id>\d+) rip (?P<guest_rip>{_X}) address (?P<fault_address>{_X}) "
         rf"error_code (?P<error_code>{_X})",
         rf"address (?P<fault_address_hex>{_H}) error_code (?P<error_code_hex>{_H})"),
-    "kvm_eoi": _compile(rf"apicid (?P<apicid>{_H}) vector (?P<vector>\d+)"),
-    "kvm_pv_eoi": _compile(rf"apicid (?P<apicid>{_H}) vector (?P<vector>\d+)"),
+    "kvm_eoi": _compile(rf"apicid (?P<apicid>{_H}) vector (?P<vector>-?\d+)"),
+    "kvm_pv_eoi": _compile(rf"apicid (?P<apicid>{_H}) vector (?P<vector>-?\d+)"),
     "kvm_apic_accept_irq": _compile(
         rf"apicid (?P<apicid>{_H}) vec (?P<vec>\d+) \((?P<dm>\w+)\|(?P<tm>edge|level)\)"),
     "kvm_apic": _compile(rf"apic_(?P<rw>read|write) (?P<reg>\S+) = (?P<val>{_X})"),
@@ -104,9 +106,10 @@ PATTERNS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kvm_halt_poll_ns": _compile(
         r"vcpu (?P<vcpu_id>\d+): halt_poll_ns (?P<new>\d+) \((?P<grow>grow|shrink) (?P<old>\d+)\)"),
     "kvm_vcpu_wakeup": _compile(
-        r"(?P<waited>wait|poll) time (?P<ns>-?\d+) ns, polling (?P<valid>valid|invalid)"),
+        r"(?P<waited>wait|poll) time (?P<ns>-?\d+) ns(?:, polling (?P<valid>valid|invalid))?"),
     "kvm_wait_lapic_expire": _compile(r"vcpu (?P<vcpu_id>\d+): delta (?P<delta>-?\d+)"),
-    "kvm_hypercall": _compile(rf"nr (?P<nr>{_X}) a0 (?P<a0>{_X}) a1 (?P<a1>{_X}) a2 (?P<a2>{_X}) a3 (?P<a3>{_X})"),
+    "kvm_hypercall": _compile(rf"nr (?P<nr>{_X}) a0 (?P<a0>{_X}) a1 (?P<a1>{_X}) a2 (?P<a2>{_X}) {{1,2}}"
+                              rf"a3 (?P<a3>{_X})"),
     "kvm_smm_transition": _compile(
         rf"vcpu (?P<vcpu_id>\d+): (?P<entering>entering|leaving) SMM, smbase (?P<smbase>{_X})"),
     # trace-cmd's plug-in prints no mode, and FAIL; no bytes: the instruction could not be fetched

@@ -197,7 +197,7 @@ def chosen_words(timeline: Timeline) -> list[str]:
     labels = [escape(lane.label) for lane in timeline.lanes]
     return [
         f"{c.reason} {duration(c.dur_ns)}, {c.why}, at {duration(c.ts_ns)}, {labels[c.lane]}"
-        f"{f', VM-exit {c.number}' if c.number else ''}, rip {c.guest_rip:#x}"
+        f"{f', VM-exit {c.number}' if c.number else ''}, rip {'-' if c.guest_rip is None else f'{c.guest_rip:#x}'}"
         for c in timeline.chosen
     ]
 

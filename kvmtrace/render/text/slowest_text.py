@@ -30,7 +30,7 @@ def slowest_table(report: Report, style: Style, limit: int) -> list[str]:
         Column("took", [duration(row.dur_ns) for row in rows]),
         *([Column("waited", [duration(row.waiting_ns) for row in rows], rank=1)] if waits else []),
         Column("about", about, left=True, flexible=True, shortest=14),
-        Column("rip", [f"{row.guest_rip:#x}" for row in rows], left=True, rank=4),
+        Column("rip", ["-" if row.guest_rip is None else f"{row.guest_rip:#x}" for row in rows], left=True, rank=4),
     ]
     first = rows[0]
     which = f"--tid {first.tid}" if first.vcpu_id is None else f"--vcpu {first.vcpu_id}"
