@@ -14,7 +14,7 @@ from kvmtrace.check.userspace_changes import may_have_changed
 from kvmtrace.isa.base import RipClass
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_IO, describe_userspace_exit
 from kvmtrace.model.predicates import CHECKS
-from kvmtrace.model.userspace_actions import COMPLETED, COMPLETED_BY
+from kvmtrace.model.userspace_actions import COMPLETED, COMPLETED_BY, RIP_SETTERS
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _check(excerpt: Excerpt, group: Group, row: ExitRow, found: Found) -> None:
 def _untouched(excerpt: Excerpt, group: Group, found: Found) -> Group:
     """Return the exits whose state userspace did not set."""
     entry = excerpt.segments.resume[excerpt.exits.seg[group]]
-    changed = may_have_changed(excerpt, excerpt.exits.start[group], excerpt.segments.start[entry])
+    changed = may_have_changed(excerpt, excerpt.exits.start[group], excerpt.segments.start[entry], RIP_SETTERS)
     found.check(0, np.count_nonzero(changed))
     untouched: Group = group[~changed]
     return untouched

@@ -41,12 +41,15 @@ def setter_rows(excerpt: Excerpt, setters: tuple[str, ...] = STATE_SETTERS) -> N
     return rows
 
 
-def may_have_changed(excerpt: Excerpt, first: NDArray[np.intp], last: NDArray[np.intp]) -> NDArray[np.bool_]:
+def may_have_changed(
+    excerpt: Excerpt, first: NDArray[np.intp], last: NDArray[np.intp], setters: tuple[str, ...] = STATE_SETTERS
+) -> NDArray[np.bool_]:
     """Say whether a vCPU's state may have been set between two sequence positions each.
 
     Parameters
     ----------
     first, last : intp, sequence positions of one thread, first <= last
+    setters : ioctls that set what is asked for
     """
     sequence, segments = excerpt.sequence, excerpt.segments
     if ioctl_kind(excerpt) is None:
@@ -56,7 +59,7 @@ def may_have_changed(excerpt: Excerpt, first: NDArray[np.intp], last: NDArray[np
         count = np.cumsum(marks)
         changed: NDArray[np.bool_] = count[last] != count[first]
         return changed
-    rows = setter_rows(excerpt)
+    rows = setter_rows(excerpt, setters)
     between = np.searchsorted(rows, sequence.row[last]) - np.searchsorted(rows, sequence.row[first])
     found: NDArray[np.bool_] = between != 0
     return found

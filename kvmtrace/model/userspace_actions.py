@@ -25,6 +25,8 @@ STATE_SETTERS: tuple[str, ...] = (
     "KVM_SET_GUEST_DEBUG",
     "KVM_SMI",
 )
+# those of them after which the guest may go on at another RIP: what the others set pending is injected
+RIP_SETTERS: tuple[str, ...] = tuple(name for name in STATE_SETTERS if name not in {"KVM_SET_LAPIC", "KVM_INTERRUPT"})
 # traced while a VMM writes the whole state back, after a reset for example; looked at where no ioctl was recorded
 SETTER_TRACES: tuple[str, ...] = (
     "kvm_hv_stimer_start_one_shot",

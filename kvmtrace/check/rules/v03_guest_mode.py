@@ -9,7 +9,7 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY, EXIT
 from kvmtrace.check.findings import constant
 from kvmtrace.check.rule import VIOLATION, Rule
-from kvmtrace.model.states import LATE_EXIT
+from kvmtrace.model.states import LATE_EXIT, RETURN_STEPS
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_NOSUPPORT, TRACE_FLAG_IRQS_OFF
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ RULE = Rule(
     "From kvm_entry to kvm_exit interrupts are off: the vCPU thread neither sleeps nor changes its CPU. Kernels that "
     f"trace kvm_exit with interrupts on ({LATE_EXIT}) guarantee this only up to the VM-exit.",
     "vcpu_enter_guest (x86.c): local_irq_disable before run, local_irq_enable after handle_exit_irqoff",
-    "what happens between VM-exit and kvm_exit where the kernel traces kvm_exit with interrupts on",
+    "what happens between VM-exit and kvm_exit where the kernel traces kvm_exit with interrupts on, and the return of "
+    "the run function was not recorded",
     places="VM-entry",
     blames_handler=False,
     healthy="""
@@ -47,41 +48,59 @@ kvm_entry: vcpu_id=0 rip=0x1000
 )
 
 
-def _inside(excerpt: Excerpt, found: Found) -> NDArray[np.intp]:
-    """Return the stays in guest mode of which the kernel traces both ends with interrupts off."""
+
+def _end(excerpt: Excerpt) -> str:
+    return "kvm_exit" if excerpt.capability.exit_irqs_off is True else "return of the run function"
+
+
+def _stays(excerpt: Excerpt) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the stays in guest mode, and the position of the event that ends each with interrupts still off.
+
+    That event is kvm_exit; where the kernel traces it with interrupts on, or does not tell, the return of the run
+    function; -1 if that was not recorded.
+    """
     segments = excerpt.segments
     inside = np.flatnonzero((segments.kind == ENTRY) & (segments.next_kind == EXIT))
-    if excerpt.capability.exit_irqs_off is not True:
-        found.check(0, len(inside))
-        return inside[:0]
-    return inside
+    if excerpt.capability.exit_irqs_off is True:
+        return inside, segments.stop[inside]
+    last = np.full(len(inside), -1, np.intp)
+    for step in RETURN_STEPS.values():
+        last = np.maximum(last, segments.first_in(step)[inside])
+    return inside, last
 
 
 @RULE.part("the CPU in guest mode")
 def _one_cpu(excerpt: Excerpt, found: Found) -> None:
-    inside, segments, cpu = _inside(excerpt, found), excerpt.segments, excerpt.sequence.cpu
-    start, stop = segments.start[inside], segments.stop[inside]
-    at = np.flatnonzero((cpu[start] != cpu[stop]) & ~segments.has("sched_switch")[inside]) if len(inside) else inside
-    found.check(len(inside))
+    inside, last = excerpt.once("stays in guest mode", _stays)
+    segments, cpu = excerpt.segments, excerpt.sequence.cpu
+    start, stop = segments.start[inside[last >= 0]], last[last >= 0]
+    at = np.flatnonzero((cpu[start] != cpu[stop]) & ~_switched(excerpt)[last >= 0]) if len(start) else start
+    found.check(len(start), len(inside) - len(start))
     found.violate(
         stop[at],
         lambda i: (
-            f"kvm_exit on CPU {cpu[start[at[i]]]}, without scheduling since kvm_entry",
-            f"kvm_exit on CPU {cpu[stop[at[i]]]}",
+            f"{_end(excerpt)} on CPU {cpu[start[at[i]]]}, without scheduling since kvm_entry",
+            f"{_end(excerpt)} on CPU {cpu[stop[at[i]]]}",
         ),
     )
 
 
+def _switched(excerpt: Excerpt) -> NDArray[np.bool_]:
+    """Say in which stays in guest mode, of known end, the thread was scheduled."""
+    inside, last = excerpt.once("stays in guest mode", _stays)
+    first = excerpt.segments.first_in("sched_switch")[inside]
+    found: NDArray[np.bool_] = (first >= 0) & (first < last)
+    return found
+
+
 @RULE.part("scheduling in guest mode", needs=("sched_switch",), adds=False)
 def _unscheduled(excerpt: Excerpt, found: Found) -> None:
-    if excerpt.capability.exit_irqs_off is not True:
-        return
-    segments = excerpt.segments
-    inside = np.flatnonzero((segments.kind == ENTRY) & (segments.next_kind == EXIT) & segments.has("sched_switch"))
+    inside = excerpt.once("stays in guest mode", _stays)[0]
+    inside, segments = inside[_switched(excerpt)], excerpt.segments
     found.violate(
         segments.first_in("sched_switch")[inside],
         lambda i: (
-            f"kvm_exit on CPU {excerpt.sequence.cpu[segments.start[inside[i]]]}, without scheduling since kvm_entry",
+            f"{_end(excerpt)} on CPU {excerpt.sequence.cpu[segments.start[inside[i]]]}, without scheduling since kvm_entry",
             "sched_switch in guest mode",
         ),
     )
