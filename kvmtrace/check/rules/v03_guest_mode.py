@@ -48,7 +48,6 @@ kvm_entry: vcpu_id=0 rip=0x1000
 )
 
 
-
 def _end(excerpt: Excerpt) -> str:
     return "kvm_exit" if excerpt.capability.exit_irqs_off is True else "return of the run function"
 
@@ -96,11 +95,11 @@ def _switched(excerpt: Excerpt) -> NDArray[np.bool_]:
 @RULE.part("scheduling in guest mode", needs=("sched_switch",), adds=False)
 def _unscheduled(excerpt: Excerpt, found: Found) -> None:
     inside = excerpt.once("stays in guest mode", _stays)[0]
-    inside, segments = inside[_switched(excerpt)], excerpt.segments
+    inside, segments, cpu = inside[_switched(excerpt)], excerpt.segments, excerpt.sequence.cpu
     found.violate(
         segments.first_in("sched_switch")[inside],
         lambda i: (
-            f"{_end(excerpt)} on CPU {excerpt.sequence.cpu[segments.start[inside[i]]]}, without scheduling since kvm_entry",
+            f"{_end(excerpt)} on CPU {cpu[segments.start[inside[i]]]}, without scheduling since kvm_entry",
             "sched_switch in guest mode",
         ),
     )
