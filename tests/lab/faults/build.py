@@ -6,6 +6,7 @@ of kernel headers whose Makefile does not point at /usr/src, and a clean build t
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -94,7 +95,9 @@ def module_headers(kernel: Kernel) -> Path:
     return own
 
 
-def _make(source: Path, kernel: Kernel) -> None:
+def make_modules(source: Path) -> None:
+    """Build the modules of an unpacked source, or what has changed of them."""
+    kernel = get_kernel(SERIES)
     jobs = len(os.sched_getaffinity(0))
     _run(
         ["make", "-s", f"-j{jobs}", "-C", str(module_headers(kernel)), f"M={source / 'arch/x86/kvm'}", "modules"],
@@ -102,6 +105,7 @@ def _make(source: Path, kernel: Kernel) -> None:
     )
 
 
+@functools.cache
 def clean_build() -> Path:
     """Return the unpacked source with everything built, from the cache if it is there."""
     kernel = get_kernel(SERIES)
@@ -113,7 +117,7 @@ def clean_build() -> Path:
 
     item = cached(f"fault-source-{digest([kernel.release, version])}", build)
     if not (item / "arch/x86/kvm/kvm-amd.ko").exists():
-        _make(item, kernel)
+        make_modules(item)
     return item
 
 
@@ -128,16 +132,27 @@ def build_modules(fault: Fault | None, target: Path) -> Path:
     source = target / "source"
     clean = clean_build()
     shutil.copytree(clean, source, copy_function=shutil.copy2)
-    # what make compares (commands) and links (lists of objects) names files by their full path
-    for pattern in (".*.cmd", "*.mod", "modules.order"):
-        for listing in source.rglob(pattern):
-            listing.write_text(listing.read_text().replace(str(clean), str(source)))
+    relocate(source, clean)
     if fault is not None:
         apply_fault(source, fault)
-    _make(source, get_kernel(SERIES))
+    make_modules(source)
     modules = target / "modules"
     modules.mkdir()
     for name in MODULES:
-        _run(["strip", "--strip-debug", "-o", str(modules / name), str(source / "arch/x86/kvm" / name)], target)
+        strip_module(source / "arch/x86/kvm" / name, modules / name)
     shutil.rmtree(source)
     return modules
+
+
+def relocate(source: Path, before: Path) -> None:
+    """Tell a copy of a built source where it is: commands and lists of objects name files by their full path."""
+    for pattern in (".*.cmd", "*.mod", "modules.order"):
+        for listing in source.rglob(pattern):
+            status = listing.stat()
+            listing.write_text(listing.read_text().replace(str(before), str(source)))
+            os.utime(listing, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def strip_module(built: Path, target: Path) -> None:
+    """Write a module without its debugging information."""
+    _run(["strip", "--strip-debug", "-o", str(target), str(built)], target.parent)

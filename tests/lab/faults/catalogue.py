@@ -15,6 +15,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """What is replaced by what in the kernel's source.
+
+    Parameters
+    ----------
+    file : relative to the kernel source
+    function : the line of the file that begins the function, verbatim up to its opening parenthesis; "" for the
+        whole file (a declaration)
+    pattern, replacement : regular expression that matches once in the function's body, and its substitute
+    """
+
+    file: str
+    function: str
+    pattern: str
+    replacement: str
+
+
+@dataclass(frozen=True)
 class Fault:
     """One wrong line.
 
@@ -163,23 +181,36 @@ FAULTS: tuple[Fault, ...] = (
 
 
 def apply_fault(source: Path, fault: Fault) -> None:
-    """Change the one line of `fault` in an unpacked kernel source.
+    """Change the one line of `fault` in an unpacked kernel source; see `apply_edit`."""
+    apply_edit(source, Edit(fault.file, fault.function, fault.pattern, fault.replacement))
+
+
+def apply_edit(source: Path, edit: Edit) -> None:
+    """Make one change in an unpacked kernel source.
 
     Raises
     ------
     ValueError
         The function is not there, or the pattern does not match exactly once in it.
     """
-    path = source / fault.file
+    path = source / edit.file
     text = path.read_text()
+    start, end = _body(text, edit)
+    changed, count = re.subn(edit.pattern, edit.replacement, text[start:end])
+    if count != 1:
+        raise ValueError(f"{edit.file}: {edit.pattern} matches {count} times in {edit.function or 'it'}")
+    path.write_text(text[:start] + changed + text[end:])
+
+
+def _body(text: str, edit: Edit) -> tuple[int, int]:
+    """Return where the function's body begins and ends."""
+    if not edit.function:
+        return 0, len(text)
     start = -1
     # a declaration of the same name ends in a semicolon: take the definition
-    for found in re.finditer(rf"^{re.escape(fault.function)}\([^;{{]*\n\{{", text, re.MULTILINE):
+    for found in re.finditer(rf"^{re.escape(edit.function)}\([^;{{]*\n\{{", text, re.MULTILINE):
         start = found.end()
     end = text.find("\n}\n", start)
     if start < 0 or end < 0:
-        raise ValueError(f"{fault.file} has no function {fault.function}")
-    body, count = re.subn(fault.pattern, fault.replacement, text[start:end])
-    if count != 1:
-        raise ValueError(f"{fault.file}: {fault.pattern} matches {count} times in {fault.function}")
-    path.write_text(text[:start] + body + text[end:])
+        raise ValueError(f"{edit.file} has no function {edit.function}")
+    return start, end
