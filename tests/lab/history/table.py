@@ -81,6 +81,9 @@ def _totals(results: list[Told]) -> list[str]:
     lines = []
     for isa in ("svm", "vmx"):
         mine = [result for result in results if result["isa"] == isa]
+        if not mine:
+            lines.append(f"* {isa}: not run yet.")
+            continue
         counts = Counter(result["found"] for result in mine)
         words = ", ".join(f"{counts[word]} {word}" for word in (*FOUND, "not recorded") if counts[word])
         alarms = sum(result["false_alarms"] for result in mine)
