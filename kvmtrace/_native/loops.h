@@ -348,4 +348,45 @@ int64_t cut_segments(const uint8_t *cls, const uint8_t *first, const uint8_t *br
 void count_edges(const uint8_t *before, const uint8_t *cls, const uint8_t *wrong, const int64_t *ts, int64_t n,
 		 int64_t n_classes, int32_t unknown, int32_t sub_bits, int64_t n_buckets, int64_t *counts);
 
+/* round_numbers.c: what a vCPU does from one VM-entry to the next */
+
+/* n values of `size` bytes, of the events of a class. */
+typedef struct {
+	const uint8_t *values;
+	int64_t n, size;
+} ClassColumn;
+
+/* The n events of a sequence. place: of each among those of its kind. odd: a round with such an event, its first one
+ * left out, is like no other. repeated: a thread's first event that was seen before. The columns of class c are those
+ * from begin[c] up to begin[c + 1] (65 numbers).
+ */
+typedef struct {
+	int64_t n;
+	const uint8_t *cls, *first, *repeated, *odd;
+	const int64_t *place;
+	const ClassColumn *columns;
+	const int64_t *begin;
+} RoundEvents;
+
+/* The contents that are known, by number: bytes at[i] .. at[i + 1] each, their hash; at[0] is 0. There is room for
+ * `most` of them (at: most + 1) and n_bytes. slots: n_slots of them (a power of two), a number from 1 or 0.
+ */
+typedef struct {
+	int64_t n_slots, most, n_bytes;
+	uint64_t seed;
+	int64_t *n_known, *at;
+	int32_t *slots;
+	uint64_t *hash;
+	uint8_t *bytes;
+} RoundTable;
+
+/* Cut a sequence into rounds, from an event of class `entry` (of a thread's first events, one that is repeated) to the
+ * next, which is in both; what stands before a thread's first, and behind its last, is one as well. Gives each its first
+ * position, the one behind its last, and the number of its content, -1 if it is cut off, odd, longer than `longest`
+ * events or there is no room. start, stop, number: n each. Returns how many there are, or -1 if a place is none of its
+ * column's.
+ */
+int64_t number_rounds(const RoundEvents *events, int32_t entry, int64_t longest, const RoundTable *table, int64_t *start,
+		      int64_t *stop, int32_t *number);
+
 #endif

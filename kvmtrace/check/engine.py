@@ -12,12 +12,13 @@ import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, USERSPACE
 from kvmtrace.check.coverage import Statistics
-from kvmtrace.check.excerpt import EXPECTATIONS, make_excerpt
+from kvmtrace.check.excerpt import make_excerpt
 from kvmtrace.check.findings import Findings, merged
 from kvmtrace.check.fpu_on_demand import without_fpu
+from kvmtrace.check.gated_rule import GatedRule
 from kvmtrace.check.observability import Evidence, find_capability
-from kvmtrace.check.rule import Found
-from kvmtrace.check.rule_registry import all_rules, is_own
+from kvmtrace.check.rounds import Rounds
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.check.state_machine import compile_automaton, take_steps
 from kvmtrace.check.thread_events import build_sequence, vcpu_tids
 from kvmtrace.check.vcpu_lanes import VcpuLanes
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.observability import Capability
-    from kvmtrace.check.rule import RowPart, Rule
     from kvmtrace.check.thread_events import Sequence
     from kvmtrace.check.verdict import Comparison
     from kvmtrace.table.recording import Capture, Recording
@@ -62,6 +62,7 @@ class Checker:
             [GatedRule(rule) for rule in rules.values() if rule.id in FIRST_HALF],
             [GatedRule(rule) for rule in rules.values() if rule.id not in FIRST_HALF],
         )
+        self._rounds = Rounds(rules)
         self.statistics = Statistics()
         self._evidence = Evidence(set())
         self._capability: Capability | None = None
@@ -128,6 +129,7 @@ class Checker:
         self.statistics.add(excerpt)
         self._vcpu_ids |= last_vcpus(excerpt)
         excerpt.vcpu_ids = dict(self._vcpu_ids)
+        excerpt.told_of = self._rounds.judge(excerpt)
         self._judge(excerpt, index, 0)
         return part
 
@@ -152,7 +154,9 @@ class Checker:
         self._parked = None
         self.statistics.n_kvm_events = self._evidence.n_kvm_events
         not_understood = self._recording.loss.not_understood.values() if self._recording is not None else ()
-        return self.statistics.comparison(merged(self._findings), self._capability, sum(not_understood))
+        self._rounds.settle()
+        findings = merged((*self._findings, self._rounds.findings))
+        return self.statistics.comparison(findings, self._capability, sum(not_understood))
 
     def _excerpt(
         self, table: EventTable, index: NDArray[np.int64], loss: NDArray[np.int32], n_parked: int, *, final: bool
@@ -176,78 +180,6 @@ class Checker:
         if len(rows):
             self._gaps.forget_before(int(self._parked.ts_ns.min()))
         return excerpt, index
-
-
-class GatedRule:
-    """A rule, run part by part where what the part needs was recorded.
-
-    Parameters
-    ----------
-    rule : Rule
-    """
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self._own = is_own(rule)
-        self._failed = False
-        self._row_parts: dict[int, tuple[RowPart, ...]] = {}
-        # for one capability: what each needs-list lacks
-        self._capability: Capability | None = None
-        self._missing: dict[tuple[str, ...], tuple[str, ...]] = {}
-
-    def apply(self, excerpt: Excerpt, findings: Findings) -> None:
-        """Check the rule on an excerpt; a rule of another package that fails is left out from then on."""
-        if self._own:
-            self._apply(excerpt, findings)
-        elif not self._failed:
-            try:
-                self._apply(excerpt, findings)
-            except Exception as error:  # noqa: BLE001 (whatever another package's code raises)
-                self._failed = True
-                findings.errors.append(f"rule {self.rule.id} failed and was left out: {type(error).__name__}: {error}")
-
-    def _apply(self, excerpt: Excerpt, findings: Findings) -> None:
-        rule, found = self.rule, Found(findings, self.rule.id)
-        if self._capability is not excerpt.capability:
-            self._capability, self._missing = excerpt.capability, {}
-        missing = self._lacks(rule.needs, excerpt.capability)
-        if missing:
-            findings.skip(rule.id, "", missing, rule.count_places(excerpt), adds=not self._foreign(missing))
-            return
-        for part in rule.parts:
-            missing = self._lacks(part.needs, excerpt.capability)
-            if missing:
-                places, adds = int(part.places(excerpt)), part.adds and not self._foreign(missing)
-                findings.skip(rule.id, part.about, missing, places, adds=adds)
-            else:
-                findings.part_source = part.source
-                part.check(excerpt, found)
-        if rule.row_parts_of:
-            self._apply_to_rows(excerpt, findings, found)
-
-    def _apply_to_rows(self, excerpt: Excerpt, findings: Findings, found: Found) -> None:
-        for number, group in excerpt.groups.items():
-            if number not in self._row_parts:
-                row = EXPECTATIONS[number]
-                self._row_parts[number] = () if row is None else self.rule.row_parts(row)
-            for part in self._row_parts[number]:
-                missing = self._lacks(part.needs, excerpt.capability)
-                if missing:
-                    places = part.places(excerpt, group)
-                    findings.skip(self.rule.id, part.about, missing, places, adds=not self._foreign(missing))
-                else:
-                    findings.part_source = part.source
-                    part.check(excerpt, group, found)
-
-    def _foreign(self, missing: tuple[str, ...]) -> bool:
-        """Say whether the rule does not apply to this ISA, which has not what is missing."""
-        assert self._capability is not None
-        return self._capability.cannot_be(missing)
-
-    def _lacks(self, needs: tuple[str, ...], capability: Capability) -> tuple[str, ...]:
-        if needs not in self._missing:
-            self._missing[needs] = capability.missing(needs)
-        return self._missing[needs]
 
 
 def last_vcpus(excerpt: Excerpt) -> dict[int, int]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvmtrace.check.observability import Capability
+    from kvmtrace.check.outcomes import Outcomes
     from kvmtrace.check.state_machine import Automaton, Steps
     from kvmtrace.check.thread_events import Sequence
     from kvmtrace.isa.base import ExitRow, Isa
@@ -68,6 +69,7 @@ class Excerpt:
     memory : what rules remember from excerpt to excerpt, see `remember`
     final : no excerpt follows
     known_until_ns : where the first CPU's events end in a damaged recording
+    told_of : rule -> what its local parts found, where that is known (rounds.py)
     """
 
     sequence: Sequence
@@ -82,6 +84,7 @@ class Excerpt:
     known_until_ns: int = 1 << 62
     vcpu_ids: dict[int, int] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    told_of: dict[str, Outcomes] | None = None
 
     def recorded(self, *kinds: str) -> bool:
         """Say whether all these events were recorded."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kvmtrace.check.outcomes import Outcome
     from kvmtrace.check.thread_events import Sequence
     from kvmtrace.table.event_table import EventTable
 
@@ -89,6 +90,13 @@ class Findings:
         self.skipped[key] = self.skipped.get(key, 0) + places
         if adds:
             self.unknown[rule] += places
+
+    def add(self, rule: str, outcome: Outcome, times: int = 1) -> None:
+        """Count what a part of a rule found elsewhere, so many times."""
+        self.check(rule, outcome.checked * times, outcome.unknown * times)
+        if outcome.skipped is not None:
+            part, missing, places, adds = outcome.skipped
+            self.skip(rule, part, missing, places * times, adds=adds)
 
     def violate(self, rule: str, positions: NDArray[np.intp] | list[int], describe: Describe) -> None:
         """Report violations at sequence positions; describe(i) gives (expected, observed) of the i-th."""

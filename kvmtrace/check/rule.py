@@ -77,6 +77,8 @@ class Part:
     places : counts where it applies, for the account of what could not be checked
     adds : its places are counted as unknown where it is not checked; not if other parts judge the same places
     source : str, the kernel functions that may be at fault, where that is not what the rule says
+    local : what is found between a VM-entry and the next depends on these events alone, on their classes and fields
+        (not on times, CPUs, threads or rows, nor on memory), so that one such round stands for all that are like it
     """
 
     about: str
@@ -85,6 +87,7 @@ class Part:
     places: Callable[[Excerpt], int]
     adds: bool = True
     source: str = ""
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Rule:
     cannot_see : str, faults of this kind that the rule misses: a noun phrase, "" if none is known
     places : class of events (alphabet.py) at which the rule applies, or a function that counts them
     blames_handler : bool, what the VM-exit's handler did may be at fault, too: it is named beside the source
+    local_rows : bool, what is checked for rows of the exit tables is local, as of a Part
     healthy, broken : str, short traces (examples.py) that hold and that break it
 
     Examples
@@ -143,6 +147,7 @@ class Rule:
     healthy: str = ""
     broken: str = ""
     blames_handler: bool = True
+    local_rows: bool = False
     parts: list[Part] = field(default_factory=list)
     row_parts_of: list[Callable[[ExitRow], Iterable[RowPart]]] = field(default_factory=list)
 
@@ -154,12 +159,13 @@ class Rule:
         places: str | Callable[[Excerpt], int] = "",
         adds: bool = True,
         source: str = "",
+        local: bool = False,
     ) -> Callable[[Check], Check]:
         """Register a function as a part of this rule; `places`: a class of events, or a function that counts."""
         count = counter(places or self.places)
 
         def register(check: Check) -> Check:
-            self.parts.append(Part(about, needs, check, count, adds, source))
+            self.parts.append(Part(about, needs, check, count, adds, source, local))
             return check
 
         return register

@@ -46,6 +46,7 @@ class Sequence:
     n_parked : the table's first rows that waited for this table; each thread's first event among them was seen before
     keys : int64, what names each thread for all of the recording; None: its id. A thread that runs several vCPUs
         counts as several threads (vcpu_lanes.py), with the same id.
+    again : bool, see `repeated`, where it is not the rows that tell
     """
 
     table: EventTable
@@ -60,6 +61,7 @@ class Sequence:
     n_tracked: int
     n_parked: int = 0
     keys: NDArray[np.int64] | None = None
+    again: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -87,7 +89,7 @@ class Sequence:
     @cached_property
     def repeated(self) -> NDArray[np.bool_]:
         """Say which events ended the part before this one, and were counted there."""
-        return self.first & (self.row < self.n_parked)
+        return self.first & (self.row < self.n_parked) if self.again is None else self.again
 
     @cached_property
     def begins(self) -> NDArray[np.intp]:

@@ -34,6 +34,7 @@ RULE = Rule(
     "The guest resumes no further on than the longest usual encoding of the instruction.",
     "skip_emulated_instruction (vmx/vmx.c), svm_skip_emulated_instruction (svm/svm.c); ExitRow.longest",
     "instructions with superfluous prefixes, which are longer and legal",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

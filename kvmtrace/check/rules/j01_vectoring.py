@@ -26,6 +26,7 @@ RULE = Rule(
     "An exit with valid vectoring information never re-enters by fast path: an injection pass follows; with a reason "
     "whose handler cannot deal with it, it ends in KVM_EXIT_INTERNAL_ERROR.",
     "__vmx_complete_interrupts raises KVM_REQ_EVENT; __vmx_handle_exit (vmx/vmx.c)",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

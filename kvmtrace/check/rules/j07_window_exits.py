@@ -20,6 +20,7 @@ RULE = Rule(
     ("kvm_exit.exit_reason", "kvm_exit.isa"),
     "An interrupt-window exit traces nothing but the injection that it made room for.",
     "handle_interrupt_window (vmx/vmx.c), interrupt_window_interception (svm/svm.c)",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

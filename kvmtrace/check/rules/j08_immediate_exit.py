@@ -44,7 +44,7 @@ kvm_entry: vcpu_id=0 rip=0x3002 immediate_exit=0
 )
 
 
-@RULE.part()
+@RULE.part(local=True)
 def _forced(excerpt: Excerpt, found: Found) -> None:
     segments, exits = excerpt.segments, excerpt.exits
     inside = np.flatnonzero((segments.kind == ENTRY) & (segments.next_kind == EXIT))

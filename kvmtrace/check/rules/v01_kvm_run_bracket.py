@@ -77,7 +77,7 @@ def _legal(*tables: Mapping[str, frozenset[str]]) -> NDArray[np.bool_]:
 _LEGAL, _LEGAL_IF_PAIRED = _legal(NEVER_NEXT), _legal(NEVER_NEXT, NEVER_NEXT_IF_PAIRED)
 
 
-@RULE.part("steps")
+@RULE.part("steps", local=True)
 def _steps(excerpt: Excerpt, found: Found) -> None:
     check_steps(excerpt, found, of_guest_mode=False)
 

@@ -51,12 +51,12 @@ kvm_entry: vcpu_id=0 rip=0x1000
 )
 
 
-@RULE.part("steps")
+@RULE.part("steps", local=True)
 def _steps(excerpt: Excerpt, found: Found) -> None:
     check_steps(excerpt, found, of_guest_mode=True)
 
 
-@RULE.part("the vCPU of entry and exit", needs=("kvm_entry.vcpu_id", "kvm_exit.vcpu_id"), adds=False)
+@RULE.part("the vCPU of entry and exit", needs=("kvm_entry.vcpu_id", "kvm_exit.vcpu_id"), adds=False, local=True)
 def _one_vcpu(excerpt: Excerpt, found: Found) -> None:
     segments, ids = excerpt.segments, vcpu_ids(excerpt)
     for kind, following in ((ENTRY, EXIT), (EXIT, ENTRY)):
@@ -75,7 +75,12 @@ def _any(classes: NDArray[np.uint8], names: Iterable[str]) -> NDArray[np.bool_]:
     return among(classes, [CLASS[name] for name in names])
 
 
-@RULE.part("the run function", needs=("|".join((*run_functions(), *run_functions("_return"))),), adds=False)
+@RULE.part(
+    "the run function",
+    needs=("|".join((*run_functions(), *run_functions("_return"))),),
+    adds=False,
+    local=True,
+)
 def _run_function(excerpt: Excerpt, found: Found) -> None:
     """Check that kvm_entry is the first thing the run function does, and that it is called and returns in turn."""
     if "entry_in_run" not in excerpt.capability.traits:
@@ -85,7 +90,7 @@ def _run_function(excerpt: Excerpt, found: Found) -> None:
     apart = steps[1:] > steps[:-1] + 1
     is_run, is_return = _any(classes, RUN_STEPS), _any(classes, RETURN_STEPS)
     runs, returns = is_run[:-1], is_return[1:]
-    found.check(np.count_nonzero(runs | returns))
+    found.check(np.count_nonzero((runs | returns) & ~excerpt.sequence.first[steps[1:]]))
     late = np.flatnonzero(runs & (after == ENTRY) & together & apart)
     found.violate(steps[late] + 1, constant("kvm_entry, first thing in the run function", "another event"))
     twice = np.flatnonzero(is_return[:-1] & returns & together)
@@ -105,6 +110,7 @@ def _run_function(excerpt: Excerpt, found: Found) -> None:
     "the fast path in the run function",
     needs=("|".join(run_functions("_return")), "kvm_msr.ecx", "kvm_msr.write"),
     adds=False,
+    local=True,
 )
 def _fast_path(excerpt: Excerpt, found: Found) -> None:
     """Check that between kvm_exit and the return of the run function stands only what the fast path traces."""

@@ -38,6 +38,7 @@ RULE = Rule(
     ("kvm_exit.exit_reason", "kvm_exit.isa"),
     "The events that the exit's handler always traces do appear before the vCPU resumes.",
     "kvm_vmx_exit_handlers (vmx/vmx.c), svm_exit_handlers (svm/svm.c)",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
@@ -99,7 +100,7 @@ def _check_must(excerpt: Excerpt, group: Group, found: Found, *, must: Must) -> 
     found.violate(excerpt.exits.start[bad], describe)
 
 
-@RULE.part("wake-ups", needs=("kvm_vcpu_wakeup", "sched_switch.prev_state"), adds=False)
+@RULE.part("wake-ups", needs=("kvm_vcpu_wakeup", "sched_switch.prev_state"), adds=False, local=True)
 def _wake_up(excerpt: Excerpt, found: Found) -> None:
     """Check that a halted vCPU that slept traces kvm_vcpu_wakeup when it goes on (kvm_vcpu_halt)."""
     exits, group = excerpt.exits, slept(excerpt)
@@ -116,6 +117,7 @@ def _wake_up(excerpt: Excerpt, found: Found) -> None:
     needs=("kvm_vcpu_wakeup.waited", "sched_switch.prev_state"),
     places="wake-up",
     adds=False,
+    local=True,
 )
 def _waited(excerpt: Excerpt, found: Found) -> None:
     segments, group = excerpt.segments, slept(excerpt)
@@ -132,6 +134,7 @@ def _waited(excerpt: Excerpt, found: Found) -> None:
     needs=("kvm_emulate_insn.rip", "kvm_emulate_insn.flags", "kvm_emulate_insn.failed"),
     places="kvm_emulate_insn",
     adds=False,
+    local=True,
 )
 def _decoded_once(excerpt: Excerpt, found: Found) -> None:
     """Report an instruction that one exit decodes twice.
@@ -199,6 +202,7 @@ def _skips_are_decoded(excerpt: Excerpt, found: Found) -> None:
     needs=("kvm_mmio.type", "kvm_mmio.gpa", "kvm_mmio.len", "kvm_emulate_insn.insn"),
     places="kvm_mmio",
     adds=False,
+    local=True,
 )
 def _written_once(excerpt: Excerpt, found: Found) -> None:
     """Report an MMIO write that one instruction, no string instruction, does twice."""

@@ -36,6 +36,7 @@ RULE = Rule(
     "register as the exit that caused it.",
     "handle_io, handle_cr, handle_ept_violation (vmx/vmx.c); io_interception, npf_interception (svm/svm.c)",
     "values that only the guest's registers hold, such as the data written",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
@@ -99,7 +100,7 @@ def _latest_told(excerpt: Excerpt) -> NDArray[np.intp]:
 def _register_vcpu_check(kind: str, name: str) -> None:
     needs = (f"{kind}.{name}", "kvm_entry.vcpu_id", "kvm_exit.vcpu_id")
 
-    @RULE.part(f"the vCPU of {kind}", needs=needs, places=kind)
+    @RULE.part(f"the vCPU of {kind}", needs=needs, places=kind, local=True)
     def _vcpu(excerpt: Excerpt, found: Found) -> None:
         _check_vcpu(excerpt, found, kind, name)
 
@@ -126,6 +127,7 @@ def _one_isa(excerpt: Excerpt, found: Found) -> None:
     source="kvm_emulate_rdmsr, kvm_emulate_wrmsr, kvm_complete_insn_gp (x86.c)",
     needs=("kvm_msr.exception", "kvm_inj_exception.exception", "kvm_exit.guest_rip", "kvm_entry.rip"),
     places="kvm_msr",
+    local=True,
 )
 def _gp(excerpt: Excerpt, found: Found) -> None:
     """Check that where kvm_msr says (#GP), #GP is injected and nothing skipped; else neither."""
@@ -154,6 +156,7 @@ def _gp(excerpt: Excerpt, found: Found) -> None:
     "the cause of the VM-exit",
     needs=("kvm_exit.intr_info",),
     source="vmx_get_exit_info (vmx/vmx.c), svm_get_exit_info (svm/svm.c)",
+    local=True,
 )
 def _intr_info(excerpt: Excerpt, found: Found) -> None:
     """Check that exits by exceptions and by interrupts of the host carry information of their own type."""
@@ -178,6 +181,7 @@ def _intr_info(excerpt: Excerpt, found: Found) -> None:
     source="kvm_multiple_exception, kvm_inject_exception (x86.c)",
     needs=("kvm_inj_exception.has_error", "kvm_inj_exception.exception"),
     places="inject exception",
+    local=True,
 )
 def _error_codes(excerpt: Excerpt, found: Found) -> None:
     """Check that only exceptions that have an error code are injected with one."""
@@ -195,6 +199,7 @@ def _error_codes(excerpt: Excerpt, found: Found) -> None:
     places="kvm_pio",
     adds=False,
     source="kvm_fast_pio, emulator_pio_in_out (x86.c)",
+    local=True,
 )
 def _single_pio(excerpt: Excerpt, found: Found) -> None:
     """Check that a port access has count 1 where no string instruction was decoded."""
@@ -227,6 +232,7 @@ def _apic_msrs(excerpt: Excerpt) -> tuple[np.ndarray, np.ndarray]:
     needs=("kvm_msr.ecx", "kvm_msr.write", "kvm_msr.exception", "kvm_apic.reg"),
     places="kvm_msr",
     adds=False,
+    local=True,
 )
 def _x2apic(excerpt: Excerpt, found: Found) -> None:
     """Check that an x2APIC register is traced once, by its offset, whenever its MSR is accessed without #GP."""
@@ -257,6 +263,7 @@ def _x2apic(excerpt: Excerpt, found: Found) -> None:
     needs=("kvm_msr.ecx", "kvm_msr.exception", "kvm_eoi", "kvm_apic"),
     places="kvm_msr",
     adds=False,
+    local=True,
 )
 def _x2apic_eoi(excerpt: Excerpt, found: Found) -> None:
     """Check that a write to the EOI register ends an interrupt."""

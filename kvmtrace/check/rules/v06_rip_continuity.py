@@ -46,6 +46,7 @@ RULE = Rule(
     "kvm_skip_emulated_instruction, x86_emulate_instruction (x86.c); skip_emulated_instruction (vmx/vmx.c), "
     "svm_skip_emulated_instruction (svm/svm.c)",
     "a skip that is off by a few bytes, where the instruction's length is not traced",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000

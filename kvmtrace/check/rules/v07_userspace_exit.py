@@ -50,6 +50,7 @@ RULE = Rule(
     "kvm_arch_vcpu_ioctl_run, vcpu_enter_guest (x86.c) and the exit's handler",
     "whether the reason is right where errno is negative: it is that of an earlier exit then",
     places="userspace exit",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
@@ -169,7 +170,7 @@ def _check_never_resumes(excerpt: Excerpt, group: Group, found: Found, *, row: E
     )
 
 
-@RULE.part("KVM_EXIT_TPR_ACCESS", needs=("kvm_apic.reg",), adds=False)
+@RULE.part("KVM_EXIT_TPR_ACCESS", needs=("kvm_apic.reg",), adds=False, local=True)
 def _tpr_access(excerpt: Excerpt, found: Found) -> None:
     """Check that an exit that reports an access to the LAPIC's TPR had one."""
     group = np.flatnonzero(~excerpt.nested & (excerpt.row_number > 0))
@@ -237,7 +238,7 @@ def _failed_entry(excerpt: Excerpt, found: Found) -> None:
     )
 
 
-@RULE.part("a second userspace exit without a VM-exit", needs=("kvm_exit",))
+@RULE.part("a second userspace exit without a VM-exit", needs=("kvm_exit",), local=True)
 def _without_exit(excerpt: Excerpt, found: Found) -> None:
     """Check second userspace exits without a VM-exit between: only I/O that goes on gives IO or MMIO."""
     segments = excerpt.segments

@@ -94,7 +94,7 @@ def _userspace(excerpt: Excerpt) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return reason, errno
 
 
-@RULE.part("port reads", needs=_PORT_READS, places=_count(KVM_EXIT_IO), source=COMPLETE_PIO)
+@RULE.part("port reads", needs=_PORT_READS, places=_count(KVM_EXIT_IO), source=COMPLETE_PIO, local=True)
 def _port_reads(excerpt: Excerpt, found: Found) -> None:
     """Check that a port read that left to userspace traces its kvm_pio in the next KVM_RUN."""
     left = _pending_reads(excerpt)
@@ -102,7 +102,9 @@ def _port_reads(excerpt: Excerpt, found: Found) -> None:
     _report_reads(excerpt, left[excerpt.segment_counts("kvm_pio")[left] == 0], found)
 
 
-@RULE.part("port reads, once each", needs=(*_PORT_READS, "kvm_emulate_insn"), adds=False, source=COMPLETE_PIO)
+@RULE.part(
+    "port reads, once each", needs=(*_PORT_READS, "kvm_emulate_insn"), adds=False, source=COMPLETE_PIO, local=True
+)
 def _port_reads_once(excerpt: Excerpt, found: Found) -> None:
     """Check that it is traced once; only the emulator may go on with further elements."""
     left, segments = _pending_reads(excerpt), excerpt.segments
@@ -171,7 +173,7 @@ def _rip_changed(excerpt: Excerpt, left: NDArray[np.intp]) -> NDArray[np.bool_]:
     return changed
 
 
-@RULE.part("MMIO", needs=_MMIO, places=_count(KVM_EXIT_MMIO), source=COMPLETE_MMIO)
+@RULE.part("MMIO", needs=_MMIO, places=_count(KVM_EXIT_MMIO), source=COMPLETE_MMIO, local=True)
 def _mmio(excerpt: Excerpt, found: Found) -> None:
     """Check chains of kvm_mmio and KVM_EXIT_MMIO: the common forms by columns, the rest one by one."""
     reason, errno = excerpt.once("userspace outcomes", _userspace)

@@ -51,7 +51,7 @@ kvm_entry: vcpu_id=0 rip=0x1000
 )
 
 
-@RULE.part("the range of errno", adds=False)
+@RULE.part("the range of errno", adds=False, local=True)
 def _range(excerpt: Excerpt, found: Found) -> None:
     """Check that KVM_RUN returns 0 or a negative errno."""
     positions = excerpt.segments.positions("userspace exit")
@@ -60,12 +60,12 @@ def _range(excerpt: Excerpt, found: Found) -> None:
     found.violate(positions[at], lambda i: ("errno 0 or negative", f"{int(errno[at[i]])}"))
 
 
-@RULE.part("what kvm_vcpu_ioctl returns", needs=("kvm_vcpu_ioctl_return.ret",), adds=False)
+@RULE.part("what kvm_vcpu_ioctl returns", needs=("kvm_vcpu_ioctl_return.ret",), adds=False, local=True)
 def _probe(excerpt: Excerpt, found: Found) -> None:
     _check_return(excerpt, found, "ioctl ends", "kvm_vcpu_ioctl_return")
 
 
-@RULE.part("what the system call returns", needs=("sys_exit_ioctl.ret",), adds=False)
+@RULE.part("what the system call returns", needs=("sys_exit_ioctl.ret",), adds=False, local=True)
 def _system_call(excerpt: Excerpt, found: Found) -> None:
     _check_return(excerpt, found, "return to VMM", "sys_exit_ioctl")
 

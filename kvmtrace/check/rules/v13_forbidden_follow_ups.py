@@ -40,6 +40,7 @@ RULE = Rule(
     ("kvm_exit.exit_reason", "kvm_exit.isa"),
     "Events that this exit's handler cannot trace, or not in this order, do not appear before the vCPU resumes.",
     "kvm_vmx_exit_handlers (vmx/vmx.c), svm_exit_handlers (svm/svm.c)",
+    local_rows=True,
     healthy="""
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
@@ -109,7 +110,7 @@ def _check_skip_order(excerpt: Excerpt, group: Group, found: Found, *, name: str
     found.violate(decode[bad], constant(f"{name} before the instruction is skipped", "kvm_emulate_insn first"))
 
 
-@RULE.part("events where no handler runs", adds=False)
+@RULE.part("events where no handler runs", adds=False, local=True)
 def _stray(excerpt: Excerpt, found: Found) -> None:
     """Report follow-ups of VM-exits in states where KVM does not run a handler."""
     sequence, state, automaton = excerpt.sequence, excerpt.steps.state, excerpt.automaton
@@ -152,9 +153,9 @@ def _check_order(excerpt: Excerpt, found: Found, *, order: Order) -> None:
 
 for _order in ORDER:
     _kinds = tuple(STEPS[name].kind if name in STEPS else name for name in (_order.earlier, _order.later))
-    RULE.part(f"{_order.earlier} before {_order.later}", needs=_kinds, places=lambda _excerpt: 0, adds=False)(
-        partial(_check_order, order=_order)
-    )
+    RULE.part(
+        f"{_order.earlier} before {_order.later}", needs=_kinds, places=lambda _excerpt: 0, adds=False, local=True
+    )(partial(_check_order, order=_order))
 
 
 def _check_exclusive(excerpt: Excerpt, found: Found, *, one: str, other: str) -> None:
@@ -166,7 +167,7 @@ def _check_exclusive(excerpt: Excerpt, found: Found, *, one: str, other: str) ->
 
 
 for _one, _other in EXCLUSIVE:
-    RULE.part(f"{_one} or {_other}", needs=(_one, _other), places=lambda _excerpt: 0, adds=False)(
+    RULE.part(f"{_one} or {_other}", needs=(_one, _other), places=lambda _excerpt: 0, adds=False, local=True)(
         partial(_check_exclusive, one=_one, other=_other)
     )
 
@@ -175,7 +176,7 @@ def _count_late(excerpt: Excerpt) -> int:
     return len(excerpt.exits) if _late(excerpt) else 0
 
 
-@RULE.part("what precedes a late kvm_exit", needs=("kvm_entry",), places=_count_late, adds=False)
+@RULE.part("what precedes a late kvm_exit", needs=("kvm_entry",), places=_count_late, adds=False, local=True)
 def _late_exit(excerpt: Excerpt, found: Found) -> None:
     """Check what lies between kvm_entry and a kvm_exit that is traced late.
 
@@ -188,7 +189,11 @@ def _late_exit(excerpt: Excerpt, found: Found) -> None:
 
 
 @RULE.part(
-    "MSRs before a late kvm_exit", needs=("kvm_entry", "kvm_msr.ecx", "kvm_msr.write"), places=_count_late, adds=False
+    "MSRs before a late kvm_exit",
+    needs=("kvm_entry", "kvm_msr.ecx", "kvm_msr.write"),
+    places=_count_late,
+    adds=False,
+    local=True,
 )
 def _late_msrs(excerpt: Excerpt, found: Found) -> None:
     """Check that only MSRs that a fast path writes are traced there."""

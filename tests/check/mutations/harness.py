@@ -8,9 +8,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 
+from kvmtrace.check import rounds
 from kvmtrace.check.engine import Checker
 from kvmtrace.formats import open_recording
 from mutations.edits import materialise
@@ -88,10 +90,11 @@ def _word(outcome: Outcome) -> str:
 
 
 def check(capture: Capture, table: EventTable) -> Comparison:
-    """Compare one table with the model."""
-    checker = Checker(capture, limit=1)
-    checker.feed(table)
-    return checker.finish()
+    """Compare one table with the model, rounds that are like others left out as in a long recording."""
+    with mock.patch.multiple(rounds, FEWEST=0, WORTH=0):
+        checker = Checker(capture, limit=1)
+        checker.feed(table)
+        return checker.finish()
 
 
 def bases(path: Path) -> Iterator[Base]:
