@@ -11,6 +11,7 @@ from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 import pytest
 
 from kvmtrace.check.verdict import RuleResult
+from kvmtrace.lazy_dataclass import FEW
 from kvmtrace.lazy_dataclass import dataclass as lazy
 
 
@@ -88,6 +89,53 @@ def test_what_else_is_asked_for_the_standard_library_makes():
         @lazy(frozen=True, slots=3, unknown=1)
         class Wrong:
             value: int
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_first_ones_are_like_the_later_ones(frozen):
+    """Some are made without a compiled `__init__`: the same attributes in the same order, the same errors."""
+    _, ours = make(lazy, frozen=frozen)
+    _, theirs = make(dataclass, frozen=frozen)
+    ways = [(("a",), {}), (("a", [1]), {"x": 5}), ((), {"x": 4, "name": "b"}), (("a", [], "c", 9), {})]
+    for arguments, named in ways * FEW:
+        assert list(vars(ours(*arguments, **named)).items()) == list(vars(theirs(*arguments, **named)).items())
+    for arguments, named in (((), {}), (("a", [], "", 1, 2), {}), (("a",), {"name": "b"}), (("a",), {"later": 1})):
+        raised = []
+        for kind in (make(lazy, frozen=frozen)[1], theirs):
+            with pytest.raises(TypeError) as error:
+                kind(*arguments, **named)
+            raised.append(str(error.value))
+        assert raised[0] == raised[1]
+
+
+def test_nothing_is_made_of_a_class_that_nobody_uses(monkeypatch):
+    def refuse(*arguments, **named):
+        raise AssertionError
+
+    monkeypatch.setattr(dataclasses, "dataclass", refuse)
+    monkeypatch.setattr("kvmtrace.lazy_dataclass._init_of", refuse)
+    base, point = make(lazy, frozen=True)
+    assert base.note == ""
+    assert point.later == 7
+    assert not hasattr(base, "numbers")
+    assert point("a").x == 3
+    monkeypatch.undo()
+    assert [one.name for one in fields(point)] == ["name", "numbers", "note", "x", "later"]
+    assert point.__match_args__ == ("name", "numbers", "note", "x")
+    assert point.__dataclass_params__.frozen
+
+
+def test_one_derived_from_a_standard_one_is_standard():
+    @dataclass
+    class Base:
+        x: int = 1
+
+    @lazy
+    class Derived(Base):
+        y: int = 2
+
+    assert [(one.name, one.default) for one in fields(Derived)] == [("x", 1), ("y", 2)]
+    assert repr(Derived(3)) == repr(Derived(3, 2))
 
 
 def test_they_travel():

@@ -128,12 +128,15 @@ def _outcome(path: str, number: str, wanted: Wanted) -> Outcome:
 
 
 def _check(path: str, wanted: Wanted) -> Report:
-    from kvmtrace.report.anonymize import anonymized
     from kvmtrace.report.build import check_report
 
     with opened(path, vm=wanted.vm) as (recording, progress):
         report = check_report(recording, limit=wanted.limit, progress=progress)
-    return anonymized(report) if wanted.anonymize else report
+    if not wanted.anonymize:
+        return report
+    from kvmtrace.report.anonymize import anonymized
+
+    return anonymized(report)
 
 
 def _told(outcomes: list[Outcome], wanted: Wanted, output: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gc
 import importlib
 import os
@@ -77,6 +76,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; an unknown one is told with those that are spelt alike."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
             alike = difflib.get_close_matches(args[0], COMMANDS, cutoff=0.5)
             hint = f" Did you mean {' or '.join(alike)}?" if alike else ""
             ctx.fail(f"No such command '{args[0]}'.{hint}")

@@ -125,7 +125,6 @@ class Request:
     def report_options(self) -> ReportOptions:
         """Return what the report shall hold."""
         from kvmtrace.report.build import ALL_ROWS, DOCUMENT_ROWS, SHOWN_ROWS, SLOWEST, ReportOptions
-        from kvmtrace.report.guest_symbols import read_guest_symbols
 
         options = ReportOptions(
             self.selection(),
@@ -137,7 +136,11 @@ class Request:
             detail_rows=ALL_ROWS if self.by else SHOWN_ROWS if self.output_format == "text" else DOCUMENT_ROWS,
             every_step=self.output_format == "json",
         )
-        return replace(options, symbol=read_guest_symbols(self.guest_symbols).name) if self.guest_symbols else options
+        if not self.guest_symbols:
+            return options
+        from kvmtrace.report.guest_symbols import read_guest_symbols
+
+        return replace(options, symbol=read_guest_symbols(self.guest_symbols).name)
 
 
 def _answer(request: Request) -> str:
@@ -153,11 +156,13 @@ def _answer(request: Request) -> str:
         return _render_summaries(summaries, request)
     if request.explain is not None:
         return "\n".join(_story(path, request) for path in request.files)
-    from kvmtrace.report.anonymize import anonymized
-
     options = request.report_options()
     reports = [load_report(path, options, request.vm) for path in request.files]
-    return _render([anonymized(report) for report in reports] if request.anonymize else reports, request)
+    if request.anonymize:
+        from kvmtrace.report.anonymize import anonymized
+
+        reports = [anonymized(report) for report in reports]
+    return _render(reports, request)
 
 
 def _monitored(request: Request) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,6 +92,9 @@ class Source:
                 return memoryview(b"".join(pieces))
             pieces.append(piece)
             size += len(piece)
+        import shutil
+        import tempfile
+
         with scratch_file() as copy:
             limit = shutil.disk_usage(tempfile.gettempdir()).free // 2
             copy.writelines(pieces)

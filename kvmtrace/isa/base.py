@@ -351,11 +351,17 @@ class Isa:
 
     def codes(self, *kinds: str) -> frozenset[int]:
         """Return the exit codes that belong to one of these EXIT_KINDS."""
-        return frozenset().union(*(self._by_kind.get(kind, frozenset()) for kind in kinds))
+        if kinds not in self._codes:
+            self._codes[kinds] = frozenset().union(*(self._by_kind.get(kind, frozenset()) for kind in kinds))
+        return self._codes[kinds]
 
     def code_of(self, kind: str) -> int:
         """Return the one exit code of a kind (the lowest, if there are several)."""
         return min(self.codes(kind))
+
+    @cached_property
+    def _codes(self) -> dict[tuple[str, ...], frozenset[int]]:
+        return {}  # what was asked for
 
     @cached_property
     def _by_kind(self) -> Mapping[str, frozenset[int]]:

@@ -61,7 +61,7 @@ class Observed:
 
     __slots__ = ("_columns", "_position", "asynchronous", "event", "row", "ts_ns")
 
-    def __init__(self, columns: dict[str, Any], position: int, row: int, ts_ns: int, event: str) -> None:
+    def __init__(self, columns: _Columns, position: int, row: int, ts_ns: int, event: str) -> None:
         self._columns = columns
         self._position = position
         self.row = row
@@ -71,7 +71,7 @@ class Observed:
 
     def get(self, name: str) -> Any:
         """Return a field; None if the recording does not have it."""
-        column = self._columns.get(name)
+        column = self._columns[name]
         return None if column is None else column[self._position]
 
     def number(self, name: str) -> int:
@@ -93,6 +93,18 @@ def show_value(value: Any) -> str:
     return str(number) if -10 < number < 10 else f"{number:#x}"
 
 
+class _Columns(dict[str, "list[Any] | None"]):
+    """The fields of a kind's events as Python values, each made when somebody asks for it; None for what is none."""
+
+    def __init__(self, table: EventTable, event: str) -> None:
+        self._table, self._event = table, event
+        self._fields = table.kinds[table.kind_index[event]].fields
+
+    def __missing__(self, name: str) -> list[Any] | None:
+        self[name] = _as_list(self._table.field(self._event, name)) if name in self._fields else None
+        return self[name]
+
+
 def _as_list(column: NDArray[Any]) -> list[Any]:
     """Return a column as Python values: quicker to look at one by one."""
     return [bytes(row) for row in column] if column.ndim > 1 else list(column.tolist())
@@ -104,19 +116,16 @@ def observe(table: EventTable, tid: int, events: frozenset[str]) -> list[Observe
     Events traced in interrupt context are left out: they belong to whatever interrupted the thread. Of the
     ioctls only KVM_RUN is kept.
     """
-    rows = np.flatnonzero((table.tid == tid) & (table.irq_flags & TRACE_FLAG_HARDIRQ == 0))
+    mine = (table.tid == tid) & (table.irq_flags & TRACE_FLAG_HARDIRQ == 0)
     found: list[Observed] = []
     for name in sorted(events):
         own = table.rows(name)
         if not len(own):
             continue
-        kind = table.kinds[table.kind_index[name]]
-        columns = {field: _as_list(table.field(name, field)) for field in kind.fields}
-        positions = np.flatnonzero(np.isin(own, rows, assume_unique=True))
-        found += [
-            Observed(columns, int(position), int(own[position]), int(table.ts_ns[own[position]]), name)
-            for position in positions
-        ]
+        columns, positions = _Columns(table, name), np.flatnonzero(mine[own])
+        rows = own[positions]
+        places = zip(positions.tolist(), rows.tolist(), table.ts_ns[rows].tolist(), strict=True)
+        found += [Observed(columns, position, row, ts_ns, name) for position, row, ts_ns in places]
     found.sort(key=lambda item: item.row)
     found = list(_only_kvm_run(found))
     _mark_signals(found)

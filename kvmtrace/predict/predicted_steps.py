@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.registry import BY_NAME
@@ -40,7 +39,10 @@ class Story:
     def finish(self) -> tuple[Step, ...]:
         """Return the steps, each kvm_entry with its path."""
         for index, path in self._paths.items():
-            self.steps[index] = replace(self.steps[index], path=tuple(path))
+            step = self.steps[index]
+            self.steps[index] = Step(
+                step.event, step.fields, step.address, step.text, step.why, step.optional, tuple(path)
+            )
         return tuple(self.steps)
 
     def add(self, event: str, *fields: Expected, why: str = "", optional: bool = False) -> None:

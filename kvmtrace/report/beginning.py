@@ -58,10 +58,10 @@ class Beginning:
 
     def bring_up(self, recording: Recording, isa: str | None) -> BringUp | None:
         """Return the VM's construction, None if its ioctls were not recorded."""
+        if not self._construction or not self._construction[0].has("sys_enter_ioctl", "cmd"):
+            return None
         from kvmtrace.bring_up.follow import follow_bring_up
 
-        if not self._construction:
-            return None
         events, row = EventTable.concat(self._construction), np.concatenate(self._rows)
         try:
             found = follow_bring_up(

@@ -15,7 +15,6 @@ from kvmtrace.report.beginning import Beginning
 from kvmtrace.report.document import CaptureInfo, DamagedPlace, LossInfo, Report
 from kvmtrace.report.exit_numbers import with_numbers
 from kvmtrace.report.selection import Selection, describe_empty
-from kvmtrace.report.timeline import MAX_SEGMENTS, TimelineBuilder, Told
 from kvmtrace.report.triggers_told import with_triggers
 from kvmtrace.report.vms import vm_rows, with_names
 from kvmtrace.spans.lane_keys import split_pair
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from kvmtrace.check.engine import Checker
     from kvmtrace.check.verdict import Comparison
     from kvmtrace.report.stretches import Stretches
+    from kvmtrace.report.timeline import TimelineBuilder
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.spans.span_builder import Spans
     from kvmtrace.stats.rows import Detail
@@ -273,6 +273,8 @@ class ReportBuilder:
         )
 
     def _new_timeline(self) -> TimelineBuilder:
+        from kvmtrace.report.timeline import MAX_SEGMENTS, TimelineBuilder
+
         assert self._span is not None
         return TimelineBuilder(self._span[0], None if self._options.every_segment else MAX_SEGMENTS)
 
@@ -280,6 +282,8 @@ class ReportBuilder:
         """Return the finished report with its timeline, if one was asked for and there is something to draw."""
         if self._timeline is None:
             return report
+        from kvmtrace.report.timeline import Told
+
         labels = {
             row.tid: (f"{row.vm} " if row.vm else "")
             + f"vCPU {'?' if row.vcpu_id is None else row.vcpu_id} ({row.comm or 'thread'} {row.tid})"

@@ -43,6 +43,7 @@ from kvmtrace.formats.trace_dat.page_streams import Fault
 from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, release_mapped
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
 from kvmtrace.table.common_fields import gather_common, has_usual_common
+from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.kinds import make_kind_table
 from kvmtrace.table.merge import Rows, RowsBuilder, concat_rows, no_rows, occurring
@@ -200,11 +201,13 @@ class PerfDataRecording(Recording):
         """Which samples count, and where their parts lie."""
         useful = [(ids, layout) for ids, layout in self._layouts if layout is not None]
         layouts = np.array([(p.time, p.cpu, p.raw, p.chain) for _, p in useful], np.int64).reshape(-1, 4)
-        known = [(np.unique(ids), i) for i, (ids, _) in enumerate(useful) if ids is not None]
+        known = [(distinct(ids), i) for i, (ids, _) in enumerate(useful) if ids is not None]
         ids = np.concatenate([np.empty(0, np.uint64), *(ids for ids, _ in known)])
         of = np.repeat(np.array([i for _, i in known], np.int32), [len(ids) for ids, _ in known])
-        ids, last = np.unique(ids[::-1], return_index=True)  # an identifier of several events is damage
-        return PerfSamples(layouts, ids, of[::-1][last])
+        order = np.argsort(ids, kind="stable")
+        ids, of = ids[order], of[order]
+        last = np.append(ids[1:] != ids[:-1], True)[: len(ids)]  # an identifier of several events is damage
+        return PerfSamples(layouts, ids[last], of[last])
 
     def _read_window(self, builder: RowsBuilder, at: int, stop: int) -> tuple[list[int], int, bool]:
         """Take in the records that begin in words at..stop; return rounds, where it ended and whether soundly."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from kvmtrace.render.bring_up_rows import ASKED, chosen, outcomes, timeline
 from kvmtrace.render.terminal import Column, Style, count, duration, escape, plural, table
-from kvmtrace.render.text.replay_text import describe_replay, render_replay
 
 if TYPE_CHECKING:
     from kvmtrace.bring_up.followed import BringUp, KvmObject
@@ -166,6 +165,8 @@ def replay_line(report: Report, style: Style) -> list[str]:
     """Return the replay's verdict for the report's first lines."""
     if report.replay is None:
         return []
+    from kvmtrace.render.text.replay_text import describe_replay
+
     words = style.wrapped(escape(describe_replay(report.replay)), "  Replay:  ", " " * 11)
     return [style.bad(line) for line in words] if report.replay.differences else words
 
@@ -174,5 +175,7 @@ def replay_sections(report: Report, style: Style) -> list[str]:
     """Return where prediction and recording differ; nothing if they agree."""
     if report.replay is None or not report.replay.differences:
         return []
+    from kvmtrace.render.text.replay_text import render_replay
+
     lines = [escape(line)[: style.width] for line in render_replay(report.replay).splitlines()]
     return [style.title("Replay of the guest: where prediction and recording differ"), *lines, ""]
