@@ -35,11 +35,26 @@ class KeyNumbers:
         if len(known):
             self._number(known, np.empty(len(known), np.int32))
 
-    def _number(self, keys: NDArray[np.uint64], out: NDArray[np.int32]) -> int:
-        """Count keys in until the table is half full; return how many."""
+    def as_c(self) -> Any:
+        """Return C's `KeyTable`; this must outlive it, and not grow meanwhile."""
         table = ffi.new("KeyTable *")
         table.key, table.number = filled(self._slot_key), filled(self._slot_number)
         table.n_slots, table.known = len(self._slot_key), filled(self._known)
+        return table
+
+    def grow(self, n: int) -> None:
+        """Make room for twice as many keys, of which `n` are known by now."""
+        self._n = n
+        self._resize(2 * len(self._slot_key))
+
+    @property
+    def room(self) -> int:
+        """How many keys there may be before it has to grow."""
+        return len(self._known)
+
+    def _number(self, keys: NDArray[np.uint64], out: NDArray[np.int32]) -> int:
+        """Count keys in until the table is half full; return how many."""
+        table = self.as_c()
         n_known = np.array([self._n], np.int64)
         done: int = lib.number_keys(given(keys), len(keys), SEED, table, filled(n_known), filled(out))
         self._n = int(n_known[0])
@@ -47,7 +62,11 @@ class KeyNumbers:
 
     def known(self) -> NDArray[np.uint64]:
         """Return the keys in the order of their numbers."""
-        return self._known[: self._n]
+        return self.first(self._n)
+
+    def first(self, n: int) -> NDArray[np.uint64]:
+        """Return the keys with the first n numbers."""
+        return self._known[:n]
 
     def number(self, values: NDArray[Any]) -> NDArray[np.int32]:
         """Return the number of each key; unknown ones get the next numbers.
@@ -60,6 +79,6 @@ class KeyNumbers:
         out = np.empty(len(keys), np.int32)
         done = self._number(keys, out)
         while done < len(keys):
-            self._resize(2 * len(self._slot_key))
+            self.grow(self._n)
             done += self._number(keys[done:], out[done:])
         return out

@@ -289,41 +289,67 @@ typedef struct {
 int64_t sum_parts(const uint8_t *part, const int64_t *dur_ns, int64_t n, const int32_t *owner, const int32_t *group,
 		  const PartTotals *totals);
 
-/* duration_sums.c: durations by group */
+/* perf_tables.c: the tables of `perf kvm stat` */
 
-/* Of n_groups groups; count, total, squares and max_ns begin with 0, min_ns with the largest number. */
+/* What an event is to perf; those from PERF_EXIT on have keys. */
+enum { PERF_NOTHING, PERF_ENTRY, PERF_EXIT, PERF_PIO, PERF_MSR, PERF_MMIO_READ, PERF_MMIO_WRITE, PERF_KEY_ONLY };
+
+/* Rows of a table. */
 typedef struct {
-	int64_t *count;
-	double *total, *mean, *squares; /* squares: about the mean */
-	int64_t *min_ns, *max_ns;
-} DurationSums;
+	int64_t n_rows, n_kinds;
+	const int64_t *ts;
+	const int32_t *tid;
+	const uint16_t *kind;
+} PerfRows;
 
-/* Sum n durations, none negative, by group. */
-void sum_durations(const int64_t *group, const int64_t *dur_ns, int64_t n, int64_t n_groups, const DurationSums *sums);
-
-/* perf_tables.c: the samples of `perf kvm stat` */
-
-/* What the steps of lanes are called. */
+/* The events of a kind: what they are (all of them, or by `whats` each), and of those with keys the table (below 4)
+ * and the key of each of n.
+ */
 typedef struct {
-	uint8_t entry, exit, pio, msr, mmio_read, mmio_write;
-	int64_t reason_mask; /* of an exit's argument: the key */
-} PerfSteps;
+	uint8_t what, table;
+	int64_t n;
+	const uint8_t *whats;
+	const uint64_t *keys;
+} PerfKind;
 
-/* What is kept of each thread: whether it had a VM-entry; when its latest VM-exit was, 0 where an MMIO event followed. */
+/* What is kept of a thread that had a VM-entry: when its latest VM-exit was, 0 where an MMIO event followed; and of each
+ * table whether a sample has begun (a bit of `pending`), when, and its key's number.
+ */
 typedef struct {
-	uint8_t *entered;
-	int64_t *exit_ns;
+	int64_t exit_ns, begin_ns[4];
+	int32_t number[4], pending;
+} PerfThread;
+
+/* Threads by their number from 1, which is found by thread id (n_tids); 0: none. n_known of n_threads are there. */
+typedef struct {
+	int64_t n_tids, n_threads;
+	int32_t *number;
+	PerfThread *state;
+	int64_t *n_known;
 } PerfThreads;
 
-/* Samples: count[table], key and duration from `table * capacity` on; tables vmexit, ioport, msr, mmio. */
+/* The samples of a key; all begin with 0. squares: about the mean. */
 typedef struct {
-	int64_t capacity;
-	int64_t *count, *key, *dur_ns;
-} PerfTables;
+	int64_t count, total, min_ns, max_ns;
+	double mean, squares;
+} PerfSums;
 
-/* Take the samples of a piece of lanes: n rows, those of a thread one behind the other; capacity is at least n. */
-void take_perf_samples(const uint16_t *thread, const uint8_t *step, const int64_t *ts, const int64_t *arg, int64_t n,
-		       const PerfSteps *steps, const PerfThreads *threads, const PerfTables *tables);
+/* A table: the numbers of its keys, of which n_known are known, and as many sums as the key table has `known`. latest:
+ * the number of the key that came last, -1 for none.
+ */
+typedef struct {
+	KeyTable keys;
+	int64_t n_known, latest;
+	uint64_t latest_key;
+	PerfSums *sums;
+} PerfTable;
+
+/* Take the rows from row `from` on; position: of each kind, how many of its events were taken. Returns up to which row
+ * they were taken: that one has a key that is new, and the key table is half full. -1 if a kind is none of n_kinds, or
+ * has more events than keys.
+ */
+int64_t take_perf_events(const PerfRows *rows, int64_t from, const PerfKind *kinds, int64_t *position,
+			 const PerfThreads *threads, PerfTable *tables, uint64_t seed);
 
 /* automaton.c: the model's states over sequences of events */
 

@@ -17,7 +17,6 @@ from kvmtrace.report.exit_numbers import with_numbers
 from kvmtrace.report.selection import Selection, describe_empty
 from kvmtrace.report.triggers_told import with_triggers
 from kvmtrace.report.vms import vm_rows, with_names
-from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.span_builder import SpanBuilder
 from kvmtrace.spans.time_parts import ReasonSplit
 from kvmtrace.stats.detail import DetailAccumulator
@@ -170,7 +169,7 @@ class ReportBuilder:
 
     def __init__(self, options: ReportOptions) -> None:
         self._options = options
-        self._spans = SpanBuilder(perf_only=options.perf_only, every_step=options.timeline)
+        self._spans = SpanBuilder(every_step=options.timeline)
         self._perf = PerfAccumulator()
         self._exits = ExitAccumulator()
         self._userspace = UserspaceAccumulator()
@@ -192,14 +191,16 @@ class ReportBuilder:
     def feed(self, table: EventTable, selected: EventTable) -> None:
         """Take in the next table, and of it what was selected (the table itself for everything)."""
         self.look_at(table, selected)
+        self._perf.feed(selected)
+        if self._options.perf_only:
+            return
         lanes = self._spans.feed_lanes(selected)
-        if not self._options.perf_only:
-            self._described |= set(selected.kind_index)
-            self._count_before(table)
-            self._detail.feed_table(selected, self._spans.keys)
-            self._rate.feed(selected)
-            self._identities.feed(selected, self._spans.tids)
-            self._stolen.feed(selected, self._spans.tids, self._identities.vcpu_ids)
+        self._described |= set(selected.kind_index)
+        self._count_before(table)
+        self._detail.feed_table(selected, self._spans.keys)
+        self._rate.feed(selected)
+        self._identities.feed(selected, self._spans.tids)
+        self._stolen.feed(selected, self._spans.tids, self._identities.vcpu_ids)
         self._feed_lanes(lanes)
 
     def _count_before(self, table: EventTable) -> None:
@@ -223,9 +224,6 @@ class ReportBuilder:
     def _feed_lanes(self, lanes: Lanes, *, final: bool = False) -> None:
         if not len(lanes):
             return
-        self._perf.feed(lanes)
-        if self._options.perf_only:
-            return
         spans = self._spans.spans(lanes, final=final)
         assert spans is not None
         self._exits.feed(lanes, spans.pairs)
@@ -245,7 +243,7 @@ class ReportBuilder:
         """Return the report; `recording` has been read to its end."""
         self._feed_lanes(self._spans.finish_lanes(), final=True)
         keys = self._spans.keys
-        perf_tables = self._perf.finish(keys)
+        perf_tables = self._perf.finish()
         capture = self._capture_info(recording)
         if self._options.perf_only:
             return Report(capture, self._loss_info(recording), perf_compatible=perf_tables)
@@ -338,7 +336,7 @@ class ReportBuilder:
 
     def _isa(self, recording: Recording) -> str | None:
         """Return the ISA that the VM-exits name, or else the recorder."""
-        seen = {isa_name(split_pair(key)[0]) for key in self._spans.keys.reasons.keys()}  # noqa: SIM118
+        seen = {isa_name(number) for number in self._perf.isas}
         seen.discard(None)
         if len(seen) == 1:
             return seen.pop()

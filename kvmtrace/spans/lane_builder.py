@@ -48,7 +48,6 @@ _SIMPLE_STEPS = {
     "kvm_nested_vmenter_failed": Step.NESTED_FAILED,
 }
 _MORE_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}
-PERF_EVENTS = frozenset({"kvm_entry", "kvm_exit", "kvm_mmio", "kvm_pio", "kvm_msr"})
 
 
 _MARKED = np.zeros(256, bool)
@@ -82,17 +81,15 @@ class LaneBuilder:
 
     Parameters
     ----------
-    perf_only : bool, take only what `perf kvm stat` looks at
     rows : bool, lanes know their rows in the recording
     every_step : bool, injections and emulations are steps, too; always with `rows`
     """
 
-    def __init__(self, *, perf_only: bool = False, rows: bool = False, every_step: bool = False) -> None:
+    def __init__(self, *, rows: bool = False, every_step: bool = False) -> None:
         self.keys = LaneKeys()
         self.threads = Threads()
         self.gaps = Gaps()
         self.scheduling = False
-        self._perf_only = perf_only
         self._rows = rows
         self._every_step = rows or every_step
         self._n_seen = 0
@@ -123,7 +120,7 @@ class LaneBuilder:
         """Return the Step of each event of the table, NONE for those that are no step; shape (n,)."""
         of_kind = np.zeros(len(table.kinds) + 1, np.uint8)
         for name, step in _SIMPLE_STEPS.items():
-            if name in table.kind_index and (name in PERF_EVENTS or not self._perf_only):
+            if name in table.kind_index:
                 of_kind[table.kind_index[name]] = step
         for name, step in _MORE_STEPS.items() if self._every_step else ():
             if name in table.kind_index:
@@ -133,8 +130,7 @@ class LaneBuilder:
             kind = table.field("kvm_mmio", "type")
             read = np.where(kind == MMIO_READ, Step.MMIO_READ, Step.NONE)
             steps[table.rows("kvm_mmio")] = np.where(kind == MMIO_WRITE, Step.MMIO_WRITE, read)
-        if not self._perf_only:
-            self._conditional_steps(table, steps)
+        self._conditional_steps(table, steps)
         return steps
 
     @staticmethod
@@ -154,7 +150,7 @@ class LaneBuilder:
     def _lanes(self, table: EventTable, loss: NDArray[np.int32]) -> tuple[Lanes, set[int]]:
         """Return the table's steps of vCPU threads, in the order of recording, and the threads that are new."""
         switches = np.empty(0, np.int32)
-        if table.has("sched_switch", "next_pid") and not self._perf_only:
+        if table.has("sched_switch", "next_pid"):
             switches = table.field("sched_switch", "next_pid").astype(np.int32)
         source = lane_rows.LaneSource(
             table.tid,
@@ -182,10 +178,10 @@ class LaneBuilder:
         arg = np.zeros(len(table), np.int64)
         for event, (member, keys) in KEYED.items():
             wanted = self._every_step or event not in _MORE_STEPS
-            if table.count(event) and (event in PERF_EVENTS or not self._perf_only) and wanted:
+            if table.count(event) and wanted:
                 index: KeyIndex = getattr(self.keys, member)
                 arg[table.rows(event)] = index.encode(keys(table))
-        if table.count("kvm_exit") and not self._perf_only:
+        if table.count("kvm_exit"):
             rips = self.keys.rips.encode(told(table, "kvm_exit", "guest_rip")).astype(np.int64)
             arg[table.rows("kvm_exit")] |= rips << REASON_BITS
         if table.has("kvm_vcpu_wakeup", "ns"):

@@ -93,13 +93,12 @@ class SpanBuilder:
 
     Parameters
     ----------
-    perf_only : bool, see LaneBuilder
     rows : bool, the spans know the rows of the events, and hold the events themselves
     every_step : bool, see LaneBuilder
     """
 
-    def __init__(self, *, perf_only: bool = False, rows: bool = False, every_step: bool = False) -> None:
-        self._lanes = LaneBuilder(perf_only=perf_only, rows=rows, every_step=every_step)
+    def __init__(self, *, rows: bool = False, every_step: bool = False) -> None:
+        self._lanes = LaneBuilder(rows=rows, every_step=every_step)
         self._clock = Clock()
         self._levels = LevelTracker()
         self._rows = rows

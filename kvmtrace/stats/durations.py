@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.stats.mean_variance import REL_STDERR_DIGITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _U32_MAX = 2**32 - 1
+REL_STDERR_DIGITS = 6  # what summing in another order leaves alone
 HISTOGRAM_BUCKETS = 48  # bucket k counts durations of 2**k .. 2**(k+1)-1 ns; bucket 0 also 0 ns
 STEPS_PER_OCTAVE = 8  # of the fine histogram: a bar is 9 to 12 % wide
 

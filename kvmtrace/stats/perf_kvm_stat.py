@@ -14,69 +14,103 @@ Source: tools/perf/builtin-kvm.c (handle_kvm_event), tools/perf/arch/x86/util/kv
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from kvmtrace._native.perf_tables import TABLES, PerfThreads
+import numpy as np
+
+from kvmtrace._native import perf_tables
+from kvmtrace._native.perf_tables import PerfKind
 from kvmtrace.isa.registry import BY_NUMBER, isa_name
-from kvmtrace.spans.lane_keys import split_pair
-from kvmtrace.spans.lanes import REASON_MASK, Step
-from kvmtrace.stats.mean_variance import Moments
+from kvmtrace.spans.lane_builder import MAX_THREADS, MAX_TID, MMIO_READ, MMIO_WRITE
+from kvmtrace.spans.lane_keys import KEYED, split_pair
+from kvmtrace.stats.durations import REL_STDERR_DIGITS
 from kvmtrace.stats.rows import PerfRow, PerfTables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvmtrace.spans.keys import KeyIndex
-    from kvmtrace.spans.lane_keys import LaneKeys
-    from kvmtrace.spans.lanes import Lanes
+    from numpy.typing import NDArray
+
+    from kvmtrace.table.event_table import EventTable
 
 KEY_LENGTH = 19  # perf cuts its keys to decode_str_len - 1 characters
 HASH_BUCKETS = 1 << 12  # EVENTS_BITS, tools/perf/util/kvm-stat.h
 
-
-_STEPS = {
-    "entry": Step.ENTRY,
-    "exit": Step.EXIT,
-    "pio": Step.PIO,
-    "msr": Step.MSR,
-    "mmio_read": Step.MMIO_READ,
-    "mmio_write": Step.MMIO_WRITE,
-    "reason_mask": REASON_MASK,
+# event -> (what it is to perf, the table of its keys)
+_EVENTS = {
+    "kvm_entry": (perf_tables.ENTRY, ""),
+    "kvm_exit": (perf_tables.EXIT, "vmexit"),
+    "kvm_pio": (perf_tables.PIO, "ioport"),
+    "kvm_msr": (perf_tables.MSR, "msr"),
+    "kvm_mmio": (perf_tables.KEY_ONLY, "mmio"),
 }
 
 
 class PerfAccumulator:
-    """Collects the four tables over consecutive pieces of lanes."""
+    """Collects the four tables over consecutive tables of events."""
 
     def __init__(self) -> None:
-        self._moments = {name: Moments() for name in TABLES}
-        self._threads = PerfThreads(_STEPS)
+        self._tables = perf_tables.PerfTables(MAX_TID, MAX_THREADS)
 
-    def feed(self, lanes: Lanes) -> None:
-        """Take in the next piece."""
-        samples = self._threads.take_samples(lanes.thread, lanes.step, lanes.ts_ns, lanes.arg)
-        for name, (key, dur_ns) in samples.items():
-            self._moments[name].add(key, dur_ns)
+    def feed(self, table: EventTable) -> None:
+        """Take in the next table."""
+        kinds = {table.kind_index[name]: _kind(table, name) for name in _EVENTS if table.count(name)}
+        if kinds:
+            self._tables.take(table.ts_ns, table.tid, table.kind, len(table.kinds), kinds)
 
-    def finish(self, keys: LaneKeys) -> PerfTables:
+    @property
+    def isas(self) -> set[int]:
+        """The numbers of the ISAs that the VM-exits so far name."""
+        return {split_pair(key)[0] for key in self._tables.keys("vmexit")}
+
+    def finish(self) -> PerfTables:
         """Return the tables, in perf's order."""
         return PerfTables(
-            vmexit=self._rows("vmexit", keys.reasons, _vmexit_row, _exit_code),
-            mmio=self._rows("mmio", keys.mmio, _mmio_row, lambda key: key >> 1),
-            ioport=self._rows("ioport", keys.ports, _ioport_row, lambda key: key & 0xFFFFFFFF),
-            msr=self._rows("msr", keys.msrs, _msr_row, lambda key: key & 0xFFFFFFFF),
+            vmexit=self._rows("vmexit", _vmexit_row, _exit_code),
+            mmio=self._rows("mmio", _mmio_row, lambda key: key >> 1),
+            ioport=self._rows("ioport", _ioport_row, lambda key: key & 0xFFFFFFFF),
+            msr=self._rows("msr", _msr_row, lambda key: key & 0xFFFFFFFF),
         )
 
     def _rows(
-        self, name: str, index: KeyIndex, row: Callable[[int], dict[str, Any]], bucket: Callable[[int], int]
+        self, name: str, row: Callable[[int], dict[str, Any]], bucket: Callable[[int], int]
     ) -> tuple[PerfRow, ...]:
         """Return a table's rows by samples, descending; ties as perf's hash table leaves them."""
-        moments = self._moments[name]
-        keys = index.keys()
-        # keys without a single sample may lie behind the last counter
-        numbers = [n for n in range(min(len(keys), len(moments.count))) if moments.count[n]]
-        numbers.sort(key=lambda n: (-moments.count[n], bucket(keys[n]) % HASH_BUCKETS, -n))
-        return tuple(PerfRow(**row(keys[n]), **moments.summary(n)) for n in numbers)
+        keys, sums = self._tables.keys(name), self._tables.sums(name)
+        count = sums["count"].tolist()
+        numbers = [n for n in range(len(keys)) if count[n]]
+        numbers.sort(key=lambda n: (-count[n], bucket(keys[n]) % HASH_BUCKETS, -n))
+        return tuple(PerfRow(**row(keys[n]), **_summary(sums[n])) for n in numbers)
+
+
+def _kind(table: EventTable, name: str) -> PerfKind:
+    """Return what perf sees of a kind's events."""
+    what, keys_of = _EVENTS[name]
+    if not keys_of:
+        return PerfKind(what)
+    keys = KEYED[name][1](table)
+    if name != "kvm_mmio":
+        return PerfKind(what, keys_of, keys)
+    whats = np.full(len(keys), what, np.uint8)  # what userspace has yet to answer is none
+    if table.has(name, "type"):
+        kind = table.field(name, "type")
+        whats[kind == MMIO_READ], whats[kind == MMIO_WRITE] = perf_tables.MMIO_READ, perf_tables.MMIO_WRITE
+    return PerfKind(what, keys_of, keys, whats)
+
+
+def _summary(sums: NDArray[np.void]) -> dict[str, Any]:
+    """Return the fields of a PerfRow for the sums of at least one sample."""
+    n, total_ns, mean, squares = int(sums["count"]), int(sums["total"]), float(sums["mean"]), float(sums["squares"])
+    spread = 100 * math.sqrt(squares / (n - 1) / n) / mean if n > 1 and mean else 0.0
+    return {
+        "samples": n,
+        "total_ns": total_ns,
+        "min_ns": int(sums["min_ns"]),
+        "max_ns": int(sums["max_ns"]),
+        "mean_ns": round(total_ns / n),
+        "rel_stderr": round(spread, REL_STDERR_DIGITS),
+    }
 
 
 def _hex(number: int) -> str:

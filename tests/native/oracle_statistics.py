@@ -1,59 +1,70 @@
-"""What the compiled loops of the statistics must give, by NumPy and by plain Python."""
+"""What the compiled loop of perf's tables must give, by plain Python: one row after the other."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from kvmtrace._native.duration_sums import NO_MINIMUM, DurationSums
-from kvmtrace._native.perf_tables import TABLES
+from kvmtrace._native.perf_tables import ENTRY, EXIT, MMIO_READ, MMIO_WRITE, MSR, PIO, TABLES
+
+_BEGINS = {EXIT: "vmexit", PIO: "ioport", MSR: "msr"}
 
 
-def sum_durations(group, dur_ns, n_groups):
-    """See kvmtrace._native.duration_sums.sum_durations; sums go from the first row to the last, as bincount's do."""
-    min_ns, max_ns = np.full(n_groups, NO_MINIMUM, np.int64), np.zeros(n_groups, np.int64)
-    np.minimum.at(min_ns, group, dur_ns)
-    np.maximum.at(max_ns, group, dur_ns)
-    count = np.bincount(group, minlength=n_groups)
-    total = np.bincount(group, dur_ns, minlength=n_groups)
-    mean = total / np.maximum(count, 1)
-    squares = np.bincount(group, np.square(dur_ns - mean[group]), minlength=n_groups)
-    return DurationSums(count, total, mean, squares, min_ns, max_ns)
+class PerfTables:
+    """See kvmtrace._native.perf_tables.PerfTables."""
 
+    def __init__(self, max_tid, max_threads):
+        self.max_tid, self.max_threads = max_tid, max_threads
+        self.threads = {}  # tid -> what is pending, the MMIO write that is, when the latest VM-exit was
+        self.known = {name: {} for name in TABLES}  # key -> its samples
 
-class PerfThreads:
-    """See kvmtrace._native.perf_tables.PerfThreads: one row after the other."""
-
-    def __init__(self, steps):
-        self.steps = steps
-        self.entered, self.exit_ns = set(), {}
-
-    def take_samples(self, thread, step, ts_ns, arg):
-        samples = {name: [] for name in TABLES}
-        pending, write, before = {}, None, None
-        steps = self.steps
-        begins = {steps["exit"]: "vmexit", steps["pio"]: "ioport", steps["msr"]: "msr"}
-
-        def put(name, key, begin, end):
-            if begin != 0 and end >= begin:
-                samples[name].append((key, end - begin))
-
-        for t, s, ts, a in zip(thread.tolist(), step.tolist(), ts_ns.tolist(), arg.tolist(), strict=True):
-            if t != before:
-                pending, write, before = {}, None, t
-            if s == steps["entry"]:
-                self.entered.add(t)
-                for name, (key, begin) in pending.items():
-                    put(name, key, begin, ts)
-                if write:
-                    put("mmio", *write, ts)
-                pending, write = {}, None
-            if t not in self.entered:
+    def take(self, ts_ns, tid, kind, n_kinds, kinds):
+        at = dict.fromkeys(kinds, 0)
+        for ts, thread, k in zip(ts_ns.tolist(), tid.tolist(), kind.tolist(), strict=True):
+            if k >= n_kinds:
+                raise ValueError(k)
+            if k not in kinds:
                 continue
-            if s in begins:
-                pending[begins[s]] = (a & steps["reason_mask"] if s == steps["exit"] else a, ts)
-            if s == steps["mmio_read"]:
-                put("mmio", *(write or (a, self.exit_ns.get(t, 0))), ts)
-            if s in (steps["exit"], steps["mmio_read"], steps["mmio_write"]):
-                self.exit_ns[t] = ts if s == steps["exit"] else 0
-                write = (a, ts) if s == steps["mmio_write"] else None
-        return {name: tuple(np.array(column) for column in zip(*rows, strict=True)) for name, rows in samples.items()}
+            one, what, key = kinds[k], kinds[k].what, None
+            if one.table:
+                if at[k] >= len(one.keys):
+                    raise ValueError(at)
+                key, what = int(one.keys[at[k]]), what if one.whats is None else int(one.whats[at[k]])
+                self.known[one.table].setdefault(key, [])
+                at[k] += 1
+            self._take(ts, thread, what, key)
+
+    def _take(self, ts, thread, what, key):
+        if not 0 < thread <= self.max_tid:
+            return
+        if thread not in self.threads and (what != ENTRY or len(self.threads) == self.max_threads):
+            return
+        pending, write, exit_ns = self.threads.setdefault(thread, ({}, None, 0))
+        if what == ENTRY:
+            for name, (of, begin) in pending.items():
+                self._put(name, of, begin, ts)
+            if write:
+                self._put("mmio", *write, ts)
+            pending, write = {}, None
+        if what in _BEGINS:
+            pending = pending | {_BEGINS[what]: (key, ts)}
+        if what == MMIO_READ:
+            self._put("mmio", *(write or (key, exit_ns)), ts)
+        if what in (EXIT, MMIO_READ, MMIO_WRITE):
+            exit_ns, write = ts if what == EXIT else 0, (key, ts) if what == MMIO_WRITE else None
+        self.threads[thread] = pending, write, exit_ns
+
+    def _put(self, name, key, begin, end):
+        if begin != 0 and end >= begin:
+            self.known[name][key].append(end - begin)
+
+    def keys(self, table):
+        return list(self.known[table])
+
+    def sums(self, table):
+        found = []
+        for durations in self.known[table].values():
+            mean = np.mean(np.array(durations, float)) if durations else 0
+            squares = np.square(np.array(durations, float) - mean).sum()
+            total = min(sum(durations), 1 << 61)
+            found.append((len(durations), total, min(durations, default=0), max(durations, default=0), mean, squares))
+        return found

@@ -1,8 +1,6 @@
-"""The compiled loops of the statistics give what their twins give, to the last bit."""
+"""The compiled loop of perf's tables gives what its twin gives, and takes nothing that does not fit."""
 
 from __future__ import annotations
-
-from dataclasses import fields
 
 import numpy as np
 import oracle_statistics
@@ -10,46 +8,78 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmtrace._native.duration_sums import DurationSums, sum_durations
-from kvmtrace._native.perf_tables import PerfThreads
-from kvmtrace.spans.lanes import Step
-from kvmtrace.stats.perf_kvm_stat import _STEPS
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1 << 62) | st.integers(0, 10**6)), min_size=1, max_size=200)
+from kvmtrace._native.perf_tables import (
+    ENTRY,
+    EXIT,
+    KEY_ONLY,
+    MMIO_READ,
+    MMIO_WRITE,
+    MSR,
+    PIO,
+    TABLES,
+    PerfKind,
+    PerfTables,
 )
+
+MAX_TID, MAX_THREADS = 30, 5
+# kind -> what its events are, the table of their keys
+KINDS = {0: (ENTRY, ""), 1: (EXIT, "vmexit"), 2: (PIO, "ioport"), 3: (MSR, "msr"), 4: (KEY_ONLY, "mmio")}
+ROWS = st.tuples(
+    st.integers(-2, 4) | st.just(1 << 52),
+    st.sampled_from([-1, 0, 1, 2, 3, MAX_TID, MAX_TID + 1, 4, 5, 6]),
+    st.integers(0, 6),
+    st.integers(0, 3) | st.integers(0, 2**64 - 1),
+    st.sampled_from([KEY_ONLY, MMIO_READ, MMIO_WRITE]),
+)
+
+
+def columns(rows, clock):
+    """Return what PerfTables.take wants of rows (time since the last one, thread, kind, key, what an MMIO event is)."""
+    later, tid, kind, key, what = zip(*rows, strict=True) if rows else ((),) * 5
+    ts_ns = np.array([clock, *later], np.int64).cumsum()[1:]
+    kind, key, what = np.array(kind, np.uint16), np.array(key, np.uint64), np.array(what, np.uint8)
+    kinds = {}
+    for number, (is_what, table) in KINDS.items():
+        own = kind == number
+        kinds[number] = PerfKind(is_what, table, key[own] if table else key[:0], what[own] if number == 4 else None)
+    return ts_ns, np.array(tid, np.int32), kind, 7, kinds
+
+
+@given(st.lists(st.lists(ROWS, max_size=120), max_size=4), st.sampled_from([0, 1000]))
 @settings(max_examples=300, deadline=None)
-def test_sums_of_durations(rows):
-    group, dur_ns = (np.array(column, np.int64) for column in (zip(*rows, strict=True) if rows else ([], [])))
-    compiled, plain = (of(group, dur_ns, 7) for of in (sum_durations, oracle_statistics.sum_durations))
-    for field in fields(DurationSums):
-        one, other = getattr(compiled, field.name), getattr(plain, field.name)
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other, field.name)
-
-
-@pytest.mark.parametrize("group", [-1, 7])
-def test_a_group_that_is_none_is_refused(group):
-    with pytest.raises(ValueError, match="none of 7"):
-        sum_durations(np.array([group]), np.array([1]), 7)
-
-
-STEPS = [Step.ENTRY, Step.EXIT, Step.PIO, Step.MSR, Step.MMIO_READ, Step.MMIO_WRITE, Step.RUN]
-ROWS = st.tuples(st.sampled_from(STEPS), st.integers(-2, 4), st.integers(0, 1 << 40))
-
-
-@given(st.lists(st.lists(st.tuples(st.integers(0, 40), st.lists(ROWS, max_size=30)), max_size=4), max_size=4))
-@settings(max_examples=300, deadline=None)
-def test_samples_of_perfs_tables(pieces):
-    compiled, plain = PerfThreads(_STEPS), oracle_statistics.PerfThreads(_STEPS)
-    clock = 0
+def test_perfs_tables(pieces, clock):
+    compiled, plain = (of(MAX_TID, MAX_THREADS) for of in (PerfTables, oracle_statistics.PerfTables))
     for piece in pieces:
-        rows = [(thread, *row) for thread, part in sorted(dict(piece).items()) for row in part]
-        thread, step, later, arg = (np.array(c, np.int64) for c in (zip(*rows, strict=True) if rows else ([],) * 4))
-        ts_ns = clock + np.cumsum(later)
-        clock = int(ts_ns[-1]) if len(ts_ns) else clock
-        columns = thread.astype(np.uint16), step.astype(np.uint8), ts_ns, arg
-        ours, theirs = compiled.take_samples(*columns), plain.take_samples(*columns)
-        for name, samples in theirs.items():
-            assert [column.tolist() for column in ours[name]] == ([c.tolist() for c in samples] or [[], []])
+        given_columns = columns(piece, clock)
+        clock = int(given_columns[0][-1]) if piece else clock
+        compiled.take(*given_columns)
+        plain.take(*given_columns)
+    for table in TABLES:
+        assert compiled.keys(table) == plain.keys(table)
+        for ours, theirs in zip(compiled.sums(table).tolist(), plain.sums(table), strict=True):
+            assert ours[:4] == theirs[:4]
+            assert ours[4:] == pytest.approx(theirs[4:], rel=1e-9, abs=1e-3 * (1 + theirs[3]) ** 2 * 1e-9)
+
+
+def test_sums_are_the_same_however_the_rows_are_cut():
+    rng = np.random.default_rng(3)
+    rows = [(int(rng.integers(0, 900)), 1, i % 2, int(rng.integers(0, 200)), KEY_ONLY) for i in range(4000)]
+    whole, pieces, clock = PerfTables(9, 9), PerfTables(9, 9), 5
+    whole.take(*columns(rows, clock))
+    for begin in range(0, len(rows), 123):
+        part = columns(rows[begin : begin + 123], clock)
+        clock = int(part[0][-1])
+        pieces.take(*part)
+    assert whole.sums("vmexit").tolist() == pieces.sums("vmexit").tolist()
+    assert len(whole.keys("vmexit")) > 100
+
+
+@pytest.mark.parametrize("n_kinds", [1, 2])
+def test_rows_that_do_not_fit_are_refused(n_kinds):
+    ts_ns, tid, kind = np.arange(3), np.ones(3, np.int32), np.array([0, 1, 1], np.uint16)
+    kinds = {0: PerfKind(ENTRY)} | ({1: PerfKind(EXIT, "vmexit", np.zeros(1, np.uint64))} if n_kinds == 2 else {})
+    with pytest.raises(ValueError, match="a row of no kind, or without a key"):
+        PerfTables(9, 9).take(ts_ns, tid, kind, n_kinds, kinds)
+    one_of_two = PerfKind(EXIT, "vmexit", np.zeros(2, np.uint64), np.zeros(1, np.uint8))
+    with pytest.raises(ValueError, match="as many keys as events"):
+        PerfTables(9, 9).take(ts_ns, tid, kind, 2, {1: one_of_two})

@@ -12,7 +12,6 @@ import pytest
 from kvmtrace.spans.keys import Counter, KeyIndex
 from kvmtrace.stats.durations import Samples, log2_histogram, nearest_rank, summarise
 from kvmtrace.stats.injections import disassemble
-from kvmtrace.stats.mean_variance import Moments
 from kvmtrace.stats.rate import MAX_BINS, RateAccumulator
 
 from .tables import make_table
@@ -85,22 +84,6 @@ def test_samples_longer_than_four_seconds_and_many_groups() -> None:
     samples.add(np.array([1, 70_000, 1]), np.array([5, 2**40, 7]))
     samples.add(np.array([1]), np.array([9]))
     assert {group: part.tolist() for group, part in samples.grouped().items()} == {1: [5, 7, 9], 70_000: [2**40]}
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_moments_in_pieces_equal_moments_at_once(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    groups, values = rng.integers(0, 5, 1000), rng.integers(0, 10**9, 1000)
-    whole, pieces = Moments(), Moments()
-    whole.add(groups, values)
-    for part in np.split(np.arange(1000), [1, 2, 300]):
-        pieces.add(groups[part], values[part])
-    for group in range(5):
-        assert pieces.summary(group) == pytest.approx(whole.summary(group))
-        own = values[groups == group].tolist()
-        assert whole.summary(group)["max_ns"] == max(own)
-        expected = 100 * statistics.stdev(own) / math.sqrt(len(own)) / statistics.mean(own)
-        assert whole.summary(group)["rel_stderr"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(10))
