@@ -69,19 +69,22 @@ typedef struct {
 	int64_t table_size;
 } Samples;
 
-/* Find the records that begin in words first..last (the last of them ends at `end` at the latest), and count the
- * samples. Returns the number of records, or -1 - their number where an impossible one ended the walk; *stop: where it
- * ended.
- */
-int64_t count_perf_records(const uint64_t *words, int64_t first, int64_t last, int64_t end, int64_t *n_samples,
-			   int64_t *stop);
+/* Return where the records end that stand one behind the other from word 0 on: at n_words, or at an impossible one. */
+int64_t end_of_perf_records(const uint64_t *words, int64_t n_words);
 
-/* Fill in the samples among the records of words first..stop, and the positions of all other records (n_others).
- * kind_of_id: 65,536. Returns how many count and hold raw data, -1 if there is not what was counted.
+/* Records that begin in words at..last and end at `end` at the latest; n_others: there is room for so many of those
+ * that are no samples. Afterwards `at` is where the walk ended, before `last` only at an impossible record, and n_others
+ * how many there were.
  */
-int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first, int64_t stop, const Samples *samples,
-			  const uint16_t *kind_of_id, const Columns *out, int16_t *cpu, int64_t *others,
-			  int64_t n_others);
+typedef struct {
+	int64_t at, last, end, n_others;
+} PerfSpan;
+
+/* Fill in the samples of a span and the positions of its other records. kind_of_id: 65,536. Returns how many samples
+ * count and hold raw data, -1 where there is no room for all.
+ */
+int64_t read_perf_records(const uint64_t *words, int64_t n_words, PerfSpan *span, const Samples *samples,
+			  const uint16_t *kind_of_id, const Columns *out, int16_t *cpu, int64_t *others);
 
 /* perf_copies.c: samples that perf wrote twice */
 

@@ -15,23 +15,26 @@ static inline uint64_t double_at(const uint64_t *words, int64_t n_words, int64_t
 	return words[at < n_words ? at : n_words - 1];
 }
 
-int64_t count_perf_records(const uint64_t *words, int64_t first, int64_t last, int64_t end, int64_t *n_samples,
-			   int64_t *stop)
+/* Words of the record with this head, 0 where it cannot be one of those that end at `end`. */
+static inline int64_t record_words(uint64_t head, int64_t at, int64_t end)
 {
-	int64_t at = first, n = 0, samples = 0;
+	const int64_t size = (int64_t)(head >> 48);
 
-	while (at < last) {
-		int64_t size = (int64_t)(words[at] >> 48);
+	return size < 8 || size & 7 || at + size / 8 > end ? 0 : size / 8;
+}
 
-		if (size < 8 || size & 7 || at + size / 8 > end)
+int64_t end_of_perf_records(const uint64_t *words, int64_t n_words)
+{
+	int64_t at = 0;
+
+	while (at < n_words) {
+		const int64_t size = record_words(words[at], at, n_words);
+
+		if (!size)
 			break;
-		samples += (uint32_t)words[at] == RECORD_SAMPLE;
-		n++;
-		at += size / 8;
+		at += size;
 	}
-	*n_samples = samples;
-	*stop = at;
-	return at < last ? -1 - n : n;
+	return at;
 }
 
 /* Return the number of the layout, from 1, of samples with this identifier; 0: they do not count. */
@@ -62,23 +65,25 @@ static inline const Layout *layout_of(const uint64_t *words, int64_t n_words, in
 	return number > 0 && number <= samples->n_layouts ? samples->layouts + number - 1 : NULL;
 }
 
-int64_t fill_perf_records(const uint64_t *words, int64_t n_words, int64_t first, int64_t stop, const Samples *samples,
-			  const uint16_t *kind_of_id, const Columns *out, int16_t *cpu, int64_t *others,
-			  int64_t n_others)
+int64_t read_perf_records(const uint64_t *words, int64_t n_words, PerfSpan *span, const Samples *samples,
+			  const uint16_t *kind_of_id, const Columns *out, int16_t *cpu, int64_t *others)
 {
 	const Words buffer = {(const uint32_t *)words, n_words * 2};
-	int64_t row = 0;
+	const int64_t n_others = span->n_others;
+	int64_t row = 0, size;
 
-	for (int64_t at = first, size; at < stop; at += size) {
-		uint64_t head = words[at];
+	span->n_others = 0;
+	for (; span->at < span->last; span->at += size) {
+		const int64_t at = span->at;
+		const uint64_t head = words[at];
 
-		size = (int64_t)(head >> 51);
-		if (size < 1)
-			return -1;
+		size = record_words(head, at, span->end);
+		if (!size)
+			break;
 		if ((uint32_t)head != RECORD_SAMPLE) {
-			if (n_others-- == 0)
+			if (span->n_others == n_others)
 				return -1;
-			*others++ = at;
+			others[span->n_others++] = at;
 			continue;
 		}
 		const Layout *where = layout_of(words, n_words, at, samples);

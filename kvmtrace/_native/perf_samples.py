@@ -85,57 +85,10 @@ def fresh(start_dtype: np.dtype[Any], *, common: bool = True) -> Room:
     return lambda n: (RecordColumns.empty(n, start_dtype, common=common), np.empty(n, np.int16))
 
 
-def count_perf_records(words: NDArray[np.uint64], first: int, last: int, end: int) -> tuple[int, int, int, bool]:
-    """Count the records of a perf.data that begin in words first..last and end at `end` at the latest.
-
-    Returns
-    -------
-    (samples, other records, word where the walk ended, whether at the end and not at an impossible record)
-    """
-    counted = np.zeros(2, np.int64)
-    there = filled(counted)
-    n = lib.count_perf_records(given(words), first, last, end, there, there + 1)
-    samples, stop = counted.tolist()
-    return samples, (n if n >= 0 else -1 - n) - samples, stop, n >= 0
-
-
-def fill_perf_records(
-    words: NDArray[np.uint64],
-    span: tuple[int, int],
-    samples: PerfSamples,
-    *,
-    kind_of_id: NDArray[np.uint16] | None,
-    out: RecordColumns,
-    cpu: NDArray[np.int16],
-    others: NDArray[np.int64],
-) -> int:
-    """Fill in the columns of samples in a span of words, and the word indices of records that are none.
-
-    Parameters
-    ----------
-    words : the file as little-endian u64
-    kind_of_id : uint16, shape (65536,), for samples with ftrace's usual common fields; None leaves them out
-    out, cpu, others : of as many rows as count_perf_records said
-
-    Returns
-    -------
-    how many samples count and hold raw data: so many rows were filled in
-
-    Raises
-    ------
-    FormatError
-        There is not what was counted.
-    """
-    columns = out.as_c()
-    kinds = ffi.NULL if kind_of_id is None else given(kind_of_id)
-    if kind_of_id is None:
-        columns.kind = ffi.NULL
-    n: int = lib.fill_perf_records(
-        given(words), len(words), *span, samples.as_c, kinds, columns, filled(cpu), filled(others), len(others)
-    )
-    if n < 0:
-        raise changed()
-    return n
+def end_of_perf_records(words: NDArray[np.uint64]) -> int:
+    """Return how many words of a buffer whole records fill, one behind the other from its begin on."""
+    end: int = lib.end_of_perf_records(given(words), len(words))
+    return end
 
 
 def read_perf_records(
@@ -145,7 +98,7 @@ def read_perf_records(
     kind_of_id: NDArray[np.uint16] | None,
     room: Room,
 ) -> PerfWindow:
-    """Read the records of a perf.data that begin in a part of it.
+    """Read the records of a perf.data that begin in a part of it, each word once.
 
     Parameters
     ----------
@@ -155,14 +108,20 @@ def read_perf_records(
     room : gives columns for so many samples: word index (u32) of each one's raw data, ..., and CPUs
     """
     first, last, end = bounds
-    n_samples, n_others, stop, sound = count_perf_records(words, first, last, end)
-    out, cpu = room(n_samples)
-    others = np.empty(n_others, np.int64)
-    n = fill_perf_records(words, (first, stop), samples, kind_of_id=kind_of_id, out=out, cpu=cpu, others=others)
-    columns = RecordColumns(
-        out.start[:n], out.ts[:n], out.kind[:n], out.irq_flags[:n], out.preempt_count[:n], out.tid[:n]
+    most = max(last - first, 0)
+    out, cpu = room(most // 2 + 1)  # a head and raw data at the least
+    others = np.empty(most, np.int64)
+    columns, span = out.as_c(), ffi.new("PerfSpan *", {"at": first, "last": last, "end": end, "n_others": most})
+    kinds = ffi.NULL if kind_of_id is None else given(kind_of_id)
+    if kind_of_id is None:
+        columns.kind = ffi.NULL
+    n: int = lib.read_perf_records(
+        given(words), len(words), span, samples.as_c, kinds, columns, filled(cpu), filled(others)
     )
-    return PerfWindow(columns, cpu[:n], others, stop, sound)
+    if n < 0:
+        raise changed()
+    rows = RecordColumns(out.start[:n], out.ts[:n], out.kind[:n], out.irq_flags[:n], out.preempt_count[:n], out.tid[:n])
+    return PerfWindow(rows, cpu[:n], others[: span.n_others].copy(), span.at, span.at >= last)
 
 
 def mark_copies(

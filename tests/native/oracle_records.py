@@ -146,8 +146,8 @@ def read_perf_records(words, bounds, samples, kind_of_id, room):
     columns = common_columns(words.view(np.uint32), start, words.take(at + time, mode="clip"), kind_of_id)
     for field in fields(RecordColumns):
         getattr(out, field.name)[: len(getattr(columns, field.name))] = getattr(columns, field.name)
-    cpu_out[:] = cpus
-    return PerfWindow(out, cpu_out, others, stop, sound)
+    cpu_out[: len(cpus)] = cpus
+    return PerfWindow(out, cpu_out[: len(cpus)], others, stop, sound)
 
 
 def mark_copies(words, rows, order, lost):

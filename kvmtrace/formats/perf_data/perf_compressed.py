@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kvmtrace._native.perf_samples import count_perf_records
+from kvmtrace._native.perf_samples import end_of_perf_records
 from kvmtrace.formats.common.compression import MAX_KEPT, USUAL_RATIO
 from kvmtrace.formats.perf_data.perf_records import RECORD_COMPRESSED
 from kvmtrace.formats.trace_dat.page_streams import Fault
@@ -102,5 +102,4 @@ def _decompress(stream: Any, content: memoryview, limit: int) -> bytes | None:
 def _whole_records(data: bytes) -> int:
     """Return how many bytes of `data` are whole records."""
     words = np.frombuffer(data, np.dtype("<u8"), len(data) // 8)
-    _, _, stop, _ = count_perf_records(words, 0, len(words), len(words))
-    return stop * 8
+    return end_of_perf_records(words) * 8

@@ -40,7 +40,7 @@ from kvmtrace.formats.perf_data.perf_records import (
     sample_layout,
 )
 from kvmtrace.formats.trace_dat.page_streams import Fault
-from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, release_mapped
+from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, prepare_mapped, release_mapped
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
 from kvmtrace.table.common_fields import gather_common, has_usual_common
 from kvmtrace.table.distinct import distinct
@@ -158,8 +158,11 @@ class PerfDataRecording(Recording):
         at, carried = self._first, no_rows(self._start_dtype)
         read = deque([at])
         flush = previous = np.iinfo(np.int64).min
+        is_mapped = FEAT_COMPRESSED not in self._perf.features
         while at < self._last:
             stop = min(at + n_bytes // 8, self._last)
+            if is_mapped:
+                prepare_mapped(self._perf.data, at * 8, stop * 8)
             rows, rounds, at, sound = self._read_part(at, stop)
             if not sound:
                 self._note_damage(at)
@@ -178,7 +181,7 @@ class PerfDataRecording(Recording):
             if done:
                 break
             read.append(at)
-            if len(read) > KEPT_TABLES + 1 and FEAT_COMPRESSED not in self._perf.features:
+            if len(read) > KEPT_TABLES + 1 and is_mapped:
                 release_mapped(self._perf.data, read.popleft() * 8, read[0] * 8)
         self.loss = replace(self._loss.loss(), repeated=self._repeated)
 
@@ -187,7 +190,7 @@ class PerfDataRecording(Recording):
 
         It goes window by window, so that a window's words are still in the cache when they are gathered.
         """
-        builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES)
+        builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES + WINDOW_WORDS)
         builder.add(no_rows(self._start_dtype))
         rounds: list[int] = []
         sound = True
