@@ -130,7 +130,7 @@ def test_a_pipe_is_read_as_the_file(tmp_path, monkeypatch, limit):
 
 def test_a_pipe_without_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "READ_LIMIT", 10_000)
-    monkeypatch.setattr(source.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100_000})())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100_000})())
     text = b" vcpu-7 [000] d..1. 1.5: kvm_fpu: load\n" * 4000
     with pytest.raises(UsageError, match="does not end within"):
         open_recording(pipe_of(text, tmp_path))

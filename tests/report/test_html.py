@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from chromium import Browser, Page
 
-import kvmtrace.report.build
+import kvmtrace.report.timeline
 from kvmtrace.formats import open_recording
 from kvmtrace.render.html import render_html
 from kvmtrace.report.build import ReportOptions, build_report
@@ -54,7 +54,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the address of the page of a recording that is taken for a long one."""
     file = tmp_path_factory.mktemp("page") / "long.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvmtrace.report.build, "MAX_SEGMENTS", 1000)
+        patch.setattr(kvmtrace.report.timeline, "MAX_SEGMENTS", 1000)
         file.write_text(render_html(made("svm-6.12-linux-2vcpu.dat")), encoding="utf-8")
     return file.as_uri()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import kvmtrace.report.build
+import kvmtrace.report.timeline
 from kvmtrace.errors import UsageError
 from kvmtrace.formats import open_recording
 from kvmtrace.report.build import ReportOptions, build_report
@@ -25,7 +25,7 @@ def made(*, every: bool = False, limit: int = 1000) -> tuple[Timeline, Stretches
     kept: list[Stretches] = []
     options = ReportOptions(timeline=True, model=False, every_segment=every, stretches=kept.append)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvmtrace.report.build, "MAX_SEGMENTS", limit)
+        patch.setattr(kvmtrace.report.timeline, "MAX_SEGMENTS", limit)
         report = build_report(open_recording(LINUX), options)
     assert report.timeline is not None
     return report.timeline, kept[0], {row.tid: row.exits for row in report.vcpus}
@@ -139,7 +139,7 @@ def test_nested_guests_have_their_level() -> None:
     assert list(zip(window.level_at, window.levels, strict=True)) == [(0, 0), (1, 1), (3, 2), (5, 1)]
     assert all(not w.levels for w in made(every=True)[0].windows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvmtrace.report.build, "MAX_SEGMENTS", 1)
+        patch.setattr(kvmtrace.report.timeline, "MAX_SEGMENTS", 1)
         coarse = build_report(open_recording(case), ReportOptions(timeline=True, model=False)).timeline
     assert coarse is not None
     assert set(coarse.bins[0].level) == {0, 1, 2}

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from chromium import Browser
 
-import kvmtrace.report.build
+import kvmtrace.report.timeline
 from kvmtrace.formats import open_recording
 from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.view.finding import matching
@@ -35,7 +35,7 @@ def server() -> Iterator[ViewServer]:
     """Serve a recording that is taken for a long one."""
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvmtrace.report.build, "MAX_SEGMENTS", 1000)
+        patch.setattr(kvmtrace.report.timeline, "MAX_SEGMENTS", 1000)
         report = build_report(open_recording(LINUX), ReportOptions(timeline=True, model=False, stretches=kept.append))
     with serve_report(report, kept[0]) as made:
         thread = threading.Thread(target=made.serve_forever, daemon=True)
