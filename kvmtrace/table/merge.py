@@ -43,6 +43,16 @@ class Rows:
         """Return the rows at these positions."""
         return Rows(*(getattr(self, f.name).take(order) for f in fields(self)))
 
+    def sort_by(self, order: NDArray[np.intp]) -> None:
+        """Put the rows in this order, in place; those at either end that stand in it already are not touched."""
+        moved = np.flatnonzero(order != np.arange(len(order)))
+        if not len(moved):
+            return
+        first, last = int(moved[0]), int(moved[-1]) + 1
+        for f in fields(self):
+            column = getattr(self, f.name)
+            column[first:last] = column[order[first:last]]
+
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
     """Return the rows of all parts; the parts' columns are let go one by one, so that memory peaks low."""

@@ -163,14 +163,15 @@ class PerfDataRecording(Recording):
             stop = min(at + n_bytes // 8, self._last)
             if is_mapped:
                 prepare_mapped(self._perf.data, at * 8, stop * 8)
-            rows, rounds, at, sound = self._read_part(at, stop)
+            n_carried = len(carried)
+            rows, rounds, at, sound = self._read_part(carried, at, stop)
             if not sound:
                 self._note_damage(at)
             done = at >= self._last or not sound
             self.read_share = (at - self._first) / max(self._last - self._first, 1)
             if not done:
-                flush, previous = self._flush_limit(rounds, rows, flush, previous)
-            rows = concat_rows([carried, rows])
+                fresh = rows.ts_ns[n_carried:]
+                flush, previous = self._flush_limit(rounds, fresh, flush, previous)
             rows = self._in_order(rows)
             n_out = len(rows) if done else int(np.searchsorted(rows.ts_ns, flush, "right"))
             carried = rows.slice(n_out, len(rows))
@@ -185,19 +186,19 @@ class PerfDataRecording(Recording):
                 release_mapped(self._perf.data, read.popleft() * 8, read[0] * 8)
         self.loss = replace(self._loss.loss(), repeated=self._repeated)
 
-    def _read_part(self, at: int, stop: int) -> tuple[Rows, list[int], int, bool]:
-        """Return the rows of records that begin in words at..stop, how many stand before each end of a round ...
+    def _read_part(self, carried: Rows, at: int, stop: int) -> tuple[Rows, list[int], int, bool]:
+        """Return carried rows and those of words at..stop, how many of these stand before each end of a round ...
 
         It goes window by window, so that a window's words are still in the cache when they are gathered.
         """
         builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES + WINDOW_WORDS)
-        builder.add(no_rows(self._start_dtype))
+        builder.add(carried)
         rounds: list[int] = []
         sound = True
         while at < stop and sound:
             ended, at, sound = self._read_window(builder, at, min(at + WINDOW_WORDS, stop))
             rounds += ended
-        return builder.finish(), rounds, at, sound
+        return builder.finish(), [n - len(carried) for n in rounds], at, sound
 
     @cached_property
     def _samples(self) -> PerfSamples:
@@ -250,11 +251,12 @@ class PerfDataRecording(Recording):
         order = np.argsort(np.concatenate([np.arange(len(samples)) * 2, before * 2 - 1]), kind="stable")
         return concat_rows([samples.slice(0, len(samples)), lost]).take(order)
 
-    def _flush_limit(self, rounds: list[int], rows: Rows, flush: int, previous: int) -> tuple[int, int]:
+    @staticmethod
+    def _flush_limit(rounds: list[int], ts_ns: NDArray[np.int64], flush: int, previous: int) -> tuple[int, int]:
         """Return up to which time all events were read, and the newest time of finished rounds."""
-        if not rounds or not len(rows):
+        if not rounds or not len(ts_ns):
             return flush, previous
-        newest = [int(rows.ts_ns[:n].max(initial=previous)) for n in rounds[-2:]]
+        newest = [int(ts_ns[:n].max(initial=previous)) for n in rounds[-2:]]
         if len(newest) == 1:
             newest.insert(0, previous)
         return max(newest[0], flush), newest[1]
@@ -265,14 +267,21 @@ class PerfDataRecording(Recording):
         perf 6.1 was seen to do that: copies are of one CPU, time, thread and content. Where the clock is so coarse that
         different samples of a CPU often have one time, equal ones say nothing.
         """
-        late = (rows.ts_ns[1:] < rows.ts_ns[:-1]).any()
-        order = np.argsort(rows.ts_ns, kind="stable") if late else np.arange(len(rows))
-        copied, n_same = perf_samples.mark_copies(self._words.view(np.uint32), rows, order, self._kinds.lost)
+        if (rows.ts_ns[1:] < rows.ts_ns[:-1]).any():
+            rows.sort_by(np.argsort(rows.ts_ns, kind="stable"))
+        equal = rows.ts_ns[1:] == rows.ts_ns[:-1]
+        if not equal.any():
+            return rows
+        at = np.flatnonzero(np.append(equal, False) | np.append(False, equal))  # only those may be copies
+        words, order = self._words.view(np.uint32), np.arange(len(at))
+        copied, n_same = perf_samples.mark_copies(words, rows.take(at), order, self._kinds.lost)
         n_copies = int(np.count_nonzero(copied))
-        if n_copies and (n_same - n_copies) * MAX_COARSE <= len(rows):
-            self._repeated += n_copies
-            return rows.take(order[~copied])
-        return rows.take(order) if late else rows
+        if not n_copies or (n_same - n_copies) * MAX_COARSE > len(rows):
+            return rows
+        self._repeated += n_copies
+        kept = np.ones(len(rows), bool)
+        kept[at[copied]] = False
+        return rows.take(np.flatnonzero(kept))
 
     def _note_damage(self, word: int) -> None:
         head = int(self._words[word]) if word < len(self._words) else 0
