@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,7 @@ def test_what_is_written_is_read_back(recording, tmp_path, form):
 @pytest.mark.parametrize("max_events", [1, 150, 10_000])
 def test_windows_and_row_groups(recording, tmp_path, form, max_events, monkeypatch):
     monkeypatch.setattr(arrow, "WINDOW_ROWS", 100)
+    monkeypatch.setattr(arrow, "GROUPED_WINDOWS", 1)
     monkeypatch.setattr(arrow_schema, "WINDOW_ROWS", 100)
     monkeypatch.setattr(arrow, "MIN_GROUP_ROWS", 10)
     monkeypatch.setattr(arrow._Windows.__init__, "__defaults__", (100, 0))
@@ -349,11 +351,25 @@ def test_what_all_rows_of_a_row_group_have_is_told_and_not_read(recording, tmp_p
     assert "kvm_exit.info2" in read  # which differs
 
 
+@pytest.mark.parametrize(("grouped", "bound"), [(False, 100 << 20), (True, 200 << 20)])
+def test_what_is_held_of_a_parquet_file_while_it_is_written_is_bounded(tmp_path, grouped, bound):
+    """Every field is a column of every row; some windows are in memory at once, of grouped ones only parts."""
+    path = tmp_path / "x.parquet"
+    with path.open("wb") as out:
+        source = open_recording(Path(__file__).parents[2] / "fixtures" / "svm-6.1-smp.dat")
+        arrow.write_parquet(source, out, grouped=grouped)
+    schema = pq.read_schema(path)
+    told = json.loads(schema.metadata[arrow_schema.METADATA_KEY])
+    numbers = [field.type for field in schema if pa.types.is_primitive(field.type)]
+    assert told["window_rows"] * sum(kind.bit_width // 8 for kind in numbers) <= bound
+
+
 @pytest.mark.parametrize("rows", [None, 100, 10_000])
 @pytest.mark.parametrize("max_events", [100, 1_000])
 def test_files_that_other_tools_wrote_again(recording, tmp_path, monkeypatch, rows, max_events):
     for module, name, value in (
         (arrow, "WINDOW_ROWS", 100),
+        (arrow, "GROUPED_WINDOWS", 1),
         (arrow_schema, "WINDOW_ROWS", 100),
         (arrow, "MIN_GROUP_ROWS", 10),
     ):
@@ -418,6 +434,7 @@ def test_told_values_count_only_where_a_column_can_hold_them(value, dtype, found
 def test_what_was_asked_of_one_window_is_read_with_the_next(recording, tmp_path, monkeypatch):
     for module, name, value in (
         (arrow, "WINDOW_ROWS", 100),
+        (arrow, "GROUPED_WINDOWS", 1),
         (arrow_schema, "WINDOW_ROWS", 100),
         (arrow, "MIN_GROUP_ROWS", 10),
     ):

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 TOLD = ":told"  # ends the name of a column that says which events tell the field of that name
 SCHEMA = "kvmtrace.events/1"
 METADATA_KEY = b"kvmtrace"
-WINDOW_ROWS = 1 << 19
+WINDOW_ROWS = 1 << 17  # every field of every kind is a column: some hundred bytes a row while it is written
 MAX_COLUMNS = 4096  # each holds a value or null for every event, whatever its kind
 _BASE = re.compile(r"[<>=|]?[biufSOV]\d{0,9}")
 
@@ -92,13 +92,16 @@ def text_dtype(text: str) -> np.dtype[Any]:
     return found
 
 
-def schema_of(recording: Recording, occurring: Collection[int], *, with_row: bool) -> pa.Schema:
+def schema_of(
+    recording: Recording, occurring: Collection[int], *, with_row: bool, window_rows: int | None = None
+) -> pa.Schema:
     """Return the schema of a recording's table.
 
     Parameters
     ----------
     occurring : indices of the kinds whose fields become columns
     with_row : bool, the first column is `row`
+    window_rows : events of a window of the file; None: WINDOW_ROWS
     """
     fields = [pa.field("row", pa.int64(), nullable=False)] if with_row else []
     for name, dtype in COMMON_DTYPES.items():
@@ -110,7 +113,7 @@ def schema_of(recording: Recording, occurring: Collection[int], *, with_row: boo
     if len(fields) > MAX_COLUMNS:
         found = f"{len(fields):,} fields of {len(occurring):,} kinds of events"
         raise FormatError(recording.capture.path, None, f"at most {MAX_COLUMNS:,} columns to write", found)
-    described = json.dumps(_describe(recording, occurring)).encode()
+    described = json.dumps(_describe(recording, occurring) | {"window_rows": window_rows or WINDOW_ROWS}).encode()
     return with_pandas_types(pa.schema(fields, {METADATA_KEY: described}))
 
 
@@ -160,7 +163,6 @@ def _describe(recording: Recording, occurring: Collection[int]) -> dict[str, Any
         "comms": recording.comms,
         "processes": recording.processes,
         "kinds": kinds,
-        "window_rows": WINDOW_ROWS,
     }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.table.recording import Recording
 
+GROUPED_WINDOWS = 2  # times as many rows: no row group holds all columns of all of them
 MIN_GROUP_ROWS = 20_000  # a thread with fewer in a window shares the row group of the rest
 MAX_GROUPS = 64  # row groups of a window
 USUAL_COLUMNS, MAX_CELLS = 512, 16 << 20  # of wider tables a window has fewer rows
@@ -129,8 +130,10 @@ def write_parquet(
     """
     import pyarrow.parquet as pq
 
-    windows = _Windows(recording, progress, first=WINDOW_ROWS // 4)  # whoever reads it soon has something to work on
-    schema = schema_of(recording, windows.occurring, with_row=True)
+    rows = WINDOW_ROWS * (GROUPED_WINDOWS if grouped else 1)
+    # whoever reads it soon has something to work on
+    windows = _Windows(recording, progress, rows, first=rows // 4)
+    schema = schema_of(recording, windows.occurring, with_row=True, window_rows=rows)
     windows.narrow(len(schema))
     ascending = {"row", "ts_ns"}  # small steps: deltas are smaller than compressed values, and sooner decoded
     with pq.ParquetWriter(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Recording
 
-PIECE_EVENTS = 1 << 18
+PIECE_EVENTS = 1 << 17  # each becomes some texts
 UNKNOWN_PROCESS = 1  # pid of VMs whose process is not known
 INTERRUPTS, COUNTERS = 1 << 24, 1 << 25  # added to what lines that are no threads are numbered by; above every tid
 
