@@ -175,6 +175,7 @@ def _userspace_rows() -> dict[str, Any]:
     return {
         "state_setters": list(userspace_actions.STATE_SETTERS),
         "rip_setters": list(userspace_actions.RIP_SETTERS),
+        "mode_setters": list(userspace_actions.MODE_SETTERS),
         "setter_traces": list(userspace_actions.SETTER_TRACES),
         "completed": [describe_userspace_exit_reason(reason) for reason in userspace_actions.COMPLETED],
         "completed_by": {describe_userspace_exit_reason(r): by for r, by in userspace_actions.COMPLETED_BY.items()},
