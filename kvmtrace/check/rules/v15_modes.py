@@ -15,6 +15,7 @@ from kvmtrace.check.userspace_changes import setter_rows
 from kvmtrace.model.injection import INIT_DELIVERY_MODE, RESET_RIPS, SIPI_DELIVERY_MODE, SMI_RIP
 from kvmtrace.model.userspace_actions import MODE_SETTERS, RIP_SETTERS
 from kvmtrace.table.distinct import among, distinct
+from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,53 +161,71 @@ def _first_rip(excerpt: Excerpt, found: Found) -> None:
     )
 
 
-def _accepted(excerpt: Excerpt, vcpu: int, mode: int) -> Positions:
-    """Return the rows at which a vCPU's LAPIC accepted INIT or a start-up message."""
-    table = excerpt.sequence.table
-    rows = table.rows("kvm_apic_accept_irq")
-    mine = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64) == vcpu
-    accepted: Positions = rows[mine & (table.field("kvm_apic_accept_irq", "dm").astype(np.int64) == mode)]
-    return accepted
-
-
 def _started(excerpt: Excerpt) -> list[int]:
-    """Return the vCPUs, of which the recording has one each, that accepted INIT or a start-up message here."""
+    """Return the vCPUs that accepted INIT or a start-up message in this part of the recording."""
     table = excerpt.sequence.table
     mode = table.field("kvm_apic_accept_irq", "dm").astype(np.int64)
     apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
-    times = Counter(excerpt.vcpu_ids.values())
-    return [vcpu for vcpu in distinct(apic[among(mode, tuple(_STARTS))]).tolist() if times.get(vcpu) == 1]
+    started: list[int] = distinct(apic[among(mode, tuple(_STARTS))]).tolist()
+    return started
+
+
+_INIT, _SIPI, _ENTRY, _FORGET = range(4)
 
 
 @RULE.part("start-up messages", needs=_ACCEPTED, adds=False)
 def _start_up(excerpt: Excerpt, found: Found) -> None:
     """Check that a vCPU that waits, as INIT made it, goes on at RIP 0 once a start-up message arrived."""
-    sequence = excerpt.sequence
-    entries = excerpt.segments.positions("VM-entry")
-    for vcpu in _started(excerpt):
-        mine = entries[sequence.values("kvm_entry", "vcpu_id", entries).astype(np.int64) == vcpu]
-        mine = mine[np.argsort(sequence.row[mine], kind="stable")]
-        rows = sequence.row[mine]
-        inits, changes = _accepted(excerpt, vcpu, INIT_DELIVERY_MODE), setter_rows(excerpt, RIP_SETTERS)
-        for row in _accepted(excerpt, vcpu, SIPI_DELIVERY_MODE).tolist():
-            n_init, at = int(np.searchsorted(inits, row)), int(np.searchsorted(rows, row))
-            # the entry under way when INIT came may be traced late: one of two is at 0
-            if not n_init or (at and rows[at - 1] > inits[n_init - 1]) or at + 1 >= len(mine):
+    # vCPU -> RIPs at which it was entered since the message; None: there was none yet
+    waiting: dict[int, list[int] | None] = excerpt.remember("vCPUs that wait for a start-up message", dict)
+    if not waiting and not _started(excerpt):
+        return
+    times = Counter(excerpt.vcpu_ids.values())  # two VMs may have one of the same number
+    wrong: list[tuple[int, int]] = []
+    for row, what, vcpu, rip in _starting_events(excerpt):
+        if what == _FORGET:
+            waiting.clear()
+        elif what == _INIT and times.get(vcpu, 0) < 2:
+            waiting[vcpu] = None
+        elif what == _SIPI and vcpu in waiting:
+            waiting[vcpu] = []
+        elif what == _ENTRY and vcpu in waiting:
+            rips = waiting[vcpu]
+            # the entry under way when INIT came may be traced behind the message: one of two is at 0
+            if rips is not None and rip and not rips:
+                rips.append(rip)
                 continue
-            if np.searchsorted(changes, rows[at]) != np.searchsorted(changes, inits[n_init - 1]):
-                continue
-            behind = mine[at : at + 2]
-            found.check(1)
-            rip = sequence.values("kvm_entry", "rip", behind)
-            if not (rip == 0).any():
-                words = f"rip {int(rip[0]):#x}"
-                found.violate(behind[:1], lambda _, words=words: ("rip 0: INIT and a start-up message", words))  # type: ignore[misc]
+            found.check(rips is not None)
+            wrong += [(row, rips[0])] if rips and rip else []
+            del waiting[vcpu]
+    found.violate_rows(
+        np.array([row for row, _ in wrong], np.intp),
+        lambda i: ("rip 0 before: the vCPU got INIT and a start-up message", f"rip {wrong[i][1]:#x}"),
+    )
+
+
+def _starting_events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
+    """Return (row, what, vCPU, RIP) of what is new and concerns vCPUs that wait, by row."""
+    whole, table = excerpt.whole, excerpt.whole.table
+    rows = table.rows("kvm_apic_accept_irq")
+    apic, mode = (table.field("kvm_apic_accept_irq", name).astype(np.int64) for name in ("apicid", "dm"))
+    entries = np.flatnonzero(whole.cls == ENTRY)
+    vcpu, rip = (whole.values("kvm_entry", name, entries) for name in ("vcpu_id", "rip"))
+    lost = table.rows(LOST_EVENTS) if LOST_EVENTS in table.kind_index else rows[:0]
+    events = [(row, _FORGET, 0, 0) for row in np.append(setter_rows(excerpt, RIP_SETTERS), lost).tolist()]
+    for one, what in ((INIT_DELIVERY_MODE, _INIT), (SIPI_DELIVERY_MODE, _SIPI)):
+        mine = mode == one
+        events += [(row, what, to, 0) for row, to in zip(rows[mine].tolist(), apic[mine].tolist(), strict=True)]
+    events += zip(whole.row[entries].tolist(), [_ENTRY] * len(entries), vcpu.tolist(), rip.tolist(), strict=True)
+    return sorted(event for event in events if event[0] >= whole.n_parked)
 
 
 @RULE.part("resets", needs=(*_ACCEPTED, "kvm_exit.guest_rip", "kvm_emulate_insn"), adds=False)
 def _resets(excerpt: Excerpt, found: Found) -> None:
     """Check that a vCPU that goes on at a reset's RIP, not by stepping there, got INIT or a start-up message."""
     exits = excerpt.exits
+    told: set[int] = excerpt.remember("started vCPUs", set)
+    told |= set(_started(excerpt))
     near = (exits.resume_rip - exits.get("guest_rip")) & np.uint64(0xFFFF)
     group = np.flatnonzero(
         (exits.next_kind == ENTRY)
@@ -217,8 +236,6 @@ def _resets(excerpt: Excerpt, found: Found) -> None:
         return
     group = group[~exits.has("kvm_emulate_insn", "kvm_smm_transition")[group] & ~excerpt.nested[group]]
     vcpu = exits.get("vcpu_id")[group].astype(np.int64) if excerpt.has_field("kvm_exit", "vcpu_id") else group[:0]
-    told: set[int] = excerpt.remember("started vCPUs", set)
-    told |= set(_started(excerpt))
     bad = group[~among(vcpu, tuple(told))] if len(vcpu) else group[:0]
     found.check(len(vcpu))
     found.violate(
