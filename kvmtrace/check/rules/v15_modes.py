@@ -40,6 +40,7 @@ RULE = Rule(
     places="kvm_smm_transition",
     blames_handler=False,
     healthy="""
+sys_enter_ioctl: fd=0x8 cmd=0xae80 arg=0x0
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
@@ -51,6 +52,7 @@ kvm_smm_transition: vcpu_id=0 smbase=30000 entering=0
 kvm_entry: vcpu_id=0 rip=0x1000
 """,
     broken="""
+sys_enter_ioctl: fd=0x8 cmd=0xae80 arg=0x0
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
@@ -73,7 +75,10 @@ class _Mode:
     smbase: int
 
 
-@RULE.part("begins and ends in turn", needs=("kvm_smm_transition.entering", "kvm_smm_transition.smbase"))
+@RULE.part(
+    "begins and ends in turn",
+    needs=("kvm_smm_transition.entering", "kvm_smm_transition.smbase", "sys_enter_ioctl.cmd|kvm_vcpu_ioctl.cmd"),
+)
 def _turns(excerpt: Excerpt, found: Found) -> None:
     known: dict[int, _Mode] = excerpt.remember("system-management modes", dict)
     positions = _fresh(excerpt, excerpt.segments.positions("kvm_smm_transition"))
