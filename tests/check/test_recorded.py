@@ -13,7 +13,7 @@ from kvmtrace.formats import open_recording
 
 FOLDER = Path(__file__).parent / "recorded"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
-LIMIT_BYTES = 50 << 10
+LIMIT_BYTES = 64 << 10
 SEVERAL = ("two-vcpus", "three-vcpus", "two-vms", "handover")
 
 
@@ -30,6 +30,7 @@ def test_conforms(name: str) -> None:
     assert (recording.capture.kernel, recording.capture.cpu_model) == (told["kernel"], told["cpu"])
     verdict = check_recording(recording)
     assert verdict.n_violations == told["expected"]["violations"], verdict.first_divergence
+    assert verdict.n_suspicions == told["expected"].get("suspicions", 0), verdict.first_divergence
     assert verdict.rules["V6"].checked
 
 
