@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT_PACKAGES := python3-venv python3-dev python3-bpfcc gcc libc6-dev trace-cmd linux-perf \
 	qemu-system-x86 seabios bochs bochsbios vgabios isolinux syslinux-common xorriso \
 	busybox-static kmod cpio xz-utils zstd e2fsprogs groff-base mmdebstrap strace bpftrace chromium chromium-driver graphviz \
-	prometheus
+	prometheus clang libclang-rt-dev
 
 .PHONY: help setup demo man test test-lab test-oldest bench bench-record fuzz fixtures lint clean
 

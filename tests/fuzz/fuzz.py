@@ -1,13 +1,15 @@
 """Fuzz everything that reads a file, guided by what is reached: python tests/fuzz/fuzz.py --minutes 30.
 
-A supervisor runs one worker after another, so that a worker that dies is a finding like any other. Their compiled
-loops count the basic blocks reached; of every second one the address sanitizer watches them, of the others memory is
-bounded. Findings are kept, minimised, in --keep; move them to tests/fuzz/crashers once repaired.
+Beside it, libFuzzer runs the compiled loops alone. A supervisor runs one worker after another, so that a worker that
+dies is a finding like any other. Their compiled loops count the basic blocks reached; of every second one the address
+sanitizer watches them, of the others memory is bounded. Findings are kept, minimised, in --keep; move them to
+tests/fuzz/crashers once repaired.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -26,6 +28,7 @@ os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # for the workers: and so does o
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fuzz.case import ALL, EVENTS, REPORT, Outcome, run_case
+from fuzz.loops_fuzz import build_target, result_of, start_target
 from fuzz.minimise import minimised
 from fuzz.mutations import mutate
 from fuzz.own_build import COVERAGE, SANITIZE, count_blocks, environment, own_build
@@ -34,6 +37,11 @@ from fuzz.seeds import composed, recorded_seeds, synthetic_seeds
 
 MAX_CORPUS_BYTES = 200_000
 WORKER_S = 600
+# how often more is done with a file than reading all its events, and how often Python's lines are watched meanwhile:
+# deep and watched cases take a hundred times as long as the others, which find what they are to be used for
+SHARE_ALL, SHARE_REPORT = 0.01, 0.08
+WATCHED = {EVENTS: 0.3, REPORT: 0.15, ALL: 0.1}
+COMPOSED = "composed"  # in place of a seed's name
 CUTS_UNSEEN = ("text", "summary", "qmp")  # a text may end behind any line
 
 
@@ -67,23 +75,26 @@ class Fuzzer:
         self.saved = keep / ".corpus"
         self.saved.mkdir(exist_ok=True)
         self.n_events: dict[str, int] = {}
-        self.corpus = list(self.seeds.values())
+        # what each seed led to: one is as likely to be used as another, however many files it has become
+        self.corpus: dict[str, list[bytes]] = {name: [data] for name, data in self.seeds.items()}
         for name, data in self.seeds.items():
-            outcome = self.execute(data, EVENTS)
+            outcome = self.execute(data, EVENTS, name, watched=True)
             assert outcome is not None, name
             assert outcome.n_events is not None, (name, outcome.error)
             self.n_events[name] = outcome.n_events
         for path in sorted(self.saved.iterdir()):  # what earlier workers found, as far as it still is new
-            self.execute(path.read_bytes(), EVENTS)
+            self.execute(path.read_bytes(), EVENTS, path.name.rpartition("-")[0], watched=True)
 
-    def execute(self, data: bytes, depth: int) -> Outcome | None:
-        """Run one file, note what it reached; None where it is a finding."""
+    def execute(self, data: bytes, depth: int, seed: str, *, watched: bool | None = None) -> Outcome | None:
+        """Run one file that came of a seed, note what it reached; None where it is a finding."""
+        watched = self.rng.random() < WATCHED[depth] if watched is None else watched
         Path(self.path).write_bytes(data)
         before = len(self.reached.edges)
         self.counts["executions"] += 1
         self.counts["bytes"] += len(data)
         try:
-            outcome: Outcome = self.reached.call(lambda: run_case(self.path, depth))
+            case = functools.partial(run_case, self.path, depth)
+            outcome: Outcome = self.reached.call(case) if watched else case()
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is a finding
@@ -91,8 +102,8 @@ class Fuzzer:
             self.found(place_of(error), data, "".join(traceback.format_exception(error)), depth)
             return None
         if (self.native.grew() or len(self.reached.edges) > before) and len(data) <= MAX_CORPUS_BYTES:
-            self.corpus.append(data)
-            (self.saved / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
+            self.corpus.setdefault(seed, []).append(data)
+            (self.saved / f"{seed}-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}").write_bytes(data)
         self.counts["refused" if outcome.n_events is None else "read"] += 1
         self.counts["damage_stated"] += outcome.n_events is not None and outcome.stated
         return outcome
@@ -120,22 +131,23 @@ class Fuzzer:
     def step(self) -> None:
         """Run one mutated file."""
         rng = self.rng
-        depth = ALL if rng.random() < 0.03 else REPORT if rng.random() < 0.25 else EVENTS
+        depth = ALL if rng.random() < SHARE_ALL else REPORT if rng.random() < SHARE_REPORT else EVENTS
         kind = rng.random()
         if kind < 0.1:
             self.check_cut()
         elif kind < 0.3:
-            self.execute(composed(rng, mutate), depth)
+            self.execute(composed(rng, mutate), depth, COMPOSED)
         else:
-            recent = self.corpus[-200:] if rng.random() < 0.3 else self.corpus
-            self.execute(mutate(rng, rng.choice(recent)), depth)
+            seed = rng.choice(list(self.corpus))
+            recent = self.corpus[seed][-50:] if rng.random() < 0.3 else self.corpus[seed]
+            self.execute(mutate(rng, rng.choice(recent)), depth, seed)
 
     def check_cut(self) -> None:
         """Cut a seed: fewer events than before must not look like a whole recording."""
         name = self.rng.choice(list(self.seeds))
         data = self.seeds[name]
         part = data[: self.rng.randrange(len(data))]
-        outcome = self.execute(part, EVENTS)
+        outcome = self.execute(part, EVENTS, name)
         if outcome is None or outcome.n_events is None or name in CUTS_UNSEEN:
             return
         if outcome.n_events > self.n_events[name] or (outcome.n_events < self.n_events[name] and not outcome.stated):
@@ -146,7 +158,7 @@ class Fuzzer:
         return {
             "counts": self.counts,
             "findings": self.findings,
-            "corpus": len(self.corpus),
+            "corpus": sum(map(len, self.corpus.values())),
             "edges": self.reached.named(),
             "native_edges": self.native.edges(),
             "native_blocks": self.native.blocks(),
@@ -182,6 +194,7 @@ def summarise(keep: Path) -> str:
     )
     n_blocks = json.loads((keep / ".builds").read_text())
     rows.append(f"basic blocks of the compiled loops: {blocks:,} of {n_blocks:,}")
+    rows.append(str(result_of(keep)))
     found = sorted(p.name for p in keep.iterdir() if p.name[0] != "." and p.suffix != ".txt")
     rows.append(f"findings: {', '.join(found) or 'none'}")
     for folder in TRACED[:4]:
@@ -203,6 +216,20 @@ def supervise(keep: Path, minutes: float, seed: int) -> int:
         builds.append(environment(own_build(folder / name, flags, edges=True), sanitized=name == "sanitized"))
     (keep / ".builds").write_text(str(count_blocks(next((folder / "bounded").glob("kvmtrace/_native/*.so")))))
     end = time.monotonic() + 60 * minutes
+    loops = start_target(build_target(folder), keep, f"-max_total_time={int(60 * minutes)}", f"-seed={seed}")
+    try:
+        if not run_workers(keep, seed, end, builds):
+            return 1
+        if loops.wait():
+            print((keep / ".loops.log").read_text("utf-8", "replace")[-3000:])
+    finally:
+        loops.kill()
+    print(summarise(keep))
+    return int(any(p.name[0] != "." for p in keep.iterdir()))
+
+
+def run_workers(keep: Path, seed: int, end: float, builds: list[dict[str, str]]) -> bool:
+    """Run one worker after another; say whether they began at all."""
     while (left := end - time.monotonic()) > 3:
         seed += 1
         arguments = ["--worker", str(seed), "--keep", str(keep), "--seconds", str(min(left, WORKER_S))]
@@ -212,10 +239,9 @@ def supervise(keep: Path, minutes: float, seed: int) -> int:
             print(f"worker {seed} ended with {status}", flush=True)
             path = keep / f".path-{seed}"
             if not path.exists():
-                return 1
+                return False
             (keep / f"died-{seed}").write_bytes(Path(path.read_text()).read_bytes())
-    print(summarise(keep))
-    return int(any(p.name[0] != "." for p in keep.iterdir()))
+    return True
 
 
 def main() -> int:

@@ -13,7 +13,8 @@ from writers.ring_buffer import page, record
 from writers.trace_dat import TraceDatWriter
 
 from fuzz.case import ALL, EVENTS, QMP, REPORT, Hang, Outcome, run_case
-from fuzz.fuzz import Fuzzer
+from fuzz.fuzz import COMPOSED, Fuzzer
+from fuzz.loops_fuzz import build_target, result_of, start_target
 from fuzz.minimise import minimised
 from fuzz.mutations import mutate
 from fuzz.own_build import COVERAGE, count_blocks, environment, own_build
@@ -77,6 +78,24 @@ def test_blocks_of_the_compiled_loops_are_counted(tmp_path):
     assert 50 < int(after) < count_blocks(next(folder.glob("kvmtrace/_native/*.so")))
 
 
+class TestTheLoopsAlone:
+    """libFuzzer runs them without Python; an access astray ends it."""
+
+    def test_they_hold(self, tmp_path):
+        program = build_target(tmp_path)
+        assert start_target(program, tmp_path, "-runs=4000", "-seed=1").wait() == 0
+        result = result_of(tmp_path)
+        assert result.executions >= 4000
+        assert 300 < result.edges < result.of_edges
+        assert result.crashes == ()
+
+    def test_a_missing_bound_is_found(self, tmp_path):
+        change = ("field_bytes.c", "if (at >= 0 && at + size <= n_bytes) {", "if (at + size <= n_bytes) {")
+        program = build_target(tmp_path, change)
+        assert start_target(program, tmp_path, "-runs=200000", "-seed=1").wait() != 0
+        assert len(result_of(tmp_path).crashes) == 1
+
+
 class TestTheFuzzer:
     """It finds what is planted: errors, hangs, memory, silent cuts; and it is guided by what it reaches."""
 
@@ -90,11 +109,11 @@ class TestTheFuzzer:
             fuzzer.step()
         assert len(fuzzer.reached.edges) > before + 50
         kept = {path.read_bytes() for path in (tmp_path / ".corpus").iterdir()}
-        assert kept <= set(fuzzer.corpus)
+        assert kept <= set(fuzzer.corpus["trace.dat-v6"]) | set(fuzzer.corpus[COMPOSED])
         assert len(kept) > 3
         assert fuzzer.findings == {}
         again = Fuzzer(tmp_path, 6, fuzzer.seeds)  # the next worker
-        assert len(again.corpus) > 3
+        assert sum(map(len, again.corpus.values())) > 3
         assert len(again.reached.edges) > before + 50
 
     def test_an_error_is_kept_minimised(self, tmp_path, monkeypatch, fuzzer):
@@ -107,7 +126,7 @@ class TestTheFuzzer:
         monkeypatch.setattr(Cursor, "number", planted)
         monkeypatch.setattr("fuzz.fuzz.minimised", lambda data, same, seconds: minimised(data, same, seconds=0.2))
         for _ in range(200):
-            fuzzer.execute(mutate(fuzzer.rng, SEEDS["trace.dat-v6"]), EVENTS)
+            fuzzer.execute(mutate(fuzzer.rng, SEEDS["trace.dat-v6"]), EVENTS, "trace.dat-v6")
         found = [path for path in tmp_path.glob("ZeroDivisionError*") if path.suffix != ".txt"]
         assert found
         assert found[0].stat().st_size < len(SEEDS["trace.dat-v6"])
