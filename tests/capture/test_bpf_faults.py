@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
 from kvmtrace.capture.tracefs import mounted
 from kvmtrace.check.engine import check_recording
 from kvmtrace.formats import open_recording
+from tests.capture.bpf_held import forgotten_programs
 from tests.capture.record_twice import wait_until
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as recorder:
             time.sleep(0.2 + 1.2 * (trial * 0.618 % 1))
             recorder.kill()
-        wait_until(lambda: not loaded_programs())
+        wait_until(lambda: not forgotten_programs())
         subprocess.run([*KVMTRACE.split(), "doctor"], capture_output=True, check=False)
         wait_until(lambda: not list(tmp_path.glob(".killed*")))
         if output.exists():

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
 from kvmtrace.formats import open_recording
+from tests.capture.bpf_held import forgotten_programs
 from tests.capture.record_twice import wait_until
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ def test_no_program_stays_loaded(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    wait_until(lambda: not loaded_programs())
+    wait_until(lambda: not forgotten_programs())

@@ -19,6 +19,7 @@ from kvmtrace.capture.ftrace.probe_events import Probes
 from kvmtrace.formats import open_recording
 from kvmtrace.formats.summary.summary_file import read_summary
 from kvmtrace.render.text.report_text import filter_line
+from tests.capture.bpf_held import held_by
 from tests.capture.record_twice import bpf_runs, record_twice, wait_until
 
 if TYPE_CHECKING:
@@ -247,18 +248,6 @@ def runs_guest(pid: int) -> bool:
     return len(programs) >= 5
 
 
-def held_by(pid: int) -> tuple[set[int], set[int]]:
-    """Return the ids of the BPF programs and maps that a process holds."""
-    programs, maps = set(), set()
-    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            for line in path.read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in ("prog_id", "map_id"):
-                    (programs if name == "prog_id" else maps).add(int(value))
-    return programs, maps
-
-
 def test_the_summary_counts_what_the_guest_did(tmp_path: Path) -> None:
     record(tmp_path / "s.json", "--summary", "--guest", "lifecycle")
     text = (tmp_path / "s.json").read_bytes()
@@ -300,8 +289,11 @@ def test_one_thread_alone(tmp_path: Path) -> None:
     try:
         wait_until(lambda: vcpu_threads(guest.pid).get("CPU 1/KVM"))
         thread = vcpu_threads(guest.pid)["CPU 1/KVM"]
+        guest.send_signal(signal.SIGSTOP)  # or it may be through before the recorder, on a busy machine, has begun
         argv = [sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "-o", str(tmp_path / "t.bpf")]
         recorder = subprocess.Popen([*argv, "-p", str(guest.pid), "--thread", str(thread)])
+        wait_until(lambda: bpf_runs(tmp_path / "t.bpf"))
+        guest.send_signal(signal.SIGCONT)
         wait_until(lambda: grown(tmp_path / "t.bpf"))
     finally:
         guest.kill()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmtrace.capture.bpf.bpf_syscall import loaded_programs
 from kvmtrace.capture.ftrace.instance import Instance
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.formats import open_recording
+from tests.capture.bpf_held import forgotten_programs
 from tests.capture.record_twice import bpf_runs, ftrace_runs, wait_until
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def everything(tracefs: Path) -> dict[str, Any]:
 
 def left_by(tracefs: Path, pid: int) -> list[str]:
     """Return what a recorder left in the kernel."""
-    return [*(path.name for path in (tracefs / "instances").glob(f"kvmtrace-{pid}-*")), *loaded_programs()]
+    return [*(path.name for path in (tracefs / "instances").glob(f"kvmtrace-{pid}-*")), *map(str, forgotten_programs())]
 
 
 class Others:
