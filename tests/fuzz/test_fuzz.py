@@ -73,7 +73,7 @@ def test_blocks_of_the_compiled_loops_are_counted(tmp_path):
     env = environment(folder, sanitized=False)
     env["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
     before, after, *grew = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
-    assert int(before) < 10  # of the module itself
+    assert int(before) < 30  # of the module itself
     assert grew == ["True", "False"]
     assert 50 < int(after) < count_blocks(next(folder.glob("kvmtrace/_native/*.so")))
 
