@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from kvmtrace.cli.whole_file import write_whole
 from kvmtrace.errors import CapabilityError, UsageError
+from kvmtrace.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,13 +13,14 @@ import signal
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from kvmtrace import __version__
 from kvmtrace.errors import CapabilityError
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.watch.service import NOTICE, STOPS, Signals, notify, notify_reload, say
 from kvmtrace.watch.vm_counters import OTHER, Counts, Totals, labels_of
+from kvmtrace.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -302,11 +303,11 @@ class Exporter:
 def write_textfile(path: Path, registry: Any) -> None:
     """Replace the file in one step; a disk that is full, for a while, is told and borne."""
     text = require_client().generate_latest(registry)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")  # the collector reads *.prom alone
+
+    def write(out: IO[bytes]) -> None:
+        out.write(text)
+
     try:
-        temporary.write_bytes(text)
-        temporary.chmod(0o644)
-        temporary.rename(path)
+        write_whole(path, write, lambda fd: os.fchmod(fd, 0o644))  # what a killed exporter left goes with it
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         say(f"{path}: {error.strerror}; the file is as it was", NOTICE)

@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 
 from kvmtrace.cli.output import write_text
-from kvmtrace.cli.whole_file import write_whole
+from kvmtrace.whole_file import write_whole
 
 
 def data(out: IO[bytes]) -> None:
@@ -99,7 +99,7 @@ def test_errors_name_the_users_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_killed_writer_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from kvmtrace.cli.whole_file import write_whole\n"
+        "import sys, time; from pathlib import Path; from kvmtrace.whole_file import write_whole\n"
         "def write(out):\n    out.write(b'x' * 100000); out.flush(); print('on', flush=True); time.sleep(60)\n"
         "write_whole(Path(sys.argv[1]), write)"
     )

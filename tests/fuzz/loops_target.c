@@ -190,27 +190,22 @@ static void copies(Words buffer, const Columns *c, int64_t n, int16_t *cpu, Inpu
 static void perf(Input *in)
 {
 	const int64_t n_words = 1 + rows_of(in, 8), wide = below(in, 2), first = below(in, n_words);
-	const int64_t last = first + below(in, n_words - first + 1), changed = below(in, 8);
+	const int64_t last = first + below(in, n_words - first + 1), n = below(in, n_words + 1), n_others = below(in, n_words + 1);
 	Layout *layouts = room(3, sizeof(Layout));
 	Samples samples = {layouts, below(in, 4), NULL, NULL, below(in, 6), NULL, 0};
-	int64_t n_samples, stop;
+	PerfSpan span = {first, last, n_words, n_others};
 
 	for (int i = 0; i < 3; i++)
 		layouts[i] = (Layout){1 + below(in, 4), below(in, 5) - 1, 1 + below(in, 7), below(in, 8) - 1};
 	identifiers(in, &samples);
 	uint64_t *words = filled(in, n_words, 8);
-	int64_t n = count_perf_records(words, first, last, n_words, &n_samples, &stop);
-
-	n = n >= 0 ? n : -1 - n;
-	Columns out = columns(n_samples, (int)wide, 1);
-	int16_t *cpu = room(n_samples, 2);
-	int64_t *others = room(n - n_samples, 8);
-
-	if (changed == 1)
-		words[below(in, n_words)] = take(in, 8);
-	const int64_t found = fill_perf_records(words, n_words, first, stop, &samples, kinds_of_ids(), &out, cpu, others,
-						n - n_samples);
+	Columns out = columns(n, (int)wide, 1);
+	int16_t *cpu = room(n, 2);
+	int64_t *others = room(n_others, 8);
 	const Words buffer = {(const uint32_t *)words, n_words * 2};
+
+	end_of_perf_records(words, n_words);
+	const int64_t found = read_perf_records(words, n_words, &span, &samples, kinds_of_ids(), &out, cpu, others);
 
 	if (found >= 0) {
 		gather(buffer, &out, found, in);
@@ -219,6 +214,89 @@ static void perf(Input *in)
 	free_columns(&out);
 	free(cpu), free(others), free(words), free(layouts);
 	free((void *)samples.ids), free((void *)samples.layout_of_id), free((void *)samples.table);
+}
+
+/* An empty table of keys. */
+static KeyTable key_table(int64_t n_slots)
+{
+	return (KeyTable){room(n_slots, 8), room(n_slots, 4), n_slots, room(n_slots / 2, 8)};
+}
+
+static void free_key_table(KeyTable *table)
+{
+	free(table->key), free(table->number), free(table->known);
+}
+
+/* The events of perf's tables: keys and what the events are come from the file, and so do the threads. */
+static void perf_events(Input *in)
+{
+	const int64_t n = rows_of(in, 14), n_kinds = 1 + below(in, 6), n_tids = below(in, 40), n_threads = 1 + below(in, 8);
+	int64_t *ts = filled(in, n, 8), position[6] = {0}, n_known = 0, done = 0;
+	int32_t *tid = filled(in, n, 4), *number = room(n_tids, 4);
+	uint16_t *kind = room(n, 2);
+	PerfKind kinds[6];
+	PerfTable tables[4];
+
+	for (int64_t i = 0; i < n; i++) {
+		kind[i] = (uint16_t)below(in, n_kinds + (i % 97 == 96)); /* now and then one that there is not */
+		tid[i] = tid[i] % 50;
+	}
+	for (int i = 0; i < 6; i++) {
+		const int64_t n_keys = below(in, n + 2);
+		uint8_t *whats = below(in, 2) ? filled(in, n_keys, 1) : NULL;
+
+		for (int64_t k = 0; whats && k < n_keys; k++)
+			whats[k] = (uint8_t)(PERF_EXIT + whats[k] % 6);
+		kinds[i] = (PerfKind){whats ? PERF_EXIT : (uint8_t)below(in, 8), (uint8_t)below(in, 4), n_keys, whats, filled(in, n_keys, 8)};
+	}
+	for (int i = 0; i < 4; i++) {
+		const int64_t n_slots = 2LL << below(in, 6);
+
+		tables[i] = (PerfTable){key_table(n_slots), 0, -1, 0, room(n_slots / 2, sizeof(PerfSums))};
+	}
+	const PerfRows rows = {n, n_kinds, ts, tid, kind};
+	const PerfThreads threads = {n_tids, n_threads, number, room(n_threads, sizeof(PerfThread)), &n_known};
+
+	done = take_perf_events(&rows, 0, kinds, position, &threads, tables, take(in, 8));
+	if (done > n)
+		abort();
+	for (int i = 0; i < 6; i++)
+		free((void *)kinds[i].whats), free((void *)kinds[i].keys);
+	for (int i = 0; i < 4; i++)
+		free_key_table(&tables[i].keys), free(tables[i].sums);
+	free(ts), free(tid), free(number), free(kind), free(threads.state);
+}
+
+/* Rounds of any classes, with columns that may be shorter than the places say. */
+static void rounds(Input *in)
+{
+	const int64_t n = rows_of(in, 12), n_columns = below(in, 6), most = below(in, 12), n_bytes = below(in, 600);
+	static const int64_t sizes[] = {1, 4, 8, 9, 12, 15, 16, 17, 2};
+	uint8_t *cls = filled(in, n, 1), *first = filled(in, n, 1), *repeated = filled(in, n, 1), *odd = filled(in, n, 1);
+	int64_t *place = numbers(in, n, n + 1), begin[65], n_known = 0;
+	ClassColumn *own = room(n_columns, sizeof(ClassColumn));
+
+	for (int64_t i = 0; i < n; i++)
+		cls[i] &= 63;
+	for (int64_t i = 0; i < n_columns; i++) {
+		own[i].n = below(in, n + 3);
+		own[i].size = sizes[below(in, 9)];
+		own[i].values = filled(in, own[i].n * own[i].size, 1);
+	}
+	for (int64_t c = 0; c <= 64; c++)
+		begin[c] = c * n_columns / 64;
+	const RoundEvents events = {n, cls, first, repeated, odd, place, own, begin};
+	const int64_t n_slots = 1LL << below(in, 7);
+	const RoundTable table = {n_slots, most, n_bytes, take(in, 8), &n_known, room(most + 1, 8), room(n_slots, 4), room(most, 8), room(n_bytes, 1)};
+	int64_t *start = room(n, 8), *stop = room(n, 8);
+	int32_t *number = room(n, 4);
+
+	for (int again = 0; again < 2; again++) /* what is known of the first is found in the second */
+		number_rounds(&events, (int32_t)below(in, 64), 1 + below(in, 40), &table, start, stop, number);
+	for (int64_t i = 0; i < n_columns; i++)
+		free((void *)own[i].values);
+	free(cls), free(first), free(repeated), free(odd), free(place), free(own), free(start), free(stop), free(number);
+	free(table.at), free(table.slots), free(table.hash), free(table.bytes);
 }
 
 /* Columns of events as the model sees them: classes and states of its tables, anything else. */
@@ -280,9 +358,6 @@ static void lanes(Input *in)
 	LaneSteps steps = {.entry = 1, .exit = 2, .userspace_exit = 3, .ret = 4, .wrap_in = 5, .wrap_out = 6, .block = 7,
 			   .preempt = 8, .keeps = 7, .guest = 0, .entry_exit = 1, .handler = 2, .blocked = 3, .preempted = 4,
 			   .unknown = 5};
-	const PerfSteps perf_steps = {1, 2, 3, 4, 5, 6, 0xFFFF};
-	const PerfThreads perf_threads = {room(n_threads, 1), room(n_threads, 8)};
-	const PerfTables tables = {rows, room(4, 8), room(4 * rows, 8), room(4 * rows, 8)};
 
 	for (int i = 0; i < 32; i++)
 		steps.after[i] = (uint8_t)(i % 8);
@@ -298,12 +373,10 @@ static void lanes(Input *in)
 		step_durations(out.thread, out.ts, rows, latest, dur);
 		sweep_lanes(&view, &steps, part, owner);
 		sum_parts(part, dur, rows, owner, group, &sums);
-		take_perf_samples(out.thread, out.step, out.ts, out.arg, rows, &perf_steps, &perf_threads, &tables);
 		sum_by_number(out.arg, 1, out.ts, rows, n_threads, 1LL << 61, totals);
 	}
 	free(out.thread), free(out.step), free(out.ts), free(out.arg), free(out.cpu), free(out.loss), free(out.row);
 	free(latest), free(dur), free(totals), free(part), free(dubious), free(owner), free(group);
-	free(perf_threads.entered), free(perf_threads.exit_ns), free(tables.count), free(tables.key), free(tables.dur_ns);
 	free(tid), free(loss), free(number), free(switches), free(kind), free(step), free(suspect), free(ts), free(arg), free(cpu);
 }
 
@@ -313,7 +386,7 @@ static void keys(Input *in)
 	const int64_t n_slots = 1LL << (1 + below(in, 7));
 	uint64_t *key = filled(in, n, 8);
 	int32_t *number = room(n, 4);
-	KeyTable table = {room(n_slots, 8), room(n_slots, 4), n_slots, room(n_slots / 2, 8)};
+	KeyTable table = key_table(n_slots);
 	uint16_t *kind = filled(in, n, 2);
 	int64_t *begin = room(n_kinds + 1, 8), *order = room(n, 8), *position = room(n, 8), known = 0;
 	uint8_t *values = filled(in, n * size, 1), *changed = room(n, 1), *taken = room(n * size, 1);
@@ -327,7 +400,8 @@ static void keys(Input *in)
 	take_values(values, n, size, (const int64_t *)key, n, order, n, taken); /* places that are none are told */
 	consecutive_places(position, n, order, n);
 	mark_changes(values, n, size, changed);
-	free(key), free(number), free(table.key), free(table.number), free(table.known), free(kind), free(begin), free(order);
+	free_key_table(&table);
+	free(key), free(number), free(kind), free(begin), free(order);
 	free(position), free(values), free(changed), free(taken);
 }
 
@@ -335,9 +409,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static void (*const targets[])(Input *) = {ring, perf, automaton, lanes, keys};
+	static void (*const targets[])(Input *) = {ring, perf, perf_events, automaton, rounds, lanes, keys};
 	Input in = {data, size};
 
-	targets[take(&in, 1) % 5](&in);
+	targets[take(&in, 1) % 7](&in);
 	return 0;
 }

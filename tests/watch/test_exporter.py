@@ -329,6 +329,7 @@ def test_tls_and_client_certificates(busy: VmCollector, tmp_path: Path) -> None:
 
 def test_the_textfile_is_whole_and_goes(busy: VmCollector, tmp_path: Path) -> None:
     path = tmp_path / "kvmtrace.prom"
+    (tmp_path / ".kvmtrace.prom.kvmtrace-out-4194305").write_text("of one that was killed as it renamed it")
     running = Exporter(busy, ExporterSettings(None, path, 15.0))
     write_textfile(path, running.registry)
     assert any(family.name == "kvm_vm_exits" for family in read_text(path.read_text()))
