@@ -89,7 +89,9 @@ def read_or_refused(changed: bytes) -> str:
         for kind in events.kinds:
             for field in kind.fields if events.count(kind.name) else ():
                 events.field(kind.name, field)
-        assert sum(map(len, recording.iter_events(50))) == len(events)
+        # a sample that perf wrote twice is known by its neighbours: damage can put it into another piece than its copy
+        n_events = len(events) + recording.loss.repeated
+        assert sum(map(len, recording.iter_events(50))) + recording.loss.repeated == n_events
     except KvmtraceError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return "refused"

@@ -145,7 +145,7 @@ class PerfDataRecording(Recording):
         return self._events
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
-        """Yield tables of about `max_events` consecutive rows."""
+        """Yield tables of about `max_events` consecutive rows; samples written twice are known within each."""
         yield from self._tables(max(max_events, 1) * SAMPLE_BYTES)
 
     def _tables(self, n_bytes: int) -> Iterator[EventTable]:
