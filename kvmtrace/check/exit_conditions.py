@@ -14,6 +14,7 @@ from kvmtrace.isa.words import (
     PFERR_RSVD,
     IoAccess,
 )
+from kvmtrace.kvm.psci import POWERS_OFF
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_IO
 from kvmtrace.kvm.vectors import DB_VECTOR, PF_VECTOR, UD_VECTOR
 from kvmtrace.model.predicates import PREDICATES
@@ -208,3 +209,20 @@ def _vectored_mmio(excerpt: Excerpt, group: Group) -> Mask:
 @_predicate("fast_mmio")
 def _fast_mmio(excerpt: Excerpt, group: Group) -> Mask:
     return excerpt.exits.has("kvm_fast_mmio")[group]
+
+
+@_predicate("powered_off")
+def _powered_off(excerpt: Excerpt, group: Group) -> Mask:
+    position = excerpt.first_in_exit("kvm_hvc_arm64", group)
+    found: Mask = np.zeros(len(group), bool)
+    there = position >= 0
+    called = excerpt.sequence.values("kvm_hvc_arm64", "r0", position[there]).astype(np.uint64)
+    found[there] = among(called & _U(0xFFFFFFFF), POWERS_OFF)
+    return found
+
+
+@_predicate("sleeps")
+def _sleeps(excerpt: Excerpt, group: Group) -> Mask:
+    if not excerpt.recorded("sched_switch"):
+        return np.ones(len(group), bool)
+    return excerpt.exits.has("sched_switch")[group]

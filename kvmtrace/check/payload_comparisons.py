@@ -28,7 +28,7 @@ _U = np.uint64
 REGISTERED: dict[str, Compare] = {}
 
 
-def _comparison(name: str) -> Callable[[Compare], Compare]:
+def comparison(name: str) -> Callable[[Compare], Compare]:
     """Register the function that does a comparison of the exit tables."""
     assert name in CHECKS, name
 
@@ -39,13 +39,13 @@ def _comparison(name: str) -> Callable[[Compare], Compare]:
     return register
 
 
-def _with(excerpt: Excerpt, group: Group, name: str) -> tuple[Group, NDArray[np.intp]]:
+def with_follow_up(excerpt: Excerpt, group: Group, name: str) -> tuple[Group, NDArray[np.intp]]:
     """Return the exits whose segment holds the class, and the position of its first event."""
     first = excerpt.first_in_exit(name, group)
     return group[first >= 0], first[first >= 0]
 
 
-def _equal(
+def report_unequal(
     excerpt: Excerpt, found: Found, event: str, pairs: tuple[Group, NDArray[np.intp]], expected: Numbers
 ) -> None:
     """Report where a field of the follow-ups is not what the exits say; compared in the field's width.
@@ -73,62 +73,62 @@ def _equal(
 
 def _pio(excerpt: Excerpt, group: Group) -> tuple[Group, NDArray[np.intp]]:
     """Return exits with their kvm_pio: in the exit's segment, or after userspace completed the read."""
-    own, first = _with(excerpt, group, "kvm_pio")
+    own, first = with_follow_up(excerpt, group, "kvm_pio")
     rest = group[excerpt.first_in_exit("kvm_pio", group) < 0]
     rest = rest[excerpt.exits.next_kind[rest] == USERSPACE]
     later = excerpt.segments.first_in("kvm_pio")[excerpt.exits.seg[rest] + 1] if len(rest) else rest
     return np.append(own, rest[later >= 0]), np.append(first, later[later >= 0])
 
 
-@_comparison("pio_matches_exit")
+@comparison("pio_matches_exit")
 def _check_pio(excerpt: Excerpt, group: Group, found: Found) -> None:
     exits, positions = _pio(excerpt, group)
     access = port_access(excerpt, exits)
     for field, expected in (("port", access.port), ("size", access.size), ("rw", access.write)):
-        _equal(excerpt, found, f"kvm_pio.{field}", (exits, positions), expected.astype(np.uint64))
+        report_unequal(excerpt, found, f"kvm_pio.{field}", (exits, positions), expected.astype(np.uint64))
 
 
-def _register_field(name: str, kind: str, field: str, word: str) -> None:
+def compare_field(name: str, kind: str, field: str, word: str) -> None:
     """Register a comparison of one field of a follow-up with one word of kvm_exit."""
 
-    @_comparison(name)
+    @comparison(name)
     def _compare(excerpt: Excerpt, group: Group, found: Found) -> None:
         if word == "guest_rip":
             group = group[~rip_unwound(excerpt)[group]]
-        exits, positions = _with(excerpt, group, kind)
-        _equal(excerpt, found, f"{kind}.{field}", (exits, positions), excerpt.exits.get(word)[exits])
+        exits, positions = with_follow_up(excerpt, group, kind)
+        report_unequal(excerpt, found, f"{kind}.{field}", (exits, positions), excerpt.exits.get(word)[exits])
 
 
-_register_field("page_fault_rip", "kvm_page_fault", "guest_rip", "guest_rip")
-_register_field("page_fault_error", "kvm_page_fault", "error_code", "info1")
-_register_field("page_fault_address", "kvm_page_fault", "fault_address", "info2")
-_register_field("emulated_rip", "kvm_emulate_insn", "rip", "guest_rip")
+compare_field("page_fault_rip", "kvm_page_fault", "guest_rip", "guest_rip")
+compare_field("page_fault_error", "kvm_page_fault", "error_code", "info1")
+compare_field("page_fault_address", "kvm_page_fault", "fault_address", "info2")
+compare_field("emulated_rip", "kvm_emulate_insn", "rip", "guest_rip")
 
 
-@_comparison("msr_direction")
+@comparison("msr_direction")
 def _msr(excerpt: Excerpt, group: Group, found: Found) -> None:
     decode = excerpt.isa_of(group).decode_msr_write
     assert decode is not None
-    exits, positions = _with(excerpt, group, "kvm_msr")
+    exits, positions = with_follow_up(excerpt, group, "kvm_msr")
     write = decode(excerpt.exits.code[exits], excerpt.exits.get("info1")[exits])
-    _equal(excerpt, found, "kvm_msr.write", (exits, positions), np.asarray(write).astype(np.uint64))
+    report_unequal(excerpt, found, "kvm_msr.write", (exits, positions), np.asarray(write).astype(np.uint64))
 
 
-@_comparison("cr_matches_exit")
+@comparison("cr_matches_exit")
 def _cr(excerpt: Excerpt, group: Group, found: Found) -> None:
     decode = excerpt.isa_of(group).decode_cr
     assert decode is not None
-    exits, positions = _with(excerpt, group, "kvm_cr")
+    exits, positions = with_follow_up(excerpt, group, "kvm_cr")
     access = decode(excerpt.exits.code[exits], excerpt.exits.get("info1")[exits])
     for field, expected in (("cr", access.register), ("rw", access.write)):
-        _equal(excerpt, found, f"kvm_cr.{field}", (exits, positions), np.asarray(expected).astype(np.uint64))
+        report_unequal(excerpt, found, f"kvm_cr.{field}", (exits, positions), np.asarray(expected).astype(np.uint64))
 
 
-@_comparison("mmio_matches_page_fault")
+@comparison("mmio_matches_page_fault")
 def _mmio_page(excerpt: Excerpt, group: Group, found: Found) -> None:
     """Check that the first kvm_mmio lies at the faulting address, or near it if it crosses pages."""
     values = excerpt.sequence.values
-    exits, positions = _with(excerpt, group, "kvm_mmio")
+    exits, positions = with_follow_up(excerpt, group, "kvm_mmio")
     fault = excerpt.first_in_exit("kvm_page_fault", exits)
     insn = excerpt.first_in_exit("kvm_emulate_insn", exits)
     one = (fault >= 0) & (insn >= 0) & (excerpt.segment_counts("kvm_emulate_insn")[excerpt.exits.seg[exits]] == 1)

@@ -10,10 +10,11 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.decoding import decodes, failed_segments
 from kvmtrace.check.excerpt import is_port_access, owed_events
-from kvmtrace.check.exit_conditions import holds, needs_of
+from kvmtrace.check.exit_conditions import holds, needs_of, userspace_fields
 from kvmtrace.check.instruction_bytes import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
 from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR, decode_intr_info
+from kvmtrace.kvm.userspace_exits import KVM_EXIT_MMIO
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.injection import RESET_RIPS, SMI_RIP, SOFT_VECTORS
 from kvmtrace.model.thresholds import threshold
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 _U = np.uint64
 CLASSES = tuple(RipClass)
 DECODED = ("kvm_emulate_insn.insn", "kvm_emulate_insn.len", "kvm_emulate_insn.flags")  # what tells of an emulation
-SAME, ADVANCE, EMULATED, TRAP, ANY, NEVER = range(len(CLASSES))
+SAME, ADVANCE, EMULATED, TRAP, ANY, PENDING, NEVER = range(len(CLASSES))
 MAX_INSTRUCTION = threshold("longest_instruction")
+_STEPS = (2, 4)  # bytes of an instruction that KVM steps over later, Thumb's short ones included
 
 
 def classes_of(excerpt: Excerpt, group: Group, row: ExitRow) -> NDArray[np.uint8]:
@@ -70,6 +72,7 @@ def overridden(excerpt: Excerpt, group: Group, new: NDArray[np.uint64]) -> Mask:
     free = exits.chain_has("kvm_smm_transition")[group] | among(new, RESET_RIPS)
     if not excerpt.recorded("kvm_smm_transition"):
         free |= new == SMI_RIP
+    free &= excerpt.of_isa(lambda isa: "kvm_smm_transition" not in isa.absent)[group]  # a reset of x86
     free |= _unwound(excerpt, group, new)
     soft = exits.chain_has("inject exception")[group] | _has_soft_interrupt(excerpt, group)
     soft &= excerpt.of_isa(lambda isa: isa.soft_events_move_rip)[group]
@@ -133,6 +136,9 @@ def fits(excerpt: Excerpt, group: Group, row: ExitRow, new: NDArray[np.uint64]) 
     refused = np.flatnonzero((classes == ADVANCE) & same & ~good)
     if len(refused):
         good[refused] = excerpt.exits.chain_has("inject exception")[group[refused]]
+    pending = np.flatnonzero(classes == PENDING)
+    if len(pending):
+        good[pending] = _pending_fits(excerpt, group[pending], row, moved[pending], new[pending])
     emulated = np.flatnonzero(classes == EMULATED)
     if len(emulated):
         good[emulated] = _emulated_fits(excerpt, group[emulated], same[emulated], moved[emulated])
@@ -141,6 +147,28 @@ def fits(excerpt: Excerpt, group: Group, row: ExitRow, new: NDArray[np.uint64]) 
         good[left] = overridden(excerpt, group[left], new[left])
     fitting: Mask = good
     return fitting
+
+
+def _pending_fits(
+    excerpt: Excerpt, group: Group, row: ExitRow, moved: NDArray[np.int64], new: NDArray[np.uint64]
+) -> Mask:
+    """Check exits whose step, or exception, is carried out after kvm_entry is traced, or as a KVM_RUN ends.
+
+    Of an MMIO access that left to userspace it is the next KVM_RUN that owes the step.
+    """
+    exits = excerpt.exits
+    between = excerpt.segments.resume[exits.seg[group]] - exits.seg[group] - 1
+    _, reason, errno = userspace_fields(excerpt, group)
+    owed_later = (reason == KVM_EXIT_MMIO) & (errno >= 0)
+    open_ = (between == 0) | (owed_later & (between == 1))
+    done: Mask = among(moved, _STEPS)
+    is_vector = excerpt.isa_of(group).is_vector
+    if not row.length:  # the handler may also have it tried again, or give the guest an exception
+        done |= moved == 0
+        if is_vector is not None:
+            done |= is_vector(new)
+    found: Mask = np.where(open_, moved == 0, done)
+    return found
 
 
 @dataclass(frozen=True)
@@ -252,6 +280,8 @@ def describe_continuation(excerpt: Excerpt, row: ExitRow, one: Group) -> str:
     rip_class = CLASSES[int(classes_of(excerpt, one, row)[0])]
     if rip_class is RipClass.ADVANCE:
         return f"{max(row.length, 1)} to {MAX_INSTRUCTION} bytes on, behind the instruction"
+    if rip_class is RipClass.PENDING and excerpt.exits.next_kind[one[0]] != ENTRY:
+        return "behind the instruction, unless it is tried again or the guest is given an exception"
     if rip_class is not RipClass.EMULATED:
         return "the same rip"
     first = excerpt.first_in_exit("kvm_emulate_insn", one)

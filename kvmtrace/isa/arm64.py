@@ -7,7 +7,9 @@ class, as `perf kvm stat` prints it.
 The program counter of kvm_entry is the one before __kvm_adjust_pc steps over an instruction or to an exception
 vector, which both run functions do after kvm_entry was traced (hyp/vhe/switch.c, hyp/nvhe/switch.c): whatever KVM did
 about an exit, the entry behind it shows the exit's own program counter. Only where a KVM_RUN ends with an adjustment
-pending does the next entry show the address behind.
+pending does the next entry show the address behind (RipClass.PENDING): so behind a WFI that a signal interrupted. An
+MMIO access that userspace serves is stepped over by the KVM_RUN behind, again after kvm_entry was traced.
+A vCPU that another one switches on (PSCI CPU_ON) begins wherever that one said.
 
 Verified against linux 6.1.192 and 6.12.117: arch/arm64/kvm/handle_exit.c (arm_exit_handlers, handle_exit), arm.c
 (kvm_arch_vcpu_ioctl_run), mmu.c, mmio.c, sys_regs.c, psci.c, hypercalls.c, trace_arm.h, trace_handle_exit.h;
@@ -17,7 +19,14 @@ arch/arm64/include/asm/esr.h, kvm_arm.h (kvm_arm_exception_class), kvm_asm.h (AR
 from __future__ import annotations
 
 from kvmtrace.isa.arm64_switch import ARM64_BRACKETS, ARM64_SWITCH, ARM64_UNSEEN
-from kvmtrace.isa.arm64_words import describe_guest_fault
+from kvmtrace.isa.arm64_words import (
+    TRAP_CODES,
+    decode_abort,
+    decode_trap,
+    describe_guest_fault,
+    is_vector,
+    syndrome_code,
+)
 from kvmtrace.isa.base import ExitRow, Isa, Must, Part, RipClass
 from kvmtrace.kvm.userspace_exits import (
     KVM_EXIT_ARM_NISV,
@@ -33,10 +42,16 @@ from kvmtrace.kvm.userspace_exits import (
 
 _RET_SHIFT = 6  # above the six bits of an exception class
 _IRQ, _SERROR, _TRAP, _IL = (ret << _RET_SHIFT for ret in range(4))
+assert _TRAP == TRAP_CODES
 _HYP_GONE = (0xBADCA11 & 0x1F) << _RET_SHIFT  # HVC_STUB_ERR, include/asm/virt.h
 
 _FAULT = Must(("kvm_guest_fault",), (1, 1))
+_ABORT = ("abort_class", "abort_pc", "access_flag_address")
 _SYS_REG_MAY = frozenset({"kvm_sys_access"})
+_STEP = 4  # bytes of an instruction
+_SAME, _PENDING, _ANY = RipClass.SAME, RipClass.PENDING, RipClass.ANY
+_CALL = Must(("kvm_hvc_arm64",), (1, 1))
+_CALL_LEAVES = frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})
 
 
 def _trap(
@@ -45,23 +60,35 @@ def _trap(
     handler: str,
     note: str,
     *,
+    rip: RipClass = _PENDING,
+    steps: bool = False,
     kinds: tuple[str, ...] = (),
     must: tuple[Must, ...] = (),
     may: frozenset[str] = frozenset(),
     userspace: frozenset[int] = frozenset(),
+    checks: tuple[str, ...] = (),
+    rip_when: tuple[tuple[str, RipClass], ...] = (),
 ) -> ExitRow:
-    """Return the row of a trap that KVM can handle: the next entry shows the same program counter."""
+    """Return the row of a trap that KVM can handle.
+
+    Parameters
+    ----------
+    steps : KVM always steps over the instruction; it neither tries it again nor gives the guest an exception
+    """
     return ExitRow(
         _TRAP | exception_class,
         name,
         handler,
-        RipClass.SAME,
+        rip,
+        length=_STEP if steps else 0,
         kinds=kinds,
         must=must,
         may=may,
         userspace=userspace,
+        checks=checks,
         source=f"{handler}; __kvm_adjust_pc",
         note=note,
+        rip_when=rip_when,
     )
 
 
@@ -109,37 +136,42 @@ _ROWS: tuple[ExitRow, ...] = (
 
     _undefined(0x00, "UNKNOWN", "kvm_handle_unknown_ec (handle_exit.c)", "No class: an undefined instruction."),
     _trap(0x01, "WFx", "kvm_handle_wfx (handle_exit.c)",
-          "WFI blocks the vCPU until an interrupt pends, WFE yields; both are stepped over.",
-          kinds=("halt",), must=(Must(("kvm_wfx_arm64",), (1, 1)),)),
-    _trap(0x03, "CP15_32", "kvm_handle_cp15_32 (sys_regs.c)", "AArch32: MCR, MRC.", may=_SYS_REG_MAY),
-    _trap(0x04, "CP15_64", "kvm_handle_cp15_64 (sys_regs.c)", "AArch32: MCRR, MRRC.", may=_SYS_REG_MAY),
-    _trap(0x05, "CP14_MR", "kvm_handle_cp14_32 (sys_regs.c)", "AArch32: debug registers.", may=_SYS_REG_MAY),
+          "WFI blocks the vCPU until an interrupt pends, WFE yields; both are stepped over.", steps=True,
+          kinds=("halt",), must=(Must(("kvm_wfx_arm64",), (1, 1)),), checks=("wait_pc",)),
+    _trap(0x03, "CP15_32", "kvm_handle_cp15_32 (sys_regs.c)", "AArch32: MCR, MRC.", may=_SYS_REG_MAY,
+          checks=("trap_pc",)),
+    _trap(0x04, "CP15_64", "kvm_handle_cp15_64 (sys_regs.c)", "AArch32: MCRR, MRRC.", may=_SYS_REG_MAY,
+          checks=("trap_pc",)),
+    _trap(0x05, "CP14_MR", "kvm_handle_cp14_32 (sys_regs.c)", "AArch32: debug registers.", may=_SYS_REG_MAY,
+          checks=("trap_pc",)),
     _undefined(0x06, "CP14_LS", "kvm_handle_cp14_load_store (sys_regs.c)", "AArch32: LDC, STC."),
     _undefined(0x07, "FP_ASIMD", "handle_no_fpsimd (handle_exit.c)",
                "Usually handled before the exit is traced (kvm_hyp_handle_fpsimd)."),
-    _trap(0x08, "CP10_ID", "kvm_handle_cp10_id (sys_regs.c)", "AArch32: VMRS.", may=_SYS_REG_MAY),
+    _trap(0x08, "CP10_ID", "kvm_handle_cp10_id (sys_regs.c)", "AArch32: VMRS.", may=_SYS_REG_MAY, checks=("trap_pc",)),
     _undefined(0x09, "PAC", "kvm_handle_ptrauth (handle_exit.c)", "Pointer authentication is hidden from the guest."),
-    _trap(0x0C, "CP14_64", "kvm_handle_cp14_64 (sys_regs.c)", "AArch32: debug registers.", may=_SYS_REG_MAY),
-    _trap(0x12, "", "handle_hvc (handle_exit.c)", "AArch32: HVC.", must=(Must(("kvm_hvc_arm64",), (1, 1)),),
-          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
-    _trap(0x13, "", "handle_smc (handle_exit.c)", "AArch32: SMC.",
-          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
+    _trap(0x0C, "CP14_64", "kvm_handle_cp14_64 (sys_regs.c)", "AArch32: debug registers.", may=_SYS_REG_MAY,
+          checks=("trap_pc",)),
+    _trap(0x12, "", "handle_hvc (handle_exit.c)", "AArch32: HVC.", rip=_SAME, must=(_CALL,), checks=("call_pc",),
+          userspace=_CALL_LEAVES, rip_when=(("powered_off", _ANY),)),
+    _trap(0x13, "", "handle_smc (handle_exit.c)", "AArch32: SMC.", steps=True, userspace=_CALL_LEAVES,
+          rip_when=(("sleeps", _ANY),)),
     _trap(0x16, "HVC64", "handle_hvc (handle_exit.c), kvm_smccc_call_handler (hypercalls.c)",
           "The processor has stepped over it already. PSCI may end the VM, restart it or start another vCPU.",
-          must=(Must(("kvm_hvc_arm64",), (1, 1)),),
-          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
-    _trap(0x17, "SMC64", "handle_smc (handle_exit.c)", "6.1 answers NOT_SUPPORTED; newer kernels serve it like HVC.",
-          userspace=frozenset({KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_HYPERCALL})),
+          rip=_SAME, must=(_CALL,), checks=("call_pc",), userspace=_CALL_LEAVES, rip_when=(("powered_off", _ANY),)),
+    _trap(0x17, "SMC64", "handle_smc (handle_exit.c)",
+          "6.1 answers NOT_SUPPORTED; newer kernels serve it like HVC. KVM steps over it.", steps=True,
+          userspace=_CALL_LEAVES, rip_when=(("sleeps", _ANY),)),
     _trap(0x18, "SYS64", "kvm_handle_sys_reg (sys_regs.c)", "MSR, MRS or a cache operation on a trapped register.",
-          kinds=("msr", "msr_read", "msr_write"), must=(Must(("kvm_handle_sys_reg",), (1, 1)),), may=_SYS_REG_MAY),
+          kinds=("msr", "msr_read", "msr_write"), must=(Must(("kvm_handle_sys_reg",), (1, 1)),), may=_SYS_REG_MAY,
+          checks=("trap_class", "trap_pc", "trap_register")),
     _undefined(0x19, "SVE", "handle_sve (handle_exit.c)", "SVE is hidden from the guest."),
     _trap(0x20, "IABT_LOW", "kvm_handle_guest_abort (mmu.c)", "The page of an instruction is mapped, or refused.",
-          kinds=("memory_fault",), must=(_FAULT,), may=frozenset({"kvm_access_fault"}),
+          kinds=("memory_fault",), must=(_FAULT,), may=frozenset({"kvm_access_fault"}), checks=_ABORT,
           userspace=frozenset({KVM_EXIT_MEMORY_FAULT})),
     _trap(0x24, "DABT_LOW", "kvm_handle_guest_abort (mmu.c), io_mem_abort (mmio.c)",
           "The page is mapped and the instruction runs again, or it is MMIO, which the syndrome describes.",
           kinds=("second_level_fault", "memory_fault", "known_mmio"), must=(_FAULT,),
-          may=frozenset({"kvm_access_fault", "kvm_mmio"}),
+          may=frozenset({"kvm_access_fault", "kvm_mmio"}), checks=(*_ABORT, "abort_mmio", "abort_left"),
           userspace=frozenset({KVM_EXIT_MMIO, KVM_EXIT_ARM_NISV, KVM_EXIT_MEMORY_FAULT})),
     _debug(0x30, "BREAKPT_LOW", "A breakpoint of the VMM."),
     _debug(0x32, "SOFTSTP_LOW", "The VMM steps the guest."),
@@ -182,6 +214,11 @@ ARM64 = Isa(
         ("kvm_guest_fault", "fault_address"): (Part("ipa"),),
     },
     describe_fault=describe_guest_fault,
+    syndrome_code=syndrome_code,
+    decode_abort=decode_abort,
+    decode_trap=decode_trap,
+    announces_reads=True,
+    is_vector=is_vector,
     world_switch=ARM64_SWITCH,
     brackets=ARM64_BRACKETS,
     unseen=ARM64_UNSEEN,

@@ -6,8 +6,15 @@ System instruction execution"; arch/arm64/include/asm/esr.h.
 
 from __future__ import annotations
 
+from typing import Any
+
+from kvmtrace.isa.words import AbortAccess, RegisterAccess
 from kvmtrace.lazy_dataclass import dataclass
 
+TRAP_CODES = 2 << 6  # exit codes of traps: ARM_EXCEPTION_TRAP above an exception class
+CLASS_SHIFT = 26
+VECTOR_ALIGNMENT = 0x200  # of a synchronous exception's vector: each group of four has 0x80 bytes a vector
+_VECTORS_32 = (0x04, 0x0C, 0x10)  # AArch32: undefined instruction, prefetch abort, data abort
 _FAULTS = {0x0: "address size fault", 0x4: "translation fault", 0x8: "access flag fault", 0xC: "permission fault"}
 _SIZES = ("byte", "halfword", "word", "doubleword")
 
@@ -63,6 +70,46 @@ def describe_guest_fault(esr: int) -> str:
     size = _SIZES[abort.size.bit_length() - 1]
     access = f"write of a {size} from" if abort.write else f"read of a {size} to"
     return f"{access} {register}, {abort.fault}"
+
+
+def syndrome_code(esr: Any) -> Any:
+    """Return the code of the VM-exit that goes with a syndrome (ints or columns)."""
+    return (esr >> CLASS_SHIFT & 0x3F) | TRAP_CODES
+
+
+def decode_abort(esr: Any) -> AbortAccess:
+    """Decode what MMIO is checked by (ints or columns); see decode_data_abort."""
+    return AbortAccess(
+        valid=esr >> 24 & 1,
+        size=2 ** (esr >> 22 & 3),
+        register=esr >> 16 & 31,
+        write=esr >> 6 & 1,
+        table_walk=esr >> 7 & 1,
+        access_flag=(esr & 0x3C) == 0x8,
+    )
+
+
+def decode_trap(esr: Any) -> RegisterAccess:
+    """Decode a trapped system register (ints or columns); see decode_system_register."""
+    return RegisterAccess(
+        op0=esr >> 20 & 3,
+        op1=esr >> 14 & 7,
+        crn=esr >> 10 & 15,
+        crm=esr >> 1 & 15,
+        op2=esr >> 17 & 7,
+        write=esr & 1 ^ 1,
+    )
+
+
+def is_vector(pc: Any) -> Any:
+    """Say whether a guest may be at an address because KVM gave it a synchronous exception (ints or columns).
+
+    Source: enter_exception64, enter_exception32 (hyp/exception.c)
+    """
+    found = pc % VECTOR_ALIGNMENT == 0
+    for offset in _VECTORS_32:
+        found = found | (pc % 0x20 == offset)
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from kvmtrace.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kvmtrace.isa.words import CrAccess, DrAccess, IoAccess
+    from kvmtrace.isa.words import AbortAccess, CrAccess, DrAccess, IoAccess, RegisterAccess
 
 
 class RipClass(enum.Enum):
@@ -28,6 +28,7 @@ class RipClass(enum.Enum):
     EMULATED = "E"  # by the emulator, if there is a kvm_emulate_insn; else the same instruction again
     TRAP = "T"  # trap-like: the hardware already advanced, KVM adds nothing
     ANY = "N"  # not predictable
+    PENDING = "P"  # entry.rip == exit.rip: a step or an exception is still to be carried out, as the guest is entered
     NEVER = "-"  # never resumes in the kernel
 
 
@@ -246,6 +247,8 @@ class Isa:
         "write", "fetch" or another word of the access) -> kvm_exit.info1, and of an access or fault also which bits
         of it are known
     describe_fault : kvm_exit.info1 of a second-level fault -> words
+    syndrome_code : the syndrome that a follow-up carries -> the exit code that goes with it; None: none carries one
+    decode_abort, decode_trap : such a syndrome -> the access to memory, to a system register
 
     run_function : KVM's function around the world switch, which the recorder probes; "" if there is none to probe
     run_source : that function with its file
@@ -271,6 +274,8 @@ class Isa:
     hypercall : the instruction by which a guest calls KVM; b"" if no guest of ours can be written for it
     resets_fpu : INIT puts and loads the FPU within KVM_RUN (hosts with MPX)
     marks_mmio : a page known to be MMIO has an exit reason of its own
+    announces_reads : an MMIO read is traced as unsatisfied first also where a device in the kernel answers it
+    is_vector : RIPs (columns) -> whether the guest may be there because an exception was delivered; None: not told
     interrupts_without_exit : the processor may deliver and end interrupts itself, without an event of KVM
     """
 
@@ -307,6 +312,9 @@ class Isa:
     encode_msr: Callable[[bool], int] | None = None
     encode_fault: Callable[[str], tuple[int, int]] | None = None
     describe_fault: Callable[[int], str] | None = None
+    syndrome_code: Callable[[Any], Any] | None = None
+    decode_abort: Callable[[Any], AbortAccess] | None = None
+    decode_trap: Callable[[Any], RegisterAccess] | None = None
 
     run_function: str = ""
     run_source: str = ""
@@ -332,6 +340,8 @@ class Isa:
     hypercall: bytes = b""
     resets_fpu: bool = False
     marks_mmio: bool = False
+    announces_reads: bool = False
+    is_vector: Callable[[Any], Any] | None = None
     interrupts_without_exit: bool = False
 
     @cached_property

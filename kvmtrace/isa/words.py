@@ -30,6 +30,30 @@ class IoAccess:
 
 
 @dataclass(frozen=True)
+class AbortAccess:
+    """An access to memory as a syndrome tells it; without `valid` it tells only `table_walk` and `access_flag`."""
+
+    valid: Any
+    size: Any
+    register: Any
+    write: Any
+    table_walk: Any
+    access_flag: Any
+
+
+@dataclass(frozen=True)
+class RegisterAccess:
+    """A trapped access to a system register, whose name is five numbers."""
+
+    op0: Any
+    op1: Any
+    crn: Any
+    crm: Any
+    op2: Any
+    write: Any
+
+
+@dataclass(frozen=True)
 class CrAccess:
     """A control-register access: `kind` indexes CR_ACCESS_KINDS; CLTS and LMSW are writes of CR0."""
 

@@ -182,6 +182,8 @@ _ROWS = (
     Ioctl(0x4010AEAB, "KVM_GET_ONE_REG", ("vcpu",)),
     Ioctl(0x4010AEAC, "KVM_SET_ONE_REG", ("vcpu",)),
     Ioctl(0x0000AEAD, "KVM_KVMCLOCK_CTRL", ("vcpu",)),
+    Ioctl(0x4020AEAE, "KVM_ARM_VCPU_INIT", ("vcpu",)),
+    Ioctl(0x8020AEAF, "KVM_ARM_PREFERRED_TARGET", ("vm",)),
     Ioctl(0xC008AEB0, "KVM_GET_REG_LIST", ("vcpu",)),
     Ioctl(0x4020AEB2, "KVM_SET_PMU_EVENT_FILTER", ("vm",)),
     Ioctl(0x0000AEB7, "KVM_SMI", ("vcpu",)),

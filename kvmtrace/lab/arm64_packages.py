@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.cache import cache_dir, cached, digest, locked
+from kvmtrace.lab.image import SYSTEM_PYTHON, compile_tree
 from kvmtrace.lab.kernels import Kernel
 from kvmtrace.lab.tools import run_tool
 from kvmtrace.lazy_dataclass import dataclass
@@ -24,7 +25,7 @@ SERIES: dict[str, re.Pattern[str]] = {
     "6.12": re.compile(r"linux-image-(6\.12\.\d+\+deb\d+-arm64)"),
 }
 # what the root file system holds: an interpreter for kvmtrace, and the tools whose recordings ours are compared with
-ROOT_PACKAGES = ("python3-minimal", "libpython3.11-stdlib", "busybox-static", "trace-cmd", "linux-perf", "coreutils")
+ROOT_PACKAGES = ("python3-minimal", "libpython3-stdlib", "busybox-static", "trace-cmd", "linux-perf", "coreutils")
 # directories of a merged /usr; Debian's packages still ship files in both places
 MERGED = ("bin", "sbin", "lib", "lib64")
 REMEDY = "check the network, or Debian's sources"
@@ -143,6 +144,14 @@ def _unpack_root(root: Path) -> None:
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc" / "group").write_text("root:x:0:\n")
     _add_busybox(root)
+    _compile_library(root)
+
+
+def _compile_library(root: Path) -> None:
+    """Compile Python's own library, as its packages do when they are installed; emulated, it takes a minute a start."""
+    library = root / "usr" / "lib" / SYSTEM_PYTHON.resolve().name
+    if library.is_dir():  # no other version would read what this machine's compiles
+        compile_tree(library)
 
 
 def _unpack_merged(package: Path, root: Path) -> None:

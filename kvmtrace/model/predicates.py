@@ -66,6 +66,9 @@ PREDICATES: dict[str, Predicate] = {
     "vectored_mmio": Predicate("a page fault on a known MMIO page that interrupted a delivery: 7.x refuses to emulate "
                                "it before it traces the fault", ("kvm_exit.info1", "kvm_exit.vectoring")),
     "fast_mmio": Predicate("the segment has a kvm_fast_mmio", ("kvm_fast_mmio",)),
+    "powered_off": Predicate("the guest called PSCI CPU_OFF: it goes on where another vCPU switches it on",
+                             ("kvm_hvc_arm64.r0",)),
+    "sleeps": Predicate("the thread was scheduled away behind the exit (where that was not recorded: always)", ()),
 }
 
 CHECKS: dict[str, Comparison] = {
@@ -96,6 +99,34 @@ CHECKS: dict[str, Comparison] = {
         "V5", "the first kvm_mmio lies on the page of kvm_page_fault's address",
         ("kvm_mmio.gpa", "kvm_mmio.len", "kvm_page_fault.fault_address", "kvm_emulate_insn.insn"),
         "emulator_read_write_onepage, vcpu_mmio_gva_to_gpa (x86.c)"),
+    "abort_class": Comparison(
+        "V5", "the syndrome of kvm_guest_fault is of the exit's class", ("kvm_guest_fault.hsr",),
+        "kvm_handle_guest_abort (mmu.c)"),
+    "abort_pc": Comparison("V5", "kvm_guest_fault's program counter is the exit's",
+                           ("kvm_exit.guest_rip", "kvm_guest_fault.vcpu_pc"), "kvm_handle_guest_abort (mmu.c)"),
+    "abort_mmio": Comparison(
+        "V5", "kvm_mmio has the address, size and direction that kvm_guest_fault tells, whose syndrome is valid",
+        ("kvm_guest_fault.hsr", "kvm_guest_fault.hxfar", "kvm_guest_fault.ipa", "kvm_mmio.gpa", "kvm_mmio.len",
+         "kvm_mmio.type"), "io_mem_abort (mmio.c)"),
+    "abort_left": Comparison(
+        "V5", "KVM_EXIT_ARM_NISV if and only if the syndrome does not describe the access that userspace serves",
+        ("kvm_guest_fault.hsr", "kvm_userspace_exit.reason"), "io_mem_abort (mmio.c)"),
+    "access_flag_address": Comparison(
+        "V5", "kvm_access_fault follows an access flag fault, with its address, and no other fault",
+        ("kvm_guest_fault.hsr", "kvm_guest_fault.ipa", "kvm_access_fault.ipa"), "handle_access_fault (mmu.c)"),
+    "trap_class": Comparison(
+        "V5", "the syndrome of kvm_handle_sys_reg is of the exit's class", ("kvm_handle_sys_reg.hsr",),
+        "kvm_handle_sys_reg (sys_regs.c)"),
+    "trap_pc": Comparison("V5", "kvm_sys_access's program counter is the exit's",
+                          ("kvm_exit.guest_rip", "kvm_sys_access.vcpu_pc"), "perform_access (sys_regs.c)"),
+    "trap_register": Comparison(
+        "V5", "kvm_sys_access has the register and direction that the syndrome of kvm_handle_sys_reg tells",
+        ("kvm_handle_sys_reg.hsr", "kvm_sys_access.is_write", "kvm_sys_access.Op0", "kvm_sys_access.Op1",
+         "kvm_sys_access.CRn", "kvm_sys_access.CRm", "kvm_sys_access.Op2"), "perform_access (sys_regs.c)"),
+    "wait_pc": Comparison("V5", "kvm_wfx_arm64's program counter is the exit's",
+                          ("kvm_exit.guest_rip", "kvm_wfx_arm64.vcpu_pc"), "kvm_handle_wfx (handle_exit.c)"),
+    "call_pc": Comparison("V5", "kvm_hvc_arm64's program counter is the exit's",
+                          ("kvm_exit.guest_rip", "kvm_hvc_arm64.vcpu_pc"), "handle_hvc (handle_exit.c)"),
     "io_next_rip": Comparison(
         "V6", "a port access that is no string instruction resumes at the RIP that the exit tells",
         ("kvm_exit.info1", "kvm_exit.info2"), "svm_skip_emulated_instruction (svm/svm.c), kvm_fast_pio (x86.c)"),

@@ -10,5 +10,9 @@ TRACED_BY: dict[str, str] = {
     "kvm_cpuid": "kvm_cpuid (cpuid.c)",
     "kvm_msr": "kvm_emulate_rdmsr, kvm_emulate_wrmsr (x86.c)",
     "kvm_hypercall": "kvm_emulate_hypercall (x86.c)",
+    "kvm_guest_fault": "kvm_handle_guest_abort (mmu.c)",
+    "kvm_handle_sys_reg": "kvm_handle_sys_reg (sys_regs.c)",
+    "kvm_wfx_arm64": "kvm_handle_wfx (handle_exit.c)",
+    "kvm_hvc_arm64": "handle_hvc (handle_exit.c)",
 }
 # fmt: on

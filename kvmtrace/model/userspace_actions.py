@@ -24,6 +24,8 @@ STATE_SETTERS: tuple[str, ...] = (
     "KVM_INTERRUPT",
     "KVM_SET_GUEST_DEBUG",
     "KVM_SMI",
+    "KVM_SET_ONE_REG",
+    "KVM_ARM_VCPU_INIT",
 )
 # those of them after which the guest may go on at another RIP: what the others set pending is injected
 RIP_SETTERS: tuple[str, ...] = tuple(name for name in STATE_SETTERS if name not in {"KVM_SET_LAPIC", "KVM_INTERRUPT"})
@@ -50,7 +52,7 @@ COMPLETED: tuple[int, ...] = (
 # what goes on with an access that userspace did its part of (complete_userspace_io)
 COMPLETED_BY: dict[int, str] = {
     KVM_EXIT_IO: "complete_fast_pio_out, complete_fast_pio_in, complete_emulated_pio (x86.c)",
-    KVM_EXIT_MMIO: "complete_emulated_mmio, complete_emulated_io (x86.c)",
+    KVM_EXIT_MMIO: "complete_emulated_mmio, complete_emulated_io (x86.c); kvm_handle_mmio_return (mmio.c)",
     KVM_EXIT_HLT: "kvm_emulate_halt, kvm_emulate_halt_noskip (x86.c)",
     KVM_EXIT_X86_RDMSR: "complete_fast_rdmsr, complete_emulated_rdmsr (x86.c)",
     KVM_EXIT_X86_WRMSR: "complete_fast_msr_access (x86.c)",

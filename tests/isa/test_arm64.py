@@ -97,6 +97,115 @@ def test_faults_are_found(tmp_path: Path, old: str, new: str, rule: str) -> None
     assert rule in {violation.rule for violation in check_recording(open_recording(str(path))).violations}
 
 
+FAULT_AT = "kvm_guest_fault: vcpu_pc={:#x} hsr={:#x} hxfar={:#x} ipa={:#x}"
+ACCESS = "kvm_sys_access: vcpu_pc={:#x} is_write={} name=0 Op0={} Op1={} CRn={} CRm={} Op2={}"
+# str w21, [x20]; ldrb w1, [x20]; stp, which the syndrome does not describe; access flag not set; mrs x0, S3_0_C0_C4_0
+WRITE, READ, NOT_DESCRIBED, FLAG, MRS = 0x93950047, 0x93010007, 0x92000047, 0x9200000B, 0x62300009
+MMIO_WRITE = (
+    ENTRY.format(0x8), EXIT.format(2, 0x24, 0x8), FAULT_AT.format(0x8, WRITE, 0x9004, 0x9000),
+    "kvm_mmio: type=2 len=4 gpa=0x9004 val=0x13", "kvm_userspace_exit: reason=6 errno=0",
+)  # fmt: skip
+IN_KERNEL = (
+    ENTRY.format(0x8), EXIT.format(2, 0x24, 0x10), FAULT_AT.format(0x10, READ, 0x10000, 0x10000),
+    "kvm_mmio: type=0 len=1 gpa=0x10000 val=0x0", "kvm_mmio: type=1 len=1 gpa=0x10000 val=0x7",
+)  # fmt: skip
+OTHERS = (
+    ENTRY.format(0x10), EXIT.format(2, 0x24, 0x14), FAULT_AT.format(0x14, NOT_DESCRIBED, 0x9010, 0x9000),
+    "kvm_userspace_exit: reason=28 errno=0",
+    ENTRY.format(0x18), EXIT.format(2, 0x24, 0x1C), FAULT_AT.format(0x1C, FLAG, 0x5008, 0x5000),
+    "kvm_access_fault: ipa=0x5000",
+    ENTRY.format(0x1C), EXIT.format(2, 0x18, 0x20), f"kvm_handle_sys_reg: hsr={MRS:#x}",
+    ACCESS.format(0x20, 0, 3, 0, 0, 4, 0),
+    ENTRY.format(0x20), EXIT.format(2, 0x1, 0x24), "kvm_wfx_arm64: vcpu_pc=0x24 is_wfe=0",
+    ENTRY.format(0x24), EXIT.format(2, 0x16, 0x28), "kvm_hvc_arm64: vcpu_pc=0x28 r0=0x84000000 imm=0",
+    ENTRY.format(0x28), EXIT.format(0, 0, 0x2C),
+)  # fmt: skip
+PAYLOADS = (*MMIO_WRITE, *IN_KERNEL, *OTHERS)
+
+
+def violated(tmp_path: Path, *texts: str) -> dict[str, str]:
+    path = tmp_path / "trace.txt"
+    path.write_text(trace(*texts))
+    return {one.rule: one.expected for one in check_recording(open_recording(str(path))).violations}
+
+
+def test_follow_ups_say_what_the_syndrome_says(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(trace(*PAYLOADS))
+    verdict = check_recording(open_recording(str(path)))
+    assert [(one.rule, one.expected, one.observed) for one in verdict.violations] == []
+    assert verdict.rules["V5"].checked >= 20
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("vcpu_pc=0x8 hsr", "vcpu_pc=0xc hsr"),
+        (f"hsr={WRITE:#x}", f"hsr={0x82000007:#x}"),  # of an instruction abort
+        (f"hsr={WRITE:#x}", f"hsr={WRITE ^ 1 << 6:#x}"),  # a read
+        (f"hsr={WRITE:#x}", f"hsr={WRITE ^ 1 << 22:#x}"),  # a doubleword
+        (f"hsr={WRITE:#x}", f"hsr={WRITE ^ 1 << 24:#x}"),  # not described
+        ("hxfar=0x9004", "hxfar=0x9008"),
+        ("len=4 gpa=0x9004", "len=4 gpa=0x8004"),
+        ("type=2 len=4", "type=2 len=2"),
+        ("reason=28", "reason=6"),
+        ("kvm_access_fault: ipa=0x5000", "kvm_access_fault: ipa=0x6000"),
+        ("kvm_access_fault: ipa=0x5000", "sched_switch: prev_pid=100"),
+        (f"hsr={FLAG:#x}", f"hsr={FLAG ^ 0xC:#x}"),  # a translation fault
+        (f"hsr={MRS:#x}", f"hsr={MRS ^ 1 << 30:#x}"),  # of another class
+        ("CRm=4 Op2=0", "CRm=4 Op2=1"),
+        ("is_write=0 name", "is_write=1 name"),
+        ("kvm_sys_access: vcpu_pc=0x20", "kvm_sys_access: vcpu_pc=0x24"),
+        ("kvm_wfx_arm64: vcpu_pc=0x24", "kvm_wfx_arm64: vcpu_pc=0x28"),
+        ("kvm_hvc_arm64: vcpu_pc=0x28", "kvm_hvc_arm64: vcpu_pc=0x24"),
+    ],
+)
+def test_payloads_that_disagree_are_found(tmp_path: Path, old: str, new: str) -> None:
+    texts = [text.replace(old, new, 1) for text in PAYLOADS]
+    assert sum(before != after for before, after in zip(PAYLOADS, texts, strict=True)) == 1
+    assert "V5" in violated(tmp_path, *PAYLOADS, *texts)
+
+
+def behind_healthy(*texts: str) -> tuple[str, ...]:
+    """Put what begins with an entry behind the healthy trace, whose guest has come to the same place."""
+    return (*HEALTHY, f"kvm_exit: ret=0 esr_ec=0 {texts[0].partition(' ')[2]}", *texts)
+
+
+def goes_on(pc: int) -> tuple[str, ...]:
+    return ENTRY.format(pc), EXIT.format(0, 0, pc), ENTRY.format(pc)
+
+
+SIGNAL = "kvm_userspace_exit: reason=10 errno=-4"
+WAITS = (ENTRY.format(0x20), EXIT.format(2, 0x1, 0x24), "kvm_wfx_arm64: vcpu_pc=0x24 is_wfe=0")
+TRAPS = (ENTRY.format(0x20), EXIT.format(2, 0x18, 0x24), f"kvm_handle_sys_reg: hsr={MRS:#x}")
+
+
+@pytest.mark.parametrize(
+    ("texts", "pc", "rule"),
+    [
+        (WAITS, 0x24, ""),
+        (WAITS, 0x28, "V6"),  # the step is carried out after kvm_entry was traced
+        ((*WAITS, SIGNAL), 0x28, ""),  # or as KVM_RUN ends
+        ((*WAITS, SIGNAL), 0x24, "H5"),
+        ((*TRAPS, SIGNAL), 0x28, ""),
+        ((*TRAPS, SIGNAL), 0x4200, ""),  # an undefined instruction
+        ((*TRAPS, SIGNAL), 0x40, "H5"),
+        (MMIO_WRITE, 0x8, ""),
+        (MMIO_WRITE, 0xC, "H5"),
+        ((*MMIO_WRITE, SIGNAL), 0xC, ""),  # the KVM_RUN that stepped over it was interrupted
+        ((*MMIO_WRITE, SIGNAL), 0x8, ""),
+    ],
+)
+def test_where_the_guest_goes_on(tmp_path: Path, texts: tuple[str, ...], pc: int, rule: str) -> None:
+    assert set(violated(tmp_path, *behind_healthy(*texts), *goes_on(pc))) == ({rule} if rule else set())
+
+
+@pytest.mark.parametrize(("function", "rules"), [(0x84000002, set()), (0x84000003, {"V6"})])
+def test_a_vcpu_that_was_off_begins_where_it_is_told(tmp_path: Path, function: int, rules: set[str]) -> None:
+    call = (ENTRY.format(0x28), EXIT.format(2, 0x16, 0x2C), f"kvm_hvc_arm64: vcpu_pc=0x2c r0={function:#x} imm=0")
+    assert set(violated(tmp_path, *behind_healthy(*call), *goes_on(0x8000))) == rules
+
+
 def test_rules_that_cannot_apply_are_not_called_unchecked(tmp_path: Path) -> None:
     """KVM/arm64 traces no injection: rules about one do not apply, which is said once, and cost no "unknown"."""
     path = tmp_path / "arm64.txt"

@@ -8,8 +8,8 @@ import numpy as np
 
 from kvmtrace.check.alphabet import CLASS, ENTRY, EXIT
 from kvmtrace.check.findings import constant
-from kvmtrace.check.payload_comparisons import REGISTERED
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
+from kvmtrace.check.syndrome_comparisons import COMPARISONS
 from kvmtrace.check.vcpu_identity import vcpu_ids
 from kvmtrace.isa.words import INTR_TYPE_EXT_INTR, decode_intr_info
 from kvmtrace.kvm.apic import X2APIC_MSR_BASE
@@ -64,7 +64,7 @@ def _of_row(row: ExitRow) -> Iterator[RowPart]:
     for name in row.checks:
         if CHECKS[name].rule == RULE.id:
             compared = CHECKS[name]
-            yield RowPart(compared.sentence, compared.needs, REGISTERED[name], source=compared.source)
+            yield RowPart(compared.sentence, compared.needs, COMPARISONS[name], source=compared.source)
 
 
 def _check_vcpu(excerpt: Excerpt, found: Found, kind: str, name: str) -> None:

@@ -73,7 +73,7 @@ _PORT_READS = (
 )
 PIO_OUT = 1
 COMPLETE_PIO = "complete_fast_pio_in, complete_emulated_pio, complete_emulator_pio_in (x86.c)"
-COMPLETE_MMIO = "complete_emulated_mmio, emulator_read_write, read_prepare (x86.c)"
+COMPLETE_MMIO = "complete_emulated_mmio, emulator_read_write, read_prepare (x86.c); kvm_handle_mmio_return (mmio.c)"
 _MMIO = ("kvm_mmio.type", "kvm_mmio.len", "kvm_mmio.gpa", "kvm_exit", "kvm_entry")
 
 
@@ -236,7 +236,8 @@ def _walk(
     """Step one chain through MmioChain."""
     reason, errno = outcomes
     segments, sequence = excerpt.segments, excerpt.sequence
-    chain = MmioChain(known=bool(segments.kind[members[0]] == EXIT))
+    announced = excerpt.once("reads are announced", lambda own: bool(own.of_isa(lambda isa: isa.announces_reads).any()))
+    chain = MmioChain(known=bool(segments.kind[members[0]] == EXIT), announced=announced)
     for segment in members:
         start, stop = int(segments.start[segment]), int(segments.stop[segment])
         if segments.kind[segment] == USERSPACE:
