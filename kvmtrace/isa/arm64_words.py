@@ -126,8 +126,11 @@ class SystemRegister:
 
     @property
     def name(self) -> str:
-        """The generic name that assemblers take: S3_0_C1_C0_1."""
-        return f"S{self.op0}_{self.op1}_C{self.crn}_C{self.crm}_{self.op2}"
+        """The register's name; of one that is not known the generic one that assemblers take: S3_0_C1_C0_1."""
+        from kvmtrace.isa.arm64_registers import SYSTEM_REGISTERS
+
+        named = SYSTEM_REGISTERS.get((self.op0, self.op1, self.crn, self.crm, self.op2))
+        return named or f"S{self.op0}_{self.op1}_C{self.crn}_C{self.crm}_{self.op2}"
 
 
 def decode_system_register(esr: int) -> SystemRegister:
@@ -141,3 +144,27 @@ def decode_system_register(esr: int) -> SystemRegister:
         register=esr >> 5 & 31,
         write=not esr & 1,
     )
+
+
+# what a syndrome always tells of an abort: the class, validity, direction, and whether it is a translation fault
+CLASS_MASK = 0x3F << CLASS_SHIFT
+ABORT_MASK = CLASS_MASK | 1 << 24 | 1 << 6 | 0x3C
+IABT_CLASS, DABT_CLASS, SYS_CLASS = 0x20, 0x24, 0x18
+
+
+def encode_abort(abort: DataAbort) -> tuple[int, int]:
+    """Return the syndrome of a translation fault, and which bits of it are known: not the table's level."""
+    esr = DABT_CLASS << CLASS_SHIFT | abort.write << 6 | 0x4
+    if not abort.valid:
+        return esr, ABORT_MASK
+    esr |= 1 << 24 | (abort.size.bit_length() - 1) << 22 | abort.sign_extended << 21 | abort.register << 16
+    return esr | abort.sixty_four << 15, ABORT_MASK | 0x1FF << 15
+
+
+def encode_system_register(name: str, register: int, *, write: bool) -> int:
+    """Return the syndrome of a trapped access to a system register, 32-bit instructions being the only ones."""
+    from kvmtrace.isa.arm64_registers import ENCODINGS
+
+    op0, op1, crn, crm, op2 = ENCODINGS[name.upper()]
+    esr = SYS_CLASS << CLASS_SHIFT | 1 << 25 | op0 << 20 | op2 << 17 | op1 << 14
+    return esr | crn << 10 | register << 5 | crm << 1 | (not write)

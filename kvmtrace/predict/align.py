@@ -29,6 +29,8 @@ ASYNCHRONOUS, ABSENT = "asynchronous", "absent"
 DIFFERENCES = frozenset({DIFFERS, MISSING, UNEXPECTED})
 LOOK_AHEAD = 40  # events on either side that may be skipped to find the thread again
 AGREE = 3  # so many steps in a row have to match there
+_FAULTS = frozenset({"kvm_page_fault", "kvm_guest_fault"})
+_OF_A_WAIT = frozenset({"kvm_wfx_arm64", "kvm_vcpu_wakeup"})
 _PROBES = frozenset({*run_functions(), *run_functions("_return")})
 
 
@@ -168,6 +170,8 @@ class _Walk:
         self.lines: list[AlignedStep] = []
         self.mapped: set[int] = set()  # pages whose first touch was seen
         self.path: tuple[int, ...] = ()  # where an asynchronous VM-exit may strike now
+        self.waited: int | None = None  # RIP of the last exit to wait, where timing decides how often there is one
+        self.certain = _certain_steps(prediction.steps)
 
     def run(self) -> None:
         while self.here < len(self.items) or self.at < len(self.steps):
@@ -178,8 +182,7 @@ class _Walk:
             if item is not None and step is not None and agrees(step, item):
                 self._match(step, item)
             elif step is not None and step.optional:
-                self.lines.append(AlignedStep(ABSENT, step, None, step.why))
-                self.at += 1
+                self._absent(1 + step.goes_with)
             elif item is None and step is not None:
                 self._missing(step)
             elif item is not None and not self._take_incidental(item):
@@ -197,6 +200,11 @@ class _Walk:
             self.lines.append(AlignedStep(ASYNCHRONOUS, None, item, item.asynchronous))
         return True
 
+    def _absent(self, n_steps: int) -> None:
+        for step in self.steps[self.at : self.at + n_steps]:
+            self.lines.append(AlignedStep(ABSENT, step, None, step.why))
+        self.at += n_steps
+
     def _take_incidental(self, item: Observed) -> bool:
         """Take an event whose moment, unlike its kind, is the host's choice; False if it is none."""
         why, n_taken = "", 1
@@ -206,20 +214,36 @@ class _Walk:
             why = "an interrupt arrives"
         elif refault := self._refault():
             why, n_taken = "the host had taken the page away", refault
+        elif again := self._waits_again():
+            why, n_taken = "nothing to wake up for yet: waits once more", again
         for taken in self.items[self.here : self.here + n_taken] if why else ():
             self.lines.append(AlignedStep(ASYNCHRONOUS, None, taken, why))
         self.here += n_taken if why else 0
         return bool(why)
 
+    def _waits_again(self) -> int:
+        """Return how many events here are the last wait once more, at the same instruction; 0 if none."""
+        left = self.items[self.here]
+        if left.event != "kvm_exit" or self.waited is None or left.number("guest_rip") != self.waited:
+            return 0
+        for index in range(self.here + 1, min(self.here + 4, len(self.items))):
+            item = self.items[index]
+            if item.event == "kvm_entry":
+                return index + 1 - self.here if item.number("rip") == self.waited else 0
+            if item.event not in _OF_A_WAIT:
+                return 0
+        return 0
+
     def _refault(self) -> int:
         """Return how many events here are a fault on RAM that was mapped before and is mapped again; 0 if none."""
         near = range(self.here, min(self.here + 5, len(self.items)))
         found = [index for index in near if self.items[index].event not in _PROBES][:3]
-        if [self.items[index].event for index in found] != ["kvm_exit", "kvm_page_fault", "kvm_entry"]:
+        kinds = [self.items[index].event for index in found]
+        if kinds[::2] != ["kvm_exit", "kvm_entry"] or kinds[1] not in _FAULTS:
             return 0
         left, fault, entered = (self.items[index] for index in found)
         known = fault.number("fault_address") >> 12 in self.mapped
-        same = _is_page_fault(left) and left.number("guest_rip") == entered.number("rip")
+        same = _is_of(left, "second_level_fault", "memory_fault") and left.number("guest_rip") == entered.number("rip")
         return found[-1] + 1 - self.here if known and same else 0
 
     def _match(self, step: Step, item: Observed) -> None:
@@ -228,7 +252,8 @@ class _Walk:
             self.path = step.path
         elif step.event == "kvm_exit":
             self.path = ()
-        elif step.event == "kvm_page_fault":
+            self.waited = item.number("guest_rip") if step.optional and _is_of(item, "halt") else None
+        elif step.event in _FAULTS:
             self.mapped.add(item.number("fault_address") >> 12)
         self.at += 1
         self.here += 1
@@ -239,12 +264,13 @@ class _Walk:
 
     def _find_again(self) -> None:
         """Find the nearest place where prediction and recording agree again; mark what lies before it."""
-        steps = [index for index in range(self.at, len(self.steps)) if not self.steps[index].optional]
+        steps = [index for index in range(self.at, len(self.steps)) if index in self.certain]
         items = [index for index in range(self.here, len(self.items)) if not self.items[index].asynchronous]
         skip_steps, skip_items = self._nearest(steps[: LOOK_AHEAD + AGREE], items[: LOOK_AHEAD + AGREE])
         steps_end = steps[skip_steps] if skip_steps < len(steps) else len(self.steps)
         items_end = items[skip_items] if skip_items < len(items) else len(self.items)
-        self._mark(self.steps[self.at : steps_end], self.items[self.here : items_end])
+        waiting = [self.steps[index] for index in range(self.at, steps_end) if index in self.certain]
+        self._mark(waiting, self.items[self.here : items_end])
         self.at, self.here = steps_end, items_end
         self.path = ()
 
@@ -262,9 +288,8 @@ class _Walk:
         pairs = zip(steps[:length], items[:length], strict=True)
         return length > 0 and all(agrees(self.steps[a], self.items[b]) for a, b in pairs)
 
-    def _mark(self, steps: Sequence[Step], items: Sequence[Observed]) -> None:
+    def _mark(self, waiting: list[Step], items: Sequence[Observed]) -> None:
         """Mark a stretch that disagrees: equal events in order as differing, the others as they are."""
-        waiting = [step for step in steps if not step.optional]
         for item in items:
             if item.asynchronous:
                 self.lines.append(AlignedStep(ASYNCHRONOUS, None, item, item.asynchronous))
@@ -279,6 +304,17 @@ class _Walk:
             self.lines.append(AlignedStep(DIFFERS if wrong else MATCHED, step, item, wrong or step.why))
             del waiting[: ahead + 1]
         self.lines += [AlignedStep(MISSING, step, None, step.why) for step in waiting]
+
+
+def _certain_steps(steps: Sequence[Step]) -> frozenset[int]:
+    """Return the numbers of the steps that happen whatever the timing."""
+    found: list[int] = []
+    number = 0
+    while number < len(steps):
+        if not steps[number].optional:
+            found.append(number)
+        number += 1 + steps[number].goes_with
+    return frozenset(found)
 
 
 def agrees(step: Step, item: Observed) -> bool:
@@ -302,7 +338,7 @@ def disagreements(step: Step, item: Observed) -> str:
     return f"{', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''}" if wrong else ""
 
 
-def _is_page_fault(item: Observed) -> bool:
-    """Say whether a kvm_exit is a second-level page fault."""
+def _is_of(item: Observed, *kinds: str) -> bool:
+    """Say whether a kvm_exit is of one of these EXIT_KINDS."""
     isa = BY_NUMBER.get(item.number("isa"))
-    return isa is not None and item.number("exit_reason") in isa.codes("second_level_fault")
+    return isa is not None and item.number("exit_reason") in isa.codes(*kinds)

@@ -10,11 +10,10 @@ import numpy as np
 from kvmtrace.check.observability import Evidence, find_capability
 from kvmtrace.isa.registry import BY_NAME, BY_NUMBER, isa_name, run_functions
 from kvmtrace.predict.align import Alignment, Replay, align
-from kvmtrace.predict.guest_prediction import predict
+from kvmtrace.predict.guest_prediction import is_predicted, predict
 from kvmtrace.predict.story import PREDICTABLE, PVM, Facts
 from kvmtrace.table.distinct import among, distinct
 from kvmtrace.table.event_table import LOST_EVENTS
-from kvmtrace.workload.guests import GUESTS
 from kvmtrace.workload.machines import machine_of
 
 if TYPE_CHECKING:
@@ -55,7 +54,9 @@ def replay_events(
     guest, arguments : what ran, for captures whose metadata do not say; default arguments for those not given
     max_events : for more, None is returned
     """
-    named = (GUESTS[guest], arguments or {}) if guest is not None else find_guest(capture)
+    named = find_guest(capture)
+    if guest is not None:
+        named = machine_of(_isa_of(capture, events)).guests[guest], arguments or {}
     if named is None or len(events) > max_events:
         return None
     which, given = named
@@ -99,7 +100,7 @@ def facts_of(capture: Capture, events: EventTable) -> Facts | None:
     if known is None:
         recorded -= {"kvm_entry", "kvm_exit", *run_functions(), *run_functions("_return")}
         return Facts(isa, frozenset(recorded), True, "exit_irqs_on" not in capability.traits, False)
-    if known.encode_io is None:  # no guest of this ISA is predicted
+    if not is_predicted(isa):
         return None
     nrips = not known.decodes_to_skip or not _skips_by_emulation(events)
     inside = "exit_irqs_on" not in capability.traits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import UsageError
@@ -12,6 +13,9 @@ from kvmtrace.predict.story import PVM
 if TYPE_CHECKING:
     from kvmtrace.predict.story import Facts, Prediction
     from kvmtrace.workload import Guest
+
+# ISA -> the module of its machine, where that is no PC
+_OTHERS = {"arm64": "kvmtrace.predict.virt_machine"}
 
 
 def predict(
@@ -35,9 +39,17 @@ def predict(
     UsageError
         The run is longer than `max_steps`, or there is no such ISA.
     """
-    isa = BY_NAME.get(facts.isa)
-    if facts.isa != PVM and (isa is None or isa.encode_io is None):
+    if not is_predicted(facts.isa):
         raise UsageError(f"nothing can be predicted for the ISA {facts.isa}")
+    if facts.isa in _OTHERS:
+        found: tuple[Prediction, ...] = import_module(_OTHERS[facts.isa]).predict(guest, arguments, facts, max_steps)
+        return found
     machine = Machine(guest, arguments, facts, max_steps)
     machine.run()
     return machine.predictions()
+
+
+def is_predicted(isa: str) -> bool:
+    """Say whether the guests of an ISA can be predicted."""
+    known = BY_NAME.get(isa)
+    return isa == PVM or isa in _OTHERS or (known is not None and known.encode_io is not None)

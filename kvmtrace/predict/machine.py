@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.errors import UsageError
 from kvmtrace.isa.registry import BY_NAME
+from kvmtrace.predict.all_vcpus import PAGE, AllVcpus
 from kvmtrace.predict.cpu import Cpu
 from kvmtrace.predict.instructions import execute
-from kvmtrace.predict.predicted_steps import Story
-from kvmtrace.predict.story import PVM, Expected, Prediction
-from kvmtrace.workload.devices import EXIT_PORT, Devices
+from kvmtrace.predict.story import PVM, Expected
+from kvmtrace.workload.devices import EXIT_PORT
 from kvmtrace.workload.guests import RAM_BYTES
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from kvmtrace.workload import Guest
     from kvmtrace.workload.listing import Line
 
-PAGE = 0x1000
 EAGAIN = 11
 KVM_EXIT_IO, KVM_EXIT_HLT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN = 2, 5, 6, 8
 MMIO_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2  # KVM_TRACE_MMIO_*
@@ -46,8 +44,8 @@ APIC_BASE_BSP = 0x100
 ICR_MODE, ICR_FIXED, ICR_INIT, ICR_STARTUP = 0x700, 0x000, 0x500, 0x600
 
 
-class Machine:
-    """All vCPUs of a guest, executed together; each writes its own story.
+class Machine(AllVcpus):
+    """The PC and its vCPUs; see AllVcpus.
 
     Parameters
     ----------
@@ -55,38 +53,22 @@ class Machine:
     """
 
     def __init__(self, guest: Guest, arguments: dict[str, int], facts: Facts, max_steps: int) -> None:
-        self.guest = guest
-        self.facts = facts
+        super().__init__(guest, facts, max_steps)
         self.isa = BY_NAME.get(facts.isa)  # None: PVM
-        self.max_steps = max_steps
-        memory = bytearray(RAM_BYTES)
-        guest.listing.write_to(memory)
-        self.mapped: set[int] = set()  # pages that KVM has mapped for the guest, all vCPUs share one table
         self.mmio_known: set[int] = set()  # pages whose MMIO the second-level table remembers
         self.cpus = [
-            Cpu(vcpu_id, guest.listing, memory, self, guest.registers(arguments) if not vcpu_id else {})
+            Cpu(vcpu_id, guest.listing, self.memory, self, guest.registers(arguments) if not vcpu_id else {})
             for vcpu_id in range(guest.n_vcpus)
         ]
-        self.stories = [Story(vcpu_id, facts) for vcpu_id in range(guest.n_vcpus)]
-        self.devices = [Devices() for _ in self.cpus]
         self.msrs: list[dict[int, Value]] = [dict(RESET_MSRS) for _ in self.cpus]
         self.msrs[0][MSR_APIC_BASE] = RESET_MSRS[MSR_APIC_BASE] | APIC_BASE_BSP
         self.pending: list[list[int]] = [[] for _ in self.cpus]  # vectors that wait for each vCPU
         self.in_service: dict[int, int] = {}  # vector that a vCPU's next EOI ends: interrupts never nest here
         self.startup: dict[int, int] = {}  # vcpu_id -> address that its start-up IPI named
 
-    def run(self) -> None:
-        """Execute all vCPUs to their end, each until it has to wait for another."""
-        runs = [self._vcpu(cpu) for cpu in self.cpus]
-        while runs:
-            before = sum(len(story) for story in self.stories)
-            runs = [run for run in runs if next(run, "ended") is None]
-            if before == sum(len(story) for story in self.stories):
-                raise AssertionError(f"the vCPUs of {self.guest.name} wait for each other")
-
-    def predictions(self) -> tuple[Prediction, ...]:
-        """Return what was written down."""
-        return tuple(Prediction(story.vcpu_id, story.finish()) for story in self.stories)
+    def runs(self) -> list[Iterator[None]]:
+        """Return the execution of each vCPU."""
+        return [self._vcpu(cpu) for cpu in self.cpus]
 
     def _vcpu(self, cpu: Cpu) -> Iterator[None]:
         story = self.stories[cpu.vcpu_id]
@@ -103,10 +85,7 @@ class Machine:
 
     def fetch(self, cpu: Cpu, line: Line) -> None:
         """Begin an instruction: its page may be touched for the first time; PVM emulates it."""
-        story = self.stories[cpu.vcpu_id]
-        if len(story) > self.max_steps:
-            raise UsageError(f"the run of {self.guest.name} is longer than {self.max_steps} predicted events")
-        story.instruction(line, cpu.rip)
+        story = self.begin(cpu.vcpu_id, line, cpu.rip)
         if self.facts.isa == PVM:
             self._emulate(cpu)
         else:
@@ -343,9 +322,7 @@ class Machine:
         self.pending[vcpu_id].append(vector)
 
     def _userspace(self, cpu: Cpu, reason: int, why: str) -> None:
-        story = self.stories[cpu.vcpu_id]
-        story.leave(reason, 0, why)
-        story.begin_run()
+        self.leave_and_return(cpu.vcpu_id, reason, why)
 
     def _pio(self, cpu: Cpu, rw: int, port: int, data: bytes, *, size: int, count: int = 1) -> None:
         value = int.from_bytes(data[:size], "little")

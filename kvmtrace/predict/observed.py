@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EINTR = 4
 _IOCTL_EVENTS = {"sys_enter_ioctl": "sys_exit_ioctl", "kvm_vcpu_ioctl": "kvm_vcpu_ioctl_return"}
+_AROUND_RUN = frozenset(_IOCTL_EVENTS) | frozenset(_IOCTL_EVENTS.values())
 _RUN_ENTRY = frozenset(run_functions())
 _RUN_RETURN = frozenset(run_functions("_return"))
 # fields shown of an event that was not predicted
@@ -46,6 +47,11 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "kvm_vcpu_wakeup": ("ns", "waited"),
     "sys_exit_ioctl": ("ret",),
     "kvm_apic": ("rw", "reg", "val"),
+    "kvm_guest_fault": ("vcpu_pc", "hsr", "hxfar", "ipa"),
+    "kvm_handle_sys_reg": ("hsr",),
+    "kvm_sys_access": ("vcpu_pc", "is_write", "Op0", "Op1", "CRn", "CRm", "Op2"),
+    "kvm_wfx_arm64": ("vcpu_pc", "is_wfe"),
+    "kvm_hvc_arm64": ("vcpu_pc", "r0", "imm"),
 }
 
 
@@ -98,10 +104,10 @@ class _Columns(dict[str, "list[Any] | None"]):
 
     def __init__(self, table: EventTable, event: str) -> None:
         self._table, self._event = table, event
-        self._fields = table.kinds[table.kind_index[event]].fields
 
     def __missing__(self, name: str) -> list[Any] | None:
-        self[name] = _as_list(self._table.field(self._event, name)) if name in self._fields else None
+        there = self._table.has(self._event, name)
+        self[name] = _as_list(self._table.field(self._event, name)) if there else None
         return self[name]
 
 
@@ -163,14 +169,22 @@ def _mark_signals(items: list[Observed]) -> None:
     for index, item in enumerate(items):
         if item.event != "kvm_userspace_exit" or item.number("errno") & 0xFFFFFFFF != -EINTR & 0xFFFFFFFF:
             continue
-        start = index
-        while start and items[start].event != "kvm_fpu":
-            start -= 1
-        end = index
-        while end + 1 < len(items) and items[end].event != "kvm_fpu":
-            end += 1
+        start, end = _call_around(items, index)
         for inside in items[start : end + 1]:
             inside.asynchronous = "a signal: KVM_RUN was left and called again"
+
+
+def _call_around(items: list[Observed], index: int) -> tuple[int, int]:
+    """Return the first and last event between one KVM_RUN's end and the next one's begin."""
+    last = len(items) - 1
+    if any(item.event == "kvm_fpu" for item in items):
+        start = next((n for n in range(index, -1, -1) if items[n].event == "kvm_fpu"), 0)
+        end = next((n for n in range(index + 1, last + 1) if items[n].event == "kvm_fpu"), last)
+        return start, end
+    end = index
+    while end < last and items[end + 1].event in _AROUND_RUN:
+        end += 1
+    return index, end
 
 
 def _mark_world_switches(items: list[Observed]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.registry import BY_NAME
@@ -10,6 +11,8 @@ from kvmtrace.kvm.ioctls import KVM_RUN
 from kvmtrace.predict.story import Expected, Facts, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kvmtrace.workload.listing import Line
 
 
@@ -29,9 +32,12 @@ class Story:
         self.in_guest = False
         self.line: Line | None = None
         self._paths: dict[int, dict[int, None]] = {}  # index of a kvm_entry step -> RIPs that run behind it
-        self._entry = -1
+        self._entries: list[int] = []  # the entries from which the guest may have come: the last, and those before it
+        # that timing lets happen
+        self._perhaps = False
         self._isa = BY_NAME.get(facts.isa)  # None: PVM
         self._run = self._isa.run_function if self._isa else ""
+        self._never = self._isa.untraced | self._isa.absent if self._isa else frozenset()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -40,14 +46,12 @@ class Story:
         """Return the steps, each kvm_entry with its path."""
         for index, path in self._paths.items():
             step = self.steps[index]
-            self.steps[index] = Step(
-                step.event, step.fields, step.address, step.text, step.why, step.optional, tuple(path)
-            )
+            self.steps[index] = _but(step, optional=step.optional, goes_with=step.goes_with, path=tuple(path))
         return tuple(self.steps)
 
     def add(self, event: str, *fields: Expected, why: str = "", optional: bool = False) -> None:
         """Write down an event."""
-        if event not in self.facts.events:
+        if event not in self.facts.events or event in self._never:
             return
         address, text = (self.line.address, self.line.text) if self.line else (0, "")
         self.steps.append(Step(event, fields, address, text, why, optional))
@@ -55,8 +59,22 @@ class Story:
     def instruction(self, line: Line, rip: int) -> None:
         """Begin an instruction."""
         self.line = line
-        if self.in_guest and self._entry >= 0:
-            self._paths[self._entry][rip] = None
+        self.passes(rip)
+
+    def passes(self, rip: int) -> None:
+        """Note an address at which the guest may be now, if it is in guest mode."""
+        for entry in self._entries if self.in_guest else ():
+            self._paths[entry][rip] = None
+
+    @contextmanager
+    def perhaps(self) -> Iterator[None]:
+        """Let timing decide whether all of the steps written down meanwhile happen, or none."""
+        begin, self._perhaps = len(self.steps), True
+        yield
+        self._perhaps = False
+        if len(self.steps) > begin:
+            first = self.steps[begin]
+            self.steps[begin] = _but(first, optional=True, goes_with=len(self.steps) - begin - 1, path=first.path)
 
     # the KVM_RUN bracket
 
@@ -85,10 +103,12 @@ class Story:
             return
         self.in_guest = True
         self.add(self._run)
-        self._entry = len(self.steps) if "kvm_entry" in self.facts.events else -1
+        if not self._perhaps:
+            self._entries = []
+        if "kvm_entry" in self.facts.events:
+            self._paths[len(self.steps)] = {rip: None}
+            self._entries.append(len(self.steps))
         self.add("kvm_entry", Expected("rip", rip), Expected("vcpu_id", self.vcpu_id))
-        if self._entry >= 0:
-            self._paths[self._entry] = {rip: None}
 
     def exit(
         self,
@@ -104,22 +124,27 @@ class Story:
         """Leave guest mode: exit reason by its EXIT_KIND; not `returns` for a fast path, see run_return."""
         if self._isa is None:
             return
-        assert self.in_guest, (kind, hex(rip))
-        self.in_guest = False
-        number = self._isa.code_of(kind)
-        fields = [
-            Expected("exit_reason", number),
-            Expected("guest_rip", rip),
-            Expected("isa", self._isa.number),
-            Expected("vcpu_id", self.vcpu_id),
-        ]
+        fields = []
         if info1 is not None:
             fields.append(Expected("info1", info1, info1_mask))
         if info2 is not None:
             fields.append(Expected("info2", info2))
+        self.exit_for(self._isa.code_of(kind), rip, *fields, why=why, returns=returns)
+
+    def exit_for(self, number: int, rip: int, *fields: Expected, why: str = "", returns: bool = True) -> None:
+        """Leave guest mode: exit reason by its number."""
+        assert self.in_guest, (number, hex(rip))
+        assert self._isa is not None
+        self.in_guest = False
+        common = (
+            Expected("exit_reason", number),
+            Expected("guest_rip", rip),
+            Expected("isa", self._isa.number),
+            Expected("vcpu_id", self.vcpu_id),
+        )
         if not self.facts.exit_inside_run:
             self.run_return()
-        self.add("kvm_exit", *fields, why=why or self._isa.describe(number))
+        self.add("kvm_exit", *common, *fields, why=why or self._isa.describe(number))
         if self.facts.exit_inside_run and returns:
             self.run_return()
 
@@ -161,14 +186,19 @@ class Story:
         else:
             self.second_level_fault(rip, gpa, access, "MMIO")
 
-    def mmio(self, kind: int, length: int, gpa: int, value: int) -> None:
-        """Write down kvm_mmio."""
+    def mmio(self, kind: int, length: int, gpa: int, value: int | None) -> None:
+        """Write down kvm_mmio; a value of None is not known."""
         why = ("unsatisfied: userspace has to answer", "the answer", "")[kind]
         self.add(
             "kvm_mmio",
             Expected("type", kind),
             Expected("len", length),
             Expected("gpa", gpa),
-            Expected("val", value),
+            *([] if value is None else [Expected("val", value)]),
             why=why,
         )
+
+
+def _but(step: Step, *, optional: bool, goes_with: int, path: tuple[int, ...]) -> Step:
+    """Return a step with these of its fields changed."""
+    return Step(step.event, step.fields, step.address, step.text, step.why, optional, goes_with, path)

@@ -42,6 +42,11 @@ PREDICTABLE: frozenset[str] = frozenset(
         "kvm_inj_exception",
         "kvm_vcpu_wakeup",
         "kvm_userspace_exit",
+        "kvm_guest_fault",
+        "kvm_handle_sys_reg",
+        "kvm_sys_access",
+        "kvm_wfx_arm64",
+        "kvm_hvc_arm64",
     }
 )
 
@@ -104,6 +109,7 @@ class Step:
     text : that instruction, as the listing has it
     why : what happens, in a few words
     optional : it depends on timing; its absence is no difference
+    goes_with : so many steps behind an optional one happen if it does, and only then
     path : for kvm_entry: offsets (RIP) of the instructions that run before the next VM-exit, in order of
         first execution; where an asynchronous VM-exit may strike
     """
@@ -114,6 +120,7 @@ class Step:
     text: str = ""
     why: str = ""
     optional: bool = False
+    goes_with: int = 0
     path: tuple[int, ...] = field(default=(), compare=False)
 
 

@@ -105,7 +105,7 @@ def _stage2(_arguments: dict[str, int]) -> KnownCounts:
 def _undefined(arguments: dict[str, int]) -> KnownCounts:
     n = arguments["count"]
     return KnownCounts(
-        tracepoints={"kvm_handle_sys_reg": n, "kvm_mmio": 1},
+        tracepoints={"kvm_handle_sys_reg": n, "kvm_sys_access": n, "kvm_mmio": 1},
         userspace_exits={"KVM_EXIT_MMIO": 1},
         arm64={"SYS64": n},
         gpas={"0xf000:W": 1},

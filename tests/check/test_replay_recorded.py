@@ -12,6 +12,7 @@ from kvmtrace.formats import open_recording
 from kvmtrace.predict.align_recording import replay_recording
 from kvmtrace.predict.replayed import replayed
 from kvmtrace.render.text.replay_text import render_replay
+from kvmtrace.workload.arm64_guests import ARM64_GUESTS
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTS = [f"{isa}-{kernel}" for isa in ("vmx", "svm") for kernel in ("6.1", "6.12")]
@@ -28,6 +29,17 @@ def test_fixture_is_as_predicted(host: str, guest: str) -> None:
     assert (replay.guest, replay.isa) == (guest, host.partition("-")[0])
     # the world switch is bracketed by probes there, and every KVM_RUN by its system call
     assert {f"{replay.isa}_vcpu_run", "kvm_entry", "kvm_exit", "sys_enter_ioctl"} <= set(replay.events)
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("arm64-*.dat")), ids=lambda path: path.stem)
+def test_arm64_fixture_is_as_predicted(path: Path) -> None:
+    replay = replay_recording(open_recording(str(path)))
+    assert replay is not None
+    assert replay.differences == (), render_replay(replayed(replay))
+    assert replay.n_matched == replay.n_steps > 20
+    assert replay.isa == "arm64"
+    assert replay.guest in ARM64_GUESTS
+    assert {"kvm_entry", "kvm_exit", "sys_enter_ioctl", "kvm_vcpu_ioctl"} <= set(replay.events)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--count", "3"]], ids=["default", "count-3"])

@@ -21,6 +21,18 @@ COMPARED = {
     "kvm_entry": ("vcpu_id", "rip"),
     "kvm_exit": ("exit_reason", "guest_rip", "isa", "info1", "info2", "intr_info", "error_code", "vcpu_id"),
 }
+COMPARED_ARM64 = {
+    "kvm_entry": ("vcpu_pc",),
+    "kvm_exit": ("ret", "esr_ec", "vcpu_pc"),
+    "kvm_guest_fault": ("vcpu_pc", "hsr", "hxfar", "ipa"),
+    "kvm_mmio": ("type", "len", "gpa", "val"),
+    "kvm_handle_sys_reg": ("hsr",),
+    "kvm_sys_access": ("vcpu_pc", "is_write", "Op0", "Op1", "CRn", "CRm", "Op2"),
+    "kvm_hvc_arm64": ("vcpu_pc", "r0", "imm"),
+    "kvm_wfx_arm64": ("vcpu_pc", "is_wfe"),
+    "kvm_timer_update_irq": ("vcpu_id", "irq", "level"),
+    "kvm_userspace_exit": ("reason", "errno"),
+}
 
 
 def random_pages(seed: int, count: int, start: int) -> bytes:
@@ -51,9 +63,15 @@ def random_pages(seed: int, count: int, start: int) -> bytes:
     return b"".join(pages)
 
 
+def number(text: str) -> int:
+    """Read a number as trace-cmd prints it, in decimal with leading zeros too."""
+    return int(text, 16) if text.startswith("0x") else int(text)
+
+
 def compare(path: Path) -> int:
     """Hold every event of a file against trace-cmd's; return how many there were."""
     events = open_recording(path).events()
+    compared = COMPARED_ARM64 if events.has("kvm_exit", "esr_ec") else COMPARED
     want = trace_cmd.report(path)
     names = [kind.name for kind in events.kinds]
     rows = np.flatnonzero(events.kind != events.kind_index[LOST_EVENTS])
@@ -63,11 +81,11 @@ def compare(path: Path) -> int:
     ]
     assert got == [w[:4] for w in want]
     position: Counter[str] = Counter()
-    columns = {(n, f): events.field(n, f) for n, fields in COMPARED.items() for f in fields if events.has(n, f)}
+    columns = {(n, f): events.field(n, f) for n, fields in compared.items() for f in fields if events.has(n, f)}
     for _, _, _, name, texts in want:
-        for field in COMPARED.get(name, ()):
+        for field in compared.get(name, ()):
             if (name, field) in columns:
-                assert int(columns[name, field][position[name]]) == int(texts[field], 0), (name, field)
+                assert int(columns[name, field][position[name]]) == number(texts[field]), (name, field)
         position[name] += 1
     return len(want)
 

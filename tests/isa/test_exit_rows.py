@@ -71,7 +71,9 @@ def test_rows_are_consistent(row: ExitRow) -> None:
     assert row.handler.endswith(")")
     assert (row.rip is RipClass.NEVER) == (not row.in_kernel)
     assert row.in_kernel or row.userspace
-    advances = row.rip is RipClass.ADVANCE or any(rip is RipClass.ADVANCE for _, rip in row.rip_when)
+    advances = row.rip in {RipClass.ADVANCE, RipClass.PENDING} or any(
+        rip is RipClass.ADVANCE for _, rip in row.rip_when
+    )
     assert 1 <= row.length <= 15 if row.rip is RipClass.ADVANCE else row.length == 0 or advances
     assert not row.longest or row.length <= row.longest <= 15
     for must in row.must:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmtrace.check import exit_conditions, guards, payload_comparisons
+from kvmtrace.check import exit_conditions, guards, syndrome_comparisons
 from kvmtrace.check.alphabet import CLASS_NAMES, N_CLASSES
 from kvmtrace.check.excerpt import EXPECTATIONS
 from kvmtrace.check.rule import SUSPICION, VIOLATION
@@ -87,7 +87,7 @@ def test_words_and_functions_are_the_same() -> None:
     assert exit_conditions.REGISTERED.keys() == PREDICATES.keys() == unless | rip_when | {"string"}
     assert {name for row in ROWS for name in row.checks} == CHECKS.keys()
     in_v5 = {name for name, check in CHECKS.items() if check.rule == "V5"}
-    assert payload_comparisons.REGISTERED.keys() == in_v5
+    assert syndrome_comparisons.COMPARISONS.keys() == in_v5
     assert CHECKS.keys() - in_v5 == {"io_next_rip"}  # V6's
 
 

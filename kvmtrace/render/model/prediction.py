@@ -15,11 +15,12 @@ def _predictions(guest_name: str, isa: str, count: int | None) -> tuple[Predicti
     """Predict a bundled guest's events, its arguments at their defaults but for `count`."""
     from kvmtrace.predict.guest_prediction import predict
     from kvmtrace.predict.story import Facts
-    from kvmtrace.workload import GUESTS
+    from kvmtrace.workload.machines import machine_of
 
-    guest = GUESTS.get(guest_name)
+    guests = machine_of(isa).guests
+    guest = guests.get(guest_name)
     if guest is None:
-        raise UsageError(f"there is no bundled guest {guest_name}; there are {', '.join(GUESTS)}")
+        raise UsageError(f"there is no bundled guest {guest_name}; there are {', '.join(guests)}")
     if isa in guest.refused:
         raise UsageError(f"{isa} cannot run the guest {guest_name}: {guest.refused[isa]}")
     arguments = {argument.name: argument.default for argument in guest.arguments}
