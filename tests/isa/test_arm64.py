@@ -46,7 +46,7 @@ def test_system_register() -> None:
     found = decode_system_register(0x62300061 | 6 << 10 & 0)
     assert (found.register, found.write) == (3, False)
     assert found.name == "MIDR_EL1"
-    assert decode_system_register(0x623F0061).name == "S3_0_C0_C0_7"
+    assert decode_system_register(0x623E0061).name == "S3_0_C0_C0_7"
 
 
 def trace(*texts: str) -> str:
