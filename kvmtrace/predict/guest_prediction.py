@@ -9,7 +9,6 @@ from kvmtrace.errors import UsageError
 from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.predict.machine import Machine
 from kvmtrace.predict.story import PVM
-from kvmtrace.predict.virt_machine import predict_arm64
 
 if TYPE_CHECKING:
     from kvmtrace.predict.story import Facts, Prediction
