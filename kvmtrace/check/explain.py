@@ -122,7 +122,8 @@ def read_event(events: EventTable, row: int) -> StoryEvent:
     kind = events.kinds[events.kind[row]]
     position = int(np.searchsorted(events.rows(kind.name), row))
     fields: dict[str, int | str] = {}
-    for name in kind.fields:
+    derived = [name for event, name in events.derived if event == kind.name and name not in kind.fields]
+    for name in (*kind.fields, *derived):
         value = events.field(kind.name, name)[position]
         if isinstance(value, np.ndarray):
             fields[name] = bytes(value[:MAX_BYTES]).hex(" ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -15,9 +15,6 @@ from kvmtrace.isa.arm64_words import DataAbort, decode_data_abort, decode_system
 from kvmtrace.isa.registry import ISAS, describe_exit_reason, has_never
 from kvmtrace.render.text.model_text import cannot_show, unchecked_rules
 from kvmtrace.report.build import build_report
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # ret << 6 | esr_ec
 WFX, HVC, SYS, DABT = 0x81, 0x96, 0x98, 0xA4
@@ -237,3 +234,11 @@ def test_what_only_this_isa_lacks_is_not_excused_elsewhere() -> None:
     assert not has_never([numbers["arm64"], numbers["svm"]], "kvm_inj_virq")
     assert not has_never([numbers["vmx"]], "kvm_inj_virq")
     assert not has_never([], "kvm_inj_virq")
+
+
+def test_a_vm_exit_is_explained() -> None:
+    fixture = Path(__file__).parents[2] / "fixtures" / "arm64-6.1-lifecycle.dat"
+    done = CliRunner().invoke(cli, ["report", str(fixture), "--explain", "5"])
+    assert done.exit_code == 0, done.exception
+    assert "DABT_LOW" in done.stdout
+    assert "kvm_guest_fault" in done.stdout
