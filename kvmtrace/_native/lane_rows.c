@@ -4,6 +4,7 @@
  * a step means is handed in (LaneSteps); the tables stand in kvmtrace/spans/.
  */
 #include "loops.h"
+#include "sums.h"
 
 #define N_STEPS 32 /* steps are below it */
 
@@ -136,14 +137,6 @@ void sweep_lanes(const LaneView *lanes, const LaneSteps *steps, uint8_t *part, i
 			value = steps->unknown; /* up to the next row that decides */
 		}
 	}
-}
-
-/* Add within [-limit, limit]. */
-static inline int64_t added(int64_t sum, int64_t more, int64_t limit)
-{
-	if (__builtin_add_overflow(sum, more, &sum))
-		sum = more < 0 ? -limit : limit;
-	return sum > limit ? limit : sum < -limit ? -limit : sum;
 }
 
 int64_t sum_by_number(const void *numbers, int32_t wide, const int64_t *weights, int64_t n, int64_t n_sums,

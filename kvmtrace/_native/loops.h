@@ -292,6 +292,67 @@ typedef struct {
 int64_t sum_parts(const uint8_t *part, const int64_t *dur_ns, int64_t n, const int32_t *owner, const int32_t *group,
 		  const PartTotals *totals);
 
+/* edges.c: the VM-entries and VM-exits of lanes, paired */
+
+/* Rows of lanes, those of a thread one behind the other. */
+typedef struct {
+	int64_t n_rows;
+	const uint16_t *thread;
+	const uint8_t *step, *suspect;
+	const int64_t *ts, *arg;
+} EdgeSource;
+
+/* Columns of edges to be filled in: n_edges each, those of what lies between two of them one less. */
+typedef struct {
+	int64_t n_edges;
+	int64_t *edge, *reason, *dur_ns;
+	uint8_t *is_exit, *handling, *guest, *sound;
+} EdgeColumns;
+
+/* Find the rows whose step is at most `exit`, and what lies between each and the next: a VM-exit being handled, or the
+ * guest running; how long; and whether nothing can be lost in it. Returns how many there are, -1 if more than there is
+ * room for.
+ */
+int64_t pair_edges(const EdgeSource *from, uint8_t exit, int64_t reason_mask, const EdgeColumns *out);
+
+typedef struct {
+	int64_t n_edges;
+	const int64_t *edge, *reason, *dur_ns;
+	const uint8_t *is_exit, *handling, *guest, *sound;
+} EdgeView;
+
+/* Sums by reason, within [-limit, limit], and room for n_edges samples. */
+typedef struct {
+	int64_t n_reasons, limit;
+	int64_t *count, *guest_ns, *group, *dur_ns;
+} ExitSums;
+
+/* Count VM-exits and the time in guest mode before them by reason; keep the sound pairs of a VM-exit and a VM-entry.
+ * Returns how many there are, -1 if a reason is none of n_reasons; discarded: those that are not sound are added to it.
+ */
+int64_t sum_exits(const EdgeView *edges, const ExitSums *sums, int64_t *discarded);
+
+/* Rows of lanes: what the thread did from each to its next, and how long. waiting: bits of the parts that are waiting. */
+typedef struct {
+	int64_t n_rows;
+	const uint16_t *thread;
+	const uint8_t *part;
+	const int64_t *dur_ns;
+	uint32_t waiting;
+} SweptRows;
+
+/* Room for n_edges VM-exits: the edge, the time without waiting, the number in its thread. */
+typedef struct {
+	int64_t *edge, *work_ns, *number;
+} SlowExits;
+
+/* Find the sound pairs of a VM-exit and a VM-entry that took at least `least` without waiting and without `moved_ns` (of
+ * each edge; NULL: 0). counted: VM-exits of n_threads threads so far. Returns how many there are, -1 if an edge is none
+ * of the rows, or its thread none of n_threads.
+ */
+int64_t slow_exits(const EdgeView *edges, const SweptRows *rows, const int64_t *moved_ns, int64_t least,
+		   int64_t *counted, int64_t n_threads, const SlowExits *out);
+
 /* perf_tables.c: the tables of `perf kvm stat` */
 
 /* What an event is to perf; those from PERF_EXIT on have keys. */

@@ -64,8 +64,12 @@ class Counter:
         """
         if not len(ids):
             return
-        self.values = grown(self.values, int(ids.max()) + 1)
-        sum_by_number(ids, weights, self.values, SUM_LIMIT)
+        sum_by_number(ids, weights, self.room(int(ids.max()) + 1), SUM_LIMIT)
+
+    def room(self, size: int) -> NDArray[np.int64]:
+        """Return the sums, of `size` numbers at least, for others to add to."""
+        self.values = grown(self.values, size)
+        return self.values
 
     def __getitem__(self, number: int) -> int:
         return int(self.values[number]) if number < len(self.values) else 0

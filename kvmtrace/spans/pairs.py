@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from kvmtrace._native.edges import pair_edges
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.spans.lanes import Step
+from kvmtrace.spans.lanes import REASON_MASK, Step
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from kvmtrace.spans.lanes import Lanes
@@ -50,15 +50,5 @@ def find_pairs(lanes: Lanes, owner: NDArray[np.int32]) -> Pairs:
 
     Source: arch/x86/kvm/trace.h, TRACE_EVENT(kvm_entry), TRACE_EVENT(kvm_exit)
     """
-    is_edge = lanes.step <= Step.EXIT  # Step.ENTRY or Step.EXIT
-    edges = np.flatnonzero(is_edge)
-    is_exit = lanes.step[edges] == Step.EXIT
-    thread, ts_ns = lanes.thread[edges], lanes.ts_ns[edges]
-    same = thread[:-1] == thread[1:]
-    dur_ns = np.diff(ts_ns)
-    sound = dur_ns >= 0
-    if lanes.suspect.any():
-        n_suspect = np.concatenate([[0], np.cumsum(lanes.suspect)])[edges]
-        sound &= np.diff(n_suspect) == 0
-    handling, guest = same & is_exit[:-1] & ~is_exit[1:], same & ~is_exit[:-1] & is_exit[1:]
-    return Pairs(edges, owner, is_exit, lanes.reasons(edges), handling, guest, dur_ns, sound)
+    found = pair_edges(lanes, Step.EXIT, REASON_MASK)
+    return Pairs(owner=owner, **vars(found))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace._native.edges import sum_exits
 from kvmtrace.isa.registry import describe_exit_reason, isa_name
-from kvmtrace.spans.keys import Counter
+from kvmtrace.spans.keys import SUM_LIMIT, Counter
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.stats.durations import Samples, Summary
@@ -32,13 +33,11 @@ class ExitAccumulator:
 
     def feed(self, lanes: Lanes, pairs: Pairs) -> None:
         """Take in the next piece and its pairs."""
-        reasons, sound = pairs.reasons, pairs.sound
-        self.count.add(reasons[pairs.is_exit])
-        handled = pairs.handling & sound
-        self.discarded += int((pairs.handling & ~sound).sum())
-        self.samples.add(reasons[:-1][handled], pairs.dur_ns[handled])
-        guest = pairs.guest & sound
-        self.guest_before_ns.add(reasons[1:][guest], pairs.dur_ns[guest])
+        n_reasons = int(pairs.reasons.max(initial=0)) + 1
+        count, guest_ns = self.count.room(n_reasons), self.guest_before_ns.room(n_reasons)
+        reasons, dur_ns, discarded = sum_exits(pairs, count, guest_ns, SUM_LIMIT)
+        self.discarded += discarded
+        self.samples.add(reasons, dur_ns)
         self._feed_userspace(lanes, pairs)
 
     def _feed_userspace(self, lanes: Lanes, pairs: Pairs) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace._native.edges import slow_exits
 from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.keys import grown
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
 
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.spans.span_builder import Spans
-    from kvmtrace.spans.time_parts import Moves
 
-_WAITING = np.zeros(len(Part), bool)
-_WAITING[[Part.BLOCKED, Part.HALT_POLL, Part.PREEMPTED]] = True
+_WAITING = (Part.BLOCKED, Part.HALT_POLL, Part.PREEMPTED)
 
 
 @dataclass(frozen=True)
@@ -55,48 +54,33 @@ class SlowestAccumulator:
 
     def feed(self, spans: Spans) -> None:
         """Take in the next piece."""
-        lanes, pairs, swept, moves = spans.lanes, spans.pairs, spans.swept, spans.moves
+        lanes, pairs, swept = spans.lanes, spans.pairs, spans.swept
         edges = pairs.edges
-        number = self._numbers(lanes, edges, pairs.is_exit)
-        handled = np.flatnonzero(pairs.handling & pairs.sound)
-        if not len(handled) or not self._limit:
-            return
-        begin, end = edges[handled], edges[handled + 1]
-        waited = np.concatenate([[0], np.cumsum(np.where(_WAITING[swept.part], swept.dur_ns, 0))])
-        work_ns = pairs.dur_ns[handled] - (waited[end] - waited[begin]) - _moved(begin, end, moves)
-        least = self._kept[-1].work_ns if len(self._kept) == self._limit else -1
-        wanted = np.flatnonzero(work_ns >= least)
+        self._counted = grown(self._counted, int(lanes.thread.max(initial=0)) + 1)
+        moved_ns = _moved(spans) if len(spans.moves.rows) else None
+        least = self._kept[-1].work_ns if self._limit and len(self._kept) == self._limit else -1
+        columns = lanes.thread, swept.part, swept.dur_ns
+        found, work_ns, number = slow_exits(
+            pairs, columns, waiting=_WAITING, moved_ns=moved_ns, least=least, counted=self._counted
+        )
+        wanted = np.arange(len(found) if self._limit else 0)
         if len(wanted) > self._limit:
-            rows = begin[wanted]
-            wanted = wanted[np.lexsort((lanes.thread[rows], lanes.ts_ns[rows], -work_ns[wanted]))[: self._limit]]
+            rows = edges[found]
+            wanted = np.lexsort((lanes.thread[rows], lanes.ts_ns[rows], -work_ns))[: self._limit]
         self._kept += [
             _Candidate(
                 work_ns=int(work_ns[i]),
-                ts_ns=int(lanes.ts_ns[begin[i]]),
-                dur_ns=int(pairs.dur_ns[handled[i]]),
-                thread=int(lanes.thread[begin[i]]),
-                number=int(number[handled[i]]),
-                arg=int(lanes.arg[begin[i]]),
-                access=_first_access(lanes, int(begin[i]), int(end[i])),
+                ts_ns=int(lanes.ts_ns[edges[found[i]]]),
+                dur_ns=int(pairs.dur_ns[found[i]]),
+                thread=int(lanes.thread[edges[found[i]]]),
+                number=int(number[i]),
+                arg=int(lanes.arg[edges[found[i]]]),
+                access=_first_access(lanes, int(edges[found[i]]), int(edges[found[i] + 1])),
             )
             for i in wanted.tolist()
         ]
         self._kept.sort(key=lambda one: (-one.work_ns, one.ts_ns, one.thread))
         del self._kept[self._limit :]
-
-    def _numbers(self, lanes: Lanes, edges: NDArray[np.intp], is_exit: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return, for each edge that is an exit, its number among its thread's exits, from 1."""
-        number = np.zeros(len(edges), np.int64)
-        exits = np.flatnonzero(is_exit)
-        if not len(exits):
-            return number
-        thread = lanes.thread[edges[exits]]
-        self._counted = grown(self._counted, int(thread.max()) + 1)
-        first = np.flatnonzero(np.append(True, thread[1:] != thread[:-1]))
-        length = np.diff(np.append(first, len(thread)))
-        number[exits] = np.arange(len(thread)) - np.repeat(first, length) + 1 + self._counted[thread]
-        self._counted[thread[first]] += length
-        return number
 
     def finish(
         self, keys: LaneKeys, tids: Sequence[int], before: Mapping[int, int], *, waits: bool
@@ -112,14 +96,12 @@ class SlowestAccumulator:
         return tuple(_row(one, keys, tids, before, waits=waits) for one in self._kept)
 
 
-def _moved(begin: NDArray[np.intp], end: NDArray[np.intp], moves: Moves) -> NDArray[np.int64]:
-    """Return how much of each interval's handler time was waiting, as kvm_vcpu_wakeup says."""
-    moved = np.zeros(len(begin), np.int64)
-    if not len(moves.rows):
-        return moved
-    at = np.searchsorted(begin, moves.rows, "right") - 1
-    inside = (at >= 0) & (moves.rows < end[np.maximum(at, 0)])
-    np.add.at(moved, at[inside], moves.ns[inside])
+def _moved(spans: Spans) -> NDArray[np.int64]:
+    """Return how much handler time behind each edge was waiting, as kvm_vcpu_wakeup says."""
+    moves, edges = spans.moves, spans.pairs.edges
+    moved = np.zeros(len(edges), np.int64)
+    at = np.searchsorted(edges, moves.rows, "right") - 1
+    np.add.at(moved, at[at >= 0], moves.ns[at >= 0])
     return moved
 
 

@@ -94,3 +94,40 @@ def sum_parts(part, dur_ns, group, sums, *, limit, owner=None):
     mine = groups >= 0
     flat = sums.reshape(-1)
     sum_by_number(groups[mine] * sums.shape[1] + part[mine], dur_ns[mine], flat, limit)
+
+
+def pair_edges(thread, step, suspect, ts_ns, arg, mask):
+    """See kvmtrace._native.edges.pair_edges: (edges, is_exit, reasons, handling, guest, dur_ns, sound)."""
+    edges = np.flatnonzero(step <= Step.EXIT)
+    is_exit = step[edges] == Step.EXIT
+    same = thread[edges][:-1] == thread[edges][1:]
+    dur_ns = np.diff(ts_ns[edges])
+    n_suspect = np.concatenate([[0], np.cumsum(suspect)])[edges]
+    sound = (dur_ns >= 0) & (np.diff(n_suspect) == 0)
+    handling, guest = same & is_exit[:-1] & ~is_exit[1:], same & ~is_exit[:-1] & is_exit[1:]
+    return edges, is_exit, arg[edges] & mask, handling, guest, dur_ns, sound
+
+
+def sum_exits(edges, count, guest_ns, limit):
+    """See kvmtrace._native.edges.sum_exits; here no sum leaves the limits on its way."""
+    handled, guest = edges.handling & edges.sound, edges.guest & edges.sound
+    for reason in edges.reasons[edges.is_exit].tolist():
+        count[reason] += 1
+    for reason, ns in zip(edges.reasons[1:][guest].tolist(), edges.dur_ns[guest].tolist(), strict=True):
+        guest_ns[reason] = min(int(guest_ns[reason]) + ns, limit)
+    return edges.reasons[:-1][handled], edges.dur_ns[handled], int((edges.handling & ~edges.sound).sum())
+
+
+def slow_exits(edges, swept, *, waiting, moved_ns, least, counted):
+    """See kvmtrace._native.edges.slow_exits."""
+    thread, part, dur_ns = swept
+    found = []
+    for i, row in enumerate(edges.edges.tolist()):
+        counted[thread[row]] += edges.is_exit[i]
+        if i + 1 < len(edges.edges) and edges.handling[i] and edges.sound[i]:
+            own = slice(row, edges.edges[i + 1])
+            waited = sum(dur_ns[own][np.isin(part[own], waiting)].tolist())
+            work = int(edges.dur_ns[i]) - waited - (0 if moved_ns is None else int(moved_ns[i]))
+            if work >= least:
+                found.append((i, work, int(counted[thread[row]])))
+    return tuple(np.array(column, np.int64) for column in zip(*found, strict=True)) if found else (np.empty(0),) * 3

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import oracle_lanes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmtrace._native import class_positions, lane_rows
+from kvmtrace._native import class_positions, edges, lane_rows
 from kvmtrace.spans.keys import SUM_LIMIT
 from kvmtrace.spans.lanes import MARKS, Step
 from kvmtrace.spans.time_parts import N_PARTS, _steps
@@ -204,3 +206,60 @@ def test_consecutive_places(place, positions):
     own = place.take(positions, mode="clip")
     wanted = int(own[0]) if inside and (np.diff(own) == 1).all() else -1
     assert class_positions.consecutive_places(place, positions) == wanted
+
+
+SOME_TIMES = st.one_of(st.integers(0, 40), st.integers(-(1 << 40), 1 << 40))
+SOME_LANES = st.lists(
+    st.lists(
+        st.tuples(st.sampled_from([Step.ENTRY, Step.EXIT, Step.EXIT, Step.PIO]), SOME_TIMES, st.booleans()), max_size=25
+    ),
+    max_size=4,
+)
+EDGES = ("edges", "is_exit", "reasons", "handling", "guest", "dur_ns", "sound")
+
+
+@given(SOME_LANES, st.data())
+@settings(max_examples=300, deadline=None)
+def test_edges_and_what_is_summed_over_them(lanes, data):
+    thread, step, ts_ns, suspect = columns_of(lanes)
+    n, small = len(thread), st.integers(0, 9)
+    arg, dur_ns, part = (
+        np.array(data.draw(st.lists(of, min_size=n, max_size=n)), np.int64) for of in (small, small, small)
+    )
+    rows = SimpleNamespace(thread=thread, step=step, ts_ns=ts_ns, suspect=suspect & (arg == 9), arg=arg)
+    found = edges.pair_edges(rows, Step.EXIT, 7)
+    wanted = oracle_lanes.pair_edges(thread, step, rows.suspect, ts_ns, arg, 7)
+    for name, column in zip(EDGES, wanted, strict=True):
+        assert getattr(found, name).tolist() == column.tolist(), name
+    counts, twins = ([np.full(8, 5, np.int64), np.full(8, (1 << 40) - 9, np.int64)] for _ in range(2))
+    ours = edges.sum_exits(found, *counts, 1 << 40)
+    theirs = oracle_lanes.sum_exits(found, *twins, 1 << 40)
+    assert [column.tolist() for column in ours[:2]] == [column.tolist() for column in theirs[:2]]
+    assert ours[2] == theirs[2]
+    assert [c.tolist() for c in counts] == [t.tolist() for t in twins]
+    counted, twin = np.zeros(9, np.int64), np.zeros(9, np.int64)
+    moved = data.draw(st.sampled_from([None, np.arange(n, dtype=np.int64) % 3]))
+    asked = {"waiting": (2, 5), "moved_ns": moved, "least": data.draw(st.sampled_from([-1, 4, 1 << 62]))}
+    swept = thread, part.astype(np.uint8), dur_ns
+    ours = edges.slow_exits(found, swept, counted=counted, **asked)
+    theirs = oracle_lanes.slow_exits(found, swept, counted=twin, **asked)
+    assert [column.tolist() for column in ours] == [column.tolist() for column in theirs]
+    assert counted.tolist() == twin.tolist()
+
+
+def test_edges_that_do_not_fit_are_refused():
+    thread, step, ts_ns = np.array([1, 1, 1], np.uint16), np.array([1, 2, 1], np.uint8), np.arange(3)
+    rows = SimpleNamespace(thread=thread, step=step, ts_ns=ts_ns, suspect=np.zeros(3, bool), arg=np.full(3, 6))
+    found = edges.pair_edges(rows, Step.EXIT, 7)
+    with pytest.raises(ValueError, match="none of 6"):
+        edges.sum_exits(found, np.zeros(6, np.int64), np.zeros(9, np.int64), 9)
+    swept = thread, np.zeros(3, np.uint8), ts_ns
+    refused = [  # rows, threads, moved times
+        (2, 9, None, "none of the rows'"),
+        (3, 1, None, "none of the rows'"),
+        (3, 9, np.zeros(2, np.int64), "as many edges"),
+    ]
+    for n_rows, n_threads, moved, why in refused:
+        rows, counted = tuple(column[:n_rows] for column in swept), np.zeros(n_threads, np.int64)
+        with pytest.raises(ValueError, match=why):
+            edges.slow_exits(found, rows, waiting=(), moved_ns=moved, least=0, counted=counted)
