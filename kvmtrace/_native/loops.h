@@ -353,6 +353,29 @@ typedef struct {
 int64_t slow_exits(const EdgeView *edges, const SweptRows *rows, const int64_t *moved_ns, int64_t least,
 		   int64_t *counted, int64_t n_threads, const SlowExits *out);
 
+/* time_bins.c: stretches of time cut at the edges of bins */
+
+/* Stretches: what a thread did, as a part, and values that are not negative; level: NULL where there is none. */
+typedef struct {
+	int64_t n;
+	const int64_t *thread, *begin_ns, *dur_ns;
+	const uint8_t *part;
+	const int64_t *code, *cpu, *level;
+} Stretches;
+
+/* n_bins bins of each of n_threads threads, from time 0 on. part_ns: n_parts of each.
+ * longest, cpu, level: of the longest piece in each bin its length, at most longest_ns, and, below it in `value_bits`
+ * bits, the value.
+ */
+typedef struct {
+	int64_t n_threads, n_bins, n_parts, bin_ns, longest_ns;
+	int32_t value_bits;
+	int64_t *part_ns, *longest, *cpu, *level;
+} TimeBins;
+
+/* Add the pieces of stretches to their bins. Returns -1 if a thread or part is none of the bins'. */
+int64_t add_stretches(const Stretches *from, const TimeBins *bins);
+
 /* perf_tables.c: the tables of `perf kvm stat` */
 
 /* What an event is to perf; those from PERF_EXIT on have keys. */

@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 LARGEST_KEPT = 32 << 20  # bytes, the most that glibc allows; larger arrays are mapped and unmapped as ever
 TRIMMED_ABOVE = 1 << 30  # bytes free at the heap's end
 THREADS = 2  # each with memory of its own: what one frees is in its core's cache
-MANY_OBJECTS = 20_000  # made before Python looks for cycles; loading modules alone makes as many, and leaves none
+MANY_OBJECTS = 150_000  # made before Python looks for cycles: a small report makes as many, and leaves none
 
 
 def prepare_memory() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -111,7 +110,11 @@ def columns_wanted(*, terminal: bool) -> int:
     told = os.environ.get("COLUMNS", "")
     if told.isdecimal() and 0 < int(told) < 100_000:
         return max(int(told), NARROWEST)
-    return max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST) if terminal else WIDTH
+    if not terminal:
+        return WIDTH
+    import shutil
+
+    return max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST)
 
 
 @dataclass(frozen=True)

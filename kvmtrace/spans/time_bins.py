@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace._native.time_bins_loop import BinArrays, Stretches, add_stretches
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.time_parts import N_PARTS
 
@@ -20,7 +21,6 @@ FEWEST_BINS = 64
 FIRST_SHIFT = 6  # bins of 64 ns
 MAX_SHIFT = 61
 _CODE_BITS = 20
-_LONGEST = (1 << (62 - _CODE_BITS)) - 1
 NO_CODE = (1 << _CODE_BITS) - 1
 # of each array: how two neighbours become one, and what nothing is
 _ARRAYS: dict[str, tuple[np.ufunc, int]] = {
@@ -98,32 +98,18 @@ class TimeBins:
 
     def _add_segments(self, thread: NDArray[np.int64], segments: NDArray[Any]) -> None:
         """Cut segments at the bins' edges and add the pieces."""
-        begin = segments["ts_ns"] - self.begin_ns
-        end = np.minimum(begin + segments["dur_ns"], self.n_bins * self.bin_ns)
-        begin = np.maximum(begin, 0)
-        kept = np.flatnonzero(end > begin)
-        begin, end, thread = begin[kept], end[kept], thread[kept]
-        first = begin // self.bin_ns
-        n = (end - 1) // self.bin_ns - first + 1
-        if not len(n):
-            return
-        source = np.repeat(np.arange(len(n)), n)
-        where = first[source] + np.arange(len(source)) - np.repeat(np.cumsum(n) - n, n)
-        edge = where * self.bin_ns
-        dur_ns = np.minimum(end[source], edge + self.bin_ns) - np.maximum(begin[source], edge)
-        low, high = int(where.min()), int(where.max()) + 1
-        shape = (len(self._part_ns), high - low, N_PARTS)
-        part = segments["part"][kept][source]
-        cells = (thread[source] * shape[1] + where - low) * N_PARTS + part
-        sums = np.bincount(cells, dur_ns, minlength=shape[0] * shape[1] * shape[2])
-        self._part_ns[:, low:high] += sums.astype(np.int64).reshape(shape)
-        flat = thread[source] * self.n_bins + where
-        length = np.minimum(dur_ns, _LONGEST) << _CODE_BITS
-        np.maximum.at(self._longest.reshape(-1), flat, length | code_of(segments[kept])[source])
-        cpu = segments["cpu"][kept].astype(np.int64)[source] & 0xFFFF
-        np.maximum.at(self._cpu.reshape(-1), flat, length | cpu)
-        if segments["level"].any():
-            np.maximum.at(self._level.reshape(-1), flat, length | segments["level"][kept].astype(np.int64)[source])
+        level = segments["level"]
+        stretches = Stretches(
+            thread,
+            segments["ts_ns"] - self.begin_ns,
+            segments["dur_ns"],
+            segments["part"],
+            code_of(segments),
+            segments["cpu"].astype(np.int64) & 0xFFFF,
+            level if level.any() else None,
+        )
+        bins = BinArrays(self.bin_ns, self._part_ns, self._longest, self._cpu, self._level)
+        add_stretches(stretches, bins, _CODE_BITS)
 
     def _count(self, counts: NDArray[np.int64], thread: NDArray[Any], ts_ns: NDArray[np.int64]) -> None:
         where = (ts_ns - self.begin_ns) // self.bin_ns

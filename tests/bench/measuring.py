@@ -112,6 +112,21 @@ def alternate(rounds: int, *commands: Command) -> None:
             command.run()
 
 
+def alternate_cold(rounds: int, path: Path, *commands: Command) -> None:
+    """Run in turn, each time with nothing of a file in memory."""
+    for _ in range(rounds):
+        for command in commands:
+            evict(path)
+            command.run()
+
+
+def evict(path: Path) -> None:
+    """Let the kernel forget a file's pages."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def kvmtrace(*arguments: str | Path, one_core: bool = False, folder: Path = ROOT) -> Command:
     """Return a kvmtrace command; exit code 1 of `check` is a finding."""
     exits = (0, 1) if arguments[0] == "check" else (0,)

@@ -131,3 +131,21 @@ def slow_exits(edges, swept, *, waiting, moved_ns, least, counted):
             if work >= least:
                 found.append((i, work, int(counted[thread[row]])))
     return tuple(np.array(column, np.int64) for column in zip(*found, strict=True)) if found else (np.empty(0),) * 3
+
+
+def add_stretches(stretches, bins, value_bits):
+    """See kvmtrace._native.time_bins_loop.add_stretches: stretch by stretch, bin by bin."""
+    n_bins, longest_ns = bins.part_ns.shape[1], (1 << (62 - value_bits)) - 1
+    values = {"longest": stretches.code, "cpu": stretches.cpu, "level": stretches.level}
+    for i, thread in enumerate(stretches.thread.tolist()):
+        begin = max(int(stretches.begin_ns[i]), 0)
+        end = min(int(stretches.begin_ns[i]) + int(stretches.dur_ns[i]), n_bins * bins.bin_ns)
+        for where in range(begin // bins.bin_ns, n_bins if end > begin else 0):
+            ns = min(end, (where + 1) * bins.bin_ns) - max(begin, where * bins.bin_ns)
+            if ns <= 0:
+                break
+            bins.part_ns[thread, where, stretches.part[i]] += ns
+            for name, column in values.items():
+                if column is not None:
+                    kept = getattr(bins, name)
+                    kept[thread, where] = max(kept[thread, where], min(ns, longest_ns) << value_bits | int(column[i]))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmtrace._native import class_positions, edges, lane_rows
+from kvmtrace._native.time_bins_loop import BinArrays, Stretches, add_stretches
 from kvmtrace.spans.keys import SUM_LIMIT
 from kvmtrace.spans.lanes import MARKS, Step
 from kvmtrace.spans.time_parts import N_PARTS, _steps
@@ -263,3 +264,41 @@ def test_edges_that_do_not_fit_are_refused():
         rows, counted = tuple(column[:n_rows] for column in swept), np.zeros(n_threads, np.int64)
         with pytest.raises(ValueError, match=why):
             edges.slow_exits(found, rows, waiting=(), moved_ns=moved, least=0, counted=counted)
+
+
+STRETCH_ROWS = st.tuples(
+    st.integers(0, 2),
+    st.integers(-30, 90) | st.just(1 << 61),
+    st.integers(-3, 60) | st.just(1 << 56),
+    st.integers(0, 7),
+    st.integers(0, 15),
+    st.integers(0, 15),
+    st.integers(0, 2),
+)
+
+
+BIN_NS = st.sampled_from([1, 7, 1 << 58, 1 << 61])
+
+
+@given(st.lists(STRETCH_ROWS, max_size=40), BIN_NS, st.sampled_from([4, 60]), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_stretches_in_bins(rows, bin_ns, value_bits, leveled):
+    thread, begin, dur, part, code, cpu, level = (np.array([row[i] for row in rows], np.int64) for i in range(7))
+    stretches = Stretches(thread, begin, dur, part.astype(np.uint8), code, cpu, level if leveled else None)
+
+    def bins():
+        return BinArrays(bin_ns, np.zeros((3, 9, 8), np.int64), *(np.full((3, 9), -1, np.int64) for _ in range(3)))
+
+    ours, theirs = bins(), bins()
+    add_stretches(stretches, ours, value_bits)
+    oracle_lanes.add_stretches(stretches, theirs, value_bits)
+    for name in ("part_ns", "longest", "cpu", "level"):
+        assert getattr(ours, name).tolist() == getattr(theirs, name).tolist(), name
+
+
+@pytest.mark.parametrize(("thread", "part"), [(3, 0), (-1, 0), (0, 8)])
+def test_stretches_of_no_bin_are_refused(thread, part):
+    one = np.ones(1, np.int64)
+    bins = BinArrays(9, np.zeros((3, 9, 8), np.int64), *(np.full((3, 9), -1, np.int64) for _ in range(3)))
+    with pytest.raises(ValueError, match="none of the bins"):
+        add_stretches(Stretches(one * thread, one, one, np.array([part], np.uint8), one, one, None), bins, 4)
