@@ -378,8 +378,11 @@ int64_t add_stretches(const Stretches *from, const TimeBins *bins);
 
 /* perf_tables.c: the tables of `perf kvm stat` */
 
-/* What an event is to perf; those from PERF_EXIT on have keys. */
-enum { PERF_NOTHING, PERF_ENTRY, PERF_EXIT, PERF_PIO, PERF_MSR, PERF_MMIO_READ, PERF_MMIO_WRITE, PERF_KEY_ONLY };
+/* What an event is to perf; those from PERF_EXIT on have keys. PERF_ENTERS and PERF_LEAVES: entry and exit where perf
+ * measures guest mode.
+ */
+enum { PERF_NOTHING, PERF_ENTRY, PERF_ENTERS, PERF_EXIT, PERF_PIO, PERF_MSR, PERF_MMIO_READ, PERF_MMIO_WRITE,
+       PERF_KEY_ONLY, PERF_LEAVES };
 
 /* Rows of a table. */
 typedef struct {

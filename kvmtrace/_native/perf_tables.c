@@ -53,6 +53,10 @@ static inline void take_keyed(PerfThread *thread, PerfTable *tables, uint8_t wha
 		thread->exit_ns = now;
 		thread->pending &= ~(1 << MMIO);
 		break;
+	case PERF_LEAVES:
+		put_sample(tables + VMEXIT, number, thread->begin_ns[VMEXIT], now);
+		thread->begin_ns[VMEXIT] = 0;
+		break;
 	case PERF_PIO: begin(thread, IOPORT, number, now); break;
 	case PERF_MSR: begin(thread, MSR, number, now); break;
 	case PERF_MMIO_READ:
@@ -106,7 +110,7 @@ int64_t take_perf_events(const PerfRows *rows, int64_t from, const PerfKind *kin
 
 		if (what == PERF_NOTHING)
 			continue;
-		if (what != PERF_ENTRY) {
+		if (what >= PERF_EXIT) {
 			PerfTable *of = tables + kind->table;
 
 			if (*at >= kind->n)
@@ -124,12 +128,14 @@ int64_t take_perf_events(const PerfRows *rows, int64_t from, const PerfKind *kin
 		}
 		if (rows->tid[i] != latest_tid || !thread) {
 			latest_tid = rows->tid[i];
-			thread = thread_of(threads, latest_tid, what == PERF_ENTRY);
+			thread = thread_of(threads, latest_tid, what < PERF_EXIT);
 		}
 		if (!thread)
 			continue;
 		if (what == PERF_ENTRY)
 			complete(thread, tables, rows->ts[i]);
+		else if (what == PERF_ENTERS)
+			thread->begin_ns[VMEXIT] = rows->ts[i];
 		else
 			take_keyed(thread, tables, what, number, rows->ts[i]);
 	}

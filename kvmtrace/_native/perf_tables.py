@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 TABLES = ("vmexit", "ioport", "msr", "mmio")
 # what an event is to perf
-ENTRY, EXIT, PIO, MSR, MMIO_READ, MMIO_WRITE, KEY_ONLY = (
-    int(getattr(lib, f"PERF_{name}")) for name in ("ENTRY", "EXIT", "PIO", "MSR", "MMIO_READ", "MMIO_WRITE", "KEY_ONLY")
+_WHATS = ("ENTRY", "ENTERS", "EXIT", "PIO", "MSR", "MMIO_READ", "MMIO_WRITE", "KEY_ONLY", "LEAVES")
+ENTRY, ENTERS, EXIT, PIO, MSR, MMIO_READ, MMIO_WRITE, KEY_ONLY, LEAVES = (
+    int(getattr(lib, f"PERF_{name}")) for name in _WHATS
 )
 _SUMS = np.dtype(
     [

@@ -12,7 +12,7 @@ from kvmtrace.isa.registry import BY_NUMBER, ISAS
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.nesting import ENTERS_L2, REFLECTS
 from kvmtrace.model.states import STAND_INS
-from kvmtrace.model.world_switch import STEPS_BY_ISA, UNSEEN
+from kvmtrace.model.world_switch import STEPS_BY_ISA, UNSEEN_BY_ISA
 from kvmtrace.table.event_table import TRACE_FLAG_HARDIRQ
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Story:
     events: tuple[StoryEvent, ...]
     steps: tuple[StoryStep, ...]
     left_out: int = 0
-    unseen: tuple[str, ...] = UNSEEN
+    unseen: tuple[str, ...] = ()
     vm: str | None = None  # its name
     ran: tuple[tuple[str, int], ...] = ()  # who ran while the vCPU was preempted in this lifecycle, ns
 
@@ -199,4 +199,5 @@ def explain_exit(events: EventTable, number: int, *, tid: int | None = None, vcp
         tuple(story),
         tuple(_place(step, story, exit_at) for step in STEPS_BY_ISA[isa.name]),
         left_out,
+        UNSEEN_BY_ISA[isa.name],
     )

@@ -124,6 +124,14 @@ def _failed(code: int, name: str, note: str) -> ExitRow:
     )
 
 
+def _perf_key(code: int) -> int:
+    """Return the number under which `perf kvm stat` counts an exit: the class of a trap, else the kind of exception.
+
+    Source: event_get_key (tools/perf/arch/arm64/util/kvm-stat.c)
+    """
+    return code & 0x3F if code >> _RET_SHIFT == _TRAP >> _RET_SHIFT else code >> _RET_SHIFT
+
+
 # fmt: off
 _ROWS: tuple[ExitRow, ...] = (
     ExitRow(_IRQ, "IRQ", "handle_exit (handle_exit.c)", RipClass.SAME,
@@ -218,6 +226,7 @@ ARM64 = Isa(
     decode_abort=decode_abort,
     decode_trap=decode_trap,
     announces_reads=True,
+    perf_guest_key=_perf_key,
     is_vector=is_vector,
     world_switch=ARM64_SWITCH,
     brackets=ARM64_BRACKETS,

@@ -59,6 +59,11 @@ ARM64_BRACKETS: tuple[tuple[str, str, str], ...] = (
 )
 
 ARM64_UNSEEN: tuple[str, ...] = (
-    "whether kvm_entry's program counter is still to be adjusted",
+    "the registers' contents, other than the program counter in kvm_entry and kvm_exit",
+    "whether kvm_entry's program counter is still to be adjusted: a step or an exception is carried out behind it",
+    "the syndrome, but where kvm_guest_fault or kvm_handle_sys_reg repeats it",
+    "exits that the code at EL2 handles by itself: first use of floating point, work-arounds (fixup_guest_exit)",
+    "which interrupt the vGIC puts into a list register, and when the guest acknowledges and ends it",
+    "without VHE, whatever the hypervisor code does at EL2 (hyp/nvhe): no tracepoint, kprobe or BPF program reaches it",
 )
 # fmt: on

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 from kvmtrace.isa.base import SwitchStep
-from kvmtrace.isa.registry import ISAS, union
+from kvmtrace.isa.registry import ISAS
 
-__all__ = ["BRACKETS", "PHASES", "STEPS_BY_ISA", "UNSEEN", "SwitchStep", "steps_as_dicts"]
+__all__ = ["BRACKETS", "PHASES", "STEPS_BY_ISA", "UNSEEN_BY_ISA", "SwitchStep", "steps_as_dicts"]
 
 # the phases of the lifecycle, in order
 # fmt: off
@@ -35,7 +35,7 @@ STEPS_BY_ISA: dict[str, tuple[SwitchStep, ...]] = {isa.name: isa.world_switch fo
 BRACKETS: dict[str, tuple[tuple[str, str, str], ...]] = {isa.name: isa.brackets for isa in ISAS}
 
 # what a recording cannot show of the switch, whatever is recorded
-UNSEEN: tuple[str, ...] = union(lambda isa: isa.unseen)
+UNSEEN_BY_ISA: dict[str, tuple[str, ...]] = {isa.name: isa.unseen for isa in ISAS}
 
 
 def steps_as_dicts(isa: str) -> list[dict[str, Any]]:

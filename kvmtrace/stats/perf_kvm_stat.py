@@ -9,7 +9,10 @@ msr      kvm_msr → kvm_entry, key MSR and direction
 mmio     writes kvm_mmio → kvm_entry; reads kvm_exit → kvm_mmio. A read that ends while a write is pending is
          counted for the write's key, and a kvm_entry leaves a kvm_exit without key pending.
 
-Source: tools/perf/builtin-kvm.c (handle_kvm_event), tools/perf/arch/x86/util/kvm-stat.c
+On architectures whose exit reason perf learns from kvm_exit alone it measures guest mode instead, kvm_entry → kvm_exit,
+and has no other table (Isa.perf_guest_key).
+
+Source: tools/perf/builtin-kvm.c (handle_kvm_event), tools/perf/arch/x86/util/kvm-stat.c, arch/arm64/util/kvm-stat.c
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import numpy as np
 
 from kvmtrace._native import perf_tables
 from kvmtrace._native.perf_tables import PerfKind
-from kvmtrace.isa.registry import BY_NUMBER, isa_name
+from kvmtrace.isa.registry import BY_NUMBER, isa_name, recognise
 from kvmtrace.spans.lane_builder import MAX_THREADS, MAX_TID, MMIO_READ, MMIO_WRITE
 from kvmtrace.spans.lane_keys import KEYED, split_pair
 from kvmtrace.stats.durations import REL_STDERR_DIGITS
@@ -45,6 +48,7 @@ _EVENTS = {
     "kvm_msr": (perf_tables.MSR, "msr"),
     "kvm_mmio": (perf_tables.KEY_ONLY, "mmio"),
 }
+_OF_GUEST_MODE = {"kvm_entry": (perf_tables.ENTERS, ""), "kvm_exit": (perf_tables.LEAVES, "vmexit")}
 
 
 class PerfAccumulator:
@@ -55,7 +59,10 @@ class PerfAccumulator:
 
     def feed(self, table: EventTable) -> None:
         """Take in the next table."""
-        kinds = {table.kind_index[name]: _kind(table, name) for name in _EVENTS if table.count(name)}
+        events = _OF_GUEST_MODE if _measures_guest_mode(table) else _EVENTS
+        kinds = {
+            table.kind_index[name]: _kind(table, name, *told) for name, told in events.items() if table.count(name)
+        }
         if kinds:
             self._tables.take(table.ts_ns, table.tid, table.kind, len(table.kinds), kinds)
 
@@ -78,15 +85,23 @@ class PerfAccumulator:
     ) -> tuple[PerfRow, ...]:
         """Return a table's rows by samples, descending; ties as perf's hash table leaves them."""
         keys, sums = self._tables.keys(name), self._tables.sums(name)
+        if name == "vmexit":
+            keys, sums = _as_perf_counts(keys, sums)
         count = sums["count"].tolist()
         numbers = [n for n in range(len(keys)) if count[n]]
         numbers.sort(key=lambda n: (-count[n], bucket(keys[n]) % HASH_BUCKETS, -n))
         return tuple(PerfRow(**row(keys[n]), **_summary(sums[n])) for n in numbers)
 
 
-def _kind(table: EventTable, name: str) -> PerfKind:
+def _measures_guest_mode(table: EventTable) -> bool:
+    if "kvm_exit" not in table.kind_index:
+        return False
+    isa = recognise(table.kinds[table.kind_index["kvm_exit"]].fields)
+    return isa is not None and isa.perf_guest_key is not None
+
+
+def _kind(table: EventTable, name: str, what: int, keys_of: str) -> PerfKind:
     """Return what perf sees of a kind's events."""
-    what, keys_of = _EVENTS[name]
     if not keys_of:
         return PerfKind(what)
     keys = KEYED[name][1](table)
@@ -118,7 +133,39 @@ def _hex(number: int) -> str:
 
 
 def _exit_code(key: int) -> int:
-    return key & 0xFFFFFFFF
+    """Return the number by which perf finds a VM-exit's row."""
+    isa, exit_reason = split_pair(key)
+    known = BY_NUMBER.get(isa)
+    return exit_reason if known is None or known.perf_guest_key is None else known.perf_guest_key(exit_reason)
+
+
+def _as_perf_counts(keys: list[int], sums: NDArray[np.void]) -> tuple[list[int], NDArray[np.void]]:
+    """Add up the exit reasons that perf takes for one: the first of them names the row."""
+    first: dict[int, int] = {}
+    for number, key in enumerate(keys):
+        first.setdefault(_exit_code(key), number)
+    if len(first) == len(keys):
+        return keys, sums
+    merged = sums.copy()
+    for number, key in enumerate(keys):
+        if (to := first[_exit_code(key)]) != number:
+            _add_samples(merged[to : to + 1], sums[number : number + 1])
+    kept = sorted(first.values())
+    return [keys[number] for number in kept], merged[kept]
+
+
+def _add_samples(to: NDArray[np.void], more: NDArray[np.void]) -> None:
+    """Add the samples of one row to another's."""
+    n, m = int(to["count"][0]), int(more["count"][0])
+    if not m:
+        return
+    off = float(more["mean"][0] - to["mean"][0])
+    to["squares"] += more["squares"] + off * off * n * m / (n + m)
+    to["mean"] += off * m / (n + m)
+    to["min_ns"] = more["min_ns"] if not n else np.minimum(to["min_ns"], more["min_ns"])
+    for field in ("count", "total"):
+        to[field] += more[field]
+    to["max_ns"] = np.maximum(to["max_ns"], more["max_ns"])
 
 
 def _vmexit_row(key: int) -> dict[str, Any]:

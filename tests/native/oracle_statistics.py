@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvmtrace._native.perf_tables import ENTRY, EXIT, MMIO_READ, MMIO_WRITE, MSR, PIO, TABLES
+from kvmtrace._native.perf_tables import (
+    ENTERS,
+    ENTRY,
+    EXIT,
+    LEAVES,
+    MMIO_READ,
+    MMIO_WRITE,
+    MSR,
+    PIO,
+    TABLES,
+)
 
 _BEGINS = {EXIT: "vmexit", PIO: "ioport", MSR: "msr"}
 
@@ -15,6 +25,7 @@ class PerfTables:
     def __init__(self, max_tid, max_threads):
         self.max_tid, self.max_threads = max_tid, max_threads
         self.threads = {}  # tid -> what is pending, the MMIO write that is, when the latest VM-exit was
+        self.entered = {}  # tid -> when its latest VM-entry was, where guest mode is measured
         self.known = {name: {} for name in TABLES}  # key -> its samples
 
     def take(self, ts_ns, tid, kind, n_kinds, kinds):
@@ -36,7 +47,7 @@ class PerfTables:
     def _take(self, ts, thread, what, key):
         if not 0 < thread <= self.max_tid:
             return
-        if thread not in self.threads and (what != ENTRY or len(self.threads) == self.max_threads):
+        if thread not in self.threads and (what not in {ENTRY, ENTERS} or len(self.threads) == self.max_threads):
             return
         pending, write, exit_ns = self.threads.setdefault(thread, ({}, None, 0))
         if what == ENTRY:
@@ -45,6 +56,10 @@ class PerfTables:
             if write:
                 self._put("mmio", *write, ts)
             pending, write = {}, None
+        if what == ENTERS:
+            self.entered[thread] = ts
+        if what == LEAVES:
+            self._put("vmexit", key, self.entered.pop(thread, 0), ts)
         if what in _BEGINS:
             pending = pending | {_BEGINS[what]: (key, ts)}
         if what == MMIO_READ:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmtrace._native.perf_tables import (
+    ENTERS,
     ENTRY,
     EXIT,
     KEY_ONLY,
+    LEAVES,
     MMIO_READ,
     MMIO_WRITE,
     MSR,
@@ -33,24 +35,31 @@ ROWS = st.tuples(
 )
 
 
-def columns(rows, clock):
+OF_GUEST_MODE = {0: (ENTERS, ""), 1: (LEAVES, "vmexit")}
+
+
+def columns(rows, clock, of=KINDS):
     """Return what PerfTables.take wants of rows (time since the last one, thread, kind, key, what an MMIO event is)."""
     later, tid, kind, key, what = zip(*rows, strict=True) if rows else ((),) * 5
     ts_ns = np.array([clock, *later], np.int64).cumsum()[1:]
     kind, key, what = np.array(kind, np.uint16), np.array(key, np.uint64), np.array(what, np.uint8)
     kinds = {}
-    for number, (is_what, table) in KINDS.items():
+    for number, (is_what, table) in of.items():
         own = kind == number
         kinds[number] = PerfKind(is_what, table, key[own] if table else key[:0], what[own] if number == 4 else None)
     return ts_ns, np.array(tid, np.int32), kind, 7, kinds
 
 
-@given(st.lists(st.lists(ROWS, max_size=120), max_size=4), st.sampled_from([0, 1000]))
+@given(
+    st.lists(st.lists(ROWS, max_size=120), max_size=4),
+    st.sampled_from([0, 1000]),
+    st.sampled_from([KINDS, OF_GUEST_MODE]),
+)
 @settings(max_examples=300, deadline=None)
-def test_perfs_tables(pieces, clock):
+def test_perfs_tables(pieces, clock, of_what):
     compiled, plain = (of(MAX_TID, MAX_THREADS) for of in (PerfTables, oracle_statistics.PerfTables))
     for piece in pieces:
-        given_columns = columns(piece, clock)
+        given_columns = columns(piece, clock, of_what)
         clock = int(given_columns[0][-1]) if piece else clock
         compiled.take(*given_columns)
         plain.take(*given_columns)
@@ -72,6 +81,14 @@ def test_sums_are_the_same_however_the_rows_are_cut():
         pieces.take(*part)
     assert whole.sums("vmexit").tolist() == pieces.sums("vmexit").tolist()
     assert len(whole.keys("vmexit")) > 100
+
+
+def test_guest_mode_is_measured_from_entry_to_exit():
+    tables = PerfTables(9, 9)
+    rows = [(10, 1, 1, 7, 0), (10, 1, 0, 0, 0), (5, 1, 1, 7, 0), (9, 1, 1, 7, 0), (1, 1, 0, 0, 0), (4, 1, 1, 8, 0)]
+    tables.take(*columns(rows, 100, OF_GUEST_MODE))
+    assert tables.keys("vmexit") == [7, 8]
+    assert [row[:4] for row in tables.sums("vmexit").tolist()] == [(1, 5, 5, 5), (1, 4, 4, 4)]
 
 
 @pytest.mark.parametrize("n_kinds", [1, 2])

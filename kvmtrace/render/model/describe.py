@@ -15,7 +15,7 @@ from kvmtrace.isa.registry import BY_NAME, NAMES
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
 from kvmtrace.model.transitions import GUARDS, TRAITS, TRANSITIONS
-from kvmtrace.model.world_switch import BRACKETS, PHASES, STEPS_BY_ISA, UNSEEN, steps_as_dicts
+from kvmtrace.model.world_switch import BRACKETS, PHASES, STEPS_BY_ISA, UNSEEN_BY_ISA, steps_as_dicts
 from kvmtrace.render.model.deciding_rows import condition_lines, deciding_rows, lines_of
 
 if TYPE_CHECKING:
@@ -201,5 +201,6 @@ def render_text(isas: Iterable[str] = NAMES) -> str:
     lines += [*_section("Rules"), *_rule_lines(), *_deciding_lines()]
     for isa in isas:
         lines += [*_section(f"The world switch on {isa.upper()}"), _wrap("; ".join(PHASES), "  "), *_switch_lines(isa)]
-    lines += [*_section("What no recording shows of it"), *(f"  {words}" for words in UNSEEN)]
+    unseen = dict.fromkeys(words for isa in isas for words in UNSEEN_BY_ISA[isa])
+    lines += [*_section("What no recording shows of it"), *(_wrap(words, "  ") for words in unseen)]
     return "\n".join(lines) + "\n"
