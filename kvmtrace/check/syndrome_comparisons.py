@@ -12,6 +12,7 @@ import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.exit_conditions import userspace_fields
+from kvmtrace.check.findings import constant
 from kvmtrace.check.mmio_chain import MMIO_WRITE
 from kvmtrace.check.payload_comparisons import (
     REGISTERED,
@@ -98,6 +99,8 @@ def _abort_mmio(excerpt: Excerpt, group: Group, found: Found) -> None:
     report_unequal(excerpt, found, "kvm_mmio.gpa", (exits, positions), address)
     report_unequal(excerpt, found, "kvm_mmio.len", (exits, positions), access.size.astype(np.uint64))
     writes = values("kvm_mmio", "type", positions) == MMIO_WRITE
+    early = np.flatnonzero(positions < faults)
+    found.violate(positions[early], constant("kvm_guest_fault before what is done about it", "kvm_mmio first"))
     at = np.flatnonzero((writes != (access.write != 0)) | (access.valid == 0))
     found.violate(
         positions[at],
@@ -107,6 +110,19 @@ def _abort_mmio(excerpt: Excerpt, group: Group, found: Found) -> None:
             else "no kvm_mmio: the fault's syndrome does not describe the access",
             "a write" if writes[at[i]] else "a read",
         ),
+    )
+
+
+@comparison("abort_fetch")
+def _abort_fetch(excerpt: Excerpt, group: Group, found: Found) -> None:
+    exits, faults, access = _faults(excerpt, group)
+    far = excerpt.sequence.values(FAULT, "hxfar", faults).astype(np.uint64)
+    into = (far - excerpt.exits.get("guest_rip")[exits]) & _PAGE_OFFSET  # a Thumb instruction has two halves
+    at = np.flatnonzero((access.described != 0) | (into > _U(2)))
+    found.check(len(exits))
+    found.violate(
+        faults[at],
+        constant("an instruction's fault, at the program counter", "the address or description of a data access"),
     )
 
 
@@ -162,6 +178,10 @@ def _trap_register(excerpt: Excerpt, group: Group, found: Found) -> None:
         return
     decode = excerpt.isa_of(exits).decode_trap
     assert decode is not None, "an ISA whose traps have a syndrome"
+    early = np.flatnonzero(
+        (positions < trap) | (excerpt.segment_counts("kvm_sys_access")[excerpt.exits.seg[exits]] > 1)
+    )
+    found.violate(positions[early], constant("one kvm_sys_access, behind kvm_handle_sys_reg", "before it, or several"))
     access = decode(_syndromes(excerpt, TRAP, trap))
     named = (
         ("is_write", access.write),
@@ -173,3 +193,12 @@ def _trap_register(excerpt: Excerpt, group: Group, found: Found) -> None:
     )
     for field, expected in named:
         report_unequal(excerpt, found, f"kvm_sys_access.{field}", (exits, positions), expected.astype(np.uint64))
+
+
+@comparison("wait_kind")
+def _wait_kind(excerpt: Excerpt, group: Group, found: Found) -> None:
+    exits, positions = with_follow_up(excerpt, group, "kvm_wfx_arm64")
+    yields = excerpt.sequence.values("kvm_wfx_arm64", "is_wfe", positions) != 0
+    at = np.flatnonzero(yields & excerpt.exits.has("wake-up")[exits])
+    found.check(len(exits))
+    found.violate(positions[at], constant("WFI: the vCPU blocked and was woken up", "WFE, which only yields"))

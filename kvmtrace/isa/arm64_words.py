@@ -13,6 +13,7 @@ from kvmtrace.lazy_dataclass import dataclass
 
 TRAP_CODES = 2 << 6  # exit codes of traps: ARM_EXCEPTION_TRAP above an exception class
 CLASS_SHIFT = 26
+DESCRIBES = 0x3FF << 15 | 1 << 6  # ISV to SF, and WnR: zero in the syndrome of an instruction abort
 VECTOR_ALIGNMENT = 0x200  # of a synchronous exception's vector: each group of four has 0x80 bytes a vector
 _VECTORS_32 = (0x04, 0x0C, 0x10)  # AArch32: undefined instruction, prefetch abort, data abort
 _FAULTS = {0x0: "address size fault", 0x4: "translation fault", 0x8: "access flag fault", 0xC: "permission fault"}
@@ -72,6 +73,11 @@ def describe_guest_fault(esr: int) -> str:
     return f"{access} {register}, {abort.fault}"
 
 
+def never_told(code: Any) -> Any:
+    """Say whether an exit code has a class although it is no trap, which the trace's own words rule out."""
+    return (code & ~0x3F != TRAP_CODES) & (code & 0x3F != 0)
+
+
 def syndrome_code(esr: Any) -> Any:
     """Return the code of the VM-exit that goes with a syndrome (ints or columns)."""
     return (esr >> CLASS_SHIFT & 0x3F) | TRAP_CODES
@@ -86,6 +92,7 @@ def decode_abort(esr: Any) -> AbortAccess:
         write=esr >> 6 & 1,
         table_walk=esr >> 7 & 1,
         access_flag=(esr & 0x3C) == 0x8,
+        described=esr & DESCRIBES,
     )
 
 

@@ -31,7 +31,10 @@ class IoAccess:
 
 @dataclass(frozen=True)
 class AbortAccess:
-    """An access to memory as a syndrome tells it; without `valid` it tells only `table_walk` and `access_flag`."""
+    """An access to memory as a syndrome tells it; without `valid` it tells only `table_walk` and `access_flag`.
+
+    `described`: bits that only a data access sets.
+    """
 
     valid: Any
     size: Any
@@ -39,6 +42,7 @@ class AbortAccess:
     write: Any
     table_walk: Any
     access_flag: Any
+    described: Any
 
 
 @dataclass(frozen=True)

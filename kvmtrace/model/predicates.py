@@ -104,8 +104,11 @@ CHECKS: dict[str, Comparison] = {
         "kvm_handle_guest_abort (mmu.c)"),
     "abort_pc": Comparison("V5", "kvm_guest_fault's program counter is the exit's",
                            ("kvm_exit.guest_rip", "kvm_guest_fault.vcpu_pc"), "kvm_handle_guest_abort (mmu.c)"),
+    "abort_fetch": Comparison(
+        "V5", "the syndrome of an instruction's fault describes no access, and its address is the program counter's",
+        ("kvm_guest_fault.hsr", "kvm_guest_fault.hxfar", "kvm_exit.guest_rip"), "kvm_handle_guest_abort (mmu.c)"),
     "abort_mmio": Comparison(
-        "V5", "kvm_mmio has the address, size and direction that kvm_guest_fault tells, whose syndrome is valid",
+        "V5", "kvm_mmio follows kvm_guest_fault, with the address, size and direction that its syndrome tells",
         ("kvm_guest_fault.hsr", "kvm_guest_fault.hxfar", "kvm_guest_fault.ipa", "kvm_mmio.gpa", "kvm_mmio.len",
          "kvm_mmio.type"), "io_mem_abort (mmio.c)"),
     "abort_left": Comparison(
@@ -120,11 +123,14 @@ CHECKS: dict[str, Comparison] = {
     "trap_pc": Comparison("V5", "kvm_sys_access's program counter is the exit's",
                           ("kvm_exit.guest_rip", "kvm_sys_access.vcpu_pc"), "perform_access (sys_regs.c)"),
     "trap_register": Comparison(
-        "V5", "kvm_sys_access has the register and direction that the syndrome of kvm_handle_sys_reg tells",
+        "V5", "one kvm_sys_access follows kvm_handle_sys_reg, with the register and direction that its syndrome tells",
         ("kvm_handle_sys_reg.hsr", "kvm_sys_access.is_write", "kvm_sys_access.Op0", "kvm_sys_access.Op1",
          "kvm_sys_access.CRn", "kvm_sys_access.CRm", "kvm_sys_access.Op2"), "perform_access (sys_regs.c)"),
     "wait_pc": Comparison("V5", "kvm_wfx_arm64's program counter is the exit's",
                           ("kvm_exit.guest_rip", "kvm_wfx_arm64.vcpu_pc"), "kvm_handle_wfx (handle_exit.c)"),
+    "wait_kind": Comparison(
+        "V5", "only WFI blocks the vCPU, and is woken up", ("kvm_wfx_arm64.is_wfe", "kvm_vcpu_wakeup"),
+        "kvm_handle_wfx (handle_exit.c), kvm_vcpu_halt (virt/kvm/kvm_main.c)"),
     "call_pc": Comparison("V5", "kvm_hvc_arm64's program counter is the exit's",
                           ("kvm_exit.guest_rip", "kvm_hvc_arm64.vcpu_pc"), "handle_hvc (handle_exit.c)"),
     "io_next_rip": Comparison(

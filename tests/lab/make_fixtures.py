@@ -23,8 +23,12 @@ from kvmtrace.workload.machines import machine_of
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 SCHEMA = "kvmtrace.fixture/1"
-HOSTS = {f"{isa}-{kernel}": (isa, kernel) for isa in ("vmx", "svm") for kernel in ("6.1", "6.12")}
-HOSTS["arm64-6.1"] = ("arm64", "6.1")
+# name of a host -> ISA, kernel, mode of its lab
+HOSTS: dict[str, tuple[str, str, str | None]] = {
+    f"{isa}-{kernel}": (isa, kernel, None) for isa in ("vmx", "svm") for kernel in ("6.1", "6.12")
+}
+HOSTS["arm64-6.1"] = ("arm64", "6.1", None)
+HOSTS["arm64-nvhe-6.12"] = ("arm64", "6.12", "nvhe")
 COUNTS = {"storm": 997}  # cut to a prime number of rounds
 # trace.dat 6, as the recorder writes it; all others are packed (version 7, zstd: a tenth of the size)
 PLAIN = {
@@ -44,7 +48,7 @@ LINUX = {
 
 def recordings(host: str) -> list[LabRecording]:
     """List what is recorded on a host."""
-    isa, _ = HOSTS[host]
+    isa, _, _ = HOSTS[host]
     made = [LabRecording(guest, count=COUNTS.get(guest)) for guest in machine_of(isa).guests]
     if host in LINUX:
         vcpus, events = LINUX[host]
@@ -56,10 +60,10 @@ def main(hosts: list[str]) -> None:
     """Record on the hosts named, or on all."""
     FIXTURES.mkdir(exist_ok=True)
     for host in hosts or HOSTS:
-        isa, kernel = HOSTS[host]
+        isa, kernel, mode = HOSTS[host]
         with tempfile.TemporaryDirectory() as out:
             made = recordings(host)
-            result = record_in_lab(made, Job(isa, ("true",), kernel, out=Path(out)), stream=True)
+            result = record_in_lab(made, Job(isa, ("true",), kernel, out=Path(out), mode=mode), stream=True)
             print(f"{host}: {len(made)} recordings in {result.wall_s:.0f} s, booted in {result.booted_s:.0f} s")
             for recording in made:
                 store(Path(out) / f"{recording.name}.dat", host, recording)
@@ -79,13 +83,14 @@ def store(recorded: Path, host: str, recording: LabRecording) -> None:
 
 def describe(path: Path, host: str, recording: LabRecording) -> dict[str, object]:
     """Return the manifest of a fixture; the expected counts are trace-cmd's."""
-    isa, kernel = HOSTS[host]
+    isa, kernel, mode = HOSTS[host]
+    where = ["--isa", isa, "--kernel", kernel, *(["--mode", mode] if mode else [])]
     capture = open_recording(str(path)).capture
     events, reasons = count_with_trace_cmd(path)
     return {
         "schema": SCHEMA,
         "source": "recorded by kvmtrace in its lab: make fixtures",
-        "command": ["kvmtrace", "lab", "run", "--isa", isa, "--kernel", kernel, "--", *recording.command()],
+        "command": ["kvmtrace", "lab", "run", *where, "--", *recording.command()],
         "isa": isa,
         "kernel": capture.kernel,
         "cpu": capture.cpu_model,

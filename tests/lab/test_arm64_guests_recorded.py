@@ -12,6 +12,9 @@ from kvmtrace.check.engine import check_recording
 from kvmtrace.formats import open_recording
 from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.lab import Job, LabRecording, record_in_lab
+from kvmtrace.predict.align_recording import replay_recording
+from kvmtrace.predict.replayed import replayed
+from kvmtrace.render.text.replay_text import render_replay
 from kvmtrace.workload.arm64_guests import ARM64_GUESTS
 from kvmtrace.workload.result import GuestRun
 
@@ -22,10 +25,11 @@ COUNTS = {"storm": 997}
 
 
 @pytest.mark.lab
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
 @pytest.mark.parametrize("mode", ["vhe", "nvhe"])
-def test_every_guest(mode: str, tmp_path: Path) -> None:
+def test_every_guest(mode: str, kernel: str, tmp_path: Path) -> None:
     recordings = [LabRecording(name, count=COUNTS.get(name), with_trace_cmd=True) for name in ARM64_GUESTS]
-    record_in_lab(recordings, Job("arm64", ("true",), out=tmp_path, mode=mode, timeout_s=2400))
+    record_in_lab(recordings, Job("arm64", ("true",), kernel, out=tmp_path, mode=mode, timeout_s=2400))
     for name in ARM64_GUESTS:
         check_guest(tmp_path / f"{name}.dat")
 
@@ -45,6 +49,9 @@ def check_guest(path: Path) -> None:
     for name in ("kvm_entry", "kvm_exit", "kvm_userspace_exit", "kvm_mmio", "kvm_guest_fault", "kvm_hvc_arm64"):
         ours = len(table.rows(name)) if any(kind.name == name for kind in table.kinds) else 0
         assert ours == events[name], name
+    replay = replay_recording(open_recording(str(path)))
+    assert replay is not None
+    assert replay.differences == (), render_replay(replayed(replay))
     verdict = check_recording(open_recording(str(path)))
     assert verdict.n_violations == 0
     assert verdict.unexplained == {}

@@ -122,6 +122,18 @@ def _one_isa(excerpt: Excerpt, found: Found) -> None:
     found.violate(excerpt.exits.start[bad], lambda i: (f"isa {common}", f"isa {int(isa[bad[i]])}"))
 
 
+@RULE.part("the exit reason's own words", adds=False)
+def _never_told(excerpt: Excerpt, found: Found) -> None:
+    """Check that exit reasons are some that a kernel of their ISA can trace."""
+    exits = excerpt.exits
+    wrong = np.zeros(len(exits), bool)
+    for isa, mine in exits.by_isa:
+        if isa.never_told is not None:
+            wrong |= mine & isa.never_told(exits.code)
+    bad = np.flatnonzero(wrong)
+    found.violate(exits.start[bad], lambda i: ("no class: only a trap has one", f"{int(exits.code[bad[i]]):#x}"))
+
+
 @RULE.part(
     "#GP of an MSR access",
     source="kvm_emulate_rdmsr, kvm_emulate_wrmsr, kvm_complete_insn_gp (x86.c)",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.isa.registry import describe_exit_reason
+from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.model.interrupts import SENDERS
 from kvmtrace.model.nesting import LEVEL_EVENTS, SAYS_WHY, WITH_ENTRY
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STEPS
@@ -41,7 +41,7 @@ class Mutation:
     event : kind of the event that is edited or inserted
     variant : which alteration; for swap the other event's kind, for insert where
     exit_name : the VM-exit in whose wake the event stands, "" before the first
-    isa : "vmx", "svm" or ""
+    isa : name of an ISA, or ""
     row : row of the event in the table
     field, value : of an alteration
     other : row of the event to swap with
@@ -132,9 +132,8 @@ def _following(table: EventTable, rows: NDArray[np.intp]) -> dict[int, int]:
 
 def plan(table: EventTable) -> Iterator[Mutation]:
     """Yield every mutation of every tracked event."""
-    isas = {1: "vmx", 2: "svm"}
     for place in places(table):
-        isa = isas.get(place.isa, "")
+        isa = isa_name(place.isa) or ""
         about = (place.exit_name, isa, place.row)
         if place.event not in CONTEXT_ONLY:
             yield Mutation("drop", place.event, "", *about)
@@ -155,6 +154,8 @@ def _alterations(table: EventTable, place: Place, about: tuple[str, str, int]) -
             old = int(getattr(table, alteration.field)[place.row])
         else:
             old = edits.value_of(table, place.row, alteration.field)
+            derived = (place.event, alteration.field) in table.derived  # made of others, which are altered instead
+            old = None if derived else old
         if old is None:
             continue
         value = change_of(alteration, place.isa)(old)

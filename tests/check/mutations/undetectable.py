@@ -28,7 +28,7 @@ class Excuse:
     operation, event, variant : as in Mutation; several, joined with "|"
     exits : names of VM-exits, one of which must be the last before the event
     not_exits : names of VM-exits, none of which may be
-    isa : "vmx" or "svm"
+    isa : name of an ISA
     late_exit : only where kvm_exit is traced with interrupts on (SVM before 6.5)
     when : a further condition on the place in the recording
     """
@@ -59,6 +59,7 @@ class Excuse:
         )
 
 
+KVM_RUN, KVM_SET_ONE_REG = 0xAE80, 0x4010AEAC
 ASYNCHRONOUS = {0, 1, 2, 7, 8, 43, 52}  # VMX exits that may come whatever was forced
 
 
@@ -91,6 +92,38 @@ def _string_io(mutation: Mutation, table: EventTable) -> bool:
     row = mutation.row + (mutation.event == "kvm_exit")
     info1 = _next_value(table, row, "kvm_exit", "info1", -1)
     return info1 is not None and bool(info1 & (16 if mutation.isa == "vmx" else 4))
+
+
+def _of_ram(mutation: Mutation, table: EventTable) -> bool:
+    """Say whether no MMIO access follows a fault, and userspace does not serve it."""
+    later = [_next_row(table, mutation.row, event) for event in ("kvm_entry", "kvm_mmio", "kvm_userspace_exit")]
+    return later[0] < min(later[1:])
+
+
+def _registers_set(mutation: Mutation, table: EventTable) -> bool:
+    return _next_value(table, mutation.row, "kvm_vcpu_ioctl", "cmd", -1) == KVM_RUN and any(
+        cmd == KVM_SET_ONE_REG for cmd in _since_exit(table, mutation.row)
+    )
+
+
+def _since_exit(table: EventTable, row: int) -> list[int]:
+    """Return the ioctls of the thread since its last VM-exit."""
+    exits = table.rows("kvm_exit")
+    exits = exits[(table.tid[exits] == table.tid[row]) & (exits < row)]
+    rows = table.rows("kvm_vcpu_ioctl")
+    mine = (table.tid[rows] == table.tid[row]) & (rows < row) & (rows > (exits[-1] if len(exits) else -1))
+    return table.field("kvm_vcpu_ioctl", "cmd")[mine].tolist()
+
+
+def _other_ioctl(mutation: Mutation, table: EventTable) -> bool:
+    return _next_value(table, mutation.row, "kvm_vcpu_ioctl", "cmd", -1) != KVM_RUN
+
+
+def _next_row(table: EventTable, row: int, event: str) -> int:
+    """Return the thread's next event of a kind; the table's length if there is none."""
+    rows = table.rows(event) if table.has(event) else np.zeros(0, np.intp)
+    rows = rows[(rows > row) & (table.tid[rows] == table.tid[row])]
+    return int(rows[0]) if len(rows) else len(table)
 
 
 def _within(word: str, allowed: str) -> bool:
@@ -233,7 +266,51 @@ UNDETECTABLE: tuple[Excuse, ...] = (
     Excuse("a wake-up may repeat, and be spurious", "duplicate|alter", "kvm_vcpu_wakeup", "|valid"),
 )
 
+_ARM64: tuple[Excuse, ...] = (
+    Excuse(
+        "a trap of no class gives the guest an exception, which is not traced",
+        "alter",
+        "kvm_exit",
+        "kind",
+        exits=("IRQ",),
+    ),
+    Excuse(
+        "which page a fault on RAM was on, and whether its syndrome described the access, stands nowhere else",
+        "alter",
+        "kvm_guest_fault",
+        "described|direction|offset|page|size",
+        isa="arm64",
+        when=_of_ram,
+    ),
+    Excuse(
+        "memory that is read-only, or goes away meanwhile, may have an access flag fault and be served as MMIO",
+        "alter",
+        "kvm_guest_fault",
+        "access flag",
+        isa="arm64",
+    ),
+    Excuse("registers that KVM does not know are not traced", "drop", "kvm_sys_access"),
+    Excuse("without its access an exit looks like one whose page was mapped", "drop", "kvm_mmio", exits=("DABT_LOW",)),
+    Excuse(_REGISTERS, "alter", "kvm_hvc_arm64", "function|immediate"),
+    Excuse("a wait that ended at once leaves no wake-up", "alter", "kvm_wfx_arm64", "WFE"),
+    Excuse("the halt-polling interval is adapted as the host finds best", "drop|duplicate", "kvm_halt_poll_ns"),
+    Excuse(
+        "the VMM set the vCPU's registers", "alter", "kvm_entry", "pc+4|pc-4|pc+page", isa="arm64", when=_registers_set
+    ),
+    Excuse(
+        "what other ioctls return is the VMM's affair",
+        "alter",
+        "kvm_vcpu_ioctl_return",
+        "return",
+        isa="arm64",
+        when=_other_ioctl,
+    ),
+    Excuse(_PROBE, "swap", "kvm_vcpu_ioctl", "with kvm_mmio", isa="arm64"),
+)
+UNDETECTABLE += _ARM64
+
 NOT_YET: tuple[Excuse, ...] = (
+    Excuse("the order of a wake-up and the adapted interval is not looked at", "swap", "kvm_halt_poll_ns", isa="arm64"),
     Excuse(
         "the length of a string instruction is not compared: it resumes at the same RIP until done",
         "alter",
