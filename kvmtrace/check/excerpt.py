@@ -195,6 +195,17 @@ class Excerpt:
         return {}
 
 
+def _row_numbers_of(exits: Exits) -> NDArray[np.uint16]:
+    """Return the table row of each exit, 0 for an unknown reason."""
+    fits = (exits.code >= 0) & (exits.code < _LOOKUP)
+    if len(exits) and exits.isa.min() == exits.isa.max() and fits.all():  # mostly
+        of_isa: NDArray[np.uint16] = _ROW_NUMBERS[int(exits.isa[0])].take(exits.code)
+        return of_isa
+    row_number = _ROW_NUMBERS[exits.isa, np.where(fits, exits.code, _LOOKUP)]
+    row_number[~fits & ~among(exits.code, _BIG_CODES)] = 0
+    return row_number
+
+
 def make_excerpt(
     sequence: Sequence,
     steps: Steps,
@@ -207,9 +218,7 @@ def make_excerpt(
     """Cut a sequence and look up the table row of each exit."""
     segments = cut_segments(sequence)
     exits = find_exits(segments)
-    fits = (exits.code >= 0) & (exits.code < _LOOKUP)
-    row_number = _ROW_NUMBERS[exits.isa, np.where(fits, exits.code, _LOOKUP)]
-    row_number[~fits & ~among(exits.code, _BIG_CODES)] = 0
+    row_number = _row_numbers_of(exits)
     return Excerpt(sequence, steps, segments, exits, row_number, capability, automaton, whole or sequence, final=final)
 
 

@@ -80,8 +80,20 @@ class Segments:
     def _found(self, name: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return, per segment, the first event of a class and how many there are."""
         if name not in self._of_class:
-            self._of_class[name] = class_positions.first_in_segments(self.of, self.positions(name), len(self))
+            positions = self.positions(name)
+            self._of_class[name] = (
+                class_positions.first_in_segments(self.of, positions, len(self)) if len(positions) else self._of_none
+            )
         return self._of_class[name]
+
+    @cached_property
+    def _of_none(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """What _found() says of a class without events."""
+        return np.full(len(self), -1, np.intp), np.zeros(len(self), np.intp)
+
+    def occur(self, *names: str) -> bool:
+        """Say whether there is an event of one of these classes."""
+        return any(len(self.positions(name)) for name in names)
 
     @cached_property
     def _of_class(self) -> dict[str, tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -188,11 +200,14 @@ class Exits:
     def has(self, *names: str) -> NDArray[np.bool_]:
         """Say which exits' segments hold an event of one of these classes (cached; not to be written to)."""
         if names not in self._holding:
-            self._holding[names] = (self.mask & np.uint64(sum(1 << CLASS[name] for name in names))) != 0
+            bits = np.uint64(sum(1 << CLASS[name] for name in names))
+            self._holding[names] = (self.mask & bits) != 0 if self.segments.occur(*names) else np.zeros(len(self), bool)
         return self._holding[names]
 
     def chain_has(self, *names: str) -> NDArray[np.bool_]:
         """Say the same, the events behind userspace exits up to the next entry included."""
+        if not self.segments.occur(*names):
+            return np.zeros(len(self), bool)
         bits = np.uint64(sum(1 << CLASS[name] for name in names))
         found: NDArray[np.bool_] = (self._chain_mask & bits) != 0
         return found
@@ -224,7 +239,10 @@ class Exits:
         found = np.zeros(len(self), np.uint64)
         for isa, mine in self.by_isa:
             if isa.vectoring_field:
-                info = self.get(isa.vectoring_field) & np.uint64(0xFFFFFFFF)
+                info = self.get(isa.vectoring_field)
+                if not (info & np.uint64(INTR_INFO_VALID)).any():
+                    continue
+                info = info & np.uint64(0xFFFFFFFF)
                 found = np.where(mine & ((info & np.uint64(INTR_INFO_VALID)) != 0), info, found)
         return found
 
@@ -268,7 +286,10 @@ def find_exits(segments: Segments) -> Exits:
     else:
         isa = np.zeros(len(seg), np.uint8)
     code = raw
-    for number in np.flatnonzero(np.bincount(isa)).tolist():
-        if number in BY_NUMBER:
-            code = np.where(isa == number, BY_NUMBER[number].code(raw), code)
+    if len(isa) and isa.min() == isa.max():  # mostly
+        code = BY_NUMBER[int(isa[0])].code(raw) if int(isa[0]) in BY_NUMBER else raw
+    else:
+        for number in np.flatnonzero(np.bincount(isa)).tolist():
+            if number in BY_NUMBER:
+                code = np.where(isa == number, BY_NUMBER[number].code(raw), code)
     return Exits(segments, seg, isa, raw, code)

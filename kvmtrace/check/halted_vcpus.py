@@ -137,6 +137,8 @@ def halted(excerpt: Excerpt) -> Halted:
 def _slept(excerpt: Excerpt) -> NDArray[np.intp]:
     """Return the HLT exits whose thread went to sleep in the kernel and goes on."""
     exits, segments = excerpt.exits, excerpt.segments
+    if not excerpt.of_kind("halt").any():
+        return np.empty(0, np.intp)
     halted = excerpt.of_kind("halt") & ~excerpt.nested & ~failed_segments(excerpt)[exits.seg]
     group = np.flatnonzero(halted & (exits.next_kind != 0) & exits.has("sched_switch"))
     switches = segments.positions("sched_switch")

@@ -59,7 +59,10 @@ def interrupted_deliveries(excerpt: Excerpt, kind: str) -> Outcome:
 
 def _follow(excerpt: Excerpt, kind: str) -> Outcome:
     exits, segments, injections = excerpt.exits, excerpt.segments, injections_of(excerpt)
-    number = np.flatnonzero((exits.vectoring != 0) & ~excerpt.nested)
+    number = np.flatnonzero(exits.vectoring)
+    if not len(number):
+        return Outcome()
+    number = number[~excerpt.nested[number]]
     types = (exits.vectoring[number] >> np.uint64(8)).astype(np.int64) & 7
     number = number[np.isin(types, INJECTED_BY[kind])]
     entry = segments.resume[exits.seg[number]]

@@ -214,7 +214,8 @@ def _events(excerpt: Excerpt) -> Events:
     log, accepted, whole = interrupt_log(excerpt), acceptances(excerpt), excerpt.whole
     table = whole.table
     plain = np.flatnonzero(among(accepted.mode << 8, IRR_DELIVERY_MODES))
-    at = np.flatnonzero((whole.cls == CLASS["inject interrupt"]) & (whole.row >= whole.n_parked))
+    at = np.flatnonzero(whole.cls == CLASS["inject interrupt"])
+    at = at[whole.row[at] >= whole.n_parked]
     fresh = (whole.values("kvm_inj_virq", "reinjected", at) == 0) & (whole.values("kvm_inj_virq", "soft", at) == 0)
     at = at[fresh]
     vcpu = vcpu_owners(excerpt).vcpus(table.tid[whole.row[at]].astype(np.int64))

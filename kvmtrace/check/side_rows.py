@@ -61,7 +61,7 @@ def thread_order(excerpt: Excerpt) -> ThreadOrder:
 
 def _thread_order(excerpt: Excerpt) -> ThreadOrder:
     whole = excerpt.whole
-    tids = distinct(whole.tids)
+    tids = excerpt.once("threads of vCPUs", lambda own: distinct(own.whole.tids))
     number = np.searchsorted(tids, whole.tids)[whole.thread].astype(np.int64)
     key = number << _ROW_BITS | whole.row
     position = np.arange(len(key))
@@ -83,7 +83,7 @@ def side_rows(excerpt: Excerpt, kind: str, *, parked: bool = False) -> Rows:
     rows = table.rows(kind) if kind in table.kind_index else np.empty(0, np.intp)
     if not parked:
         rows = rows[rows >= excerpt.whole.n_parked]
-    tids = thread_order(excerpt).tids
+    tids = excerpt.once("threads of vCPUs", lambda own: distinct(own.whole.tids))
     if not len(rows) or not len(tids):
         return rows[:0]
     tid = table.tid[rows]
@@ -108,8 +108,10 @@ def is_explained(kind: str) -> bool:
 
 def last_steps(excerpt: Excerpt, rows: Rows) -> Rows:
     """Return the position in `whole` of the last step of each row's thread before it; -1 if that is not known."""
+    if not len(rows):
+        return np.full(0, -1)
     order, whole = thread_order(excerpt), excerpt.whole
-    if not len(order.key) or not len(rows):
+    if not len(order.key):
         return np.full(len(rows), -1)
     keys = order.keys_of(whole.table, rows)
     after = np.searchsorted(order.key, keys, "right")
@@ -124,6 +126,8 @@ def last_steps(excerpt: Excerpt, rows: Rows) -> Rows:
 
 def neighbours(excerpt: Excerpt, rows: Rows, others: Rows) -> tuple[Rows, Rows]:
     """Return (the last of the others before each row in its thread, the first behind), as indices; -1 for none."""
+    if not len(rows):
+        return np.full(0, -1), np.full(0, -1)
     order, table = thread_order(excerpt), excerpt.whole.table
     keys, other = order.keys_of(table, rows), order.keys_of(table, others)
     by_thread = np.argsort(other, kind="stable")

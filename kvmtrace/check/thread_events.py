@@ -68,9 +68,12 @@ class Sequence:
 
     def values(self, kind: str, field: str, positions: NDArray[np.intp]) -> NDArray[Any]:
         """Return field `field` of the events at these positions, which are all of kind `kind`; not to be written to."""
-        column, place, n = self.table.field(kind, field), self.position_in_kind, len(positions)
+        column, n = self.table.field(kind, field), len(positions)
+        if not n:
+            return column[:0]
+        place = self.position_in_kind
         # one behind the other, as all events of a thread are: nothing is to be picked out
-        if n and place[positions[-1]] - place[positions[0]] == n - 1:
+        if place[positions[-1]] - place[positions[0]] == n - 1:
             first = class_positions.consecutive_places(place, positions)
             if first >= 0:
                 return column[first : first + n]

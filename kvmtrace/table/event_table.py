@@ -101,6 +101,10 @@ class RowsByKind:
             self._found = np.split(order, begin[1:-1]), position
         return self._found
 
+    def of(self, index: int) -> NDArray[np.intp]:
+        """Return the ascending row numbers of one kind, without those of all others if these were not asked for yet."""
+        return np.flatnonzero(self._kind == index) if self._found is None else self._found[0][index]
+
     @property
     def rows(self) -> list[NDArray[np.intp]]:
         """The ascending row numbers of each kind."""
@@ -120,10 +124,15 @@ class EventTable:
     columns : the six columns of COMMON_DTYPES, each of n rows
     kinds : the kinds that `kind` indexes
     payloads : kind index -> Payload with one row per event of that kind, in table order
+    by_kind : RowsByKind, if the payloads need it already
     """
 
     def __init__(
-        self, columns: dict[str, NDArray[Any]], kinds: Sequence[EventKind], payloads: dict[int, Payload]
+        self,
+        columns: dict[str, NDArray[Any]],
+        kinds: Sequence[EventKind],
+        payloads: dict[int, Payload],
+        by_kind: RowsByKind | None = None,
     ) -> None:
         n_rows = len(columns["ts_ns"])
         for name, dtype in COMMON_DTYPES.items():
@@ -139,7 +148,7 @@ class EventTable:
         self.kinds: tuple[EventKind, ...] = tuple(kinds)
         self.payloads = payloads
         self.kind_index: dict[str, int] = {kind.name: i for i, kind in enumerate(self.kinds)}
-        self.by_kind = RowsByKind(self.kind, len(self.kinds))
+        self.by_kind = RowsByKind(self.kind, len(self.kinds)) if by_kind is None else by_kind
         self.derived = derived_fields({kind.name: kind.fields for kind in self.kinds})
         self._cache: dict[tuple[int, str], NDArray[Any]] = {}
 

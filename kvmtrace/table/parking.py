@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.table.event_table import COMMON_DTYPES, EventTable
-from kvmtrace.table.payload import ColumnPayload
+from kvmtrace.table.payload import ColumnPayload, columns_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def materialise(table: EventTable, rows: NDArray[np.intp]) -> EventTable:
         chosen = rows[columns["kind"] == index]
         if len(chosen):
             own = np.searchsorted(table.rows(table.kinds[index].name), chosen)
-            fields = {name: payload.column(name, own) for name in payload.fields}
+            fields = columns_of(payload, list(payload.fields), own)
             masks = {name: payload.told(name) for name in payload.fields}
             payloads[index] = ColumnPayload(
                 fields, {name: mask[own] for name, mask in masks.items() if mask is not None}

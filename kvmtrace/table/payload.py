@@ -159,12 +159,7 @@ class ConcatPayload:
             if not self._can_be_parted(rows):
                 return {name: self.column(name, rows) for name in names}
             by_part = self._parted(rows)
-        found = [
-            payload.together(names, part)
-            if isinstance(payload, (RawPayload, ConcatPayload))
-            else {name: payload.column(name, part) for name in names}
-            for payload, part in by_part
-        ]
+        found = [columns_of(payload, names, part) for payload, part in by_part]
         return {name: np.concatenate([columns[name] for columns in found]) for name in names}
 
     def _can_be_parted(self, rows: NDArray[np.intp]) -> bool:
@@ -180,3 +175,10 @@ class ConcatPayload:
             found.append((payload, own if part is None else part[own]))
             begin = end
         return found
+
+
+def columns_of(payload: Payload, names: Sequence[str], rows: NDArray[np.intp] | None = None) -> dict[str, NDArray[Any]]:
+    """Return several fields of a payload; where they are gathered from records, each record is looked at once."""
+    if isinstance(payload, (RawPayload, ConcatPayload)):
+        return payload.together(names, rows)
+    return {name: payload.column(name, rows) for name in names}

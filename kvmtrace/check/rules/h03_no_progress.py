@@ -65,6 +65,8 @@ def _repeats(excerpt: Excerpt) -> NDArray[np.bool_]:
     stays = (exits.next_kind == ENTRY) & (exits.resume_rip == rip)
     again, fresh = _injections(excerpt)
     stays = (stays | again) & ~fresh & ~exits.has(*PROGRESS_EVENTS)
+    if not stays.any():
+        return same
     same[1:] = stays[:-1]
     for column in (exits.raw, rip, exits.get("info1"), exits.get("info2"), _fault_addresses(excerpt)):
         same[1:] &= column[1:] == column[:-1]
@@ -87,6 +89,8 @@ def _injections(excerpt: Excerpt) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]
     """
     exits, injections = excerpt.exits, injections_of(excerpt)
     again, fresh = np.zeros(len(exits), bool), np.zeros(len(exits), bool)
+    if not len(injections.position):
+        return again, fresh
     owner = np.full(len(excerpt.segments), -1, np.intp)
     owner[exits.seg] = np.arange(len(exits))
     of_exit = owner[excerpt.segments.of[injections.position]]

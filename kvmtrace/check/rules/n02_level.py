@@ -88,6 +88,8 @@ def _one_level(excerpt: Excerpt, found: Found) -> None:
 def _alternate(excerpt: Excerpt, found: Found) -> None:
     """Check that L2 is entered from L1, and left from L2."""
     changes = guest_levels(excerpt).changes
+    if not len(changes.position):
+        return
     known = (changes.exit >= 0) & ~changes.silent & (changes.before != UNKNOWN_LEVEL)
     # L2 may fail to be entered, or be entered again by the VMM: then nothing was left
     telling = excerpt.segments.has(REFLECTS, *ENTERS_L2)[excerpt.segments.of[changes.position]]

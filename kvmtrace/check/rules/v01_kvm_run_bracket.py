@@ -10,7 +10,7 @@ from kvmtrace.check.alphabet import CLASS, N_CLASSES
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.check.wrong_steps import check_steps, joined
 from kvmtrace.model.ordering import CALL_STEPS, NEVER_NEXT, NEVER_NEXT_IF_PAIRED
-from kvmtrace.table.distinct import among, distinct
+from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,8 +90,8 @@ def _calls(excerpt: Excerpt, found: Found) -> None:
     unless a filter by file descriptor dropped the calls but not the returns.
     """
     sequence = excerpt.sequence
-    kind = _NUMBER[excerpt.step_classes]
-    position, kind = excerpt.steps.position[kind >= 0], kind[kind >= 0]
+    position = np.sort(np.concatenate([excerpt.segments.positions(step) for step in CALL_STEPS]))
+    kind = _NUMBER[sequence.cls[position]]
     if excerpt.capability.filtered:
         found.check(0, len(position))
         return
@@ -113,9 +113,10 @@ def _both_ways(excerpt: Excerpt) -> NDArray[np.bool_]:
     """Say of which threads calls and returns were recorded; a recorder may trace those of its target only."""
     sequence = excerpt.sequence
     n_threads = len(sequence.tids)
-    calls = among(sequence.cls, (CLASS["call KVM_RUN"], CLASS["call ioctl"]))
+    positions = excerpt.segments.positions
+    calls = np.concatenate([positions("call KVM_RUN"), positions("call ioctl")])
     n_calls = np.bincount(sequence.thread[calls], minlength=n_threads)
-    n_returns = np.bincount(sequence.thread[sequence.cls == CLASS["return to VMM"]], minlength=n_threads)
+    n_returns = np.bincount(sequence.thread[positions("return to VMM")], minlength=n_threads)
     found: NDArray[np.bool_] = (n_calls > 0) & (n_returns > 0) & (np.abs(n_calls - n_returns) <= 2)
     return found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.check.alphabet import ENTRY, USERSPACE
+from kvmtrace.check.alphabet import ENTRY, EXIT, USERSPACE
 from kvmtrace.check.excerpt import is_port_access
 from kvmtrace.check.exit_conditions import holds, needs_of, userspace_fields
 from kvmtrace.check.findings import constant
@@ -209,25 +209,38 @@ def _halt_with_lapic(excerpt: Excerpt, found: Found) -> None:
     )
 
 
+def _behind_good(excerpt: Excerpt, entries: Group) -> NDArray[np.bool_]:
+    """Say which of these segments begin with a VM-entry right behind the segment of a VM-exit that did not fail."""
+    segments, exits = excerpt.segments, excerpt.exits
+    before = np.maximum(entries - 1, 0)
+    good: NDArray[np.bool_] = (entries > 0) & segments.linked[before] & (segments.kind[before] == EXIT)
+    good &= segments.kind[entries] == ENTRY
+    good[good] = ~exits.failed_entry[np.searchsorted(exits.seg, before[good])]
+    return good
+
+
 @RULE.part("failed entries", needs=("kvm_entry",), places="VM-entry", adds=False)
 def _failed_entry(excerpt: Excerpt, found: Found) -> None:
     """Check that a VM-entry does not fail behind a good exit: nobody but KVM has touched the state between."""
     exits, segments, sequence = excerpt.exits, excerpt.segments, excerpt.sequence
     if excerpt.of_kind("nested_entry").any() or exits.has(*LEVEL_CHANGES).any():
         return
-    good = np.zeros(len(segments), bool)
-    good[exits.seg[~exits.failed_entry]] = True
-    behind_good = np.append(False, good[:-1] & segments.linked[:-1]) & (segments.kind == ENTRY)
-    # an excerpt begins with the entry that the one before ended with
-    last: dict[int, bool] = excerpt.remember("last entry is behind a good exit", dict)
-    for entry in np.flatnonzero(sequence.repeated[segments.start] & (segments.kind == ENTRY)).tolist():
-        behind_good[entry] = last.get(sequence.key_of(int(sequence.thread[segments.start[entry]])), False)
     threads = sequence.thread[segments.start]
     ends = np.flatnonzero(np.append(threads[1:] != threads[:-1], True)) if len(threads) else np.empty(0, np.intp)
-    last.update((sequence.key_of(int(threads[end])), bool(behind_good[end])) for end in ends.tolist())
     failed = np.flatnonzero(exits.failed_entry & (exits.seg > 0))
     failed = failed[segments.linked[exits.seg[failed] - 1] & (segments.kind[exits.seg[failed] - 1] == ENTRY)]
-    bad = failed[behind_good[exits.seg[failed] - 1]]
+    # an excerpt begins with the entry that the one before ended with
+    last: dict[int, bool] = excerpt.remember("last entry is behind a good exit", dict)
+    before, behind_good = dict(last), _behind_good(excerpt, np.append(exits.seg[failed] - 1, ends))
+    repeated = sequence.repeated[segments.start]
+    for number, entry in enumerate(np.append(exits.seg[failed] - 1, ends).tolist()):
+        if repeated[entry] and segments.kind[entry] == ENTRY:
+            behind_good[number] = before.get(sequence.key_of(int(threads[entry])), False)
+    last.update(
+        (sequence.key_of(int(threads[end])), bool(good))
+        for end, good in zip(ends.tolist(), behind_good[len(failed) :], strict=True)
+    )
+    bad = failed[behind_good[: len(failed)]]
     found.check(len(failed))
     found.violate(
         exits.start[bad],

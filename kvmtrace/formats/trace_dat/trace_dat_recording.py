@@ -16,7 +16,7 @@ from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, PageSource
 from kvmtrace.formats.trace_dat.ring_rows import StreamDecoder, StreamRows, loaded_count
 from kvmtrace.formats.trace_dat.trace_dat_sections import OPTION_CPUSTAT, OPTION_UNAME, TraceDat
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.table.event_table import EventTable
+from kvmtrace.table.event_table import EventTable, RowsByKind
 from kvmtrace.table.kinds import KindTable, make_kind_table
 from kvmtrace.table.merge import Rows, RowsBuilder, merge_rows, no_rows, occurring
 from kvmtrace.table.payload import ColumnPayload, Payload, RawPayload
@@ -198,20 +198,21 @@ class TraceDatRecording(Recording):
         return loaded.words, merge_rows(parts, keys)
 
     def _table(self, words: NDArray[np.uint32], rows: Rows) -> EventTable:
+        by_kind = RowsByKind(rows.kind, len(self.kinds))
         payloads: dict[int, Payload] = {}
         for index in occurring(rows.kind, len(self.kinds)):
-            payloads[index] = self._payload(words, rows, index)
+            payloads[index] = self._payload(words, rows, index, by_kind)
         columns = {name: getattr(rows, name) for name in ("ts_ns", "cpu", "tid", "kind", "irq_flags", "preempt_count")}
-        return EventTable(columns, self.kinds, payloads)
+        return EventTable(columns, self.kinds, payloads, by_kind)
 
-    def _payload(self, words: NDArray[np.uint32], rows: Rows, index: int) -> Payload:
+    def _payload(self, words: NDArray[np.uint32], rows: Rows, index: int, by_kind: RowsByKind) -> Payload:
         kind, start = rows.kind, rows.start
         if index == self._kinds.lost:
             mine = np.flatnonzero(kind == index)
             count = loaded_count(start[mine])
             self._loss.add_lost(rows.cpu[mine], count)
             return ColumnPayload({"count": count})
-        return RawPayload(words, lambda: start[np.flatnonzero(kind == index)], self._kinds.described[index])
+        return RawPayload(words, lambda: start[by_kind.of(index)], self._kinds.described[index])
 
 
 def _first_at(ascending: NDArray[np.int64], time: int) -> int:
