@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +99,8 @@ class RowsByKind:
     def _find(self) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
         if self._found is None:
             order, begin, position = thread_rows.rows_by_kind(self._kind, self._n_kinds)
-            self._found = np.split(order, begin[1:-1]), position
+            bounds = begin.tolist()
+            self._found = [order[first:stop] for first, stop in pairwise(bounds)] or [order], position
         return self._found
 
     def of(self, index: int) -> NDArray[np.intp]:
