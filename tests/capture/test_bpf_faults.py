@@ -26,7 +26,7 @@ KVMTRACE = f"{sys.executable} -m kvmtrace"
 def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
     """Run a script with mounts of its own."""
     return subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -83,7 +83,7 @@ def test_a_fifo_is_written_to(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
     reader.start()
     write_whole(tmp_path / "pipe", data)
-    reader.join(timeout=30)
+    reader.join(timeout=120)
     assert read == [b"new"]
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 

@@ -46,7 +46,7 @@ def server() -> Iterator[ViewServer]:
 
 
 def ask(server: ViewServer, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=120)
     try:
         link.request(method, path, headers=headers)
         answer = link.getresponse()
@@ -165,7 +165,7 @@ def test_ctrl_c_ends_it() -> None:
     assert line.startswith("http://127.0.0.1:")
     assert len(urlsplit(line.split()[0]).path) > 30
     viewer.send_signal(signal.SIGINT)
-    assert viewer.wait(20) == 0
+    assert viewer.wait(120) == 0
     viewer.stdout.close()
 
 

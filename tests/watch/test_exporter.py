@@ -81,18 +81,18 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(collector: VmCollector, **more: Any) -> Iterator[int]:
-    port = free_port()
-    running = Exporter(collector, ExporterSettings(("127.0.0.1", port), None, 15.0, **more))
+    running = Exporter(collector, ExporterSettings(("127.0.0.1", 0), None, 15.0, **more))
     running.open()
+    assert running.server is not None
     try:
-        yield port
+        yield running.server.server_port
     finally:
         running.close()
 
 
 def get(url: str, accept: str = "", **more: Any) -> str:
     request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
-    with urllib.request.urlopen(request, timeout=10, **more) as answer:
+    with urllib.request.urlopen(request, timeout=120, **more) as answer:
         text: str = answer.read().decode()
     return text
 

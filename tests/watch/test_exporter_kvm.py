@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvmtrace.capture.bpf.bpf_syscall import loaded_ids
+from tests.capture.bpf_held import forgotten_programs
 from tests.watch.test_exporter import free_port
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def exporting(*arguments: str) -> Iterator[str]:
         assert "exporting at" in running.stderr.readline()
         yield f"http://127.0.0.1:{port}/metrics"
         running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 0
+        assert running.wait(120) == 0
     finally:
         running.kill()
         running.communicate()
@@ -51,7 +51,7 @@ def run_guest(name: str, *arguments: str) -> dict[str, Any]:
 
 
 def scrape(url: str) -> list[Any]:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=120) as answer:
         text = answer.read().decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -65,15 +65,15 @@ def counts_of(samples: list[Any], vm: str) -> dict[str, float]:
 
 
 def assert_unloaded(before: set[int]) -> None:
-    """The kernel frees a program some time after its last user is gone."""
-    until = time.monotonic() + 10
-    while loaded_ids() - before and time.monotonic() < until:
+    """The kernel frees a program some time after its last user is gone; others' users may live."""
+    until = time.monotonic() + 60
+    while forgotten_programs() - before and time.monotonic() < until:
         time.sleep(0.1)
-    assert not loaded_ids() - before
+    assert not forgotten_programs() - before
 
 
 def test_counters_are_the_guests_truth_and_go_with_it() -> None:
-    before = loaded_ids()
+    before = forgotten_programs()
     with exporting("--linger", "2") as url:
         runs = [run_guest("lifecycle", "--count", "20"), run_guest("mmio-split")]
         samples = scrape(url)

@@ -100,7 +100,7 @@ class Child:
 
     def close(self) -> tuple[bytes, bytes]:
         os.close(self.ready)
-        return self.process.communicate(timeout=20)
+        return self.process.communicate(timeout=120)
 
 
 def test_handshake() -> None:
