@@ -119,7 +119,7 @@ def _report(path: str, *, everything: bool) -> None:
 
 def _commands(path: str) -> None:
     """Run the commands that do more than report: every export, a comparison, one exit's story."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder, contextlib.redirect_stdout(io.StringIO()):
         for suffix in EXPORTS:
             cli.main(args=["export", path, "-o", f"{folder}/out{suffix}"], standalone_mode=False)
         cli.main(args=["compare", path, path], standalone_mode=False)

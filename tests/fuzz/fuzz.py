@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from fuzz.mutations import mutate
 from fuzz.own_build import COVERAGE, SANITIZE, count_blocks, environment, own_build
 from fuzz.reached import TRACED, NativeEdges, Reached, line_coverage
 from fuzz.seeds import composed, recorded_seeds, synthetic_seeds
+from kvmtrace.scratch import ScratchFolder
 
 MAX_CORPUS_BYTES = 200_000
 WORKER_S = 600
@@ -69,8 +71,9 @@ class Fuzzer:
         self.reached, self.native = Reached(), NativeEdges()
         self.counts: dict[str, int] = {"executions": 0, "refused": 0, "read": 0, "damage_stated": 0, "bytes": 0}
         self.findings: dict[str, int] = {}
-        self.scratch = Path(tempfile.mkdtemp(prefix="kvmtrace-fuzz-"))
-        self.path = str(self.scratch / "case")
+        scratch = ScratchFolder("fuzz")
+        weakref.finalize(self, scratch.close)
+        self.path = str(scratch.path / "case")
         self.seeds = {**synthetic_seeds(), **recorded_seeds()} if seeds is None else seeds
         self.saved = keep / ".corpus"
         self.saved.mkdir(exist_ok=True)
