@@ -7,6 +7,7 @@ pages go), "complete" (bpf: `out` is readable as it stands)
 meta         while "recording": the capture's metadata
 discarded    CPU -> events deleted because of --max-size
 skips        file -> bytes at its beginning that are left out
+publishing   true from when the finished file `out` is about to get the user's name: without `out` it has it
 """
 
 from __future__ import annotations
@@ -82,4 +83,5 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "end": lambda values: values.get("state") != "sealed" or _is_count(values.get("end")),
     "discarded": lambda values: _is_counts(values.get("discarded", {})),
     "skips": lambda values: _is_counts(values.get("skips", {})),
+    "publishing": lambda values: isinstance(values.get("publishing", False), bool),
 }

@@ -182,7 +182,7 @@ def finish_spool(spool: Spool) -> list[str]:
     if spool.manifest.get("state") == "recording":
         seal_without_instance(spool)
     state = spool.manifest.get("state")
-    if state is None:  # it never began
+    if state is None or spool.was_published(OUT):  # it never began, or was through but for this
         spool.discard()
         return []
     name = _free_name(spool)

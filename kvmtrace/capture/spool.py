@@ -221,8 +221,14 @@ class Spool:
                     os.fchown(fd, *self.owner)
         finally:
             os.close(fd)
+        with contextlib.suppress(OSError):  # on a full disk: the file is worth more than what is told of it
+            self.save({"publishing": True})
         os.rename(name, destination, src_dir_fd=self.fd, dst_dir_fd=self.parent_fd)
         return self.folder() / destination
+
+    def was_published(self, name: str) -> bool:
+        """Say whether a recorder was killed between publishing its file and discarding the spool."""
+        return self.manifest.get("publishing", False) and name not in os.listdir(self.fd)  # noqa: PTH208
 
     def folder(self) -> Path:
         """Return the directory that holds the spool, also if somebody has renamed it since."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvmtrace.capture import recorders
-from kvmtrace.capture.ftrace.assemble import seal
+from kvmtrace.capture.ftrace.assemble import assemble, seal
 from kvmtrace.capture.ftrace.trace_dat_writer import Tail
 from kvmtrace.capture.invoking_user import invoking_user
 from kvmtrace.capture.manifest import DamagedSpoolError, read_manifest
@@ -105,6 +105,37 @@ def test_damaged_entries_are_removed(tmp_path: Path) -> None:
     assert reclaim() == []
     assert not recorders.RUN_DIR.exists()
     assert reclaim_file(spool.output) == [f"finished the recording of a killed recorder: {spool.output}"]
+
+
+def adopted(output: Path) -> Spool:
+    spool = Spool.adopt(output, interrupted(output).path)
+    assert spool is not None
+    return spool
+
+
+@pytest.mark.parametrize("state", ["sealed", "complete"])
+def test_what_was_published_is_not_finished_again(state: str, tmp_path: Path) -> None:
+    spool = adopted(tmp_path / "a.dat")
+    if state == "sealed":
+        assemble(spool, "a.dat")
+    else:
+        spool.write_file("out", b"whole")
+        spool.save({"state": state})
+        spool.publish("out", "a.dat")
+    whole = spool.output.read_bytes()
+    spool.close()  # killed before it was through with the rest
+    assert reclaim() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.dat"]
+    assert spool.output.read_bytes() == whole
+
+
+def test_killed_before_the_file_had_its_name(tmp_path: Path) -> None:
+    spool = adopted(tmp_path / "a.dat")
+    spool.write_file("out", b"whole")
+    spool.save({"state": "complete", "publishing": True})
+    spool.close()
+    assert reclaim() == [f"finished the recording of a killed recorder: {spool.output}"]
+    assert spool.output.read_bytes() == b"whole"
 
 
 def test_a_full_disk_leaves_the_spool_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
