@@ -14,7 +14,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "kvmtrace"
-EDGES = Path(__file__).parent / "edges.c"
+EDGES = Path(__file__).parent / "block_counts.c"
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 # without the runtime of the sanitizers, which would not leave the memory's limit in place: what is undefined ends with
 # an illegal instruction
@@ -29,7 +29,7 @@ def own_build(
     Parameters
     ----------
     change : file, text in it, what stands there instead
-    edges : whether edges.c is part of it
+    edges : whether block_counts.c is part of it
     """
     copy = folder / "kvmtrace"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.so"))

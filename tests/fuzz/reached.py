@@ -1,4 +1,4 @@
-"""Which lines of kvmtrace ran (sys.settrace), and which basic blocks of its compiled loops (edges.c)."""
+"""Which lines of kvmtrace ran (sys.settrace), and which basic blocks of its compiled loops (block_counts.c)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 PACKAGE = Path(kvmtrace.__file__).parent
 TRACED = ("formats", "table", "spans", "check", "bring_up", "capture")
 FOLDERS = tuple(str(PACKAGE / name) + "/" for name in TRACED)
-N_SLOTS = 1 << 16  # of edges.c
+N_SLOTS = 1 << 16  # of block_counts.c
 
 
 class NativeEdges:
-    """What edges.c noted; nothing where the loops were built without it."""
+    """What block_counts.c noted; nothing where the loops were built without it."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(_loops.__file__)
