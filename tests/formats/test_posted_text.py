@@ -525,6 +525,18 @@ def test_raw_text_of_trace_cmd_3_3(tmp_path):
     assert events.field("kvm_entry", "rip").tolist() == [0xFFF0, 0xFFF2]
 
 
+@pytest.mark.parametrize(("unwrapped", "fields_told"), [("", {"reason"}), ("kvm_fpu: unload", {"reason", "errno"})])
+def test_wrapped_text_is_taken_for_the_kernels_only_if_it_looks_so(tmp_path, unwrapped, fields_told):
+    """trace-cmd does not show the errno of a userspace exit, and its padding is lost where lines were wrapped."""
+    head = "       CPU 0/KVM-199   [000] .....    18.4939"
+    path = tmp_path / "wrapped.txt"
+    lines = [f"{head}{i}: kvm_userspace_exit:\nreason KVM_EXIT_IO (2)\n" for i in range(10, 14)]
+    path.write_text("".join(lines) + (f"{head}20: {unwrapped}\n" if unwrapped else ""))
+    events = open_recording(path).events()
+    assert events.count("kvm_userspace_exit") == 4
+    assert set(events.kinds[events.kind_index["kvm_userspace_exit"]].fields) == fields_told
+
+
 def test_a_line_wrapped_before_its_events_name_stays_an_event(tmp_path):
     """Its first part, time and no more, is not taken for the rest of the event before."""
     lines = [

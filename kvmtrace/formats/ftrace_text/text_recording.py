@@ -34,6 +34,8 @@ NO_EVENTS = "no event"  # what Loss.not_understood calls lines between events th
 MAX_KINDS = 65_000  # event names that one text may have: the table's column of kinds has 16 bits
 # trace-cmd and perf pad the names of events to a width, the kernel puts one space behind them
 _OF_TRACE_CMD = re.compile(r"^cpus=\d+ *$|: [\w:]{3,30}:  +\S|\] +\d+\.\d+: +(?:\d+ +)?\w+:\w+: ", re.MULTILINE)
+# what only the kernel prints, where lines were wrapped and the padding is gone with it
+_OF_KERNEL = re.compile(r"\d: [a-z_]{3,16}: \S")
 _SYSTEMS = {"sched_": "sched", "sys_": "syscalls", "kvm_mmu_": "kvmmmu", "kvm_": "kvm", "vcpu_": "kvm"}
 
 
@@ -127,6 +129,7 @@ class TextRecording(Recording):
             if lines.strange:
                 joined = join_wrapped(text)
                 if joined != text:
+                    self._era.of_trace_cmd |= _OF_KERNEL.search(text) is None
                     yield at, block, joined, decode_lines(joined)
                     continue
             yield at, block, text, lines
