@@ -325,7 +325,7 @@ ARM64 = (
     "kvm_userspace_exit: reason KVM_EXIT_MMIO (6)",
     "kvm_entry: PC: 0x0000000000401004",
     "kvm_exit: TRAP: HSR_EC: 0x0018 (SYS64), PC: 0x0000000000401008",
-    "kvm_handle_sys_reg: HSR 0x62300061",
+    "kvm_handle_sys_reg: HSR 0x6230006d",
     "kvm_sys_access: PC: 401008 ID_AA64ISAR0_EL1 (3,0,0,6,0) read",
     "kvm_entry: PC: 0x0000000000401008",
     "kvm_exit: IRQ: HSR_EC: 0x0000 (UNKNOWN), PC: 0x000000000040100c",
