@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _IN_THE_RUN_LOOP = tuple(row.kind for row in SIDE_EVENTS.values() if row.place == "run loop")
 _CAUSED = tuple(row for row in SIDE_EVENTS.values() if row.after)
+_PAGE = np.uint64(4096)
 _ICR_BITS = np.uint64(0xFFFFFFFF & ~ICR_BUSY)
 
 
@@ -36,8 +37,8 @@ RULE = Rule(
     VIOLATION,
     ("kvm_entry|kvm_exit",),
     "Interrupt lines, IPIs, clocks and the emulator's page look-ups are traced where KVM does them, behind what "
-    "caused them, and an IPI is what the guest wrote.",
-    "kvm_set_irq (virt/kvm/irqchip.c), kvm_apic_send_ipi (lapic.c), vcpu_enter_guest (x86.c)",
+    "caused them; an IPI is what the guest wrote, and MMIO is where the look-up found it.",
+    "kvm_set_irq (virt/kvm/irqchip.c), kvm_apic_send_ipi (lapic.c), vcpu_enter_guest, vcpu_is_mmio_gpa (x86.c)",
     "what is traced by threads that run no vCPU",
     places=_count(*SIDE_EVENTS),
     blames_handler=False,
@@ -121,6 +122,32 @@ def _ipis(excerpt: Excerpt, found: Found) -> None:
     found.violate_rows(
         rows[at],
         lambda i: (f"an IPI with ICR {int(written[nearest[at[i]]]):#x}, as written", f"{int(sent[at[i]]):#x}"),
+    )
+
+
+@RULE.part(
+    "known MMIO",
+    needs=("vcpu_match_mmio.gpa", "kvm_mmio.gpa"),
+    places=_count("vcpu_match_mmio"),
+    adds=False,
+    source="emulator_read_write_onepage, vcpu_mmio_gva_to_gpa, vcpu_is_mmio_gpa (x86.c)",
+)
+def _known_mmio(excerpt: Excerpt, found: Found) -> None:
+    """Check that the emulator reads or writes MMIO where its look-up, the last one before, found it."""
+    rows, accesses = side_rows(excerpt, "vcpu_match_mmio"), side_rows(excerpt, "kvm_mmio")
+    if not len(rows) or not len(accesses):
+        return
+    (_, access), (_, again) = neighbours(excerpt, rows, accesses), neighbours(excerpt, rows, rows)
+    judged = (access >= 0) & ((again < 0) | (rows[again] > accesses[access]))
+    steps, steps_of_accesses = last_steps(excerpt, rows), last_steps(excerpt, accesses)
+    judged &= (steps >= 0) & (steps == steps_of_accesses[access])
+    rows, access = rows[judged], accesses[access[judged]]
+    gpa, told = _field(excerpt, "vcpu_match_mmio", "gpa", rows), _field(excerpt, "kvm_mmio", "gpa", access)
+    # what begins a page may be the rest of an access, which is traced with the address of its beginning
+    at = np.flatnonzero((gpa != told) & (gpa % _PAGE != 0))
+    found.check(len(rows))
+    found.violate_rows(
+        access[at], lambda i: (f"kvm_mmio at {int(gpa[at[i]]):#x}, as looked up", f"gpa {int(told[at[i]]):#x}")
     )
 
 
