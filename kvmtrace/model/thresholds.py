@@ -23,7 +23,9 @@ THRESHOLDS: dict[str, Threshold] = {
                                                 "free (H1)"),
     "init_served_within": Threshold(10_000_000, "ns", "an INIT that was accepted so long ago may be served now "
                                                       "(guard init_reset)"),
-    "clocks_differ": Threshold(1_000_000, "ns", "the clocks of two CPUs may differ by so much (V11, H8)"),
+    "clocks_differ": Threshold(1_000_000, "ns", "the clocks of two CPUs may differ by so much (V5, V11, H8)"),
+    "clock_measures": Threshold(100_000, "ns", "a trace clock that goes on by less while a vCPU waits may count events "
+                                               "(V5)"),
     "look_ahead": Threshold(4096, "events", "so far a guard looks for the thread's next or last step"),
     "look_back": Threshold(64, "events", "so far a guard looks for the VM-exit before (guard fastpath_exit)"),
     "decoded_skips": Threshold(16, "VM-exits", "so many decoded skips show that this host decodes to skip: no NRIPS "

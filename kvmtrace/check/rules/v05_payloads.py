@@ -16,6 +16,7 @@ from kvmtrace.kvm.apic import X2APIC_MSR_BASE
 from kvmtrace.kvm.msrs import MSR_X2APIC_ICR
 from kvmtrace.kvm.vectors import EXCEPTIONS_WITH_ERROR_CODE, GP_VECTOR
 from kvmtrace.model.predicates import CHECKS
+from kvmtrace.model.thresholds import threshold
 from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ kvm_entry: vcpu_id=0 rip=0x1001
 """,
 )
 _U = np.uint64
+_MILLISECOND = 1_000_000  # ns
 X2APIC_EOI = 0x80B  # write-only: any access that raises no #GP is an EOI
 
 
@@ -224,6 +226,36 @@ def _single_pio(excerpt: Excerpt, found: Found) -> None:
     at = np.flatnonzero(plain & (count != 1))
     found.violate(
         positions[at], lambda i: ("kvm_pio.count 1: no string instruction was decoded", f"{int(count[at[i]])}")
+    )
+
+
+@RULE.part(
+    "how long a halted vCPU waited",
+    needs=("kvm_vcpu_wakeup.ns",),
+    places="wake-up",
+    adds=False,
+    source="kvm_vcpu_halt (virt/kvm/kvm_main.c)",
+)
+def _waited(excerpt: Excerpt, found: Found) -> None:
+    """Check that a vCPU that halted did not wait for longer than its VM-exit lies back."""
+    segments, ts_ns = excerpt.segments, excerpt.sequence.ts_ns
+    positions = segments.positions("wake-up")
+    positions = positions[segments.kind[segments.of[positions]] == EXIT]
+    begin = segments.start[segments.of[positions]]
+    elapsed = ts_ns[positions] - ts_ns[begin]
+    # clocks that count events or jiffies measure no such time
+    measured = elapsed > threshold("clock_measures")
+    measured &= (ts_ns[positions] % _MILLISECOND != 0) | (ts_ns[begin] % _MILLISECOND != 0)
+    positions, elapsed = positions[measured], elapsed[measured]
+    waited = excerpt.sequence.values("kvm_vcpu_wakeup", "ns", positions).astype(np.int64)
+    at = np.flatnonzero(waited - (waited >> 6) - threshold("clocks_differ") > elapsed)
+    found.check(len(positions))
+    found.violate(
+        positions[at],
+        lambda i: (
+            f"at most {elapsed[at[i]] / 1e6:.3f} ms, the time since the VM-exit",
+            f"kvm_vcpu_wakeup after {waited[at[i]] / 1e6:.3f} ms",
+        ),
     )
 
 
