@@ -93,6 +93,27 @@ def memory_operands(insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any
     return _each_different(memory_operand, insn, length, flags)
 
 
+def decoded_lengths(insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return decoded_length() of each instruction; equal ones are decoded once.
+
+    Parameters
+    ----------
+    insn : uint8, shape (n, 15); length, flags : shape (n,)
+    """
+    return _each_different(decoded_length, insn, length, flags)
+
+
+@lru_cache(maxsize=65536)
+def decoded_length(code: bytes, flags: int) -> int:
+    """Return how long the instruction is that begins with these bytes, zeros behind them; 0 if they are none."""
+    from iced_x86 import Decoder
+
+    if not code:
+        return 0
+    instruction = Decoder(_bitness(flags), code.ljust(MAX_BYTES, b"\0")).decode()
+    return 0 if instruction.is_invalid else int(instruction.len)
+
+
 def _each_different(
     decode: Callable[[bytes, int], int], insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any]
 ) -> NDArray[np.uint8]:

@@ -312,13 +312,6 @@ UNDETECTABLE += _ARM64
 NOT_YET: tuple[Excuse, ...] = (
     Excuse("the order of a wake-up and the adapted interval is not looked at", "swap", "kvm_halt_poll_ns", isa="arm64"),
     Excuse(
-        "the length of a string instruction is not compared: it resumes at the same RIP until done",
-        "alter",
-        "kvm_emulate_insn",
-        "len+1|len-1",
-        exits=("IO_INSTRUCTION", "io"),
-    ),
-    Excuse(
         "an emulator leaves EXITINTINFO bits behind, so a vector below 32 of type 0 is taken for stale",
         "alter",
         "kvm_exit",
