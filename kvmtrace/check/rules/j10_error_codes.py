@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.injected_events import injections_of
 from kvmtrace.check.observability import VECTORING
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.isa.words import decode_intr_info
-from kvmtrace.kvm.vectors import EXCEPTIONS_WITH_ERROR_CODE, PF_VECTOR, describe_exception
+from kvmtrace.kvm.vectors import EXCEPTIONS_WITH_ERROR_CODE, GP_VECTOR, PF_VECTOR, describe_exception
 from kvmtrace.model.injection import INJECTED_BY
 from kvmtrace.table.distinct import among
 
@@ -26,7 +27,7 @@ RULE = Rule(
     VIOLATION,
     ("kvm_inj_exception.has_error", "kvm_inj_exception.exception"),
     "An exception is injected with an error code exactly where it has one: a page fault always, the others outside "
-    "real mode; repeated, it carries what its interrupted delivery carried.",
+    "real mode; repeated, it carries what its interrupted delivery carried; that of a refused MSR access is 0.",
     "kvm_multiple_exception, kvm_inject_exception (x86.c); __vmx_complete_interrupts, svm_complete_interrupts",
     "a missing error code where the guest may be in real mode: below 4 GiB only page faults are certain",
     places="inject exception",
@@ -104,6 +105,28 @@ def _repeated(excerpt: Excerpt, found: Found) -> None:
             "another" if has_error[at[i]] else "none",
         ),
     )
+
+
+@RULE.part(
+    "of refused MSR accesses",
+    needs=("kvm_exit", "kvm_msr.exception", "kvm_inj_exception.error_code", "kvm_inj_exception.reinjected"),
+    places="kvm_msr",
+    adds=False,
+    source="kvm_complete_insn_gp, kvm_inject_gp (x86.c)",
+)
+def _refused(excerpt: Excerpt, found: Found) -> None:
+    exits, values = excerpt.exits, excerpt.sequence.values
+    group = np.flatnonzero(exits.has("kvm_msr") & exits.has("inject exception") & (exits.next_kind == ENTRY))
+    group = group[~excerpt.nested[group] & ~exits.has("kvm_emulate_insn")[group] & (exits.vectoring[group] == 0)]
+    access, injected = excerpt.first_in_exit("kvm_msr", group), excerpt.first_in_exit("inject exception", group)
+    mine = (values("kvm_msr", "exception", access) != 0) & (values("kvm_inj_exception", "reinjected", injected) == 0)
+    mine &= values("kvm_inj_exception", "exception", injected) == GP_VECTOR
+    mine &= values("kvm_inj_exception", "has_error", injected) != 0
+    injected = injected[mine]
+    code = values("kvm_inj_exception", "error_code", injected)
+    at = np.flatnonzero(code != 0)
+    found.check(len(injected))
+    found.violate(injected[at], lambda i: ("error code 0: an MSR access was refused", f"{int(code[at[i]]):#x}"))
 
 
 def _repetitions(excerpt: Excerpt) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
