@@ -16,12 +16,14 @@ from kvmtrace.check.excerpt import EXPECTATIONS
 from kvmtrace.check.rule import SUSPICION, VIOLATION
 from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.check.state_machine import next_states, rows_for
+from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.registry import ISAS
 from kvmtrace.model.interrupts import LINE_EVENTS, PARTING_EVENTS, SENDERS
 from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
 from kvmtrace.model.thresholds import THRESHOLDS
 from kvmtrace.model.transitions import FOLLOW_UP_STATES, GUARDS, LATE_EXIT_STATES, TRAITS, TRANSITIONS
+from kvmtrace.render.model.describe import RIP_WORDS, render_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,3 +214,8 @@ def test_every_threshold_is_used() -> None:
     code = "".join(path.read_text() for path in (PACKAGE / "check").rglob("*.py"))
     used = set(re.findall(r'threshold\("(\w+)"\)', code))
     assert used == THRESHOLDS.keys()
+
+
+def test_every_rip_class_has_its_words() -> None:
+    assert render_text([isa.name for isa in ISAS])
+    assert {rip.value for rip in RipClass} == set(RIP_WORDS)

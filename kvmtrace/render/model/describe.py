@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from kvmtrace.isa.base import ExitRow, Isa, Must
 
 SCHEMA = "kvmtrace.model/1"
-_RIP_WORDS = {
+RIP_WORDS = {
     "S": "same instruction",
     "A": "behind it",
     "E": "as emulated, else same",
     "T": "behind it (trap)",
     "N": "anywhere",
+    "P": "same instruction, a step or an exception pending",
     "-": "never resumes",
 }
 
@@ -116,9 +117,9 @@ def _transition_lines() -> Iterable[str]:
 
 def exit_lines(isa: Isa, row: ExitRow) -> Iterable[str]:
     """Yield the lines that describe one exit row."""
-    rip = _RIP_WORDS[row.rip.value] + (f", length at least {row.length}" if row.rip.value == "A" else "")
+    rip = RIP_WORDS[row.rip.value] + (f", length at least {row.length}" if row.rip.value == "A" else "")
     yield f"  {isa.describe(row.code)} ({isa.describe_code(row.code)})   {row.handler}"
-    yield f"    continues: {rip}" + "".join(f"; if {name}: {_RIP_WORDS[other.value]}" for name, other in row.rip_when)
+    yield f"    continues: {rip}" + "".join(f"; if {name}: {RIP_WORDS[other.value]}" for name, other in row.rip_when)
     for must in row.must:
         yield _wrap(f"must: {_must_words(must)}")
     extra = row.may - {event for must in row.must for event in must.events}
