@@ -12,12 +12,11 @@ import pytest
 from mutations.harness import Tally, render, run
 from mutations.undetectable import NOT_YET, UNDETECTABLE, why_undetectable
 
-# the bundled guests, recorded with all events of the model; a Linux boot adds reasons but takes minutes; the
-# catalogue's alterations are of x86's fields
+# the bundled guests, recorded with all events of the model; a Linux boot adds reasons but takes minutes
 FIXTURES = sorted(
     path
     for path in (Path(__file__).parents[3] / "fixtures").rglob("*.dat")
-    if path.name.startswith(("vmx", "svm")) and "linux" not in path.name and "storm" not in path.name
+    if "linux" not in path.name and "storm" not in path.name
 )
 
 
