@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from writers.arm64_perf import write_perf_data
 
 from kvmtrace.formats import open_recording
 from kvmtrace.render.text.perf_text import TITLES, render_perf_table
@@ -18,6 +19,7 @@ from kvmtrace.report.selection import Selection
 if TYPE_CHECKING:
     from kvmtrace.table.recording import Recording
 
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 RECORDED = Path(__file__).parent / "recorded"
 NAMES = sorted(path.name.removesuffix(".xz") for path in RECORDED.glob("*.perf.data.xz"))
 SCHED_LINE = re.compile(r"\s*(\d+)\.(\d{6}) \[\d+\]\s+.*\]\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(\w+)")
@@ -41,6 +43,21 @@ def test_tables_equal_perf_kvm_stat_to_the_digit(recording: Recording, perf_only
     theirs = (RECORDED / f"{Path(recording.capture.path).name}.kvmstat.txt").read_text()
     assert lines(ours) == lines(theirs)
     assert "Total Samples:0" not in theirs.splitlines()[-3]
+
+
+OF_ARM64 = sorted((Path(__file__).parent / "arm64").glob("*.kvmstat.txt"))
+
+
+@pytest.mark.parametrize("printed", OF_ARM64, ids=lambda path: path.name.removesuffix(".kvmstat.txt"))
+def test_arm64s_table_equals_arm64s_perf_to_the_digit(printed: Path, tmp_path: Path) -> None:
+    """There perf measures guest mode, from entry to exit."""
+    fixture = open_recording(str(FIXTURES / printed.name.replace(".kvmstat.txt", ".dat")))
+    path = tmp_path / "arm64.perf.data"
+    write_perf_data(fixture.events(), path)
+    for recording in (open_recording(str(path)), fixture):
+        tables = build_report(recording, ReportOptions(model=False)).perf_compatible
+        assert lines(render_perf_table(TITLES["vmexit"], tables.vmexit, "")) == lines(printed.read_text())
+        assert (tables.mmio, tables.ioport, tables.msr) == ((), (), ())
 
 
 def sched_lines(name: str) -> list[tuple[int, float, float, str]]:

@@ -69,14 +69,16 @@ class PerfDataWriter:
     attrs: list[tuple[int, int, list[int]]] = field(default_factory=lambda: [(10, USUAL, [1]), (11, USUAL, [2])])
     compressed: bool = False
     hostname: str = "box"
+    formats: dict[str, list[bytes]] = field(default_factory=lambda: FORMATS)
+    features: dict[int, bytes] = field(default_factory=dict)
 
     def tracing_data(self) -> bytes:
         page = header_page()
         out = b"\x17\x08\x44tracing0.6\0\x00\x08" + struct.pack("<I", 4096)
         out += b"header_page\0" + struct.pack("<Q", len(page)) + page
         out += b"header_event\0" + struct.pack("<Q", len(HEADER_EVENT)) + HEADER_EVENT + struct.pack("<I", 0)
-        out += struct.pack("<I", len(FORMATS))
-        for system, texts in FORMATS.items():
+        out += struct.pack("<I", len(self.formats))
+        for system, texts in self.formats.items():
             out += system.encode() + b"\0" + struct.pack("<I", len(texts))
             out += b"".join(struct.pack("<Q", len(t)) + t for t in texts)
         return out + struct.pack("<IIQ", 0, 0, 0)
@@ -105,6 +107,7 @@ class PerfDataWriter:
         features = {1: self.tracing_data(), 3: struct.pack("<I", 16) + self.hostname.encode().ljust(16, b"\0")}
         if self.compressed:
             features[27] = bytes(20)
+        features = dict(sorted({**features, **self.features}.items()))
         bits = sum(1 << bit for bit in features)
         head = b"PERFILE2" + struct.pack("<11Q", 104, 144, attrs_at, len(attrs), data_at, len(body), 0, 0, bits, 0, 0)
         head += struct.pack("<Q", 0)
