@@ -131,3 +131,18 @@ def test_files_that_trace_cmd_converted(tmp_path, arguments):
 def test_fixtures():
     for path in FIXTURES:
         assert compare(path) > 0, path
+
+
+@pytest.mark.parametrize("guest", ["lifecycle", "smp", "dabt-split"])
+@pytest.mark.parametrize("arguments", [[], ["-N"]], ids=["plug-ins", "plain"])
+def test_arm64s_text_says_what_the_recording_says(guest: str, arguments: list[str], tmp_path: Path) -> None:
+    path = next(one for one in FIXTURES if one.name == f"arm64-6.1-{guest}.dat")
+    text = tmp_path / "report.txt"
+    command = ["trace-cmd", "report", *arguments, str(path)]
+    text.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    told, whole = open_recording(str(text)).events(), open_recording(str(path)).events()
+    for name, fields in COMPARED_ARM64.items():
+        assert told.count(name) == whole.count(name), name
+        for field in fields:
+            if whole.count(name) and told.has(name, field):
+                assert np.array_equal(told.field(name, field), whole.field(name, field)), (name, field)

@@ -69,6 +69,12 @@ def test_text_without_flags_says_so(open_text):
     assert events.irq_flags.tolist() == [2]
 
 
+def test_times_in_ns_that_leave_no_room_for_a_space(open_text):
+    """`trace-cmd report -N` of a host that has been up for more than 100 s."""
+    texts = [f"  CPU 0/KVM-9     [000]{ts}: kvm_entry: vcpu 0, rip 0x10" for ts in (307539487648, 1307539487648)]
+    assert open_text("\n".join(texts)).events().ts_ns.tolist() == [307539487648, 1307539487648]
+
+
 def test_counting_clocks(open_text):
     events = open_text(line("kvm_fpu: load", ts="123456789012")).events()
     assert events.ts_ns.tolist() == [123456789012]

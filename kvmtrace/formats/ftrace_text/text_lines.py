@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LINE = re.compile(
     r"^(?: *+(?P<task>\S.{0,40}?)(?:-| ++(?:(?P<pid>\d{1,10})/)?)(?P<tid>\d{1,10}) ++"
     r"(?:\( *+(?P<tgid>\d{1,10}|-++)\) ++)?(?:(?P<early_flags>[.dDbX][.NnpLlBb][.hHsSzZ]\S{1,5}) ++(?=\[))?"
-    r"(?:\[(?P<cpu>\d{1,5})\](?P<raw_flags>-0x[0-9a-f]{1,2})? ++(?:(?P<flags>[^\s\d:]\S{2,8}) ++)?"
+    r"(?:\[(?P<cpu>\d{1,5})\](?P<raw_flags>-0x[0-9a-f]{1,2})?(?: ++(?:(?P<flags>[^\s\d:]\S{2,8}) ++)?|(?=\d{12,19}:))"
     r"|(?P<short_cpu>\d{1,4})(?P<short_flags>[.dDbX][.NnpLlBb]\S{2,6}|-0x[0-9a-f]{1,2}) ++)"
     r"(?P<time>\d{1,19})(?:\.(?P<fraction>\d{1,9})|(?P<us>us)[^\s\w:]? ?)?: ++(?:\(\+?\d{1,18}\) ++)?(?P<event>\S.*)"
     r"|CPU:(?P<lost_cpu>\d{1,5}) \[(?:LOST )?(?:(?P<lost>\d{1,18}) )?EVENTS(?: DROPPED)?\].*"
