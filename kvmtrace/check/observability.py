@@ -236,7 +236,7 @@ def _traits(table: EventTable, evidence: Evidence) -> frozenset[str]:
     )
     if not new:
         traits.add("old_fastpath")
-    if "kvm_nested_vmenter_failed" in evidence.seen:
+    if "kvm_nested_vmenter_failed" in evidence.seen and not late:  # traced late, it is traced in any case
         traits.add("refused_nested_entries")
     return frozenset(traits)
 

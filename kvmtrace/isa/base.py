@@ -17,6 +17,7 @@ from kvmtrace.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kvmtrace.isa.nested_entry import NestedEntry
     from kvmtrace.isa.words import AbortAccess, CrAccess, DrAccess, IoAccess, RegisterAccess
 
 
@@ -173,6 +174,8 @@ class Nesting:
     returns : L1 goes on at the RIP that the event of the nested entry told; else where it wrote before (`rewrites`)
     rewrites : codes of exits by which L1 may change where it goes on
     unnamed : codes that may be handled in the run function, before KVM names the exit as L2's
+    exceptions : code of an exception's exit, or of that of vector 0 where each vector has a code of its own
+    entry : how L1 enters L2, for predictions
     source_reflects, source_reenters : KVM's functions with their files
     """
 
@@ -194,6 +197,8 @@ class Nesting:
     returns: bool = False
     rewrites: frozenset[int] = frozenset()
     unnamed: frozenset[int] = frozenset()
+    exceptions: int = 0
+    entry: NestedEntry | None = None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ svm_check_nested_events (svm/nested.c), svm_check_intercept, emulate_svm_instr, 
 from __future__ import annotations
 
 from kvmtrace.isa.base import Nesting
+from kvmtrace.isa.nested_entry import NestedEntry
 
 INTERRUPT, NMI, SMI, INIT, SHUTDOWN, NPF = 0x60, 0x61, 0x62, 0x63, 0x7F, 0x400
-IO, MSR, HYPERCALL, VMLOAD, VMSAVE, ERR, SW = 0x7B, 0x7C, 0x81, 0x82, 0x83, 0xFFFFFFFF, 0xF0000000
+IO, MSR, VMRUN, HYPERCALL, VMLOAD, VMSAVE, ERR, SW = 0x7B, 0x7C, 0x80, 0x81, 0x82, 0x83, 0xFFFFFFFF, 0xF0000000
 EXCEPTIONS = range(0x40, 0x60)
 DECODED = "kvm_emulate_insn"
 
@@ -24,6 +25,7 @@ _INTERCEPTS: dict[int, tuple[str, int]] = {
     **{0xA0 + bit: ("intercept3", bit) for bit in range(32)},
 }
 
+# fmt: off
 SVM_NESTING = Nesting(
     kept={INTERRUPT: "kvm_nested_intr_vmexit", NMI: "", NPF: "kvm_page_fault"},
     given=frozenset({ERR}),
@@ -43,8 +45,21 @@ SVM_NESTING = Nesting(
     reflected_info={"exit_info1": "info1", "exit_info2": "info2"},
     carried_field="exit_int_info",
     never_carries=frozenset({ERR}),
+    entry=NestedEntry(
+        instructions={"vmrun": VMRUN},
+        enters=frozenset({"vmrun"}),
+        refuses=("address space", range(1, 1 << 32)),
+        asked=_INTERCEPTS,
+        structure={
+            "cr_read": (0x00, 2), "cr_write": (0x02, 2), "exceptions": (0x08, 4), "intercept1": (0x0C, 4),
+            "intercept2": (0x10, 4), "intercept3": (0x14, 4), "address space": (0x58, 4), "event": (0xA8, 8),
+            "flags": (0x570, 8), "ip": (0x578, 8), "sp": (0x5D8, 8), "ax": (0x5F8, 8),
+        },
+    ),
+    exceptions=EXCEPTIONS[0],
     skips_entry=True,
     returns=True,
     source_reflects="nested_svm_exit_special, nested_svm_intercept, nested_svm_vmexit (svm/nested.c)",
     source_reenters="nested_svm_vmrun, enter_svm_guest_mode (svm/nested.c)",
 )
+# fmt: on

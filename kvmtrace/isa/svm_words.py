@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.isa.words import (
     PFERR_FETCH,
     PFERR_GUEST_FINAL,
+    PFERR_GUEST_PAGE,
     PFERR_USER,
     PFERR_WRITE,
     CrAccess,
@@ -73,9 +74,12 @@ def encode_svm_msr(write: bool) -> int:
 
 
 def encode_svm_fault(access: str) -> tuple[int, int]:
-    """Return (EXITINFO1, bits that are known) of a nested page fault by "read", "write" or "fetch".
+    """Return (EXITINFO1, bits that are known) of a nested page fault by "read", "write", "fetch", or a table "walk".
 
     Whether bits 0 and 3 are set for known MMIO depends on how KVM could mark it.
     """
+    if access == "walk":  # of the guest's own page tables: it marks them as accessed
+        known = PFERR_GUEST_PAGE | PFERR_USER | PFERR_WRITE
+        return known, known | PFERR_GUEST_FINAL
     value = _ACCESS_BITS.get(access, 0) | PFERR_USER | PFERR_GUEST_FINAL
     return value, PFERR_GUEST_FINAL | PFERR_USER | PFERR_FETCH | (PFERR_WRITE if access in _ACCESS_BITS else 0)

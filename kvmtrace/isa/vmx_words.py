@@ -86,7 +86,12 @@ def encode_vmx_msr(write: bool) -> int:  # noqa: ARG001
 
 
 def encode_vmx_fault(access: str) -> tuple[int, int]:
-    """Return (exit qualification, bits that are known) of an EPT violation by "read", "write" or "fetch"."""
+    """Return (exit qualification, bits that are known) of an EPT violation by "read", "write", "fetch", or "walk".
+
+    A walk of the guest's own page tables reads them; whether it counts as a write is the processor's.
+    """
+    if access == "walk":
+        return 1, 5
     return _ACCESS_BITS.get(access, 0), 7 if access in _ACCESS_BITS else 4
 
 

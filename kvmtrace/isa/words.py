@@ -109,6 +109,7 @@ PFERR_USER = 1 << 2
 PFERR_RSVD = 1 << 3  # a known MMIO page: the SPTE has reserved bits set on purpose
 PFERR_FETCH = 1 << 4
 PFERR_GUEST_FINAL = 1 << 32
+PFERR_GUEST_PAGE = 1 << 33  # a page of the guest's own page tables
 
 # interruption information: event types in bits 10:8; VMX has three more than SVM
 INTR_TYPE_EXT_INTR = 0

@@ -45,7 +45,8 @@ TRAITS: dict[str, str] = {
     "exit_irqs_off": "kvm_exit is traced with interrupts off, inside the run function",
     "entry_in_run": "kvm_entry is traced inside the run function (since 5.15)",
     "entry_before_run": "kvm_entry is traced before the run function is called (5.10)",
-    "refused_nested_entries": "entries of nested guests failed (kvm_nested_vmenter_failed): some without kvm_exit",
+    "refused_nested_entries": "entries of nested guests failed (kvm_nested_vmenter_failed): some without kvm_exit, "
+                              "where that is traced inside the run function",
     "old_fastpath": "fast-path re-entry stays inside vmx_vcpu_run and traces no kvm_entry (5.10)",
 }
 # fmt: on

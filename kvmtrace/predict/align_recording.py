@@ -17,6 +17,7 @@ from kvmtrace.table.event_table import LOST_EVENTS
 from kvmtrace.workload.machines import machine_of
 
 if TYPE_CHECKING:
+    from kvmtrace.isa.base import Isa
     from kvmtrace.table.event_table import EventTable
     from kvmtrace.table.recording import Capture, Recording
     from kvmtrace.workload import Guest
@@ -63,7 +64,7 @@ def replay_events(
     complete = {argument.name: given.get(argument.name, argument.default) for argument in which.arguments}
     facts = facts_of(capture, events)
     tids = vcpu_threads(capture, events)
-    if facts is None or not tids:
+    if facts is None or not tids or facts.isa in which.refused:
         return None
     predictions = predict(which, complete, facts)
     aligned = [align(prediction, events, tids.get(prediction.vcpu_id, -1), facts.events) for prediction in predictions]
@@ -105,7 +106,15 @@ def facts_of(capture: Capture, events: EventTable) -> Facts | None:
     nrips = not known.decodes_to_skip or not _skips_by_emulation(events)
     inside = "exit_irqs_on" not in capability.traits
     apicv = known.interrupts_without_exit and events.count("kvm_apicv_accept_irq") > 0
-    return Facts(isa, frozenset(recorded), nrips, inside, apicv)
+    return Facts(isa, frozenset(recorded), nrips, inside, apicv, _is_shadowed(known, events))
+
+
+def _is_shadowed(isa: Isa, events: EventTable) -> bool:
+    """Say whether a guest hypervisor reads fields of its guest without VM-exits."""
+    entry = isa.nesting.entry if isa.nesting is not None else None
+    if entry is None or not entry.reads or not events.count("kvm_nested_vmenter") or not events.count("kvm_exit"):
+        return False
+    return not np.any(events.field("kvm_exit", "exit_reason") == entry.instructions[entry.reads])
 
 
 def _isa_of(capture: Capture, events: EventTable) -> str | None:

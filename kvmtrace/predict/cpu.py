@@ -63,6 +63,12 @@ class Hypervisor(Protocol):
     def triple_fault(self, cpu: Cpu) -> None:
         """Shut down."""
 
+    def for_hypervisors(self, cpu: Cpu, name: str, operands: tuple[str, ...]) -> None:
+        """Execute an instruction by which a hypervisor deals with its guest; RIP then is where it goes on."""
+
+    def passes_on(self, cpu: Cpu) -> bool:
+        """Say whether the instruction leaves a guest's guest for its hypervisor, which then goes on."""
+
 
 class Cpu:
     """One vCPU.
@@ -79,6 +85,7 @@ class Cpu:
     ----------
     rip : offset within the code segment; `linear` adds the segment's base
     ended : bool
+    level : int, 1; 2 in a guest of the guest
     """
 
     def __init__(
@@ -99,7 +106,9 @@ class Cpu:
         self.flags = 2
         self.shadow = False  # STI holds interrupts off for one more instruction
         self.idt_limit = 0xFFFF
+        self.idt_base = self.gdt_base = 0
         self.ended = False
+        self.level = 1
         self.line: Line = listing.lines[0]
 
     @property
@@ -145,15 +154,15 @@ class Cpu:
         self.hypervisor.touch(self, gpa, "write")
         self.memory[gpa : gpa + len(data)] = data
 
-    def push(self, value: int) -> None:
-        """Push a word."""
-        self.set("sp", self.number("sp") - 2 & 0xFFFF)
-        self.write(self.number("sp"), value.to_bytes(2, "little"))
+    def push(self, value: int, size: int = 2) -> None:
+        """Push a word, or a double word in protected mode."""
+        self.set("sp", self.number("sp") - size & 0xFFFF)
+        self.write(self.number("sp"), value.to_bytes(size, "little"))
 
-    def pop(self) -> int:
-        """Pop a word."""
-        value = int.from_bytes(self.read(self.number("sp"), 2), "little")
-        self.set("sp", self.number("sp") + 2 & 0xFFFF)
+    def pop(self, size: int = 2) -> int:
+        """Pop what was pushed."""
+        value = int.from_bytes(self.read(self.number("sp"), size), "little")
+        self.set("sp", self.number("sp") + size & 0xFFFF)
         return value
 
     # execution
@@ -163,7 +172,10 @@ class Cpu:
         self.rip += len(self.line.code)
 
     def interrupt(self, vector: int, *, return_rip: int) -> None:
-        """Deliver an interrupt or exception through the real-mode vector table."""
+        """Deliver an interrupt or exception through the vector table of the mode."""
+        if self.lines[self.linear].bits == 32:
+            self._interrupt_gate(vector, return_rip)
+            return
         if vector * 4 + 3 > self.idt_limit:
             self.hypervisor.triple_fault(self)
             self.ended = True
@@ -173,3 +185,13 @@ class Cpu:
             self.push(word)
         self.flags &= ~IF
         self.rip, self.cs_base = target & 0xFFFF, target >> 16 << 4
+
+    def _interrupt_gate(self, vector: int, return_rip: int) -> None:
+        """Deliver an interrupt in flat protected mode, at the same privilege."""
+        gate = self.read(self.idt_base + vector * 8, 8)
+        selector = int.from_bytes(gate[2:4], "little")
+        self.read(self.gdt_base + (selector & ~7), 8)
+        for word in (self.flags, selector, return_rip):
+            self.push(word, 4)
+        self.flags &= ~IF
+        self.rip = int.from_bytes(gate[:2] + gate[6:], "little")

@@ -37,14 +37,16 @@ def predict(
     Raises
     ------
     UsageError
-        The run is longer than `max_steps`, or there is no such ISA.
+        The run is longer than `max_steps`, there is no such ISA, or it cannot run this guest.
     """
+    if facts.isa in guest.refused:
+        raise UsageError(f"{facts.isa} cannot run the guest {guest.name}: {guest.refused[facts.isa]}")
     if not is_predicted(facts.isa):
         raise UsageError(f"nothing can be predicted for the ISA {facts.isa}")
     if facts.isa in _OTHERS:
         found: tuple[Prediction, ...] = import_module(_OTHERS[facts.isa]).predict(guest, arguments, facts, max_steps)
         return found
-    machine = Machine(guest, arguments, facts, max_steps)
+    machine = Machine(guest.on(facts.isa), arguments, facts, max_steps)
     machine.run()
     return machine.predictions()
 

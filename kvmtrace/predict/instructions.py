@@ -9,6 +9,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
+from kvmtrace.isa.registry import ISAS
 from kvmtrace.predict.operands import IF, ZF, StringIo, Value, locate
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def execute(cpu: Cpu) -> Iterator[None]:
         cpu.line = cpu.lines[cpu.linear]
         shadow, cpu.shadow = cpu.shadow, False
         cpu.hypervisor.fetch(cpu, cpu.line)
+        if cpu.level > 1 and cpu.hypervisor.passes_on(cpu):
+            continue
         if cpu.line.text == "hlt":
             yield from cpu.hypervisor.halt(cpu)
         else:
@@ -139,10 +142,13 @@ def _dec(cpu: Cpu, target: str) -> None:
     cpu.advance()
 
 
-def _jne(cpu: Cpu, target: str) -> None:
-    cpu.advance()
-    if not cpu.flags & ZF:
-        cpu.rip = int(target, 0) - cpu.cs_base
+def _jump_if(*, zero: bool) -> Callable[[Cpu, str], None]:
+    def operation(cpu: Cpu, target: str) -> None:
+        cpu.advance()
+        if bool(cpu.flags & ZF) == zero:
+            cpu.rip = int(target, 0) - cpu.cs_base
+
+    return operation
 
 
 def _jmp(cpu: Cpu, target: str) -> None:
@@ -203,18 +209,22 @@ def _cli(cpu: Cpu) -> None:
 
 
 def _push(cpu: Cpu, source: str) -> None:
-    cpu.push(cpu.number(source))
+    cpu.push(cpu.number(source), _size_of(source))
     cpu.advance()
 
 
 def _pop(cpu: Cpu, target: str) -> None:
-    cpu.set(target, cpu.pop())
+    cpu.set(target, cpu.pop(_size_of(target)))
     cpu.advance()
 
 
 def _iret(cpu: Cpu) -> None:
-    rip, segment, cpu.flags = cpu.pop(), cpu.pop(), cpu.pop()
-    cpu.rip, cpu.cs_base = rip, segment << 4
+    flat = cpu.line.bits == 32
+    size = 4 if flat else 2
+    rip, segment, cpu.flags = cpu.pop(size), cpu.pop(size), cpu.pop(size)
+    cpu.rip, cpu.cs_base = rip, 0 if flat else segment << 4
+    if flat:  # the code segment is looked up
+        cpu.read(cpu.gdt_base + (segment & ~7), 8)
 
 
 def _lidt(cpu: Cpu, source: str) -> None:
@@ -236,6 +246,10 @@ def _movups(cpu: Cpu, target: str, source: str) -> None:
     cpu.advance()
 
 
+def _for_hypervisors(name: str) -> Callable[..., None]:
+    return lambda cpu, *operands: cpu.hypervisor.for_hypervisors(cpu, name, operands)
+
+
 def _cld(cpu: Cpu) -> None:
     cpu.advance()
 
@@ -243,8 +257,11 @@ def _cld(cpu: Cpu) -> None:
 # fmt: off
 _OPERATIONS: dict[str, Callable[..., None]] = {
     "mov": _mov, "movups": _movups, "add": _arithmetic(lambda a, b: a + b), "or": _arithmetic(lambda a, b: a | b),
-    "xor": _arithmetic(lambda a, b: a ^ b), "dec": _dec, "jne": _jne, "jmp": _jmp, "out": _out, "in": _in,
+    "xor": _arithmetic(lambda a, b: a ^ b), "dec": _dec, "jne": _jump_if(zero=False), "je": _jump_if(zero=True),
+    "jmp": _jmp, "out": _out, "in": _in,
     "cpuid": _cpuid, "rdmsr": _rdmsr, "wrmsr": _wrmsr, "sti": _sti, "cli": _cli, "cld": _cld, "push": _push,
     "pop": _pop, "iret": _iret, "lidt": _lidt, "int3": _int3,
+    **{name: _for_hypervisors(name) for isa in ISAS if isa.nesting is not None and isa.nesting.entry is not None
+       for name in isa.nesting.entry.instructions},
 }
 # fmt: on

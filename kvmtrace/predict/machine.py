@@ -18,6 +18,7 @@ from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.predict.all_vcpus import PAGE, AllVcpus
 from kvmtrace.predict.cpu import Cpu
 from kvmtrace.predict.instructions import execute
+from kvmtrace.predict.nested_guests import NestedGuest
 from kvmtrace.predict.story import PVM, Expected
 from kvmtrace.workload.devices import EXIT_PORT
 from kvmtrace.workload.guests import RAM_BYTES
@@ -37,6 +38,7 @@ PIO_IN, PIO_OUT = 0, 1  # KVM_PIO_*
 PIO_BUFFER_BYTES = 1024  # struct read_cache of emulate.c
 
 MSR_APIC_BASE, MSR_PAT = 0x1B, 0x277
+X2APIC_MSRS = range(0x800, 0x900)
 X2APIC_EOI, X2APIC_ICR, X2APIC_LVTT, X2APIC_TMICT = 0x80B, 0x830, 0x832, 0x838
 APIC_BASE_RESERVED = 0x2FF  # below the enable, x2APIC and BSP bits
 RESET_MSRS = {MSR_PAT: 0x0007040600070406, MSR_APIC_BASE: 0xFEE00800}
@@ -55,11 +57,15 @@ class Machine(AllVcpus):
     def __init__(self, guest: Guest, arguments: dict[str, int], facts: Facts, max_steps: int) -> None:
         super().__init__(guest, facts, max_steps)
         self.isa = BY_NAME.get(facts.isa)  # None: PVM
+        self.touched: set[tuple[int, int]] = set()  # (level, page) that KVM has mapped: each level has its own table
         self.mmio_known: set[int] = set()  # pages whose MMIO the second-level table remembers
         self.cpus = [
             Cpu(vcpu_id, guest.listing, self.memory, self, guest.registers(arguments) if not vcpu_id else {})
             for vcpu_id in range(guest.n_vcpus)
         ]
+        nesting = self.isa.nesting if self.isa else None
+        entry = nesting.entry if nesting else None
+        self.guests = [NestedGuest(nesting, entry, story) for story in self.stories] if nesting and entry else []
         self.msrs: list[dict[int, Value]] = [dict(RESET_MSRS) for _ in self.cpus]
         self.msrs[0][MSR_APIC_BASE] = RESET_MSRS[MSR_APIC_BASE] | APIC_BASE_BSP
         self.pending: list[list[int]] = [[] for _ in self.cpus]  # vectors that wait for each vCPU
@@ -90,6 +96,8 @@ class Machine(AllVcpus):
             self._emulate(cpu)
         else:
             story.enter(cpu.rip)
+            if self.guest.protected is not None and line.bits == 32:
+                self.touch(cpu, self.guest.protected.page_directory, "walk")
             self.touch(cpu, cpu.linear, "fetch")
 
     def is_mmio(self, gpa: int) -> bool:
@@ -98,9 +106,9 @@ class Machine(AllVcpus):
 
     def touch(self, cpu: Cpu, gpa: int, access: str) -> None:
         """Access RAM: the first access to a page faults once, whatever its kind, as the VMM wrote it before."""
-        if self.facts.isa == PVM or gpa // PAGE in self.mapped:
+        if self.facts.isa == PVM or (cpu.level, gpa // PAGE) in self.touched:
             return
-        self.mapped.add(gpa // PAGE)
+        self.touched.add((cpu.level, gpa // PAGE))
         story = self.stories[cpu.vcpu_id]
         story.second_level_fault(cpu.rip, gpa, access, "first touch of the page")
         story.enter(cpu.rip)
@@ -136,7 +144,7 @@ class Machine(AllVcpus):
             self._msr(cpu, msr, value, write=True, exception=True)
             return False
         self.msrs[cpu.vcpu_id][msr] = value
-        if msr >= 0x800:
+        if msr in X2APIC_MSRS:
             assert value is not None
             self._x2apic_write(cpu, msr, value)
         self._msr(cpu, msr, value, write=True)
@@ -247,6 +255,22 @@ class Machine(AllVcpus):
             story.add("kvm_inj_exception", why="the emulator's attempt to deliver the failure")
         story.exit("triple_fault", cpu.rip)
         story.leave(KVM_EXIT_SHUTDOWN, 0, "nothing can be delivered any more")
+
+    def for_hypervisors(self, cpu: Cpu, name: str, operands: tuple[str, ...]) -> None:
+        """Carry out an instruction by which the guest deals with a guest of its own: it leaves guest mode first."""
+        nested = self.guests[cpu.vcpu_id]
+        if nested.leaves(cpu, name, operands):
+            assert self.isa is not None
+            assert self.isa.nesting is not None
+            assert self.isa.nesting.entry is not None
+            number = self.isa.nesting.entry.instructions[name]
+            self.stories[cpu.vcpu_id].exit("nested_entry", cpu.rip, number=number)
+            self._skip(cpu)
+        nested.execute(cpu, name, operands)
+
+    def passes_on(self, cpu: Cpu) -> bool:
+        """Leave a guest's guest for its hypervisor, if that asked for it."""
+        return self.guests[cpu.vcpu_id].passes_on(cpu)
 
     # parts of the above
 

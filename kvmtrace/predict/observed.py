@@ -52,6 +52,9 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "kvm_sys_access": ("vcpu_pc", "is_write", "Op0", "Op1", "CRn", "CRm", "Op2"),
     "kvm_wfx_arm64": ("vcpu_pc", "is_wfe"),
     "kvm_hvc_arm64": ("vcpu_pc", "r0", "imm"),
+    "kvm_nested_vmenter": ("rip", "nested_rip", "event_inj"),
+    "kvm_nested_vmexit": ("exit_reason", "guest_rip"),
+    "kvm_nested_vmexit_inject": ("exit_code",),
 }
 
 
@@ -203,8 +206,19 @@ def _mark_world_switches(items: list[Observed]) -> None:
                 break
             injected |= follower.event == "kvm_inj_virq" and not follower.number("reinjected") > 0
         step = -1 if injected else 1
+        _mark_nested(items, index)
         _mark_entry(items, index, step)
         _mark_probes(items, index, _RUN_RETURN)
+
+
+def _mark_nested(items: list[Observed], exit_index: int) -> None:
+    """Mark what says that it was a guest's guest that left, if it stands behind the exit."""
+    for item in items[exit_index + 1 : exit_index + 3]:
+        if item.event == "kvm_nested_vmexit":
+            item.asynchronous = items[exit_index].asynchronous
+            return
+        if item.event not in _RUN_RETURN:
+            return
 
 
 def _mark_entry(items: list[Observed], exit_index: int, step: int) -> None:

@@ -30,6 +30,7 @@ class Story:
         self.facts = facts
         self.steps: list[Step] = []
         self.in_guest = False
+        self.level = 1  # of guest: 2 for a guest of the guest
         self.line: Line | None = None
         self._paths: dict[int, dict[int, None]] = {}  # index of a kvm_entry step -> RIPs that run behind it
         self._entries: list[int] = []  # the entries from which the guest may have come: the last, and those before it
@@ -120,8 +121,10 @@ class Story:
         info2: int | None = None,
         why: str = "",
         returns: bool = True,
+        vector: int = 0,
+        number: int | None = None,
     ) -> None:
-        """Leave guest mode: exit reason by its EXIT_KIND; not `returns` for a fast path, see run_return."""
+        """Leave guest mode: exit reason by its EXIT_KIND or `number`; not `returns` for a fast path, see run_return."""
         if self._isa is None:
             return
         fields = []
@@ -129,7 +132,9 @@ class Story:
             fields.append(Expected("info1", info1, info1_mask))
         if info2 is not None:
             fields.append(Expected("info2", info2))
-        self.exit_for(self._isa.code_of(kind), rip, *fields, why=why, returns=returns)
+        if number is None:
+            number = self.number_of(kind, vector)
+        self.exit_for(number, rip, *fields, why=why, returns=returns)
 
     def exit_for(self, number: int, rip: int, *fields: Expected, why: str = "", returns: bool = True) -> None:
         """Leave guest mode: exit reason by its number."""
@@ -147,6 +152,15 @@ class Story:
         self.add("kvm_exit", *common, *fields, why=why or self._isa.describe(number))
         if self.facts.exit_inside_run and returns:
             self.run_return()
+        if self.level > 1:
+            self.add("kvm_nested_vmexit", *common, *fields, why="it was a guest of the guest that left")
+
+    def number_of(self, kind: str, vector: int = 0) -> int:
+        """Return the exit reason of a kind; of exceptions, that of their vector, if each has its own."""
+        assert self._isa is not None
+        if kind == "exception" and self._isa.nesting is not None:
+            return self._isa.nesting.exceptions + (0 if self._isa.exit_intr_info else vector)
+        return self._isa.code_of(kind)
 
     def run_return(self) -> None:
         """Return from the ISA's run function."""

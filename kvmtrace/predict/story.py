@@ -47,6 +47,11 @@ PREDICTABLE: frozenset[str] = frozenset(
         "kvm_sys_access",
         "kvm_wfx_arm64",
         "kvm_hvc_arm64",
+        "kvm_nested_vmenter",
+        "kvm_nested_vmenter_failed",
+        "kvm_nested_intercepts",
+        "kvm_nested_vmexit",
+        "kvm_nested_vmexit_inject",
     }
 )
 
@@ -64,6 +69,7 @@ class Facts:
     exit_inside_run : kvm_exit is traced before the ISA's run function returns; some kernels trace it behind
     apicv : the processor delivers interrupts and ends them itself (Isa.interrupts_without_exit): neither
         kvm_inj_virq nor a VM-exit for EOI
+    shadowed : a guest hypervisor reads and writes some fields without a VM-exit (NestedEntry.shadowed)
     """
 
     isa: str
@@ -71,6 +77,7 @@ class Facts:
     nrips: bool = True
     exit_inside_run: bool = True
     apicv: bool = False
+    shadowed: bool = False
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,10 @@ SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 SREGS_BYTES = 0x138
 SREGS_CR4 = struct.Struct("<Q")  # at 8 * 24 + 2 * 16 + 3 * 8
 SREGS_CR4_OFFSET = 248
+SREGS_CR0_OFFSET = 224
+SREGS_CR3_OFFSET = 240
+CR0_PE, CR0_PG = 1, 1 << 31
+CR4_PSE = 1 << 4
 CR4_OSFXSR = 1 << 9  # SSE instructions do not raise #UD
 
 # struct kvm_cpuid2: nent, padding; entries of 40 bytes
@@ -158,6 +162,31 @@ def real_mode_sregs(sregs: bytearray) -> bytes:
         SEGMENT.pack_into(sregs, offset, 0, limit, 0, *attributes)
     (cr4,) = SREGS_CR4.unpack_from(sregs, SREGS_CR4_OFFSET)
     SREGS_CR4.pack_into(sregs, SREGS_CR4_OFFSET, cr4 | CR4_OSFXSR)
+    return bytes(sregs)
+
+
+def protected_mode_sregs(sregs: bytearray, page_directory: int, cr0: int, cr4: int) -> bytes:
+    """Turn the reset state into flat protected mode of 32 bits, paging on; changed in place.
+
+    Parameters
+    ----------
+    sregs : struct kvm_sregs as KVM_GET_SREGS gave it after reset
+    page_directory : its address; its pages may have 4 MiB
+    cr0, cr4 : further bits to be set
+    """
+    for number, name in enumerate(SEGMENTS):
+        if name in {"tr", "ldt"}:
+            continue
+        kind, selector = (11, 8) if name == "cs" else (3, 16)
+        attributes = (kind, 1, 0, 1, 1, 0, 1, 0, 0, 0)  # type present dpl db s l g avl unusable padding
+        SEGMENT.pack_into(sregs, number * SEGMENT.size, 0, 0xFFFFFFFF, selector, *attributes)
+    for offset, bits in (
+        (SREGS_CR0_OFFSET, CR0_PE | CR0_PG | cr0),
+        (SREGS_CR3_OFFSET, page_directory),
+        (SREGS_CR4_OFFSET, CR4_PSE | cr4),
+    ):
+        (value,) = SREGS_CR4.unpack_from(sregs, offset)
+        SREGS_CR4.pack_into(sregs, offset, value | bits)
     return bytes(sregs)
 
 

@@ -17,6 +17,8 @@ from kvmtrace.workload.vmm import Vcpu, Vm, describe_end, ioctl
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvmtrace.workload.guests import ProtectedMode
+
 # ioctls on a VM
 KVM_ENABLE_CAP = 0x4068AEA3
 KVM_CREATE_DEVICE = 0xC00CAEE0
@@ -94,8 +96,9 @@ class Arm64Vcpu(Vcpu):
         init = VCPU_INIT.pack(vm.preferred_target(), features, *[0] * 6)
         ioctl(self.fd, KVM_ARM_VCPU_INIT, init, "KVM_ARM_VCPU_INIT")
 
-    def set_registers(self, registers: dict[str, int]) -> None:
+    def set_registers(self, registers: dict[str, int], *, protected: ProtectedMode | None = None) -> None:
         """Set these registers; the others are as after reset: EL1, interrupts masked, MMU off."""
+        assert protected is None, "there is one mode"
         for name, value in registers.items():
             self._register(KVM_SET_ONE_REG, name, ctypes.c_uint64(value))
 

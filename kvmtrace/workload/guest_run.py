@@ -79,12 +79,12 @@ def run_guest(
     CapabilityError
         No usable /dev/kvm, or this host's KVM cannot run this guest.
     """
-    guest = find_guest(name)
+    isa = guess_isa()
+    guest = find_guest(name).on(isa)
     complete = complete_arguments(guest, arguments)
     slow = {reason: delay_ns for reason, delay_ns in (slow_ns or {}).items() if delay_ns > 0}
     if unknown := set(slow) - set(SLOW_REASONS):
         raise UsageError(f"cannot slow {min(unknown)}; there are {', '.join(SLOW_REASONS)}")
-    isa = guess_isa()
     if isa in guest.refused:
         raise CapabilityError(f"guest {name} cannot run on {isa}: {guest.refused[isa]}", "use `kvmtrace lab run`")
     start_ns = time.monotonic_ns()
@@ -118,7 +118,7 @@ def _run_vm(
         guest.listing.write_to(memoryview(vm.memory))
         vcpus += [make_vcpu(vm, vcpu_id, slow_ns) for vcpu_id in range(guest.n_vcpus)]
         vm.finish()
-        vcpus[0].set_registers(guest.registers(arguments))  # the others are started by vCPU 0
+        vcpus[0].set_registers(guest.registers(arguments), protected=guest.protected)  # it starts the others
         threads = [VcpuThread(vcpu, Counter()) for vcpu in vcpus]
         _run_threads(threads, timeout_s)
     finally:

@@ -50,6 +50,15 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class ProtectedMode:
+    """Flat protected mode of 32 bits with paging: where the page directory is, and further bits of CR0 and CR4."""
+
+    page_directory: int
+    cr0: int = 0
+    cr4: int = 0
+
+
+@dataclass(frozen=True)
 class Guest:
     """A bundled guest.
 
@@ -63,7 +72,10 @@ class Guest:
     irqchip : bool, interrupt controllers in the kernel; without them HLT leaves to userspace
     ends : how a good run ends (GuestRun.ended)
     refused : isa -> why that ISA cannot run this guest
+    protected : where the guest begins in protected mode, not in real mode
     unknown : isa -> tracepoints whose count the listing does not tell on that ISA
+    file : name of its listing, "" for its own name
+    variants : isa -> what runs there under the same name
     """
 
     name: str
@@ -74,12 +86,19 @@ class Guest:
     irqchip: bool = False
     ends: str = "exit-port"
     refused: dict[str, str] = field(default_factory=dict)
+    protected: ProtectedMode | None = None
     unknown: dict[str, frozenset[str]] = field(default_factory=dict)
+    file: str = ""
+    variants: dict[str, Guest] = field(default_factory=dict)
 
     @cached_property
     def listing(self) -> Listing:
         """The guest's code."""
-        return read_listing(self.name)
+        return read_listing(self.file or self.name)
+
+    def on(self, isa: str | None) -> Guest:
+        """Return what runs on an ISA."""
+        return self.variants.get(isa or "", self)
 
     def known_on(self, isa: str | None, arguments: dict[str, int]) -> KnownCounts:
         """Return what is known before the run on this ISA."""
@@ -201,9 +220,63 @@ def _msr_gp(arguments: dict[str, int]) -> KnownCounts:
     )
 
 
+def _nested(arguments: dict[str, int]) -> KnownCounts:
+    n = arguments["count"]
+    return KnownCounts(
+        tracepoints={"kvm_msr": 2 + n, "kvm_pio": n + 1, "kvm_nested_intercepts": 3 * n, **_nested_entries(n)},
+        userspace_exits={"KVM_EXIT_IO": n + 1},
+        svm={"vmrun": 4 * n, "msr": 2 + n, "io": n + 1, "cpuid": n, "DE excp": n, "hlt": n},
+        ports={"0x3f8:POUT": n, "0xf4:POUT": 1},
+        msrs={"0x277:R": n, "0xc0000080:W": 1, "0xc0010117:W": 1},
+    )
+
+
+def _nested_vmx(arguments: dict[str, int]) -> KnownCounts:
+    n = arguments["count"]
+    return KnownCounts(
+        tracepoints={"kvm_msr": 1 + n, "kvm_pio": n + 1, **_nested_entries(n)},
+        userspace_exits={"KVM_EXIT_IO": n + 1},
+        # VMREAD and VMWRITE are left out: with a shadow VMCS the processor answers some of them
+        vmx={
+            "VMON": 1,
+            "VMCLEAR": 1 + n,
+            "VMPTRLD": 1 + n,
+            "VMLAUNCH": 2 * n,
+            "VMRESUME": 2 * n,
+            "MSR_READ": n,
+            "MSR_WRITE": 1,
+            "IO_INSTRUCTION": n + 1,
+            "CPUID": n,
+            "HLT": n,
+        },
+        ports={"0x3f8:POUT": n, "0xf4:POUT": 1},
+        msrs={"0x277:R": n, "0x3a:W": 1},
+    )
+
+
+def _nested_entries(n: int) -> dict[str, int]:
+    """Each round is refused once and enters three times, and each time L1 gets an exit."""
+    return {"kvm_nested_vmenter": 3 * n, "kvm_nested_vmenter_failed": n, "kvm_nested_vmexit_inject": 3 * n}
+
+
 # PVM's interrupt injection into emulated real mode ends the interrupt, the guest's own EOI is a second one
 _EOI_TWICE = {"pvm": frozenset({"kvm_eoi"})}
 _ROUNDS = (Argument("count", "rbp", 1, 0xFFFF, "rounds"),)
+_NESTED_ON_SVM = Guest(
+    "nested",
+    "a hypervisor with a guest of its own",
+    (Argument("count", "rbp", 7, 0xFFFF, "rounds"),),
+    _nested,
+    refused={"pvm": "it offers no nesting"},
+    protected=ProtectedMode(0x7000),
+)
+_NESTED_ON_VMX = replace(
+    _NESTED_ON_SVM,
+    known=_nested_vmx,
+    protected=ProtectedMode(0x7000, cr0=1 << 5, cr4=1 << 13),  # NE and VMXE: VMXON asks for both
+    file="nested-vmx",
+)
+_NESTED = replace(_NESTED_ON_SVM, variants={"vmx": _NESTED_ON_VMX})
 
 GUESTS: dict[str, Guest] = {
     guest.name: guest
@@ -257,5 +330,6 @@ GUESTS: dict[str, Guest] = {
             (Argument("count", "rbp", 11, 0xFFFF, "illegal WRMSRs"),),
             _msr_gp,
         ),
+        _NESTED,
     )
 }

@@ -4,8 +4,9 @@
     label:
     1000  ba f8 03              mov dx, 0x3f8          ; why
 
+`bits 32` or `bits 16` says what code segment the rows behind it run in; real mode is the rule.
 Columns are separated by two or more spaces: hexadecimal linear address, bytes, text; a comment follows `;`.
-A text that begins with `db` is data. Addresses ascend and leave no gap except where a new line of code begins
+A text that begins with `db` or `dd` is data. Addresses ascend and leave no gap except where a new line of code begins
 on purpose elsewhere. The bytes are what runs; tests hold the text against a disassembler.
 """
 
@@ -22,12 +23,13 @@ _ROW = re.compile(
     r"(?P<address>[0-9a-f]{4})  (?P<code>(?:[0-9a-f]{2} )*[0-9a-f]{2})\s{2,}(?P<text>[^;]+?)"
     r"\s*(?:;\s?(?P<comment>.*))?$"
 )
+_BITS = re.compile(r"bits (?P<bits>16|32)\s*(?:;.*)?$")
 _LABEL = re.compile(r"(?P<name>[a-z_][a-z0-9_]*):\s*(?:;.*)?$")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One instruction (or `db` data) of a listing.
+    """One instruction (or data) of a listing.
 
     Parameters
     ----------
@@ -35,17 +37,19 @@ class Line:
     code : the bytes
     text : mnemonic and operands
     comment : what it is for, may be ""
+    bits : of the code segment that it runs in
     """
 
     address: int
     code: bytes
     text: str
     comment: str
+    bits: int = 16
 
     @property
     def is_data(self) -> bool:
         """Whether these bytes are never executed."""
-        return self.text.split()[0] == "db"
+        return self.text.split()[0] in {"db", "dd"}
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,20 @@ def parse_listing(name: str, text: str) -> Listing:
     lines: list[Line] = []
     labels: dict[str, int] = {}
     waiting: list[str] = []  # labels whose address the next row tells
+    bits = 16
     for number, raw in enumerate(text.splitlines(), 1):
         if not raw.strip() or raw.startswith(";"):
             continue
         if label := _LABEL.match(raw):
             waiting.append(label["name"])
             continue
+        if mode := _BITS.match(raw):
+            bits = int(mode["bits"])
+            continue
         row = _ROW.match(raw)
         if row is None:
             raise ValueError(f"{name}.lst:{number}: not a row of a listing: {raw!r}")
-        line = Line(int(row["address"], 16), bytes.fromhex(row["code"]), row["text"], row["comment"] or "")
+        line = Line(int(row["address"], 16), bytes.fromhex(row["code"]), row["text"], row["comment"] or "", bits)
         labels.update(dict.fromkeys(waiting, line.address))
         waiting.clear()
         lines.append(line)

@@ -22,6 +22,8 @@ from kvmtrace.workload.devices import Devices
 if TYPE_CHECKING:
     from collections import Counter
 
+    from kvmtrace.workload.guests import ProtectedMode
+
 KVM_DEVICE = "/dev/kvm"
 # pages that Intel hosts without unrestricted guest mode need for real mode; below 2 GiB as fcntl.ioctl
 # passes a C int
@@ -115,11 +117,15 @@ class Vcpu:
         """Tell KVM what the processor offers."""
         ioctl(self.fd, abi.KVM_SET_CPUID2, vm.supported_cpuid(), "KVM_SET_CPUID2")
 
-    def set_registers(self, registers: dict[str, int]) -> None:
-        """Enter flat real mode with these general registers; those not named are 0."""
+    def set_registers(self, registers: dict[str, int], *, protected: ProtectedMode | None = None) -> None:
+        """Enter flat real mode or protected mode with these registers; those that are not named are 0."""
         sregs = bytearray(abi.SREGS_BYTES)
         ioctl(self.fd, abi.KVM_GET_SREGS, sregs, "KVM_GET_SREGS")
-        ioctl(self.fd, abi.KVM_SET_SREGS, abi.real_mode_sregs(sregs), "KVM_SET_SREGS")
+        if protected is None:
+            flat = abi.real_mode_sregs(sregs)
+        else:
+            flat = abi.protected_mode_sregs(sregs, protected.page_directory, protected.cr0, protected.cr4)
+        ioctl(self.fd, abi.KVM_SET_SREGS, flat, "KVM_SET_SREGS")
         values = {"rflags": 2, **registers}  # bit 1 of RFLAGS is always set
         regs = abi.REGS.pack(*(values.get(name, 0) for name in abi.REGISTERS))
         ioctl(self.fd, abi.KVM_SET_REGS, regs, "KVM_SET_REGS")

@@ -19,8 +19,10 @@ HOSTS = [f"{isa}-{kernel}" for isa in ("vmx", "svm") for kernel in ("6.1", "6.12
 GUESTS = ("lifecycle", "interrupt", "smp", "string-io", "mmio-split", "triple-fault", "msr-gp", "storm")
 
 
-@pytest.mark.parametrize("guest", GUESTS)
-@pytest.mark.parametrize("host", HOSTS)
+NESTED = [("svm-6.12", "nested")]
+
+
+@pytest.mark.parametrize(("host", "guest"), [(host, guest) for host in HOSTS for guest in GUESTS] + NESTED)
 def test_fixture_is_as_predicted(host: str, guest: str) -> None:
     replay = replay_recording(open_recording(str(FIXTURES / f"{host}-{guest}.dat")))
     assert replay is not None

@@ -1,6 +1,7 @@
 """`make fixtures`: record every bundled guest, and a Linux boot, in each lab with each kernel, into fixtures/.
 
-One boot of a lab host records all guests of an ISA and kernel. `make_fixtures.py vmx-6.1 ...` does only these.
+One boot of a lab host records all guests of an ISA and kernel. `make_fixtures.py vmx-6.1 svm-6.12/nested ...` does only
+these: a host, or one recording of it.
 """
 
 from __future__ import annotations
@@ -46,23 +47,24 @@ LINUX = {
 }
 
 
-def recordings(host: str) -> list[LabRecording]:
-    """List what is recorded on a host."""
+def recordings(host: str, only: str = "") -> list[LabRecording]:
+    """List what is recorded on a host, all or one of a name."""
     isa, _, _ = HOSTS[host]
     made = [LabRecording(guest, count=COUNTS.get(guest)) for guest in machine_of(isa).guests]
     if host in LINUX:
         vcpus, events = LINUX[host]
         made.append(LabRecording("linux", vcpus, events=events))
-    return made
+    return [recording for recording in made if only in {"", recording.name}]
 
 
 def main(hosts: list[str]) -> None:
     """Record on the hosts named, or on all."""
     FIXTURES.mkdir(exist_ok=True)
-    for host in hosts or HOSTS:
+    for named in hosts or HOSTS:
+        host, _, only = named.partition("/")
         isa, kernel, mode = HOSTS[host]
         with tempfile.TemporaryDirectory() as out:
-            made = recordings(host)
+            made = recordings(host, only)
             result = record_in_lab(made, Job(isa, ("true",), kernel, out=Path(out), mode=mode), stream=True)
             print(f"{host}: {len(made)} recordings in {result.wall_s:.0f} s, booted in {result.booted_s:.0f} s")
             for recording in made:

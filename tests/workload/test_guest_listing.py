@@ -20,13 +20,14 @@ def formatter() -> Formatter:
 
 def disassemble(line: Line) -> tuple[str, int]:
     """Return text and length of the first instruction in a row's bytes, as the processor would see it."""
-    instruction = Decoder(16, line.code, ip=line.address).decode()
+    instruction = Decoder(line.bits, line.code, ip=line.address).decode()
     return formatter().format(instruction), instruction.len
 
 
+ALL = [guest for named in GUESTS.values() for guest in (named, *named.variants.values())]
 INSTRUCTIONS = [
-    pytest.param(line, id=f"{guest.name}-{line.address:04x}")
-    for guest in GUESTS.values()
+    pytest.param(line, id=f"{guest.listing.name}-{line.address:04x}")
+    for guest in ALL
     for line in guest.listing.lines
     if not line.is_data
 ]
@@ -37,7 +38,7 @@ def test_bytes_are_the_instruction_named(line: Line) -> None:
     assert disassemble(line) == (line.text, len(line.code))
 
 
-@pytest.mark.parametrize("guest", GUESTS.values(), ids=lambda guest: guest.name)
+@pytest.mark.parametrize("guest", ALL, ids=lambda guest: guest.listing.name)
 def test_code_has_no_gaps(guest) -> None:
     """An instruction is followed by one, or it is one that nothing follows."""
     lines = guest.listing.lines
@@ -48,10 +49,10 @@ def test_code_has_no_gaps(guest) -> None:
         assert line.text in {"out 0xf4, al", "int3", "iret"}, line
 
 
-@pytest.mark.parametrize("guest", GUESTS.values(), ids=lambda guest: guest.name)
+@pytest.mark.parametrize("guest", ALL, ids=lambda guest: guest.listing.name)
 def test_listing_fits_the_machine(guest) -> None:
     listing = guest.listing
-    assert listing.name == guest.name
+    assert listing.name == (guest.file or guest.name)
     assert all(line.address + len(line.code) <= RAM_BYTES for line in listing.lines)
     memory = bytearray(RAM_BYTES)
     listing.write_to(memory)

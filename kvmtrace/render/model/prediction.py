@@ -21,8 +21,6 @@ def _predictions(guest_name: str, isa: str, count: int | None) -> tuple[Predicti
     guest = guests.get(guest_name)
     if guest is None:
         raise UsageError(f"there is no bundled guest {guest_name}; there are {', '.join(guests)}")
-    if isa in guest.refused:
-        raise UsageError(f"{isa} cannot run the guest {guest_name}: {guest.refused[isa]}")
     arguments = {argument.name: argument.default for argument in guest.arguments}
     if count is not None:
         if "count" not in arguments:
