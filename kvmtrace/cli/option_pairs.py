@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 PAIRS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("--explain", "tells one VM-exit, as text",
      ("--format", "--by", "--sort", "--from", "--to", "--perf-compatible", "--no-model",
-      "--guest-symbols", "--slowest", "--show")),
+      "--guest-symbols", "--slowest", "--show", "--level")),
     ("--perf-compatible", "prints perf's tables; JSON has them always, as perf_compatible",
-     ("--by", "--sort", "--format", "--guest-symbols", "--slowest", "--show")),
+     ("--by", "--sort", "--format", "--guest-symbols", "--slowest", "--show", "--level")),
     ("--format html", "holds all tables, and sorts them by a click", ("--by", "--sort", "--slowest", "--show")),
     ("--format", "json is in the document's order", ("--sort", "--show")),
     ("--by", "prints one table", ("--slowest", "--show")),

@@ -53,6 +53,7 @@ class Request:
     vm: str | None
     tid: int | None
     vcpu_id: int | None
+    level: int | None
     begin: tuple[int, bool] | None
     end: tuple[int, bool] | None
     perf_compatible: bool
@@ -82,6 +83,7 @@ class Request:
             "--perf-compatible": self.perf_compatible,
             "--no-model": self.no_model,
             "--guest-symbols": self.guest_symbols is not None,
+            "--level": self.level is not None,
         }
         refuse_pairs([name for name, is_given in given.items() if is_given])
         if self.as_guest and (self.explain is None or len(self.files) > 1):
@@ -95,8 +97,9 @@ class Request:
 
     def selects(self) -> list[str]:
         """Return the options given that need events."""
-        given = (self.by, self.sort, self.tid, self.vcpu_id, self.begin, self.end, self.guest_symbols, self.explain)
-        names = ("--by", "--sort", "--tid", "--vcpu", "--from", "--to", "--guest-symbols", "--explain")
+        given = (self.by, self.sort, self.tid, self.vcpu_id, self.level, self.begin, self.end)
+        given += (self.guest_symbols, self.explain)
+        names = ("--by", "--sort", "--tid", "--vcpu", "--level", "--from", "--to", "--guest-symbols", "--explain")
         return [name for name, value in zip(names, given, strict=True) if value is not None]
 
     def selection(self) -> Selection:
@@ -107,7 +110,9 @@ class Request:
         if len(kinds) > 1:
             raise UsageError("--from and --to: both relative to the start, or both with @")
         begin, end = (moment[0] if moment else None for moment in (self.begin, self.end))
-        return Selection(self.tid, self.vcpu_id, begin, end, kinds != {False})
+        return Selection(
+            self.tid, self.vcpu_id, begin, end, kinds != {False}, None if self.level is None else int(self.level)
+        )
 
     def style(self) -> Style:
         """Return the colours and the width of what is printed."""
@@ -276,6 +281,11 @@ def _listing(events: EventTable, path: str, request: Request) -> str:
 @click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
 @click.option("--tid", type=ID, help="Only this thread.")
 @click.option("--vcpu", "vcpu_id", type=click.IntRange(0, 2**31 - 1), help="Only vCPUs with this id.")
+@click.option(
+    "--level",
+    type=click.Choice(["1", "2"]),
+    help="Only VM-exits of this level: 1 the guest, 2 guests of the guest; the time budget stays whole.",
+)
 @click.option(
     "--from",
     "begin",

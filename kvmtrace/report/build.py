@@ -17,6 +17,7 @@ from kvmtrace.report.exit_numbers import with_numbers
 from kvmtrace.report.selection import Selection, describe_empty
 from kvmtrace.report.triggers_told import with_triggers
 from kvmtrace.report.vms import vm_rows, with_names
+from kvmtrace.spans.levels import pairs_of_level
 from kvmtrace.spans.span_builder import SpanBuilder
 from kvmtrace.spans.time_parts import ReasonSplit
 from kvmtrace.stats.detail import DetailAccumulator
@@ -113,6 +114,8 @@ def build_report(recording: Recording, options: ReportOptions | None = None) -> 
     if not selection.selection.everything and not builder.n_selected:
         raise UsageError(describe_empty(options.selection, recording))
     report = builder.finish(recording, checker.finish() if checker else None)
+    if selection.selection.level is not None and not report.exits:
+        raise UsageError(f"{recording.capture.path} tells of no VM-exit of L{selection.selection.level}")
     replay = beginning.replay(recording, every_step=options.every_step) if checker else None
     bring_up = beginning.bring_up(recording, report.capture.isa)
     report = replace(report, bring_up=bring_up, replay=replay, vcpus=with_ids(report.vcpus, bring_up))
@@ -197,7 +200,8 @@ class ReportBuilder:
         lanes = self._spans.feed_lanes(selected)
         self._described |= set(selected.kind_index)
         self._count_before(table)
-        self._detail.feed_table(selected, self._spans.keys)
+        if self._options.selection.level is None:  # these events are told without their VM-exits
+            self._detail.feed_table(selected, self._spans.keys)
         self._rate.feed(selected)
         self._identities.feed(selected, self._spans.tids)
         self._stolen.feed(selected, self._spans.tids, self._identities.vcpu_ids)
@@ -226,15 +230,17 @@ class ReportBuilder:
             return
         spans = self._spans.spans(lanes, final=final)
         assert spans is not None
-        self._exits.feed(lanes, spans.pairs)
-        self._userspace.feed(lanes)
+        level = self._options.selection.level
+        pairs = spans.pairs if level is None else pairs_of_level(spans.pairs, spans.levels, level)
+        self._exits.feed(lanes, pairs)
+        self._userspace.feed(lanes, None if level is None else pairs.owner >= 0)
         if self._options.timeline:
             self._timeline = self._timeline or self._new_timeline()
             self._timeline.feed(spans)
-        self._split.feed(lanes, spans.pairs, spans.swept, spans.moves)
+        self._split.feed(lanes, pairs, spans.swept, spans.moves)
         self._vcpus.feed(lanes, spans.swept, spans.moves)
-        self._detail.feed(lanes, spans.pairs)
-        self._slowest.feed(spans)
+        self._detail.feed(lanes, pairs, owned=level is not None)
+        self._slowest.feed(spans, pairs.handling)
         self._nested.feed(spans)
         for take in self._options.spans:
             take(spans)

@@ -26,6 +26,7 @@ class Selection:
     vcpu_id : vCPU id (of every VM that has it), or None
     begin, end : ns, or None
     relative : the times count from the recording's first event, not from the clock's zero
+    level : of guest, whose VM-exits and what belongs to them alone are counted, or None
     """
 
     tid: int | None = None
@@ -33,10 +34,11 @@ class Selection:
     begin: int | None = None
     end: int | None = None
     relative: bool = True
+    level: int | None = None
 
     @property
     def everything(self) -> bool:
-        """Say whether nothing is left out."""
+        """Say whether no event is left out; a level leaves out none, as the others tell when it changes."""
         return (self.tid, self.vcpu_id, self.begin, self.end) == (None, None, None, None)
 
     def describe(self) -> str | None:
@@ -47,6 +49,7 @@ class Selection:
             f"vCPU {self.vcpu_id}" if self.vcpu_id is not None else "",
             f"from {self.begin / 1e9:.9g} s{since}" if self.begin is not None else "",
             f"to {self.end / 1e9:.9g} s{since}" if self.end is not None else "",
+            f"VM-exits of L{self.level}" if self.level is not None else "",
         ]
         return ", ".join(word for word in words if word) or None
 

@@ -7,6 +7,7 @@ known, but for what that event itself says of it. `kvmtrace.model.nesting` has t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,3 +107,22 @@ class LevelTracker:
         ends = np.flatnonzero(np.append(thread[1:] != thread[:-1], True))
         last = after[pairs.edges[ends]]
         self._level[thread[ends]] = np.where(last != 0, last, found[ends])
+
+
+def pairs_of_level(pairs: Pairs, levels: Levels, level: int) -> Pairs:
+    """Return the pairs with only the VM-exits of one level: all else has neither owner nor duration.
+
+    Parameters
+    ----------
+    levels : of each edge; shape (e,)
+    """
+    mine = levels == level
+    row = np.zeros(len(pairs.owner) + 1, bool)  # of each lane row; the last place stands for no owner
+    row[pairs.edges[mine]] = True
+    return replace(
+        pairs,
+        owner=np.where(row[pairs.owner], pairs.owner, np.int32(-1)),
+        is_exit=pairs.is_exit & mine,
+        handling=pairs.handling & mine[:-1],
+        guest=pairs.guest & mine[1:],
+    )

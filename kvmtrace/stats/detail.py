@@ -80,8 +80,8 @@ class DetailAccumulator:
         self._injections = InjectionAccumulator()
         self._instructions = InstructionAccumulator()
 
-    def feed(self, lanes: Lanes, pairs: Pairs) -> None:
-        """Take in the next piece of lanes."""
+    def feed(self, lanes: Lanes, pairs: Pairs, *, owned: bool = False) -> None:
+        """Take in the next piece of lanes; `owned`: only accesses that belong to one of the pairs' VM-exits."""
         edges = pairs.edges
         exits = edges[pairs.is_exit]
         self._cpus.add(lanes.cpu[exits] + 1)
@@ -99,6 +99,8 @@ class DetailAccumulator:
         for name, steps in FAMILIES.items():
             if any(present[step] for step in steps):
                 rows = np.flatnonzero((lanes.step >= steps[0]) & (lanes.step <= steps[-1]))
+                if owned:
+                    rows = rows[pairs.owner[rows] >= 0]
                 edge = pairs.owner[rows]
                 owner = np.where((edge >= 0) & (dur_ns[edge] >= 0), edge, np.int32(-1))
                 self._families[name].feed(lanes, rows, owner, dur_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,9 +53,11 @@ class SlowestAccumulator:
         self._kept: list[_Candidate] = []
         self._counted = np.zeros(16, np.int64)  # VM-exits of each thread so far
 
-    def feed(self, spans: Spans) -> None:
-        """Take in the next piece."""
+    def feed(self, spans: Spans, handling: NDArray[np.bool_] | None = None) -> None:
+        """Take in the next piece; `handling`: of its pairs those that are VM-exits to be told, if not all."""
         lanes, pairs, swept = spans.lanes, spans.pairs, spans.swept
+        if handling is not None:
+            pairs = replace(pairs, handling=handling)
         edges = pairs.edges
         self._counted = grown(self._counted, int(lanes.thread.max(initial=0)) + 1)
         moved_ns = _moved(spans) if len(spans.moves.rows) else None

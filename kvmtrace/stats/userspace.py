@@ -13,6 +13,9 @@ from kvmtrace.stats.durations import Samples, Summary
 from kvmtrace.stats.rows import UserspaceExitRow
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from kvmtrace.spans.keys import KeyIndex
     from kvmtrace.spans.lanes import Lanes
 
@@ -24,14 +27,17 @@ class UserspaceAccumulator:
         self.count = Counter()
         self.samples = Samples()
 
-    def feed(self, lanes: Lanes) -> None:
-        """Take in the next piece."""
+    def feed(self, lanes: Lanes, chosen: NDArray[np.bool_] | None = None) -> None:
+        """Take in the next piece, of it the rows chosen."""
         exits = lanes.step == Step.USERSPACE_EXIT
+        if chosen is not None:
+            exits &= chosen
         if not exits.any():
             return
         self.count.add(lanes.arg[exits & ~lanes.opening])
         stays = find_userspace_stays(lanes)
-        self.samples.add(lanes.arg[stays.left[stays.sound]], stays.dur_ns[stays.sound])
+        sound = stays.sound if chosen is None else stays.sound & chosen[stays.left]
+        self.samples.add(lanes.arg[stays.left[sound]], stays.dur_ns[sound])
 
     def finish(self, index: KeyIndex) -> tuple[UserspaceExitRow, ...]:
         """Return the rows by count, descending."""
