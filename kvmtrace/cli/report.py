@@ -97,8 +97,8 @@ class Request:
 
     def selects(self) -> list[str]:
         """Return the options given that need events."""
-        given = (self.by, self.sort, self.tid, self.vcpu_id, self.level, self.begin, self.end)
-        given += (self.guest_symbols, self.explain)
+        kept = (self.by, self.sort, self.tid, self.vcpu_id, self.level, self.begin, self.end)
+        given = (*kept, self.guest_symbols, self.explain)
         names = ("--by", "--sort", "--tid", "--vcpu", "--level", "--from", "--to", "--guest-symbols", "--explain")
         return [name for name, value in zip(names, given, strict=True) if value is not None]
 
