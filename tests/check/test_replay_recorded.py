@@ -19,7 +19,7 @@ HOSTS = [f"{isa}-{kernel}" for isa in ("vmx", "svm") for kernel in ("6.1", "6.12
 GUESTS = ("lifecycle", "interrupt", "smp", "string-io", "mmio-split", "triple-fault", "msr-gp", "storm")
 
 
-NESTED = [("svm-6.12", "nested")]
+NESTED = [("svm-6.1", "nested"), ("svm-6.12", "nested")]
 
 
 @pytest.mark.parametrize(("host", "guest"), [(host, guest) for host in HOSTS for guest in GUESTS] + NESTED)
