@@ -110,9 +110,9 @@ def position(table: EventTable, row: int) -> int:
 
 
 def value_of(table: EventTable, row: int, field: str) -> Any:
-    """Return one field of one event; None if the kind does not have it, or has it of others (EventTable.derived)."""
-    kind = table.kinds[table.kind[row]]
-    if field not in kind.fields or not table.has(kind.name, field):
+    """Return one field of one event; None if the kind does not have it."""
+    name = table.kinds[table.kind[row]].name
+    if not table.has(name, field):
         return None
-    value = table.field(kind.name, field)[position(table, row)]
+    value = table.field(name, field)[position(table, row)]
     return int(value) if np.ndim(value) == 0 and value.dtype.kind in "iub" else value
