@@ -232,6 +232,9 @@ static void perf_events(Input *in)
 {
 	const int64_t n = rows_of(in, 14), n_kinds = 1 + below(in, 6), n_tids = below(in, 40), n_threads = 1 + below(in, 8);
 	int64_t *ts = filled(in, n, 8), position[6] = {0}, n_known = 0, done = 0;
+	/* the table of each kind is that of what its events are: Python says both */
+	static const uint8_t tables_of[PERF_LEAVES + 1] = {[PERF_PIO] = 1, [PERF_MSR] = 2, [PERF_MMIO_READ] = 3, [PERF_MMIO_WRITE] = 3};
+	static const uint8_t mmio[] = {PERF_MMIO_READ, PERF_MMIO_WRITE, PERF_KEY_ONLY};
 	int32_t *tid = filled(in, n, 4), *number = room(n_tids, 4);
 	uint16_t *kind = room(n, 2);
 	PerfKind kinds[6];
@@ -246,8 +249,10 @@ static void perf_events(Input *in)
 		uint8_t *whats = below(in, 2) ? filled(in, n_keys, 1) : NULL;
 
 		for (int64_t k = 0; whats && k < n_keys; k++)
-			whats[k] = (uint8_t)(PERF_EXIT + whats[k] % 6);
-		kinds[i] = (PerfKind){whats ? PERF_EXIT : (uint8_t)below(in, 8), (uint8_t)below(in, 4), n_keys, whats, filled(in, n_keys, 8)};
+			whats[k] = mmio[whats[k] % 3];
+		const uint8_t what = whats ? PERF_MMIO_READ : (uint8_t)below(in, PERF_LEAVES + 1);
+
+		kinds[i] = (PerfKind){what, whats ? 3 : tables_of[what], n_keys, whats, filled(in, n_keys, 8)};
 	}
 	for (int i = 0; i < 4; i++) {
 		const int64_t n_slots = 2LL << below(in, 6);
