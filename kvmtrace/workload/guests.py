@@ -1,7 +1,8 @@
 """The bundled guests: their machines, arguments and known counts. Their code stands in `listings/`.
 
-All run in flat real mode: every segment at 0, no page tables, so an address in the listing is the linear and
-the guest physical address, on VMX (unrestricted guest), SVM and PVM alike. Memory of every guest:
+All but `nested` run in flat real mode: every segment at 0, no page tables, so an address in the listing is the linear
+and the guest physical address, on VMX (unrestricted guest), SVM and PVM alike; `nested` begins in flat protected mode
+with its only page mapped as it is, and has a listing for each ISA (`Guest.variants`). Memory of every guest:
 
     0x0000  interrupt vector table      0x3000  data
     0x1000  code                        0x4000  code of further vCPUs (start-up IPI vector 4)
