@@ -220,15 +220,20 @@ def _render_summaries(contents: list[tuple[str, bytes]], request: Request) -> st
 
 
 def _render(reports: list[Report], request: Request) -> str:
-    from kvmtrace.render.text.report_text import render_text
-    from kvmtrace.report.json_document import to_json
-
     if request.output_format == "json":
+        from kvmtrace.report.json_document import to_json
+
         documents = [to_json(report) for report in reports]
         return documents[0] + "\n" if len(documents) == 1 else "[\n" + ",\n".join(documents) + "\n]\n"
     if request.output_format == "html":
         html: str = importlib.import_module("kvmtrace.render.html").render_html(reports[0])
         return html
+    if request.perf_compatible:  # the other tables' code is not loaded for these
+        from kvmtrace.render.text.perf_text import render_perf_report
+
+        return "\n".join(map(render_perf_report, reports))
+    from kvmtrace.render.text.report_text import render_text
+
     return "\n".join(render_text(report, request.text_options(), request.style()) for report in reports)
 
 

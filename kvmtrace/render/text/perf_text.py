@@ -8,12 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvmtrace.report.document import Report
     from kvmtrace.stats.rows import PerfRow, PerfTables
 
+EVERYTHING = "all VMs, all VCPUs"
 TITLES = {"vmexit": "VM-EXIT", "mmio": "MMIO Access", "ioport": "IO Port Access", "msr": "MSR Access"}
 
 
-def render_perf_tables(tables: PerfTables, scope: str = "all VMs, all VCPUs") -> str:
+def render_perf_report(report: Report) -> str:
+    """Return a report's tables in perf's layout, for what it is about."""
+    return render_perf_tables(report.perf_compatible, report.capture.selection or EVERYTHING)
+
+
+def render_perf_tables(tables: PerfTables, scope: str = EVERYTHING) -> str:
     """Return the tables that have samples, in perf's layout."""
     parts = [
         render_perf_table(title, getattr(tables, name), scope)

@@ -20,7 +20,7 @@ from kvmtrace.render.text.model_text import (
     violation_sections,
 )
 from kvmtrace.render.text.nested_text import nested_sections
-from kvmtrace.render.text.perf_text import render_perf_tables
+from kvmtrace.render.text.perf_text import render_perf_report
 from kvmtrace.render.text.slowest_text import slowest_table
 from kvmtrace.render.text.special_text import cost_table, more_line, special_lines
 
@@ -58,7 +58,7 @@ def render_text(report: Report, options: TextOptions | None = None, style: Style
     """Return the report as text, with a newline at the end."""
     options, style = options or TextOptions(), style or Style()
     if options.perf:
-        return render_perf_tables(report.perf_compatible, report.capture.selection or "all VMs, all VCPUs")
+        return render_perf_report(report)
     lines = [style.title(f"kvmtrace report: {escape(report.capture.path)}"), ""]
     if options.slowest is not None:
         table = slowest_table(report, style, options.slowest)
