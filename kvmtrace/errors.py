@@ -72,3 +72,12 @@ class LostEventsError(KvmtraceError):
     """Events were lost, or nothing of KVM was recorded, and the user asked for --strict."""
 
     exit_code = 5
+
+
+# packages of object stores whose errors are no OSErrors: no credentials, no connection, no such bucket
+STORE_PACKAGES = frozenset({"botocore", "aiobotocore", "s3fs", "aiohttp", "gcsfs", "google", "adlfs", "azure"})
+
+
+def is_of_object_store(error: BaseException) -> bool:
+    """Say whether an object store, or the way to it, is at fault."""
+    return any(kind.__module__.partition(".")[0] in STORE_PACKAGES for kind in type(error).__mro__)

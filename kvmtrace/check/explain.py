@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.check.alike_exits import place_among_alike
 from kvmtrace.errors import MissingEventError, UsageError
 from kvmtrace.isa.registry import BY_NUMBER, ISAS
 from kvmtrace.lazy_dataclass import dataclass
@@ -55,7 +56,7 @@ class StoryStep:
 
 @dataclass(frozen=True)
 class Story:
-    """VM-exit `number` (from 1) of a thread; `exit_at` indexes `events`."""
+    """VM-exit `number` (from 1) of a thread; `exit_at` indexes `events`; `alike`: see place_among_alike()."""
 
     number: int
     n_exits: int
@@ -69,6 +70,7 @@ class Story:
     left_out: int = 0
     unseen: tuple[str, ...] = ()
     vm: str | None = None  # its name
+    alike: tuple[int, int] = (1, 1)
     ran: tuple[tuple[str, int], ...] = ()  # who ran while the vCPU was preempted in this lifecycle, ns
 
 
@@ -200,4 +202,5 @@ def explain_exit(events: EventTable, number: int, *, tid: int | None = None, vcp
         tuple(_place(step, story, exit_at) for step in STEPS_BY_ISA[isa.name]),
         left_out,
         UNSEEN_BY_ISA[isa.name],
+        alike=place_among_alike(events, exits, number),
     )

@@ -6,9 +6,13 @@ Values only. A violation is a value; nothing here computes or renders.
 from __future__ import annotations
 
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.model.thresholds import threshold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MODEL_NAME = "kvm-vcpu-lifecycle/1"
 
@@ -24,6 +28,17 @@ class RuleResult:
     held: int = 0
     violated: int = 0
     unknown: int = 0
+
+
+def not_recorded(missing: Iterable[str]) -> str:
+    """Say that these needs were not recorded; of a need "A or B", both are missing."""
+    needs = list(dict.fromkeys(missing))
+    names = list(dict.fromkeys(name for need in needs for name in need.split(" or ")))
+    if len(names) == 1:
+        return f"{names[0]} was not recorded"
+    if len(needs) == 1:
+        return f"neither {' nor '.join(names)} was recorded"
+    return f"{', '.join(names)} were not recorded"
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,7 @@ class NotChecked:
         part = f" ({self.part})" if self.part else ""
         if not self.applies:
             return f"{self.rule}{part} does not apply: this architecture has no {', '.join(self.missing)}"
-        verb = "was" if len(self.missing) == 1 and " or " not in self.missing[0] else "were"
-        return f"{self.rule}{part} not checked: {', '.join(self.missing)} {verb} not recorded"
+        return f"{self.rule}{part} not checked: {not_recorded(self.missing)}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import click
 from kvmtrace.cli.allocation import prepare_memory
 from kvmtrace.cli.completion import files as recordings
 from kvmtrace.cli.output import check_output, force_option, write
-from kvmtrace.cli.parameter_types import VM_HELP
+from kvmtrace.cli.parameter_types import VM_HELP, FiniteRange
 from kvmtrace.cli.progress import opened
 from kvmtrace.errors import CapabilityError, UsageError
 
@@ -62,7 +62,7 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
 @force_option
 @click.option(
     "--min-effect",
-    type=click.FloatRange(0, 10),
+    type=FiniteRange(0, 10),
     help="Smallest relative change that counts; default 0.05, or 0.25 with fewer than three runs on a side.",
 )
 @click.option("--vm", metavar="NAME|UUID", help=VM_HELP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from kvmtrace.errors import RESOURCES, UNFORESEEN, CapabilityError, FormatError, KvmtraceError
+from kvmtrace.errors import RESOURCES, UNFORESEEN, CapabilityError, FormatError, KvmtraceError, is_of_object_store
 
 # errors of the environment, not of a file that was read, and what to do
 REMEDIES = {
@@ -30,6 +30,8 @@ def explain(error: Exception) -> tuple[str, int]:
         text = f"{name}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
         return text, FormatError.exit_code if remedy is None else CapabilityError.exit_code
     said = " ".join(str(error).split())
+    if is_of_object_store(error):
+        return f"the object store: {said or type(error).__name__}; docs/fleet.md", CapabilityError.exit_code
     kind = type(error).__name__
     return (
         f"unforeseen error, please report it: {kind}{': ' + said if said else ''} (kvmtrace --debug shows where)",

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kvmtrace.cli.output import check_output
 from kvmtrace.cli.parameter_types import VM_HELP, Address, Duration
 from kvmtrace.errors import CapabilityError, UsageError
 
@@ -129,8 +130,8 @@ def settings_of(options: dict[str, Any]) -> Any:
     if options["client_ca"] and not options["tls_cert"]:
         raise UsageError("--client-ca needs --tls-cert and --tls-key")
     textfile = options["textfile"]
-    if textfile is not None and not textfile.parent.is_dir():
-        raise CapabilityError(f"{textfile.parent}: no such directory", "make it, or choose another place")
+    if textfile is not None:
+        _check_textfile(textfile)
     return ExporterSettings(
         listen=None if options["no_listen"] else options["listen"],
         textfile=textfile,
@@ -141,6 +142,15 @@ def settings_of(options: dict[str, Any]) -> Any:
         key=options["tls_key"],
         client_ca=options["client_ca"],
     )
+
+
+def _check_textfile(path: Path) -> None:
+    """Refuse a file that would be lost: it is replaced at each turn, and removed at the end."""
+    if not path.parent.is_dir():
+        raise CapabilityError(f"{path.parent}: no such directory", "make it, or choose another place")
+    check_output(path)
+    if path.suffix != ".prom":
+        raise UsageError(f"--textfile {path}: the collector reads *.prom alone")
 
 
 def where(settings: Any) -> str:

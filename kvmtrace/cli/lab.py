@@ -12,6 +12,7 @@ import click
 
 from kvmtrace.cli.completion import guests_of_the_lab
 from kvmtrace.cli.output import check_output, force_option
+from kvmtrace.cli.parameter_types import FiniteRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ HOST_OPTIONS = (
     click.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(min=1),
+        type=FiniteRange(min=1),
         default=900.0,
         show_default=True,
         help="Seconds the command may take.",

@@ -54,6 +54,17 @@ Exit codes:
   70  an error that nobody foresaw; please report it
 """
 
+# what people try first -> the command that does it
+OTHER_WORDS = {
+    "explain": "'report FILE --explain N'",
+    "stat": "'report FILE' or 'record --summary'",
+    "summary": "'record --summary' or 'report FILE'",
+    "monitor": "'record --monitor'",
+    "replay": "'model --replay GUEST' or 'check FILE'",
+    "diff": "compare",
+    "live": "top",
+}
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command runs."""
@@ -78,7 +89,8 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
-            alike = difflib.get_close_matches(args[0], COMMANDS, cutoff=0.5)
+            alike = [OTHER_WORDS[args[0]]] if args[0] in OTHER_WORDS else []
+            alike = alike or difflib.get_close_matches(args[0], COMMANDS, cutoff=0.5)
             hint = f" Did you mean {' or '.join(alike)}?" if alike else ""
             ctx.fail(f"No such command '{args[0]}'.{hint}")
         return super().resolve_command(ctx, args)

@@ -34,13 +34,15 @@ def check_output(output: str | Path | None, inputs: Iterable[str | Path] = (), *
     Raises
     ------
     UsageError
-        It is an input, or a recording without `force`.
+        It is no file's name, an input, or a recording without `force`.
     CapabilityError
         Its folder is not there, or not writable.
     """
     if output is None or str(output) == "-":
         return
     path = Path(output)
+    if str(output) in {"", "."} or path.is_dir():
+        raise UsageError(f"-o needs the name of a file, not {str(output)!r}")
     for name in inputs:
         if str(name) != "-" and _same_file(path, Path(name)):
             raise UsageError(f"{output} is the input {name}: write to another file")

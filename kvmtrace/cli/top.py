@@ -17,7 +17,7 @@ from kvmtrace.capture.host import kvm_modules
 from kvmtrace.capture.nothing_of_kvm import vcpus_of
 from kvmtrace.capture.running_vms import Vms, find_running, matches
 from kvmtrace.cli.completion import processes
-from kvmtrace.cli.parameter_types import MAX_PID, VM_HELP
+from kvmtrace.cli.parameter_types import MAX_PID, VM_HELP, FiniteRange
 from kvmtrace.errors import UsageError
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -323,7 +323,7 @@ def _pid_of(vm: str, pid: int | None) -> int | None:
 )
 @click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
 @click.option(
-    "-i", "--interval", type=click.FloatRange(0.1, 86400), default=1.0, show_default=True, help="Seconds between looks."
+    "-i", "--interval", type=FiniteRange(0.1, 86400), default=1.0, show_default=True, help="Seconds between looks."
 )
 @click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many looks.")
 @click.option(

@@ -58,11 +58,20 @@ class Store:
     Parameters
     ----------
     url : path or fsspec URL of the folder
+
+    Raises
+    ------
+    UsageError
+        There is a file of that name, or none was given.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        if not url.strip():
+            raise UsageError("the summaries need a folder or a URL, not an empty name")
         self.filesystem, self.root = filesystem_of(url)
+        if self.is_local and self.filesystem.exists(self.root) and not self.filesystem.isdir(self.root):
+            raise UsageError(f"{url} is a file: summaries go to a folder")
 
     @property
     def is_local(self) -> bool:

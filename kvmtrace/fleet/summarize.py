@@ -139,7 +139,7 @@ def _exit_row(row: VcpuExits, vcpu: Any, timed: dict[Any, Any]) -> dict[str, Any
         "vm_pid": vcpu.pid if vcpu else None,
         "vcpu_id": vcpu.vcpu_id if vcpu else None,
         "tid": row.tid,
-        "level": None,
+        "level": row.level,
         "isa": isa,
         "exit_reason": row.exit_reason,
         "name": describe_exit_reason(row.isa, row.exit_reason),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from kvmtrace.errors import KvmtraceError
+from kvmtrace.errors import KvmtraceError, is_of_object_store
 from kvmtrace.fleet.executors import Failed, run_tasks
 from kvmtrace.fleet.sources import at_hand
 from kvmtrace.fleet.store import Store
@@ -83,7 +83,7 @@ def _known(dest: str, job: float) -> set[str]:
 
 
 def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, LASTING)
+    return (isinstance(error, OSError) and not isinstance(error, LASTING)) or is_of_object_store(error)
 
 
 def summarize_source(source: str, *, dest: str, job: float) -> Outcome:
@@ -103,9 +103,17 @@ def summarize_source(source: str, *, dest: str, job: float) -> Outcome:
     try:
         status, n_events = attempt(_summarize_once, source, dest, job)
     except (KvmtraceError, OSError, MemoryError) as error:
-        attempts = int(attempt.statistics.get("attempt_number", 1))
-        return Outcome(FAILED, 0, _one_line(error), type(error).__name__, attempts, time.monotonic() - began)
+        return _failed(error, attempt, began)
+    except Exception as error:
+        if not is_of_object_store(error):
+            raise
+        return _failed(error, attempt, began)
     return Outcome(status, n_events, seconds=time.monotonic() - began)
+
+
+def _failed(error: Exception, attempt: Retrying, began: float) -> Outcome:
+    attempts = int(attempt.statistics.get("attempt_number", 1))
+    return Outcome(FAILED, 0, _one_line(error), type(error).__name__, attempts, time.monotonic() - began)
 
 
 def _summarize_once(source: str, dest: str, job: float) -> tuple[str, int]:

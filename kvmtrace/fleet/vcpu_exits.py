@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VcpuExits:
-    """All VM-exits of one reason on one thread.
+    """All VM-exits of one reason, of one level of guest, on one thread.
 
     Parameters
     ----------
+    level : 1 (a guest of KVM's own) or 2 (a guest's guest); None where not every VM-exit tells (kvm_nested_vmexit)
     isa, exit_reason : numbers as kvm_exit carries them
     count : kvm_exit events
     durations : of completed exit→entry pairs
@@ -37,6 +38,7 @@ class VcpuExits:
     """
 
     tid: int
+    level: int | None
     isa: int
     exit_reason: int
     count: int
@@ -54,7 +56,7 @@ class VcpuExitStatistic:
     """Collects VcpuExits over the pieces of a recording's spans."""
 
     def __init__(self) -> None:
-        self._groups = KeyIndex()  # thread << REASON_BITS | reason
+        self._groups = KeyIndex()  # (thread * 3 + level) << REASON_BITS | reason
         self._count = Counter()
         self._to_userspace = Counter()
         self._guest = Counter()
@@ -70,7 +72,8 @@ class VcpuExitStatistic:
         thread = spans.lanes.thread[pairs.edges].astype(np.int64)
         group = np.full(len(pairs.edges), -1, np.int64)
         is_exit = pairs.is_exit
-        group[is_exit] = self._groups.encode(thread[is_exit] << REASON_BITS | pairs.reasons[is_exit])
+        level = spans.levels[is_exit].astype(np.int64) if spans.levels_told else 0
+        group[is_exit] = self._groups.encode((thread[is_exit] * 3 + level) << REASON_BITS | pairs.reasons[is_exit])
         self._count.add(group[is_exit])
         handled = pairs.handling & pairs.sound
         self._sums.add(group[:-1][handled], pairs.dur_ns[handled])
@@ -97,10 +100,12 @@ class VcpuExitStatistic:
         rows = []
         for number, key in enumerate(self._groups.keys()):
             isa, exit_reason = split_pair(reasons[key & REASON_MASK])
+            thread, level = divmod(key >> REASON_BITS, 3)
             kernel, in_vmm, waiting, unknown = self._split.of(number)
             rows.append(
                 VcpuExits(
-                    tid=tids[key >> REASON_BITS],
+                    tid=tids[thread],
+                    level=level or None,
                     isa=isa,
                     exit_reason=exit_reason,
                     count=self._count[number],
@@ -114,4 +119,4 @@ class VcpuExitStatistic:
                     histogram=histograms.get(number, {}),
                 )
             )
-        return tuple(sorted(rows, key=lambda row: (row.tid, row.isa, row.exit_reason)))
+        return tuple(sorted(rows, key=lambda row: (row.tid, row.level or 0, row.isa, row.exit_reason)))

@@ -21,6 +21,7 @@ from __future__ import annotations
 from kvmtrace.isa.arm64_switch import ARM64_BRACKETS, ARM64_SWITCH, ARM64_UNSEEN
 from kvmtrace.isa.arm64_words import (
     TRAP_CODES,
+    classify_guest_fault,
     decode_abort,
     decode_trap,
     describe_guest_fault,
@@ -231,6 +232,7 @@ ARM64 = Isa(
     announces_reads=True,
     perf_guest_key=_perf_key,
     is_vector=is_vector,
+    classify_fault=classify_guest_fault,
     world_switch=ARM64_SWITCH,
     brackets=ARM64_BRACKETS,
     unseen=ARM64_UNSEEN,

@@ -73,6 +73,11 @@ def describe_guest_fault(esr: int) -> str:
     return f"{access} {register}, {abort.fault}"
 
 
+def classify_guest_fault(esr: int) -> str:
+    """Say whether the page was mapped: a translation fault is of one that was not."""
+    return {0x4: "unmapped", 0xC: "refused"}.get(esr & 0x3C, "")
+
+
 def never_told(code: Any) -> Any:
     """Say whether an exit code has a class although it is no trap, which the trace's own words rule out."""
     return (code & ~0x3F != TRAP_CODES) & (code & 0x3F != 0)

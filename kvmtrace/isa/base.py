@@ -252,6 +252,8 @@ class Isa:
         "write", "fetch" or another word of the access) -> kvm_exit.info1, and of an access or fault also which bits
         of it are known
     describe_fault : kvm_exit.info1 of a second-level fault -> words
+    classify_fault : the same -> "unmapped", "refused" (mapped, but not for this access), "device" (known to be MMIO)
+        or "" (it does not tell)
     never_told : exit numbers (ints or columns) -> whether no kernel can trace them; None: nothing is known
     syndrome_code : the syndrome that a follow-up carries -> the exit code that goes with it; None: none carries one
     decode_abort, decode_trap : such a syndrome -> the access to memory, to a system register
@@ -320,6 +322,7 @@ class Isa:
     encode_msr: Callable[[bool], int] | None = None
     encode_fault: Callable[[str], tuple[int, int]] | None = None
     describe_fault: Callable[[int], str] | None = None
+    classify_fault: Callable[[int], str] | None = None
     never_told: Callable[[Any], Any] | None = None
     syndrome_code: Callable[[Any], Any] | None = None
     decode_abort: Callable[[Any], AbortAccess] | None = None

@@ -24,6 +24,7 @@ from kvmtrace.isa.svm_switch import SVM_BRACKETS, SVM_SWITCH, SVM_UNSEEN
 from kvmtrace.isa.svm_words import (
     SVM_EVENT_TYPES,
     SVM_EXIT_ERR,
+    classify_nested_page_fault,
     decode_svm_cr,
     decode_svm_dr,
     decode_svm_io,
@@ -446,6 +447,7 @@ SVM = Isa(
     encode_msr=encode_svm_msr,
     encode_fault=encode_svm_fault,
     describe_fault=describe_page_fault_error,
+    classify_fault=classify_nested_page_fault,
     hypercall=b"\x0f\x01\xd9",
     run_function="svm_vcpu_run",
     run_source="svm_vcpu_run (svm/svm.c)",

@@ -14,6 +14,8 @@ from kvmtrace.isa.words import (
     PFERR_FETCH,
     PFERR_GUEST_FINAL,
     PFERR_GUEST_PAGE,
+    PFERR_PRESENT,
+    PFERR_RSVD,
     PFERR_USER,
     PFERR_WRITE,
     CrAccess,
@@ -71,6 +73,13 @@ def decode_svm_msr_write(code: Any, exitinfo1: Any) -> Any:  # noqa: ARG001
 def encode_svm_msr(write: bool) -> int:
     """Return EXITINFO1 of an MSR access."""
     return int(write)
+
+
+def classify_nested_page_fault(error_code: int) -> str:
+    """Say whether the page was mapped; with reserved bits set, KVM has marked it as MMIO."""
+    if error_code & PFERR_RSVD:
+        return "device"
+    return "refused" if error_code & PFERR_PRESENT else "unmapped"
 
 
 def encode_svm_fault(access: str) -> tuple[int, int]:

@@ -31,6 +31,7 @@ EPT_VIOLATION_BITS: Mapping[int, str] = MappingProxyType({
     7: "gva-valid", 8: "translated-gva", 12: "nmi-unblocking",
 })
 # fmt: on
+_ALLOWED_BITS = 0xF << 3  # readable, writable, executable, user-executable
 _ACCESS_BITS = {"read": 1, "write": 2, "fetch": 4}
 
 APIC_ACCESS_TYPES: Mapping[int, str] = MappingProxyType(
@@ -98,6 +99,11 @@ def encode_vmx_fault(access: str) -> tuple[int, int]:
 def describe_ept_violation(qualification: int) -> str:
     """Say what an EPT violation was: the access, and what the paging structures allowed."""
     return describe_bits(qualification, EPT_VIOLATION_BITS)
+
+
+def classify_ept_violation(qualification: int) -> str:
+    """Say whether the page was mapped: the paging structures allowed some access, if not this one."""
+    return "refused" if qualification & _ALLOWED_BITS else "unmapped"
 
 
 def decode_apic_access(qualification: int) -> tuple[int, str]:

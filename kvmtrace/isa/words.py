@@ -104,6 +104,7 @@ PAGE_FAULT_BITS: Mapping[int, str] = MappingProxyType({
     37: "shadow-stack-page",
 })
 # fmt: on
+PFERR_PRESENT = 1 << 0
 PFERR_WRITE = 1 << 1
 PFERR_USER = 1 << 2
 PFERR_RSVD = 1 << 3  # a known MMIO page: the SPTE has reserved bits set on purpose

@@ -249,9 +249,10 @@ def _timeline(timeline: Timeline | None, names: StandIns) -> Timeline | None:
         replace(one, number=names.address(one.number)) if one.what in hidden and one.number is not None else one
         for one in timeline.follow_ups
     )
-    places = tuple(
-        replace(one, number=names.address(one.number)) if one.what == "rip" else one for one in timeline.places
+    named = tuple(
+        replace(one, number=names.address(one.number)) if one.what == "rip" else one for one in timeline.places.named
     )
+    places = replace(timeline.places, named=named)
     return replace(timeline, lanes=lanes, chosen=chosen, windows=windows, follow_ups=follow_ups, places=places)
 
 

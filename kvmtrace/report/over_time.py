@@ -84,13 +84,14 @@ class Bins:
 
 @dataclass(frozen=True)
 class Place:
-    """Where something that can be searched for is: the first few of `total`.
+    """Where something that can be searched for is, `total` times.
 
     Parameters
     ----------
     what : "reason", "rip" or "key"
     number : index of the reason or FollowUp, or the RIP itself
-    lane, ts_ns : of each place
+    lane, ts_ns : of the first few places
+    cells : where these are not all: the stretches in which it is, number of the stretch * lanes + lane, ascending
     """
 
     what: str
@@ -98,6 +99,16 @@ class Place:
     total: int
     lane: tuple[int, ...]
     ts_ns: tuple[int, ...]
+    cells: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Places:
+    """All that can be searched for; `left_out` rare RIPs and follow-ups are not named, `cell_ns` is a cell's length."""
+
+    named: tuple[Place, ...] = ()
+    cell_ns: int = 1
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,4 +150,4 @@ class Timeline:
     chosen: tuple[ChosenExit, ...]
     complete: bool  # windows hold every segment of the recording
     bins: tuple[Bins, ...] = ()  # where they do not: all of the recording, less sharply
-    places: tuple[Place, ...] = ()  # likewise: where reasons, RIPs and follow-ups are
+    places: Places = Places()  # likewise: where reasons, RIPs and follow-ups are

@@ -239,6 +239,11 @@ class Stretches:
                 bins.append(self._sharper(lane, begin_ns, end_ns, n_bins))
         return windows, bins
 
+    def is_whole(self, begin_ns: int, end_ns: int) -> bool:
+        """Say whether at_level() gives every lane's stretch as segments."""
+        count = self._doings.segments.count_between
+        return all(count(thread, begin_ns, end_ns) <= WINDOW_SEGMENTS for thread in self.threads)
+
     def _sharper(self, lane: int, begin_ns: int, end_ns: int, n_bins: int) -> Bins:
         thread = self.threads[lane]
         segments = self._doings.segments.between(thread, begin_ns, end_ns)

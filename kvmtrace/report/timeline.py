@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kvmtrace.isa.registry import describe_exit_reason
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.report.chosen_exits import ChosenExits
-from kvmtrace.report.over_time import ChosenExit, Lane, Latency, Timeline
+from kvmtrace.report.over_time import ChosenExit, Lane, Latency, Places, Timeline
 from kvmtrace.report.places import find_places
 from kvmtrace.report.stretches import Stretches
 from kvmtrace.spans.doings import DoingsCollector
@@ -100,7 +100,7 @@ class TimelineBuilder:
             chosen=self._described(stretches, keys),
             complete=complete,
             bins=() if complete else stretches.overview(),
-            places=() if complete else find_places(self._doings, stretches),
+            places=Places() if complete else find_places(self._doings, stretches),
         )
         return timeline, stretches
 

@@ -36,7 +36,7 @@ class LevelTracker:
 
     def __init__(self) -> None:
         self._level = np.zeros(16, np.uint8)  # per thread, as of its last row
-        self._described = False
+        self.described = False  # every VM-exit can tell its level
         self._switched = False  # an event told a change of the level
         self.told = False  # a VM-exit told that it was L2's
 
@@ -47,7 +47,7 @@ class LevelTracker:
 
     def look_at(self, table: EventTable) -> None:
         """Take note of what a table describes."""
-        self._described |= "kvm_nested_vmexit" in table.kind_index
+        self.described |= "kvm_nested_vmexit" in table.kind_index
 
     def feed(self, lanes: Lanes, pairs: Pairs) -> Levels:
         """Return the level of each edge (VM-entry or VM-exit) of a piece; shape (e,)."""
@@ -55,7 +55,7 @@ class LevelTracker:
         self.told |= bool((lanes.step[nested] == Step.NESTED_EXIT).any())
         self._switched |= bool((_AFTER[lanes.step[nested]] != 0).any())
         if not self.nested:
-            return np.full(len(pairs.edges), L1 if self._described else UNKNOWN_LEVEL, np.uint8)
+            return np.full(len(pairs.edges), L1 if self.described else UNKNOWN_LEVEL, np.uint8)
         self._level = grown(self._level, int(lanes.thread.max()) + 1)
         after = np.zeros(len(lanes) + 1, np.uint8)  # of each edge's row: what the last event behind it says
         tells = nested[_AFTER[lanes.step[nested]] != 0]

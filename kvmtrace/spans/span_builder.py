@@ -46,6 +46,7 @@ class Spans:
     moves : Moves, time that was halt-polling or sleep
     levels : level of guest of each of the pairs' edges (levels.py); shape (e,)
     nested : bool, nested events were seen so far
+    levels_told : bool, every VM-exit tells its level: kvm_nested_vmexit was recorded
     keys : LaneKeys, what the arguments of the lanes stand for
     tids : thread number -> tid
     table, index : an event table with the rows of the lanes, and the row in the recording of each of its rows,
@@ -59,6 +60,7 @@ class Spans:
     moves: Moves
     levels: NDArray[np.uint8]
     nested: bool
+    levels_told: bool
     keys: LaneKeys
     tids: list[int]
     table: EventTable | None = None
@@ -158,7 +160,8 @@ class SpanBuilder:
         index = self._index if self._rows else None
         levels = self._levels.feed(lanes, pairs)
         nested = self._levels.nested
-        return Spans(lanes, pairs, swept, moves, levels, nested, self.keys, self.tids, self._table, index, final)
+        told = self._levels.described
+        return Spans(lanes, pairs, swept, moves, levels, nested, told, self.keys, self.tids, self._table, index, final)
 
     def _keep_events(self, table: EventTable) -> None:
         """Put the events that waited before a table; then keep those whose lanes wait for the next one."""

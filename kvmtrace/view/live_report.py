@@ -42,7 +42,8 @@ def _stretch(timeline: Timeline, stretches: Stretches, given: Mapping[str, str])
     begin = number(given, "from", 0, timeline.length_ns)
     end = number(given, "to", begin + 1, max(timeline.length_ns, begin + 1))
     windows, bins = stretches.at_level(begin, end, number(given, "bins", 1, MOST_BINS))
-    return pack_stretch(windows, bins, timeline.follow_ups, {}, level=1)
+    words = {"whole": stretches.is_whole(begin, end)}
+    return pack_stretch(windows, bins, timeline.follow_ups, words, level=1)
 
 
 def _find(finder: Finder, given: Mapping[str, str]) -> bytes:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import struct
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace import __version__
 from kvmtrace.capture.ftrace.assemble import assemble, seal
 from kvmtrace.capture.ftrace.disk_full import finish_full
+from kvmtrace.capture.ftrace.overwritten import keep_from, without_overruns
 from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
-from kvmtrace.capture.ftrace.raw_pages import MISSED_EVENTS, count_events
 from kvmtrace.capture.ftrace.trace_dat_writer import Tail
-from kvmtrace.capture.ftrace.trim import trim_head_at, trim_tail
-from kvmtrace.capture.spool import PAGE_SIZE, Spool
+from kvmtrace.capture.ftrace.trim import trim_tail
+from kvmtrace.capture.spool import Spool
 from kvmtrace.capture.threads import Threads
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
 
     from kvmtrace.watch.rings import Ring, Rings
     from kvmtrace.watch.triggers import Fired
-
-COUNTED_PAGES = 20_000  # of more, nobody counts the events
 
 
 @dataclass(frozen=True)
@@ -120,62 +115,7 @@ def _read(reader: Reader, from_ns: int) -> dict[str, Any]:
     except DiskFullError:
         finish_full(reader)
         found = {"ended_by": "disk full", "complete_until_ns": trim_tail(reader)}
-    trim_head_at(reader, from_ns)
-    counted = _count(reader)
-    dropped = sum(reader.dropped.values())
-    lost = None if counted.gaps else dropped
-    by_cpu = {str(cpu): count for cpu, count in reader.dropped.items() if count}
-    first, last = counted.first_ns, max(counted.last_ns, counted.first_ns)
-    return found | {
-        "complete_from_ns": from_ns,
-        "n_events": counted.events,
-        "loss": {"events": lost, "by_cpu": by_cpu},
-        "duration_ns": last - first,
-    }
-
-
-@dataclass
-class _Counted:
-    events: int | None = 0
-    gaps: int = 0
-    first_ns: int = 0
-    last_ns: int = 0
-
-
-def _count(reader: Reader) -> _Counted:
-    """Look through the pages that are kept; the first of each CPU follows what was overwritten on purpose: no gap."""
-    found = _Counted()
-    skips = reader.spool.manifest.get("skips", {})
-    n_pages = sum(part.size for parts in reader.segments.values() for part in parts) // PAGE_SIZE
-    for parts in reader.segments.values():
-        is_first = True
-        for segment in parts:
-            fd = reader.spool.open_old(segment.name)
-            try:
-                for at in range(skips.get(segment.name, 0), segment.size // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
-                    page = os.pread(fd, PAGE_SIZE, at)
-                    is_first = _count_page(found, page, fd, at, is_first=is_first, count=n_pages <= COUNTED_PAGES)
-            finally:
-                os.close(fd)
-    return found
-
-
-def _count_page(found: _Counted, page: bytes, fd: int, at: int, *, is_first: bool, count: bool) -> bool:
-    """Take in a page; return whether the next one is still the first of its CPU."""
-    stamp, commit = struct.unpack_from("<QQ", page)
-    if commit & MISSED_EVENTS and is_first:
-        os.pwrite(fd, struct.pack("<QQ", stamp, commit & ~(3 << 30)), at)
-    elif commit & MISSED_EVENTS:
-        found.gaps += 1
-    found.first_ns = min(found.first_ns or stamp, stamp)
-    found.last_ns = max(found.last_ns, stamp)
-    found.events = found.events + count_events(page) if count and found.events is not None else None
-    return False
-
-
-def without_overruns(stats: str) -> str:
-    """Return a CPU's counters without what was overwritten: that is older than the recording, and no loss of it."""
-    return re.sub(r"^overrun: \d+$", "overrun: 0", stats, flags=re.MULTILINE)
+    return found | keep_from(reader, from_ns)
 
 
 def with_vm(fired: Fired, vms: list[dict[str, Any]]) -> Fired:

@@ -13,6 +13,7 @@ import pytest
 
 from kvmtrace import errors
 from kvmtrace.cli import main as boundary
+from kvmtrace.cli.error_line import explain
 from kvmtrace.errors import CapabilityError, FormatError, KvmtraceError
 
 if TYPE_CHECKING:
@@ -126,7 +127,15 @@ def test_few_open_files_allowed(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("recrod", "record"), ("chekc", "check"), ("docter", "doctor"), ("exprot", "export")]
+    ("typed", "meant"),
+    [
+        ("recrod", "record"),
+        ("chekc", "check"),
+        ("docter", "doctor"),
+        ("exprot", "export"),
+        ("explain", "'report FILE --explain N'"),
+        ("diff", "compare"),
+    ],
 )
 def test_did_you_mean(typed: str, meant: str) -> None:
     done = kvmtrace(typed)
@@ -138,3 +147,22 @@ def test_exit_codes_stand_in_the_help() -> None:
     done = subprocess.run([sys.executable, "-m", "kvmtrace", "--help"], capture_output=True, text=True, check=True)
     for code in ("0", "1", "2", "3", "4", "5", "70"):
         assert f"\n    {code:2}  " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("top", "-i", "nan"), ("compare", "a", "b", "--min-effect", "nan"), ("lab", "run", "--timeout", "inf")],
+)
+def test_what_is_no_number_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    done = kvmtrace(*arguments)
+    assert done.returncode == 2
+    assert "is no number" in done.stderr
+
+
+def test_an_object_store_that_refuses_is_the_environment() -> None:
+    refusal = type("NoCredentialsError", (Exception,), {"__module__": "botocore.exceptions"})
+    assert explain(refusal("Unable to locate credentials")) == (
+        "the object store: Unable to locate credentials; docs/fleet.md",
+        4,
+    )
+    assert explain(ValueError("x"))[1] == 70

@@ -135,6 +135,29 @@ def test_full_standard_output_is_exit_code_4(args: tuple[object, ...]) -> None:
     assert b"No space left on device" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", RECORDING, "-o", "FOLDER"),
+        ("check", RECORDING, "-o", "FOLDER"),
+        ("check", RECORDING, "-o", ""),
+        ("report", RECORDING, "-o", ""),
+        ("compare", RECORDING, OTHER, "-o", ""),
+        ("fleet", "summarize", RECORDING, "-o", "FILE"),
+        ("fleet", "summarize", RECORDING, "-o", ""),
+        ("exporter", "--textfile", "FILE"),
+        ("exporter", "--textfile", "FOLDER/metrics.txt"),
+    ],
+)
+def test_what_is_no_place_for_the_output_is_wrong_usage(command: tuple[object, ...], file: Path) -> None:
+    before = file.read_bytes()
+    words = {"FILE": str(file), "FOLDER": str(file.parent), "FOLDER/metrics.txt": str(file.parent / "metrics.txt")}
+    done = run(*(words.get(str(one), one) for one in command))
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == b""
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_fleet_writes_over_no_recording(command: str, tmp_path: Path) -> None:
     from kvmtrace.cli.fleet import command as fleet

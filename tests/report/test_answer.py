@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from kvmtrace.check.explain import explain_exit
-from kvmtrace.check.verdict import ContextEvent, Violation
+from kvmtrace.check.alike_exits import place_among_alike
+from kvmtrace.check.explain import exits_of, explain_exit
+from kvmtrace.check.verdict import ContextEvent, Violation, not_recorded
 from kvmtrace.cli.main import cli
 from kvmtrace.formats import open_recording
+from kvmtrace.model.thresholds import threshold
 from kvmtrace.render.headline import headline
 from kvmtrace.render.terminal import Column, Style, columns_wanted, table
 from kvmtrace.render.text.report_text import SHOW, TextOptions, render_text
@@ -197,3 +199,53 @@ def test_columns_drop_by_rank_before_names_are_cut_short() -> None:
     ]
     assert [" less" in table(columns, Style(width=width))[0] for width in (80, 50, 40)] == [True, True, False]
     assert all("KVM_EXIT_TPR_ACCESS" in table(columns, Style(width=width))[1] for width in (80, 50, 36))
+
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (
+            "delivery-livelock",
+            (
+                "The guest touched 0xfe003000, which KVM knows to be no memory but a device's, while the processor "
+                "was delivering an event to it (vector 0x30 software interrupt); KVM set the delivery up again, and "
+                "after 2.00us the guest was back at the same instruction. It is number {at} of {n} in a row that are "
+                "alike: no progress."
+            ),
+        ),
+        (
+            "no-progress",
+            (
+                "The guest touched 0x200000, which was not mapped for it; KVM handled it, and after 2.00us the guest "
+                "was back at the same instruction. It is number {at} of {n} in a row that are alike: no progress."
+            ),
+        ),
+    ],
+)
+def test_a_vcpu_that_makes_no_progress_is_not_told_as_served(case: str, words: str) -> None:
+    events = open_recording(CASES / f"{case}.txt").events()
+    n = events.count("kvm_exit")
+    story = explain_exit(events, n - 4)
+    place, alike = story.alike
+    assert alike >= threshold("no_progress")
+    assert describe_story(story) == words.format(at=place, n=alike)
+
+
+@pytest.mark.parametrize("name", ["svm-6.1-storm", "vmx-6.12-string-io", BOOT, "vmx-6.1-interrupt"])
+def test_what_repeats_in_a_healthy_guest_is_progress(name: str) -> None:
+    events = open_recording(FIXTURES / f"{name}.dat").events()
+    for tid in set(events.tid[events.rows("kvm_exit")].tolist()):
+        exits = exits_of(events, tid, None)
+        longest = max(
+            place_among_alike(events, exits, number)[1] for number in range(1, len(exits) + 1, len(exits) // 8 + 1)
+        )
+        assert longest < threshold("no_progress") / 2, (name, longest)
+
+
+def test_what_was_not_recorded_is_said_in_one_breath() -> None:
+    assert not_recorded(["kvm_exit"]) == "kvm_exit was not recorded"
+    assert not_recorded(["kvm_entry or kvm_exit"]) == "neither kvm_entry nor kvm_exit was recorded"
+    assert not_recorded(["kvm_entry or kvm_exit", "kvm_exit"]) == "kvm_entry, kvm_exit were not recorded"

@@ -251,13 +251,42 @@ def test_all_charts_have_the_timelines_axis(browser: Browser, linux: str) -> Non
 
 
 @pytest.mark.browser
+def test_charts_are_as_sharp_as_one_zooms(browser: Browser, linux: str) -> None:
+    page = ready(browser, linux)
+    page.wait("[...document.querySelectorAll('#over-time figure')].every((one) => one.dataset.ready === 'yes')")
+    each = "[...document.querySelectorAll('#over-time figure')].map((f) => Number(f.dataset.each))"
+    whole = page.see(each)
+    page.see("kvmtrace.view(7.2e9, 7.3e9)")
+    assert page.see(each) == [100e6 / 400] * 2
+    assert all(before > 100e6 / 400 for before in whole)
+    assert "a point for every 250 us" in page.see("document.getElementById('over-time').textContent")
+    sampled = page.see("kvmtrace.sample(7.2e9, 7.3e9, 400)")
+    events = open_recording(FIXTURES / "svm-6.12-linux-2vcpu.dat").events()
+    since = {kind: events.ts_ns[events.rows(kind)] - events.ts_ns[0] for kind in ("kvm_exit", "kvm_userspace_exit")}
+    wanted = {kind: int(((ts_ns >= 7.2e9) & (ts_ns < 7.3e9)).sum()) for kind, ts_ns in since.items()}
+    assert round(sum(sampled["exits"]) * sampled["ns"] / 1e9) == wanted["kvm_exit"] > 50
+    assert abs(round(sum(sampled["userspace"]) * sampled["ns"] / 1e9) - wanted["kvm_userspace_exit"]) <= 1
+    page.see("kvmtrace.view(0, 1e12)")
+    assert page.see(each) == whole
+    assert page.troubles() == []
+
+
+@pytest.mark.browser
 def test_a_long_recording_is_drawn_in_bins_and_says_so(browser: Browser, long: str, linux: str) -> None:
     page = ready(browser, long)
     assert "is the finest that this page shows" in page.see("document.getElementById('timeline-section').textContent")
     left, top, width, _ = page.place("#timeline")
     page.mouse("mouseMoved", left + width * 0.55, top + 55)
     assert "in the 131.1 us around: " in page.see("document.getElementById('timeline-tip').textContent")
-    assert "One of 55; " in find(page, "0x518")
+    assert "One of 55" in find(page, "0x518")
+    found = {page.see("Number(document.getElementById('timeline').dataset.from)")}
+    for _ in range(60):
+        words = find(page, "0x518")
+        found.add(page.see("Number(document.getElementById('timeline').dataset.from)"))
+        assert "One of 55" in words
+    assert len(found) > 20, "every place is reached, a stretch at a time"
+    page.see("kvmtrace.view(7.2e9, 7.21e9)")
+    assert "the sharpest that this page has" in page.see("document.getElementById('over-time').textContent")
     assert re.search(r": VM-exit 1715, io, out 0x518", find(page, "1715"))
     assert page.troubles() == []
 

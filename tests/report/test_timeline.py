@@ -84,11 +84,44 @@ def test_a_long_recordings_page_holds_what_one_would_look_at_first(part) -> None
 
 def test_places_tell_how_many_there_are(part) -> None:
     timeline, _, exits = part
-    reasons = {timeline.reasons[one.number]: one for one in timeline.places if one.what == "reason"}
+    reasons = {timeline.reasons[one.number]: one for one in timeline.places.named if one.what == "reason"}
     assert sum(one.total for one in reasons.values()) == sum(exits.values())
     assert reasons["rsm"].total == 1
     assert len(reasons["io"].ts_ns) == 8
     assert list(reasons["io"].ts_ns) == sorted(reasons["io"].ts_ns)
+
+
+def test_places_are_all_there_is_within_a_cell(whole, part) -> None:
+    """Each place of the whole recording lies in a cell of the part's, or is told exactly; no cell is empty."""
+    timeline, places = whole[0], part[0].places
+    cell_ns, n_lanes = places.cell_ns, len(timeline.lanes)
+    assert places.left_out == 0
+    wanted: dict[tuple[str, int], set[tuple[int, int]]] = {}
+    for w in timeline.windows:
+        for ts_ns, event in zip(w.event_ns, w.event_key, strict=True):
+            wanted.setdefault(("key", event), set()).add((ts_ns, w.lane))
+        for number, (ts_ns, _) in zip(w.rips, _exits(w), strict=True):
+            wanted.setdefault(("rip", number), set()).add((ts_ns, w.lane))
+    for one in places.named:
+        if one.what == "reason":
+            continue
+        there = wanted.pop((one.what, one.number))
+        assert one.total >= len(there)
+        if one.cells:
+            assert list(one.cells) == sorted(set(one.cells))
+            assert {(ts_ns // cell_ns) * n_lanes + lane for ts_ns, lane in there} == set(one.cells)
+        else:
+            assert set(zip(one.ts_ns, one.lane, strict=True)) == there
+    assert not wanted
+
+
+def test_cells_widen_until_the_page_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmtrace.report.places.MOST_CELLS", 2000)
+    monkeypatch.setattr("kvmtrace.report.places.GATHERED", 5000)
+    monkeypatch.setattr("kvmtrace.report.places.MOST", 50)
+    fewer = made()[0].places
+    assert sum(len(one.cells) for one in fewer.named) <= 2000
+    assert fewer.left_out > 0
 
 
 def test_any_stretch_is_the_same_as_in_the_whole(whole, part) -> None:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvmtrace.capture.bpf.summary_maps import ALARM_EXIT, ALARM_RUN_DELAY, ALARM_USERSPACE, Alarm, AlarmLimits
+from kvmtrace.capture.ftrace.overwritten import without_overruns
 from kvmtrace.cli.main import cli
 from kvmtrace.errors import UsageError
 from kvmtrace.formats import open_recording
@@ -21,7 +22,6 @@ from kvmtrace.report.build import build_report
 from kvmtrace.watch.detectors import Detectors, fired_by, limits_of, quantile_ns
 from kvmtrace.watch.flight_recorder import Commands
 from kvmtrace.watch.saved_files import RateLimit, keep_quota, name_of, parse_at_most
-from kvmtrace.watch.saving import without_overruns
 from kvmtrace.watch.triggers import Fired, Trigger, parse_trigger
 from kvmtrace.watch.vm_counters import CountedVm, Counts, Totals
 from tests.watch.fake_maps import HLT, cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmtrace.capture.recover import reclaim
+from kvmtrace.capture.recover import reclaim, reclaim_file
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.formats import open_recording
-from kvmtrace.report.build import build_report
+from kvmtrace.report.build import ReportOptions, build_report
 from tests.capture.bpf_held import forgotten_programs
 from tests.watch.test_exporter_kvm import assert_unloaded, run_guest
 
@@ -52,9 +53,11 @@ def watching(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def saved(running: subprocess.Popen[str]) -> Path:
-    """Wait for the next recording."""
+    """Wait for the next recording; that the buffers reach back less far than asked for is no matter."""
     assert running.stderr is not None
     line = running.stderr.readline()
+    while "reach back" in line:
+        line = running.stderr.readline()
     match = re.search(r"saved (\S+\.dat):", line)
     assert match, line
     return Path(match[1])
@@ -96,18 +99,32 @@ def test_a_slow_exit_is_caught_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_it_records_while_it_saves(tmp_path: Path) -> None:
-    """Two triggers one after the other: the second recording begins where the first one ended."""
-    with watching(tmp_path, "--keep", "5s", "--on", "signal USR1") as running:
-        recordings = []
-        for _ in range(2):
-            run_guest("lifecycle", "--count", "20")
-            running.send_signal(signal.SIGUSR1)
-            recordings.append(open_recording(saved(running)))
+    """A guest runs through several savings: each of its userspace exits is in a recording, as many as there were."""
+    fd = os.memfd_create("run")
+    argv = [sys.executable, "-P", "-m", "kvmtrace.workload", "lifecycle", "--count", "400", "--json-fd", str(fd)]
+    arguments = ["--keep", "30m", "--on", "signal USR1", "--at-most", "1000/s", "--buffer-size", "64M"]
+    recordings = []
+    with watching(tmp_path, *arguments) as running:
+        with subprocess.Popen(argv, stdout=subprocess.DEVNULL, pass_fds=(fd,)) as guest:
+            for _ in range(4):
+                time.sleep(0.2)
+                running.send_signal(signal.SIGUSR1)
+                recordings.append(open_recording(saved(running)))
+            guest.wait()
+        running.send_signal(signal.SIGUSR1)
+        recordings.append(open_recording(saved(running)))
         stop(running)
-    spans = [(table.ts_ns[0], table.ts_ns[-1]) for table in (one.events() for one in recordings)]
-    assert spans[1][0] <= spans[0][1], "nothing lies between the two"
-    notes = recordings[1].capture.meta["notes"]
-    assert any("kept instead of 5 s" in note for note in notes)
+    run = json.loads(os.pread(fd, 1 << 20, 0))
+    os.close(fd)
+    found: set[int] = set()
+    for recording in recordings:
+        assert recording.capture.meta["loss"]["events"] == 0
+        table = recording.events()
+        rows = table.rows("kvm_userspace_exit")
+        found.update(table.ts_ns[rows[table.tid[rows] == run["pid"]]].tolist())
+    assert len(found) == sum(run["known"]["userspace_exits"].values()), "nothing lies between the recordings"
+    notes = recordings[-1].capture.meta["notes"]
+    assert any("kept instead of 1800 s" in note for note in notes)
 
 
 def test_other_triggers(tmp_path: Path) -> None:
@@ -164,3 +181,47 @@ def test_a_folder_that_is_full_is_told_and_the_watch_goes_on(tmp_path: Path) -> 
         assert not left
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("last", ["Reader.finish", "keep_from", "seal"])
+def test_killed_in_a_save_it_counts_nothing_that_was_overwritten_as_lost(last: str, tmp_path: Path) -> None:
+    """The buffers went round many times; whoever finishes the recording knows that this is no loss."""
+    output = tmp_path / "saved.dat"
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            die_in_a_save(output, last)
+        os._exit(1)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 9
+    assert not output.exists()
+    assert any("finished the recording of a killed recorder" in line for line in reclaim_file(output))
+    meta = open_recording(output).capture.meta
+    assert meta["loss"] == {"events": 0, "by_cpu": {}}
+    assert meta["triggers"]
+    report = build_report(open_recording(output), ReportOptions(model=False))
+    assert (report.loss.events, report.loss.truncated) == (0, False)
+    assert not list(tmp_path.glob(".*"))
+
+
+def die_in_a_save(output: Path, last: str) -> None:
+    """Let small buffers go round, and end behind (Reader.finish), or before, a step of saving them."""
+    from kvmtrace.capture.ftrace.page_mover import Reader
+    from kvmtrace.capture.settings import RecordSettings, TargetSpec
+    from kvmtrace.capture.target import Target
+    from kvmtrace.watch import rings, saving
+    from kvmtrace.watch.triggers import Fired, parse_trigger
+
+    settings = RecordSettings(output=output, target=TargetSpec("all"), buffer_bytes=64 << 10)
+    with Target(settings.target) as target:
+        both = rings.Rings(find_tracefs(), settings, target)
+        while not all(both.active.instance.stats(cpu).get("overrun") for cpu in both.active.instance.cpus()):
+            for cpu in os.sched_getaffinity(0):
+                subprocess.run(["taskset", "-c", str(cpu), "sh", "-c", "true; true; sleep 0; sleep 0"], check=True)
+        ring = both.swap()
+        if last == "Reader.finish":
+            finish = Reader.finish
+            Reader.finish = lambda self: (finish(self), os._exit(9))  # type: ignore[method-assign]
+        else:
+            setattr(saving, last, lambda *_: os._exit(9))
+        fired = Fired(parse_trigger("signal USR1"), time.monotonic_ns())
+        saving.save(both, ring, output, saving.Wanted((fired,), 10**12, 0, []))

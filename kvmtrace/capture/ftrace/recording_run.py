@@ -11,6 +11,7 @@ from kvmtrace import __version__
 from kvmtrace.capture.ftrace.assemble import assemble, seal
 from kvmtrace.capture.ftrace.event_cost import cost_ns_per_event
 from kvmtrace.capture.ftrace.instance import INSTANCE_PREFIX, Instance
+from kvmtrace.capture.ftrace.overwritten import without_overruns
 from kvmtrace.capture.ftrace.probe_events import GROUP_PREFIX, Probes
 from kvmtrace.capture.ftrace.raw_pages import event_ids
 from kvmtrace.capture.ftrace.trace_dat_writer import Tail
@@ -54,13 +55,14 @@ class Run:
             raise
         return run
 
-    def seal(self, threads: Threads, meta: dict[str, Any], *, measure: bool = True) -> None:
+    def seal(self, threads: Threads, meta: dict[str, Any], *, measure: bool = True, overwritten: bool = False) -> None:
         """End the tracing and note in the spool all that the file needs.
 
         Parameters
         ----------
         threads, meta : as `complete` left them
         measure : bool, find out what an event cost; not when a dead recorder's work is finished
+        overwritten : bool, the buffers overwrote their oldest events on purpose
         """
         instance, reader = self.instance, self.reader
         assert reader is not None
@@ -68,9 +70,10 @@ class Run:
         meta["threads"] = threads.as_meta()
         now = threads.vms.as_meta()
         meta["vms"] = now + [vm for vm in meta.get("vms", []) if vm.get("pid") not in {one["pid"] for one in now}]
+        stats = {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus}
         tail = Tail(
             threads.comms(),
-            {cpu: instance.read(f"per_cpu/cpu{cpu}/stats") for cpu in reader.cpus},
+            {cpu: without_overruns(text) for cpu, text in stats.items()} if overwritten else stats,
             instance.read("trace_clock"),
             f"kvmtrace {__version__}",
         )

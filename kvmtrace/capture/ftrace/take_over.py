@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvmtrace.capture.ftrace.assemble import seal
 from kvmtrace.capture.ftrace.disk_full import finish_full
 from kvmtrace.capture.ftrace.instance import INSTANCE_PREFIX, Instance
+from kvmtrace.capture.ftrace.overwritten import ALL_READ, keep_from
 from kvmtrace.capture.ftrace.page_mover import DiskFullError, Reader
 from kvmtrace.capture.ftrace.probe_events import GROUP_PREFIX, Probes
 from kvmtrace.capture.ftrace.raw_pages import count_events
@@ -55,7 +56,7 @@ def _read_to_the_end(run: Run) -> None:
     run.reader = reader = Reader(run.instance, run.spool)
     meta = run.spool.manifest["meta"] | {"ended_by": "killed"}
     meta["notes"] = [*meta["notes"], KILLED]
-    in_flight = _count_in_flight(reader)
+    in_flight = {} if run.spool.manifest.get(ALL_READ) else _count_in_flight(reader)
     pids = meta["target"]["pids"]
     threads = Threads(pids[0] if pids else None)
     threads.look()
@@ -64,8 +65,12 @@ def _read_to_the_end(run: Run) -> None:
     except DiskFullError:
         meta["notes"].append("the disk is full")
         finish_full(reader)
-    complete(run, reader, meta, in_flight)
-    run.seal(threads, meta, measure=False)
+    overwritten = bool(meta.get("triggers"))  # the flight recorder's buffers go round
+    if overwritten:
+        meta |= keep_from(reader, meta["complete_from_ns"], in_flight)
+    else:
+        complete(run, reader, meta, in_flight)
+    run.seal(threads, meta, measure=False, overwritten=overwritten)
 
 
 def _count_in_flight(reader: Reader) -> dict[int, int | None]:

@@ -57,11 +57,29 @@
     if (Math.abs(now[0] - from) < 1 && Math.abs(now[1] - to) < 1) return;
     if (kvmtrace.view) kvmtrace.view(from, to); else setTime(from, to);
   };
+  // points of the stretch that is shown: from the timeline's segments where those are sharper and here
+  const SHARP = 400;
+  let sampled = null;
+  const sharper = (chart, from, to) => {
+    if (!chart.bin || !kvmtrace.sample || (to - from) / SHARP >= chart.bin / 2) return null;
+    if (sampled?.from !== from || sampled.to !== to || !sampled.made) sampled = { from, to, made: kvmtrace.sample(from, to, SHARP) };
+    return sampled.made;
+  };
+  const stretch = (figure, u, from, to) => {
+    const chart = charts[figure.dataset.chart], found = sharper(chart, from, to);
+    const data = found ? [found.x, ...chart.series.map((one) => found[one.of])] : [chart.x, ...chart.series.map((one) => one.values)];
+    u.batch(() => { u.setData(data, false); u.setScale("x", { min: from, max: to }); });
+    const each = found ? found.ns : chart.bin, note = figure.querySelector(".each");
+    if (!note || !each) return;
+    const coarse = !found && (to - from) / each < 60;
+    note.textContent = `, a point for every ${duration(each)}${coarse ? " (the sharpest that this page has; kvmtrace view has all)" : ""}`;
+    figure.dataset.each = each;
+  };
   const setTime = (from, to) => {
     zoomed.set("time", [from, to]);
     sets = true;
     for (const [figure, u] of made) {
-      if (charts[figure.dataset.chart].kind === "time") u.batch(() => u.setScale("x", { min: from, max: to }));
+      if (charts[figure.dataset.chart].kind === "time") stretch(figure, u, from, to);
       figure.dataset.from = u.scales.x.min;
       figure.dataset.to = u.scales.x.max;
     }
@@ -77,7 +95,10 @@
     sets = true;
     const u = new uPlot(options(chart, width), [chart.x, ...chart.series.map((one) => one.values)], figure);
     const [min, max] = zoomed.get("time") ?? [0, chart.end];
-    if (chart.kind === "time") u.batch(() => u.setScale("x", { min, max }));
+    if (chart.kind === "time") {
+      figure.querySelector("figcaption").insertAdjacentHTML("beforeend", '<span class="each faint"></span>');
+      stretch(figure, u, min, max);
+    }
     sets = false;
     u.over.addEventListener("dblclick", () => { if (chart.kind === "time") (kvmtrace.view ?? setTime)(0, chart.end); });
     figure.dataset.ready = "yes";

@@ -28,23 +28,30 @@ def part_class(part: str) -> str:
     return CSS_CLASS.get(part, part)
 
 
-def _series(label: str, colour: str, values: Sequence[float | None], *, dashed: bool = False) -> dict[str, Any]:
-    return {"label": escape(label), "colour": colour, "values": values, "dashed": dashed}
+def _series(
+    label: str, colour: str, values: Sequence[float | None], *, dashed: bool = False, of: str = ""
+) -> dict[str, Any]:
+    """Return a line; `of` names what timeline_sample.js makes of a stretch in its place."""
+    return {"label": escape(label), "colour": colour, "values": values, "dashed": dashed, "of": of}
 
 
 def rate_chart(rate: Rate, start_ns: int, length_ns: int) -> Chart:
     """Return VM-exits and userspace exits per second over time."""
-    wanted = (("VM-exits", "--kernel", rate.exits), ("userspace exits", "--vmm", rate.userspace_exits))
+    wanted = (
+        ("exits", "VM-exits", "--kernel", rate.exits),
+        ("userspace", "userspace exits", "--vmm", rate.userspace_exits),
+    )
     return {
         "title": "VM-exits and userspace exits per second",
         "kind": "time",
+        "bin": rate.bin_ns,
         "unit": "per second",
         "log": False,
         "end": length_ns,
         "x": [rate.start_ns - start_ns + (i + 0.5) * rate.bin_ns for i in range(len(rate.exits))],
         "series": [
-            _series(label, colour, [round(count * 1e9 / rate.bin_ns, 3) for count in counts])
-            for label, colour, counts in wanted
+            _series(label, colour, [round(count * 1e9 / rate.bin_ns, 3) for count in counts], of=of)
+            for of, label, colour, counts in wanted
             if any(counts)
         ],
     }
@@ -62,14 +69,15 @@ def latency_chart(timeline: Timeline) -> Chart | None:
     return {
         "title": "VM-exit to VM-entry over time",
         "kind": "time",
+        "bin": latency.bin_ns,
         "unit": "ns",
         "log": True,
         "end": timeline.length_ns,
         "x": [(i + 0.5) * latency.bin_ns for i in range(len(latency.max_ns))],
         "series": [
-            _series("median", "--kernel", values(latency.p50_ns)),
-            _series("99th percentile", "--vmm", values(latency.p99_ns)),
-            _series("maximum", "--preempted", values(latency.max_ns), dashed=True),
+            _series("median", "--kernel", values(latency.p50_ns), of="p50"),
+            _series("99th percentile", "--vmm", values(latency.p99_ns), of="p99"),
+            _series("maximum", "--preempted", values(latency.max_ns), dashed=True, of="max"),
         ],
     }
 

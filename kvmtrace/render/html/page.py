@@ -292,7 +292,7 @@ def render_html(report: Report, live: str = "") -> str:
     live : see build_page
     """
     template = html_environment().get_template("template.html.j2")
-    names = ("script.js", "timeline_data.js", "timeline_draw.js", "timeline.js", "charts.js")
+    names = ("script.js", "timeline_data.js", "timeline_draw.js", "timeline_sample.js", "timeline.js", "charts.js")
     script = _safe(f"{uplot_script()}\n{own_text(*names)}")
     style = own_text("uplot/uPlot.min.css", "style.css")
     return template.render(page=build_page(report, live), style=style, script=script)

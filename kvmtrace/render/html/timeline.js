@@ -46,6 +46,7 @@
         sharper = { ...made, from: a, to: b };
         if (describes) details.textContent = tell(cursor, lane0);
         draw();
+        told();
       } catch { details.textContent = "kvmtrace view has ended: only what the page holds is shown."; }
     }, 80);
   };
@@ -67,8 +68,15 @@
     draw();
     fetchSharper();
     remember();
-    document.dispatchEvent(new CustomEvent("kvmtrace:view", { detail: { from, to, end } }));
+    told();
   };
+  const told = () => document.dispatchEvent(new CustomEvent("kvmtrace:view", { detail: { from, to, end } }));
+  // all segments of a stretch, null if some are not here: those of the page, or of every lane what was fetched of it
+  const windowsOf = (a, b) => {
+    if (data.complete) return data.windows;
+    return sharper?.whole && sharper.from <= a && sharper.to >= b ? sharper.windows : null;
+  };
+  kvmtrace.sample = kvmtrace.sampler(data, windowsOf);
   kvmtrace.view = view;
   const zoom = (factor, centre = (from + to) / 2) => view(centre - (centre - from) * factor, centre + (to - centre) * factor);
   const pan = (share) => { const by = (to - from) * share; view(from + by, to + by); };
@@ -140,15 +148,19 @@
     if (!data.complete && number === null) {
       const known = matcher(words, data.places.map(([name]) => name));
       total = 0;
-      data.places.forEach(([, count, lanes, times], i) => {
+      const cells = new Set();
+      data.places.forEach(([, count, lanes, times, own], i) => {
         if (!known[i]) return;
         total += count;
         times.forEach((t, j) => found.push([t, lanes[j]]));
+        // up to the last of those times every place is told
+        for (const cell of own) if ((Math.floor(cell / data.lanes.length) + 1) * data.cell > times[times.length - 1]) cells.add(cell);
       });
+      for (const cell of cells) found.push([(Math.floor(cell / data.lanes.length) + 0.5) * data.cell, cell % data.lanes.length, data.cell]);
     }
     found.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
     const next = found.find(([t]) => t > start + 1) ?? found[0];
-    return next ? { at: next[0], lane: next[1], total: Math.max(total, 1), listed: found.length } : null;
+    return next ? { at: next[0], lane: next[1], within: next[2] ?? 0, total: Math.max(total, 1) } : null;
   };
   // in which bin of each lane a VM-exit's number falls
   const numbered = (number) => (data.complete ? [] : data.bins.flatMap((b) => {
@@ -166,14 +178,20 @@
     if (live) {
       try { found = await (await fetch(`${live}find?words=${encodeURIComponent(wanted)}&after=${Math.round(cursor ?? -1)}`)).json(); } catch { found = places(wanted); }
     } else found = places(wanted);
-    if (!found) { describes = false; details.textContent = `Nothing in this recording is called ${wanted}.`; return; }
+    if (!found) {
+      describes = false;
+      details.textContent = data.unnamed ? `Nothing that this page names is called ${wanted}; it leaves out ${data.unnamed.toLocaleString("en")} rare addresses, which kvmtrace view finds.` : `Nothing in this recording is called ${wanted}.`;
+      return;
+    }
     const w = windowAt(found.lane, found.at), exit = w ? exitAt(w, position(w.at, found.at), data.parts) : null;
     const finest = data.bins.find((b) => b.lane === found.lane)?.ns ?? 2500;
     if (exit) goTo(found.lane, exit.begin, exit.end - exit.begin, found.at);
     else if (found.dur !== undefined) goTo(found.lane, found.begin, found.dur, found.at);
-    else { view(found.at - finest * 20, found.at + finest * 20); show(found.at, found.lane); }
-    if (found.total > found.listed) describes = false;
-    if (found.total > found.listed) details.textContent += ` One of ${found.total}; this page knows where the first ones are, kvmtrace view finds all.`;
+    else { const around = Math.max(finest * 20, found.within ?? 0); view(found.at - around, found.at + around); show(found.at, found.lane); }
+    if (live || found.total < 2) return;
+    describes = false;
+    const place = found.within ? `, somewhere in the ${duration(found.within)} around: kvmtrace view tells where` : "";
+    details.textContent += ` One of ${found.total.toLocaleString("en")}${place}.`;
   };
 
   // --- pointer, keys, buttons

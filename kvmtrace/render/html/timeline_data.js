@@ -36,6 +36,14 @@ kvmtrace.unpack = async (packed) => {
     for (const part of b.parts) { shares[part] = bytes.subarray(offset, offset + b.n); offset += b.n; }
     return { lane: b.lane, start: b.start, ns: b.ns, n: b.n, before: b.before, shares, code: read(b.n, 2), cpu: read(b.n, 2), levels: read(b.levels, 1), exits: read(b.n, 4), events: read(b.n, 4) };
   });
+  // each place's cells: number of the stretch * lanes + lane
+  const steps = read((data.places ?? []).reduce((sum, place) => sum + place[4], 0), 4);
+  let used = 0;
+  for (const place of data.places ?? []) {
+    const own = steps.subarray(used, used + place[4]);
+    used += place[4];
+    place[4] = summed(own, Float64Array);
+  }
   data.nested = [...data.windows, ...data.bins].some((one) => one.levels.length);
   return data;
 };

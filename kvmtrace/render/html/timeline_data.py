@@ -39,9 +39,13 @@ def timeline_bytes(report: Report, timeline: Timeline) -> bytes:
         "complete": timeline.complete,
         "chosen": [[c.lane, c.ts_ns, c.dur_ns] for c in timeline.chosen],
         "marks": _marks(report, timeline),
-        "places": [_place(place, timeline) for place in timeline.places],
+        "places": [_place(place, timeline) for place in timeline.places.named],
+        "cell": timeline.places.cell_ns,
+        "unnamed": timeline.places.left_out,
     }
-    return pack_stretch(timeline.windows, timeline.bins, timeline.follow_ups, words)
+    cells = [_steps(place.cells, 0) for place in timeline.places.named]
+    packed = _planes(np.concatenate([np.empty(0, np.int64), *cells]), 4)
+    return pack_stretch(timeline.windows, timeline.bins, timeline.follow_ups, words, behind=packed)
 
 
 def pack_stretch(
@@ -49,12 +53,15 @@ def pack_stretch(
     bins: Iterable[Bins],
     follow_ups: Sequence[FollowUp],
     words: dict[str, Any],
+    *,
+    behind: bytes = b"",
     level: int = 7,  # 9 takes six times as long for 1 %
 ) -> bytes:
     """Return windows and bins for the script, with the RIPs and follow-ups that they refer to, and other words.
 
     Parameters
     ----------
+    behind : numbers that the words tell how to read
     level : of the compression
     """
     windows, bins = list(windows), list(bins)
@@ -73,6 +80,7 @@ def pack_stretch(
         parts += _packed_window(window, rips, used)
     for one in bins:
         parts += _packed_bins(one)
+    parts.append(behind)
     return zlib.compress(b"".join(parts), level)
 
 
@@ -153,14 +161,14 @@ def _described_bins(bins: Bins) -> dict[str, Any]:
 
 
 def _place(place: Place, timeline: Timeline) -> list[Any]:
-    """Return [in words, how many there are, lanes, times]."""
+    """Return [in words, how many there are, lanes, times, how many cells]."""
     if place.what == "rip":
         words = f"{place.number:#x}"
     elif place.what == "reason":
         words = escape(timeline.reasons[place.number])
     else:
         words = describe_follow_up(timeline.follow_ups[place.number])
-    return [words, place.total, place.lane, place.ts_ns]
+    return [words, place.total, place.lane, place.ts_ns, len(place.cells)]
 
 
 def _marks(report: Report, timeline: Timeline) -> list[dict[str, Any]]:

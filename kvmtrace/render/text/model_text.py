@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from kvmtrace.check.verdict import not_recorded
 from kvmtrace.render.terminal import Column, Style, count, escape, plural, table
 from kvmtrace.render.text.event_fields import describe_fields
 
@@ -94,7 +95,7 @@ def cannot_show(model: Comparison, *, whole: bool = True) -> list[str]:
     return [
         *(words for words in (*unchecked_rules(model), *model.rule_errors) if whole),
         *rules_of_others(model),
-        *(f"{rule} checked in part: without {', '.join(dict.fromkeys(missing))}" for rule, missing in parts.items()),
+        *(f"{rule} checked in part: {not_recorded(missing)}" for rule, missing in parts.items()),
         *model.cannot_see,
     ]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.registry import BY_NAME
+from kvmtrace.isa.words import decode_intr_info, describe_intr_info
 from kvmtrace.kvm.hypercalls import describe_hypercall
 from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.ports import describe_port
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
+from kvmtrace.model.thresholds import threshold
 from kvmtrace.render.accesses import named
 from kvmtrace.render.terminal import duration, escape
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kvmtrace.check.explain import Story, StoryEvent
+    from kvmtrace.isa.base import Isa
 
     Fields = Mapping[str, int | str]
 
@@ -31,7 +34,6 @@ KINDS = {
     "task_switch": "The guest switched tasks in hardware",
     "nested_entry": "The guest is a hypervisor and entered its own guest",
     "exception": "The guest raised an exception that KVM watches for",
-    "second_level_fault": "The guest touched a page that was not mapped for it",
     "known_mmio": "The guest accessed the registers of a device in memory",
     "cpuid": "The guest asked what its processor can do (CPUID)",
 }
@@ -69,11 +71,6 @@ def _msr(fields: Fields) -> str:
     return did + (", which KVM refused with #GP" if _number(fields, "exception") else "")
 
 
-def _fault(fields: Fields) -> str:
-    address = _number(fields, "fault_address" if "fault_address" in fields else "address")
-    return f"The guest touched {address:#x}, which was not mapped for it"
-
-
 def _cr(fields: Fields) -> str:
     if not _number(fields, "rw"):
         return f"The guest read cr{_number(fields, 'cr')}"
@@ -90,7 +87,14 @@ DEEDS: dict[str, Callable[[Fields], str]] = {
     "kvm_hypercall": lambda fields: (
         f"The guest called KVM: {describe_hypercall(_number(fields, 'nr')) or _number(fields, 'nr')}"
     ),
-    "kvm_page_fault": _fault,
+}
+FAULTS = ("kvm_page_fault", "kvm_guest_fault")
+# Isa.classify_fault -> what of the place
+PLACES = {
+    "unmapped": "which was not mapped for it",
+    "refused": "which is mapped, but not for that access",
+    "device": "which KVM knows to be no memory but a device's",
+    "": "where it may not go on by itself",
 }
 
 
@@ -99,7 +103,12 @@ def describe_story(story: Story) -> str:
     after = story.events[story.exit_at :]
     own = _own(after)
     if "kvm_nested_vmexit" not in own:
-        return f"{_deed(story, after)}; {_service(after)}"
+        deed = _deed(story, after) + _interrupted(story)
+        place, alike = story.alike
+        if alike >= threshold("no_progress"):
+            served = _no_progress(story, after[: len(own)])
+            return f"{deed}; {served} It is number {place:,} of {alike:,} in a row that are alike: no progress."
+        return f"{deed}; {_service(after)}"
     deed = _deed(story, after[: len(own)]).replace("The guest", "The guest's guest (L2)", 1)
     passed_on = "kvm_nested_vmexit_inject" in own
     return f"{deed}; {_passed_on(story, after) if passed_on else _service(after)}"
@@ -143,11 +152,46 @@ def _deed(story: Story, after: Sequence[StoryEvent]) -> str:
         if found is not None:
             return deed(found.fields)
     isa, fields = BY_NAME[story.isa], story.events[story.exit_at].fields
+    fault = next((one for one in after if one.event in FAULTS), None)
+    if fault is not None:
+        return _fault(isa, fields, fault.fields)
     row = isa.exits.get(isa.code(_number(fields, "exit_reason")))
     for kind in row.kinds if row else ():
+        if kind == "second_level_fault":
+            return _fault(isa, fields, {})
         if kind in KINDS:
             return KINDS[kind]
     return f"The guest left with {escape(story.reason)}"
+
+
+def _fault(isa: Isa, fields: Fields, fault: Fields) -> str:
+    """Say where the guest faulted, and why as far as the exit's own information tells."""
+    told = next((_number(of, name) for of, name in ((fields, "info1"), (fault, "hsr")) if name in of), None)
+    kind = isa.classify_fault(told) if isa.classify_fault is not None and told is not None else ""
+    names = ((fault, "fault_address"), (fault, "address"), (fields, isa.fault_address_field))
+    address = next((_number(of, name) for of, name in names if name in of), None)
+    return f"The guest touched {'a page' if address is None else f'{address:#x}'}, {PLACES[kind]}"
+
+
+def _interrupted(story: Story) -> str:
+    """Say whose delivery the VM-exit interrupted; "" if none."""
+    isa, fields = BY_NAME[story.isa], story.events[story.exit_at].fields
+    info = _number(fields, isa.vectoring_field) & 0xFFFFFFFF
+    if not decode_intr_info(info).valid:
+        return ""
+    return f", while the processor was delivering an event to it ({describe_intr_info(isa.event_types, info)})"
+
+
+def _no_progress(story: Story, own: Sequence[StoryEvent]) -> str:
+    """Say what KVM did about a VM-exit that comes again and again."""
+    emulated = next((event for event in own if event.event == "kvm_emulate_insn"), None)
+    did = [] if emulated is None else [f"emulated the instruction at {_number(emulated.fields, 'rip'):#x}"]
+    again = any(event.fields.get("reinjected") for event in own)
+    did += ["set the delivery up again"] if again else []
+    took = duration(story.events[-1].ts_ns - own[0].ts_ns)
+    entered = story.events[-1].event == "kvm_entry"
+    end = f"after {took} the guest was back at the same instruction" if entered else "there the recording ends"
+    return f"KVM {' and '.join(did) or 'handled it'}, and {end}."
 
 
 def _service(after: Sequence[StoryEvent]) -> str:
