@@ -181,3 +181,10 @@ def _line(cells: list[str], columns: Sequence[Column], widths: list[int], gap: s
         shown = cell if len(cell) <= width else cell[: width - 2] + ".."
         parts.append(shown.ljust(width) if column.left else shown.rjust(width))
     return (gap + gap.join(parts)).rstrip()
+
+
+def titled(title: str, note: str, columns: Sequence[Column], style: Style, left_out: str = "") -> list[str]:
+    """Return a table under its title, with a note behind it where there is room."""
+    note = note if len(title) + len(note) + 2 <= style.width else ""
+    heading = style.title(title) + (style.faint(f"  {note}") if note else "")
+    return [heading, *table(columns, style), *([style.faint(f"  {left_out}")] if left_out else [])]

@@ -109,7 +109,7 @@ def test_each_exit_is_of_a_level(dest: Path) -> None:
     assert sum(row["count"] for row in rows) == events.count("kvm_exit")
     assert {row["level"] for row in rows} == {1, 2}
     with Fleet(str(dest)) as fleet:
-        levels = fleet.arrow("SELECT DISTINCT level FROM exits").to_pylist()
+        levels = fleet.arrow("SELECT DISTINCT level FROM exits WHERE isa IN ('vmx', 'svm')").to_pylist()
     assert levels == [{"level": 1}]
     untold = ROOT / "tests" / "cases" / "cpuid.txt"
     assert {row["level"] for row in summarize(untold, str(untold))["exits"]} == {None}

@@ -249,3 +249,11 @@ def test_what_was_not_recorded_is_said_in_one_breath() -> None:
     assert not_recorded(["kvm_exit"]) == "kvm_exit was not recorded"
     assert not_recorded(["kvm_entry or kvm_exit"]) == "neither kvm_entry nor kvm_exit was recorded"
     assert not_recorded(["kvm_entry or kvm_exit", "kvm_exit"]) == "kvm_entry, kvm_exit were not recorded"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", [f"fixtures/{BOOT}.dat", "tests/check/recorded/svm-6.12-nested-hyperv.dat"])
+def test_no_line_is_wider_than_the_terminal(name: str, width: int) -> None:
+    report = build_report(open_recording(FIXTURES.parent / name))
+    lines = render_text(report, TextOptions(show=frozenset(SHOW)), Style(width=width)).splitlines()
+    assert [line for line in lines[1:] if len(line) > width] == []  # the first one is the file's name

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.document import Report
 
 SHOWN_ROWS = 60
+ONE_LINE = 80  # columns: a title and what follows it
 
 
 def bring_up_sections(report: Report, style: Style) -> list[str]:
@@ -28,7 +29,9 @@ def bring_up_sections(report: Report, style: Style) -> list[str]:
         else "no call of KVM's"
     )
     refused = f", {plural(bring_up.n_explained, 'refusal')} explained" if bring_up.n_explained else ""
-    lines = [style.title("Bring-up of the VM") + f"  {plural(len(bring_up.steps), 'step')}, {verdict}{refused}"]
+    title, steps = "Bring-up of the VM", plural(len(bring_up.steps), "step")
+    told = f"{steps}, {verdict}{refused}"
+    lines = [f"{style.title(title)}  {told}"] if style.width >= ONE_LINE else [style.title(title), f"  {told}"]
     for item in bring_up.objects:
         lines += _object_lines(item, style)
     lines += [*_threads(report, style), ""]
@@ -140,7 +143,8 @@ def _timeline(bring_up: BringUp, style: Style) -> list[str]:
     asked = sum(step.name == ASKED for step in bring_up.steps)
     left_out = [f"{count(len(rows) - len(shown))} rows of other calls"] if len(rows) > len(shown) else []
     left_out += [f"{count(asked)} {ASKED}"] if asked else []
-    more = [style.faint(f"  ... not shown: {' and '.join(left_out)} (--format json)")] if left_out else []
+    words = f"... not shown: {' and '.join(left_out)} (--format json)"
+    more = [style.faint(line) for line in style.wrapped(words, "  ", "    ")] if left_out else []
     return [*table(columns, style), *more]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.document import Report
 
 CONTEXT_EVENTS = 12
+NARROW = 80  # columns: names of events stand in no column of their own
 _SHOWN_FIELDS = 5
 
 
@@ -201,8 +202,10 @@ def _context(violation: Violation, style: Style) -> list[str]:
         fields = ", ".join(describe_fields(event.event, event.fields, _SHOWN_FIELDS))
         mark = ">" if event.event_index == violation.event_index else " "
         delta = (event.ts_ns - violation.ts_ns) / 1000
-        line = f"  {mark} {delta:+12.3f} us  [{event.cpu:03d}] {escape(event.event):<18} {fields}"
-        shown = style.wrapped(line, "", " " * 44)[:2]
+        narrow = style.width < NARROW
+        name = escape(event.event) if narrow else f"{escape(event.event):<18}"
+        line = f"  {mark} {delta:+12.3f} us  [{event.cpu:03d}] {name} {fields}"
+        shown = style.wrapped(line, "", " " * (28 if narrow else 44))[:2]
         lines += [style.bad(part) for part in shown] if mark == ">" else shown
     return lines
 
@@ -240,11 +243,11 @@ def meaning_of(rule: str) -> str:
 def _coverage(model: Comparison, style: Style) -> list[str]:
     seen = model.coverage
     words = (
-        f"  states {seen.states_seen} of {seen.states_in_model}, transitions {seen.transitions_seen} of "
+        f"states {seen.states_seen} of {seen.states_in_model}, transitions {seen.transitions_seen} of "
         f"{seen.transitions_in_model}, exit reasons {seen.exit_reasons_seen} of {seen.exit_reasons_in_model}"
     )
     not_seen = style.wrapped(unseen_parts(model), "  ", "    ") if unseen_parts(model) else []
-    return [style.title("Coverage of the model"), words, *not_seen, ""]
+    return [style.title("Coverage of the model"), *style.wrapped(words, "  ", "    "), *not_seen, ""]
 
 
 def unseen_parts(model: Comparison) -> str:

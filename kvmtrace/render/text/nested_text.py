@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.render.terminal import Column, count, duration, percent, table
+from kvmtrace.render.terminal import Column, count, duration, percent, titled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +59,7 @@ def _budgets(rows: tuple[NestedVcpu, ...], style: Style) -> list[str]:
             for rank, (title, part) in zip((0, 0, 0, 1, 1, 2, 4), BUDGET, strict=True)
         ),
     ]
-    note = style.faint("  (L1: KVM's guest; L2: its guest, however deep; L0: KVM)")
-    return [style.title("Nested guests") + note, *table(columns, style)]
+    return titled("Nested guests", "(L1: KVM's guest; L2: its guest, however deep; L0: KVM)", columns, style)
 
 
 def _of_vcpu(vcpu: NestedVcpu, style: Style) -> list[list[str]]:
@@ -93,8 +92,8 @@ def _exits(vcpu: NestedVcpu, name: str, style: Style) -> list[str]:
     ]
     left_out = len(vcpu.exits) - len(rows)
     more = [style.faint(f"  ... {count(left_out)} more (--format json)")] if left_out else []
-    note = style.faint("  (time: until L2 goes on, with all that L1 does)")
-    return [style.title(f"L2's exits{name}") + note, *table(columns, style), *more]
+    note = "(time: until L2 goes on, with all that L1 does)"
+    return [*titled(f"L2's exits{name}", note, columns, style), *more]
 
 
 def _work(vcpu: NestedVcpu, name: str, style: Style) -> list[str]:
@@ -107,5 +106,5 @@ def _work(vcpu: NestedVcpu, name: str, style: Style) -> list[str]:
     ]
     left_out = len(vcpu.l1_work) - len(rows)
     more = [style.faint(f"  ... {count(left_out)} more (--format json)")] if left_out else []
-    note = style.faint("  (L1's own exits until it enters L2 again)")
-    return [style.title(f"What L1 did about them{name.replace(' of', ',')}") + note, *table(columns, style), *more]
+    title = f"What L1 did about them{name.replace(' of', ',')}"
+    return [*titled(title, "(L1's own exits until it enters L2 again)", columns, style), *more]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.errors import UsageError
 from kvmtrace.kvm.vm_names import vm_label
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, table
+from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, titled
 from kvmtrace.render.text.waits_text import waits_table
 
 if TYPE_CHECKING:
@@ -45,12 +45,6 @@ def arranged(rows: Sequence[Any], sort: str | None, limit: int | None) -> tuple[
     return shown, len(ordered) - len(shown)
 
 
-def _titled(title: str, note: str, columns: Sequence[Column], style: Style, left_out: str = "") -> list[str]:
-    note = note if len(title) + len(note) + 2 <= style.width else ""
-    heading = style.title(title) + (style.faint(f"  {note}") if note else "")
-    return [heading, *table(columns, style), *([style.faint(f"  {left_out}")] if left_out else [])]
-
-
 def _more(left_out: int, by: str) -> str:
     return f"... {count(left_out)} more (--by {by})" if left_out else ""
 
@@ -74,7 +68,7 @@ def reason_table(report: Report, style: Style, sort: str | None, limit: int | No
         Column("VMM", [percent(row.userspace_ns, row.total_ns) for row in rows], rank=1),
         Column("wait", [percent(row.waiting_ns, row.total_ns) for row in rows], rank=1),
     ]
-    return _titled(
+    return titled(
         "VM-exits by reason", "(time: from kvm_exit to the next kvm_entry)", columns, style, _more(left_out, "reason")
     )
 
@@ -95,7 +89,7 @@ def userspace_table(report: Report, style: Style, sort: str | None, limit: int |
         Column("p99", [duration(row.p99_ns) for row in rows], rank=2),
         Column("max", [duration(row.max_ns) for row in rows], rank=5),
     ]
-    return _titled(
+    return titled(
         "Userspace exits",
         "(time: from KVM_RUN's return to the next KVM_RUN)",
         columns,
@@ -148,7 +142,7 @@ def vm_table(report: Report, style: Style, sort: str | None, limit: int | None) 
         ),
     ]  # fmt: skip
     more = _more(left_out, "vm")
-    return _titled("VMs", "(shares of their vCPUs' wall time)", columns, style, more)
+    return titled("VMs", "(shares of their vCPUs' wall time)", columns, style, more)
 
 
 def vm_column(report: Report, rows: Sequence[Any]) -> list[Column]:
@@ -174,7 +168,7 @@ def vcpu_table(report: Report, style: Style, sort: str | None, limit: int | None
             for title, part in BUDGET_PARTS
         ),
     ]
-    return _titled(
+    return titled(
         "Time budget of each vCPU", "(sums to its wall time; -: not recorded)", columns, style, _more(left_out, "vcpu")
     )
 
@@ -209,7 +203,7 @@ def _access_table(report: Report, look: _Access, style: Style, sort: str | None,
         columns.append(Column("time", [duration(row.total_ns) for row in shown]))
         columns.append(Column("each", [duration(ns) for ns in each]))
     note = _more(left_out, look.by) if look.by else f"... {count(left_out)} more (--format json)"
-    return _titled(look.title, "", columns, style, note if left_out else "")
+    return titled(look.title, "", columns, style, note if left_out else "")
 
 
 def _noted(text: str, number: int | None, note: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, plural, table
+from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, plural, titled
 
 if TYPE_CHECKING:
     from kvmtrace.report.document import Report
@@ -53,8 +53,7 @@ def waits_table(report: Report, style: Style, _sort: str | None, limit: int | No
     ]  # fmt: skip
     left_out = len(report.stolen) - len(rows)
     note = "(preempted, or woken and not on a CPU yet)"
-    heading = style.title("Who had the CPU while vCPUs waited for one") + style.faint(f"  {note}")
-    lines = [heading, *table(columns, style)]
+    lines = titled("Who had the CPU while vCPUs waited for one", note, columns, style)
     lines += [style.faint(f"  ... {count(left_out)} more (--by waits)")] if left_out else []
     return lines + _wake_ups(report, style, limit)
 
