@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "fixtures"
-SOURCES = [*sorted(map(str, FIXTURES.glob("*-lifecycle.dat"))), str(FIXTURES / "svm-6.12-linux-2vcpu.dat")]
+SOURCES = [*sorted(map(str, FIXTURES.glob("[sv]*m*-lifecycle.dat"))), str(FIXTURES / "svm-6.12-linux-2vcpu.dat")]
 SUMS = """
 SELECT host, isa, exit_reason, sum(count)::BIGINT AS count, sum(samples)::BIGINT AS samples,
        sum(total_ns)::BIGINT AS total_ns, min(min_ns) AS min_ns, max(max_ns) AS max_ns,
