@@ -65,7 +65,7 @@ def classify(table: EventTable) -> NDArray[np.uint8]:
     for name, step in STEPS.items():
         if step.kind in table.kind_index and step.kind not in conditional:
             by_kind[table.kind_index[step.kind]] = CLASS[name]
-    classes: NDArray[np.uint8] = by_kind[table.kind]
+    classes: NDArray[np.uint8] = by_kind.take(table.kind)  # several times as fast as an index of 16 bits
     for kind in conditional & table.kind_index.keys():
         classes[table.rows(kind)] = _conditional(table, kind)
     classes[(table.irq_flags & INTERRUPT_CONTEXT) != 0] = 0

@@ -57,8 +57,12 @@ class LossWatch:
         table, first = excerpt.whole.table, excerpt.whole.n_parked
         lost = table.rows(LOST_EVENTS) if LOST_EVENTS in table.kind_index else np.empty(0, np.intp)
         lost = lost[lost >= first]
-        for cpu in distinct(table.cpu[first:]).tolist():
-            own = np.flatnonzero(table.cpu[first:] == cpu) + first
+        cpus = table.cpu[first:]
+        for cpu in distinct(cpus).tolist():
+            if not len(lost):
+                self.last_ns[cpu] = int(table.ts_ns[len(table) - 1 - int((cpus[::-1] == cpu).argmax())])
+                continue
+            own = np.flatnonzero(cpus == cpu) + first
             for row in lost[table.cpu[lost] == cpu].tolist():
                 at = int(np.searchsorted(own, row))
                 before = int(table.ts_ns[own[at - 1]]) if at else self.last_ns.get(cpu, -(1 << 62))

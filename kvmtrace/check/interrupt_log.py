@@ -121,7 +121,7 @@ def _interrupt_log(excerpt: Excerpt) -> InterruptLog:
     wanted = not recorded.isdisjoint((ACCEPT, *SENDERS)) and any(
         kind in table.kind_index and len(rows := table.rows(kind)) and rows[-1] >= first for kind in ASKED_FOR
     )
-    code = numbers[table.kind[first:]] if wanted else np.zeros(0, np.uint8)
+    code = numbers.take(table.kind[first:]) if wanted else np.zeros(0, np.uint8)
     row = np.flatnonzero(code)
     code, row = code[row], row + first
     lane = _lanes(table, row)

@@ -130,7 +130,7 @@ def vcpu_tids(table: EventTable, known: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the threads, ascending, that are known or that traced an event only a vCPU thread can trace."""
     telling = np.zeros(max(len(table.kinds), 1), bool)
     telling[[table.kind_index[kind] for kind in VCPU_EVENTS if kind in table.kind_index]] = True
-    told = telling[table.kind]
+    told = telling.take(table.kind)
     for tid in known[:FEW_THREADS].tolist():
         told &= table.tid != tid
     return distinct(np.append(known, distinct(table.tid[told]))).astype(np.int32)

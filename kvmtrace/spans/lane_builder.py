@@ -125,7 +125,7 @@ class LaneBuilder:
         for name, step in _MORE_STEPS.items() if self._every_step else ():
             if name in table.kind_index:
                 of_kind[table.kind_index[name]] = step
-        steps: NDArray[np.uint8] = of_kind[table.kind]
+        steps: NDArray[np.uint8] = of_kind.take(table.kind)  # several times as fast as an index of 16 bits
         if table.has("kvm_mmio", "type"):
             kind = table.field("kvm_mmio", "type")
             read = np.where(kind == MMIO_READ, Step.MMIO_READ, Step.NONE)

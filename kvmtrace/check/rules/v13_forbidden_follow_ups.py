@@ -115,7 +115,7 @@ def _stray(excerpt: Excerpt, found: Found) -> None:
     """Report follow-ups of VM-exits in states where KVM does not run a handler."""
     sequence, state, automaton = excerpt.sequence, excerpt.steps.state, excerpt.automaton
     cls = sequence.cls.astype(np.uint64)
-    stray = (FOLLOW_UP_MASK >> cls & np.uint64(1) == 1) & ~automaton.follow_ups[state]
+    stray = (FOLLOW_UP_MASK >> cls & np.uint64(1) == 1) & ~automaton.follow_ups.take(state)
     if not automaton.follow_ups[STATE["guest"]]:
         in_guest = (state == STATE["guest"]) | (state == STATE["switching_in"])
         stray |= in_guest & (_NOT_IN_GUEST >> cls & np.uint64(1) == 1)
