@@ -24,7 +24,8 @@ RULE = Rule(
     ("kvm_nested_vmenter.nested_rip", "kvm_entry.rip", "kvm_exit"),
     "Behind a nested entry the vCPU is entered at the RIP that L1 wrote for L2; the instruction that enters L2 enters "
     "it, fails visibly, or raises an exception.",
-    "enter_svm_guest_mode (svm/nested.c), prepare_vmcs02 (vmx/nested.c)",
+    "nested_svm_vmrun, enter_svm_guest_mode, nested_vmcb02_prepare_save (svm/nested.c), nested_vmx_run, "
+    "prepare_vmcs02 (vmx/nested.c)",
     places=ENTRY_EVENT,
     healthy="""
 (200) kvm_inj_exception: exception=13 has_error=1 error_code=0x0 reinjected=0

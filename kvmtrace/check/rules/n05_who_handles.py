@@ -34,7 +34,8 @@ RULE = Rule(
     ),
     "KVM keeps the exits of L2 that are the host's, passes on those that L1 gets by definition or has asked for, and "
     "nothing else; what it makes up for L1 has a cause.",
-    "nested_svm_exit_special, nested_svm_intercept (svm/nested.c); nested_vmx_l0_wants_exit, nested_vmx_l1_wants_exit "
+    "svm_handle_exit (svm/svm.c), nested_svm_exit_special, nested_svm_intercept, nested_svm_exit_handled_msr, "
+    "nested_svm_intercept_ioio (svm/nested.c); nested_vmx_l0_wants_exit, nested_vmx_l1_wants_exit "
     "(vmx/nested.c)",
     "exits that a bitmap or a control field of L1 decides which the events do not tell",
     places=TELLS_L2,
