@@ -12,6 +12,7 @@ from kvmtrace.check.decoding import decodes, failed_segments
 from kvmtrace.check.excerpt import is_port_access, owed_events
 from kvmtrace.check.exit_conditions import holds, needs_of, userspace_fields
 from kvmtrace.check.instruction_bytes import ANYWHERE, NAMES, PATCHED, REPEATS, continuations
+from kvmtrace.check.userspace_changes import ioctl_kind
 from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR, decode_intr_info
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_MMIO
@@ -73,7 +74,7 @@ def overridden(excerpt: Excerpt, group: Group, new: NDArray[np.uint64]) -> Mask:
     if not excerpt.recorded("kvm_smm_transition"):
         free |= new == SMI_RIP
     free &= excerpt.of_isa(lambda isa: "kvm_smm_transition" not in isa.absent)[group]  # a reset of x86
-    free |= _unwound(excerpt, group, new)
+    free |= _unwound(excerpt, group, new) | _may_be_reset(excerpt, group)
     soft = exits.chain_has("inject exception")[group] | _has_soft_interrupt(excerpt, group)
     soft &= excerpt.of_isa(lambda isa: isa.soft_events_move_rip)[group]
     # vm86 injection (kvm_inject_realmode_interrupt): hosts without unrestricted guest
@@ -81,6 +82,15 @@ def overridden(excerpt: Excerpt, group: Group, new: NDArray[np.uint64]) -> Mask:
     real &= excerpt.of_isa(lambda isa: isa.emulates_real_mode)[group]
     real &= exits.chain_has("inject interrupt", "inject exception")[group]
     found: Mask = free | soft | real | _encrypted(excerpt, group)
+    return found
+
+
+def _may_be_reset(excerpt: Excerpt, group: Group) -> Mask:
+    """Say behind which signals the VMM may have reset the vCPU, where its ioctls were not recorded."""
+    if ioctl_kind(excerpt) is not None:
+        return np.zeros(len(group), bool)
+    _, _, errno = userspace_fields(excerpt, group)
+    found: Mask = (errno < 0) & excerpt.of_isa(lambda isa: isa.resets_anywhere)[group]
     return found
 
 

@@ -230,6 +230,7 @@ ARM64 = Isa(
     decode_abort=decode_abort,
     decode_trap=decode_trap,
     announces_reads=True,
+    resets_anywhere=True,
     perf_guest_key=_perf_key,
     is_vector=is_vector,
     classify_fault=classify_guest_fault,

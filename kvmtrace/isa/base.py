@@ -283,6 +283,7 @@ class Isa:
     resets_fpu : INIT puts and loads the FPU within KVM_RUN (hosts with MPX)
     marks_mmio : a page known to be MMIO has an exit reason of its own
     announces_reads : an MMIO read is traced as unsatisfied first also where a device in the kernel answers it
+    resets_anywhere : a vCPU that the VMM resets begins wherever it is told; else at a fixed RIP
     perf_guest_key : `perf kvm stat` measures the time in guest mode and keeps it under this number of the exit reason
         that ends it; None: it measures from exit to entry, under the exit reason
     is_vector : RIPs (columns) -> whether the guest may be there because an exception was delivered; None: not told
@@ -353,6 +354,7 @@ class Isa:
     resets_fpu: bool = False
     marks_mmio: bool = False
     announces_reads: bool = False
+    resets_anywhere: bool = False
     perf_guest_key: Callable[[int], int] | None = None
     is_vector: Callable[[Any], Any] | None = None
     interrupts_without_exit: bool = False
