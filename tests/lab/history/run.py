@@ -80,11 +80,11 @@ def record(isa: str, steps: Sequence[Step], out: Path, *, said: bool = False) ->
             print(str(problem).splitlines()[0])
 
 
-def record_all(isa: str, out: Path, names: Iterable[str] = (), *, said: bool = False) -> None:
-    """Record every step of an ISA that `out` does not have yet, in as few boots as that takes."""
+def record_all(isa: str, out: Path, names: Iterable[str] = (), *, most: int = 99, said: bool = False) -> None:
+    """Record every step of an ISA that `out` does not have yet, in as few boots as that takes, `most` at most."""
     out.mkdir(parents=True, exist_ok=True)
     boots = 0
-    while True:
+    while boots < most:
         missing = [step for step in steps_for(isa, names) if not (out / f"{step.name}.status").exists()]
         if not missing:
             return
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("-o", dest="out", type=Path, default=Path("history-results"))
     parser.add_argument("--check", action="store_true", help="only check what DIR holds")
     parser.add_argument("--build", action="store_true", help="only build")
+    parser.add_argument("--boots", type=int, default=99, help="of each lab at most; the next call goes on")
     parser.add_argument("bugs", nargs="*")
     options = parser.parse_args()
     isas = options.isa or ["svm", "vmx"]
@@ -111,7 +112,7 @@ def main() -> None:
         if options.build:
             build_variants([step.edits for step in steps_for(isa, options.bugs)], print)
         elif not options.check:
-            record_all(isa, options.out / isa, options.bugs, said=True)
+            record_all(isa, options.out / isa, options.bugs, most=options.boots, said=True)
     if not options.build:
         write_results(evaluate(isas, options.out, options.bugs))
 

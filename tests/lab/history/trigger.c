@@ -106,14 +106,21 @@ static void prepare_hyper_v(void)
 			cpuid.entries[i].eax = 0x31237648; /* "Hv#1" */
 }
 
-/* REP INS to a page that is absent; the handler gives another address */
+/* REP INS to a page that is absent, single-stepped by the guest; the handler gives another address */
 GUEST(ins_fault,
 	"mov $5, %ebx\n"
-	"1: mov $0x80000, %edi\n mov $2, %ecx\n mov $0x10, %edx\n cld\n rep insb\n nop\n nop\n nop\n"
+	"1: mov $0x80000, %edi\n mov $1, %ecx\n mov $0x10, %edx\n cld\n"
+	"pushf\n orl $0x100, (%esp)\n popf\n rep insb\n nop\n nop\n nop\n"
 	"dec %ebx\n jnz 1b\n" END
-	"ins_fault_handler: add $4, %esp\n mov $0xa000, %edi\n iret\n")
+	"ins_fault_handler: add $4, %esp\n mov $0xa000, %edi\n iret\n"
+	"ins_fault_db: andl $~0x100, 8(%esp)\n iret\n")
 LABEL(ins_fault_handler)
-static void prepare_ins(void) { set_gate(14, ins_fault_handler); }
+LABEL(ins_fault_db)
+static void prepare_ins(void)
+{
+	set_gate(14, ins_fault_handler);
+	set_gate(1, ins_fault_db);
+}
 
 /* the I/O APIC's pin 20: a level interrupt ended by making the entry edge-triggered for a moment */
 GUEST(ioapic_edge,
@@ -352,10 +359,10 @@ static const struct mode modes[] = {
 	{"smm-shutdown", CODE_OF(smm_shutdown), 1, 0, 0, prepare_smm, serve_smi},
 	{"invlpga", CODE_OF(invlpga), 0, 0, 0, prepare_invlpga, 0},
 	{"timer-restore", CODE_OF(timer_restore), 1, 0, 0, prepare_timer, 0},
-	{"nested-bad-vmcb", CODE_OF(nested_bad_vmcb), 0, 0, 0, prepare_bad_vmcb, 0},
-	{"nested-vmload", CODE_OF(nested_vmload), 0, 0, 0, prepare_vmload, 0},
-	{"nested-lmsw", CODE_OF(nested_lmsw), 0, 0, 0, prepare_lmsw, 0},
-	{"nested-bad-state", CODE_OF(nested_bad_state), 0, 0, 0, prepare_bad_state, 0},
+	{"nested-bad-vmcb", CODE_OF(nested_bad_vmcb), 0, 0, 1, prepare_bad_vmcb, 0},
+	{"nested-vmload", CODE_OF(nested_vmload), 0, 0, 1, prepare_vmload, 0},
+	{"nested-lmsw", CODE_OF(nested_lmsw), 0, 0, 1, prepare_lmsw, 0},
+	{"nested-bad-state", CODE_OF(nested_bad_state), 0, 0, 1, prepare_bad_state, 0},
 	{"mov-ss-tf", CODE_OF(mov_ss_tf), 0, 0, 0, prepare_mov_ss, 0},
 	{"vmread-fault", CODE_OF(vmread_fault), 0, 0, 1, prepare_vmread, 0},
 	{"vmxon-gp", CODE_OF(vmxon_gp), 0, 0, 0, prepare_vmxon, 0},
