@@ -1,4 +1,4 @@
-"""Registers that only hold what is written to them: which, and which of their bits (S2)."""
+"""Registers and their bits: those that hold what is written to them (S2), those that a write must not set (S4)."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ HELD_LAPIC: dict[int, int] = {
 }
 # requests of the VMM that set MSRs
 MSR_SETTERS: tuple[str, ...] = ("KVM_SET_MSRS",)
+
+_UPPER = 0xFFFFFFFF00000000
+# offset of an x2APIC register -> bits that no processor lets a guest set: WRMSR raises #GP (S4). A register of 32 bits
+# reserves the upper half; what else KVM refuses differs from version to version and is left out (SDM "x2APIC Register
+# Address Space"; kvm_lapic_msr_write, kvm_x2apic_icr_write, kvm_lapic_reg_write)
+RESERVED_X2APIC: dict[int, int] = {
+    **dict.fromkeys((0x80, 0xB0, 0xF0, 0x280, 0x2F0, 0x320, 0x330, 0x340, 0x350, 0x360, 0x370, 0x380, 0x3E0), _UPPER),
+    0x300: 0xFFF32000,  # interrupt command: the destination is its upper half
+    0x3F0: _UPPER | 0xFFFFFF00,  # self-IPI: a vector alone
+}

@@ -162,11 +162,13 @@ def _injection_rows() -> dict[str, Any]:
 
 
 def _register_rows() -> dict[str, Any]:
-    """Return which registers hold what is written to them."""
+    """Return which registers hold what is written to them, and which bits a write must not set."""
+    reserved = held_registers.RESERVED_X2APIC
     return {
         "held_msrs": {describe_msr(msr): f"{bits:#x}" for msr, bits in held_registers.HELD_MSRS.items()},
         "held_lapic": {describe_apic_register(reg): f"{bits:#x}" for reg, bits in held_registers.HELD_LAPIC.items()},
         "msr_setters": list(held_registers.MSR_SETTERS),
+        "reserved_x2apic": {describe_apic_register(reg): f"{bits:#x}" for reg, bits in reserved.items()},
     }
 
 
