@@ -12,8 +12,8 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from faults.build import build_modules
-from faults.catalogue import FAULTS
+from faults.catalogue import FAULTS, Edit
+from history.build import build_variants
 from selftests.build import build_selftests
 
 from kvmtrace.check.engine import check_recording
@@ -74,7 +74,8 @@ def test_healthy(tmp_path: Path) -> None:
 
 
 def test_a_fault_is_forbidden_and_a_violation(tmp_path: Path) -> None:
-    out = run(tmp_path, BOTH, build_modules(FAULT, tmp_path))
+    edits = (Edit(FAULT.file, FAULT.function, FAULT.pattern, FAULT.replacement),)
+    out = run(tmp_path, BOTH, build_variants([edits])[edits])
     monitor, verdict = both(out)
     assert (out / "monitor.status").read_text() == "1\n"
     assert verdict.rules["V1"].violated
