@@ -39,6 +39,7 @@ DECODED = ("kvm_emulate_insn.insn", "kvm_emulate_insn.len", "kvm_emulate_insn.fl
 SAME, ADVANCE, EMULATED, TRAP, ANY, PENDING, NEVER = range(len(CLASSES))
 MAX_INSTRUCTION = threshold("longest_instruction")
 _STEPS = (2, 4)  # bytes of an instruction that KVM steps over later, Thumb's short ones included
+EMULATION_PREFIX = threshold("emulation_prefix")
 
 
 def classes_of(excerpt: Excerpt, group: Group, row: ExitRow) -> NDArray[np.uint8]:
@@ -251,6 +252,9 @@ def _decoded_fits(
     kind = "kvm_emulate_insn"
     length = excerpt.sequence.values(kind, "len", first).astype(np.int64)
     flags = excerpt.sequence.values(kind, "flags", first)
+    forced = _behind_prefix(excerpt, group, first)
+    moved = moved - np.where(forced, EMULATION_PREFIX, 0)
+    same = np.where(forced, moved == 0, same)
     where = continuations(excerpt.sequence.values(kind, "insn", first), length, flags.astype(np.uint8))
     good: Mask = (where == ANYWHERE) | (moved == length)
     again = np.flatnonzero(same & ~good)
@@ -262,6 +266,14 @@ def _decoded_fits(
     gave_up = np.flatnonzero(failed)
     good[gave_up] = same[gave_up] & excerpt.exits.chain_has("inject exception")[group[gave_up]]
     return good
+
+
+def _behind_prefix(excerpt: Excerpt, group: Group, first: NDArray[np.intp]) -> Mask:
+    """Say where emulation began behind the prefix that forces it: handle_ud (x86.c) steps over it first."""
+    old = excerpt.exits.get("guest_rip")[group]
+    began = excerpt.values_or("kvm_emulate_insn", "rip", first, 0).astype(np.uint64)
+    found: Mask = (began - old == _U(EMULATION_PREFIX)) & excerpt.of_kind("undefined_opcode")[group]
+    return found
 
 
 def may_repeat(excerpt: Excerpt, group: Group, where: NDArray[np.uint8]) -> Mask:

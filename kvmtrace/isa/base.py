@@ -39,6 +39,7 @@ VALID, EVENT_TYPE = 1 << 31, 0x700  # of interruption information: whether it sa
 # fmt: off
 EXIT_KINDS: Mapping[str, str] = MappingProxyType({
     "exception": "an exception of the guest, or an NMI of the host",
+    "undefined_opcode": "#UD, with which guests also ask for emulation (kvm.force_emulation_prefix)",
     "external_interrupt": "an interrupt of the host",
     "triple_fault": "the guest shut down",
     "interrupt_window": "the guest can take interrupts again",

@@ -231,7 +231,7 @@ _EXCEPTIONS = (
            "Intercepted only while the VMM debugs the guest."),
     _emulate(0x46, "UD excp", "ud_interception (svm/svm.c), handle_ud (x86.c)",
              "Emulated: the other vendor's hypercall is patched and runs again.",
-             must=(Must(("kvm_emulate_insn",), (1, 1), unless=("exception",)),)),
+             must=(Must(("kvm_emulate_insn",), (1, 1), unless=("exception",)),), kinds=("undefined_opcode",)),
     _emulate(0x4E, "PF excp", "pf_interception (svm/svm.c)", "Shadow paging (no NPT).",
              must=(Must(("kvm_page_fault",), (1, 1), unless=("exception",)),), may=frozenset({"kvm_page_fault"}),
              checks=_PAGE_FAULT, kinds=("memory_fault", "virtual_fault")),

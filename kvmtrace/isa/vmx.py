@@ -174,7 +174,7 @@ _ROWS: tuple[ExitRow, ...] = (
         note="NMI and #MC were served with interrupts off; #UD is emulated; #PF arrives only without EPT; ICEBP "
              "is skipped before its #DB is queued.",
         rip_when=(("icebp", RipClass.ADVANCE),),
-        kinds=("exception", "forced", "memory_fault", "virtual_fault", "interrupts_delivery")),
+        kinds=("exception", "forced", "memory_fault", "virtual_fault", "interrupts_delivery", "undefined_opcode")),
     _same(1, "EXTERNAL_INTERRUPT", "handle_external_interrupt (vmx/vmx.c)",
           "A host interrupt: served by vmx_handle_exit_irqoff, nothing of the guest's is touched.",
           kinds=("external_interrupt", "host", "asynchronous", "forced")),

@@ -32,6 +32,8 @@ THRESHOLDS: dict[str, Threshold] = {
                                                "(V4)"),
     "decoded_share": Threshold(50, "times", "... if they are so many times more than those that were not decoded"),
     "longest_instruction": Threshold(15, "bytes", "no x86 instruction is longer (V6, H6)"),
+    "emulation_prefix": Threshold(5, "bytes", "what a guest puts before an instruction to have it emulated: UD2 and "
+                                              "\"kvm\" (V6)"),
     "unexplained_shown": Threshold(1, "percent", "more unexplained ones among the vCPU threads' own events are shown"),
     "partly_judged": Threshold(90, "percent", "a verdict that rests on less of the vCPU threads' own events says so"),
 }

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from history.steps import Step
 
 HERE = Path(__file__).resolve().parent
-BATCH = {"svm": 20, "vmx": 10}  # steps per boot
-LIMIT_S = 40  # of a step
+BATCH = {"svm": 30, "vmx": 5}  # steps per boot
+MEMORY_MIB = {"svm": 3072, "vmx": 2048}
+LIMIT_S = 60  # of a step
 MAX_SIZE = "8M"
 VENDOR = {"svm": "kvm-amd", "vmx": "kvm-intel"}
 
@@ -73,11 +74,11 @@ def record(isa: str, steps: Sequence[Step], out: Path, *, said: bool = False) ->
         work = Path(folder)
         where = _fill(work, isa, steps, said)
         (work / "job.sh").write_text(_script(isa, steps, where))
-        job = Job(isa, ("sh", "./job.sh"), cwd=work, out=out, timeout_s=1500, memory_mib=3072)
+        job = Job(isa, ("sh", "./job.sh"), cwd=work, out=out, timeout_s=1500, memory_mib=MEMORY_MIB[isa])
         try:
             run_lab(job)
         except LabFailedError as problem:  # what was complete has been brought out
-            print(str(problem).splitlines()[0])
+            print(problem)
 
 
 def record_all(isa: str, out: Path, names: Iterable[str] = (), *, most: int = 99, said: bool = False) -> None:

@@ -235,7 +235,7 @@ GUEST(nested_vmload,
 LABEL(vmload_l2)
 GUEST(nested_lmsw,
 	SVM_ON "mov $5, %ebx\n 1: " ENTER "dec %ebx\n jnz 1b\n" END
-	"lmsw_l2: smsw %eax\n xor $4, %eax\n lmsw %ax\n vmmcall\n jmp lmsw_l2\n")
+	"lmsw_l2: smsw %eax\n xor $4, %eax\n " FORCED "lmsw %ax\n vmmcall\n jmp lmsw_l2\n")
 LABEL(lmsw_l2)
 GUEST(nested_bad_state,
 	SVM_ON "mov $5, %ebx\n 1: " ENTER "dec %ebx\n jnz 1b\n" END
@@ -274,7 +274,12 @@ static void make_vmcb(const unsigned char *l2)
 	*(unsigned long *)(save + 0x1d8) = STACK - 0x800;
 }
 static void prepare_bad_vmcb(void) { set_gate(13, bad_vmcb_gp); }
-static void prepare_vmload(void) { make_vmcb(vmload_l2); }
+static void prepare_vmload(void)
+{
+	make_vmcb(vmload_l2);
+	*(unsigned long *)(memory + VMCB + 0x400 + 0x150) = DIRECTORY; /* KVM wants paging for instructions of SVM */
+	*(unsigned long *)(memory + VMCB + 0x400 + 0x158) = 0x80000011;
+}
 static void prepare_lmsw(void)
 {
 	make_vmcb(lmsw_l2);
