@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from history.steps import Step
 
 HERE = Path(__file__).resolve().parent
-BATCH = {"svm": 30, "vmx": 5}  # steps per boot
+BATCH = {"svm": 30, "vmx": 8}  # steps per boot
 MEMORY_MIB = {"svm": 3072, "vmx": 2048}
 LIMIT_S = 60  # of a step
 MAX_SIZE = "8M"

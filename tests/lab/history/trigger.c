@@ -231,11 +231,11 @@ GUEST(nested_bad_vmcb,
 LABEL(bad_vmcb_gp)
 GUEST(nested_vmload,
 	SVM_ON "mov $5, %ebx\n 1: " ENTER "addl $0, 0xa000\n dec %ebx\n jnz 1b\n" END
-	"vmload_l2: mov $0x29000, %eax\n vmload %eax\n cpuid\n vmmcall\n jmp vmload_l2\n")
+	"vmload_l2: mov $0x29000, %eax\n vmload %eax\n vmmcall\n jmp vmload_l2\n")
 LABEL(vmload_l2)
 GUEST(nested_lmsw,
 	SVM_ON "mov $5, %ebx\n 1: " ENTER "dec %ebx\n jnz 1b\n" END
-	"lmsw_l2: smsw %eax\n xor $4, %eax\n " FORCED "lmsw %ax\n vmmcall\n jmp lmsw_l2\n")
+	"lmsw_l2: smsw %eax\n xor $2, %eax\n " FORCED "lmsw %ax\n vmmcall\n jmp lmsw_l2\n")
 LABEL(lmsw_l2)
 GUEST(nested_bad_state,
 	SVM_ON "mov $5, %ebx\n 1: " ENTER "dec %ebx\n jnz 1b\n" END
