@@ -24,9 +24,9 @@ Told = dict[str, Any]
 
 
 def write_results(results: list[Told]) -> None:
-    """Put results beside those that are kept, and write the page again."""
+    """Put results beside those that are kept, and write the page again; what was not recorded is no result."""
     kept = {(old["bug"], old["isa"]): old for old in read_results()}
-    kept |= {(new["bug"], new["isa"]): new for new in results}
+    kept |= {(new["bug"], new["isa"]): new for new in results if new["found"] != "not recorded"}
     known = {(bug.name, isa) for bug in put_back() for isa in bug.isas}
     lines = [json.dumps(kept[key]) for key in sorted(kept) if key in known]
     RESULTS.write_text("[\n" + ",\n".join(lines) + "\n]\n")
@@ -85,7 +85,7 @@ def _totals(results: list[Told]) -> list[str]:
             lines.append(f"* {isa}: not run yet.")
             continue
         counts = Counter(result["found"] for result in mine)
-        words = ", ".join(f"{counts[word]} {word}" for word in (*FOUND, "not recorded") if counts[word])
+        words = ", ".join(f"{counts[word]} {word}" for word in FOUND if counts[word])
         alarms = sum(result["false_alarms"] for result in mine)
         lines.append(f"* {isa}: {len(mine)} run: {words or '-'}. Findings on the healthy twins: {alarms}.")
     found = [result for result in results if result["first"]]
