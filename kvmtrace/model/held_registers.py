@@ -1,4 +1,4 @@
-"""Registers and their bits: those that hold what is written to them (S2), those that a write must not set (S4)."""
+"""Registers and their bits: those that hold what is written to them (S2), those that a write must not set (S5)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELD_LAPIC: dict[int, int] = {
 MSR_SETTERS: tuple[str, ...] = ("KVM_SET_MSRS",)
 
 _UPPER = 0xFFFFFFFF00000000
-# offset of an x2APIC register -> bits that no processor lets a guest set: WRMSR raises #GP (S4). A register of 32 bits
+# offset of an x2APIC register -> bits that no processor lets a guest set: WRMSR raises #GP (S5). A register of 32 bits
 # reserves the upper half; what else KVM refuses differs from version to version and is left out (SDM "x2APIC Register
 # Address Space"; kvm_lapic_msr_write, kvm_x2apic_icr_write, kvm_lapic_reg_write)
 RESERVED_X2APIC: dict[int, int] = {

@@ -1,4 +1,4 @@
-"""S4: a write of an x2APIC register that sets reserved bits raises #GP."""
+"""S5: a write of an x2APIC register that sets reserved bits raises #GP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvmtrace.check.rule import Found
 
 RULE = Rule(
-    "S4",
+    "S5",
     "reserved bits of the x2APIC",
     VIOLATION,
     ("kvm_msr.ecx", "kvm_msr.write", "kvm_msr.data", "kvm_msr.exception"),
