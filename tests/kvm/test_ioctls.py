@@ -9,7 +9,7 @@ from kvmtrace.kvm.ioctls import IOCTL_NUMBERS, IOCTLS, describe_ioctl, is_kvm_io
 
 
 def test_count_and_uniqueness() -> None:
-    assert len(IOCTLS) == len(IOCTL_NUMBERS) == 116
+    assert len(IOCTLS) == len(IOCTL_NUMBERS) == 118
 
 
 @pytest.mark.parametrize(

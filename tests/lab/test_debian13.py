@@ -13,7 +13,7 @@ from kvmtrace.lab.cache import cached
 
 REPOSITORY = Path(__file__).parents[2]
 SUITE = "trixie"
-PACKAGES = "ca-certificates,make,sudo"
+PACKAGES = "ca-certificates,git,make,sudo"  # tests of the distribution ask git what belongs to it
 # what this machine knows of the way to package archives
 WAY = ("/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs", "/opt/wheels", "/opt/pypi", "/opt/pypi-more")
 ENVIRONMENT = ("pip_", "http_", "https_", "no_proxy", "ssl_", "requests_")
@@ -44,7 +44,7 @@ def bootstrap(work: Path) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a Debian 13 of our own with the committed files in /kvmtrace."""
     folder = tmp_path_factory.mktemp("debian13") / "root"
-    subprocess.run(["cp", "-a", cached(f"debian-{SUITE}-1", bootstrap) / "root", folder], check=True)
+    subprocess.run(["cp", "-a", cached(f"debian-{SUITE}-2", bootstrap) / "root", folder], check=True)
     files = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
     for name in filter(None, os.fsdecode(files).split("\0")):
         target = folder / "kvmtrace" / name
@@ -71,6 +71,7 @@ def run(root: Path, command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.lab
 def test_debian_13(root: Path) -> None:
     for command in (
+        "git init -q . && git add -A",
         "make setup",
         "make demo",
         '.venv/bin/python -m pytest -q -m "not lab and not lab_smoke and not slow and not kvm and not browser" tests',
