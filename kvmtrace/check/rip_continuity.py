@@ -17,7 +17,7 @@ from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR, decode_intr_info
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_MMIO
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.model.injection import RESET_RIPS, SMI_RIP, SOFT_VECTORS
+from kvmtrace.model.injection import INSTEAD_OF_A_STEP, RESET_RIPS, SMI_RIP, SOFT_VECTORS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.userspace_actions import EXECUTED_EVENTS
 from kvmtrace.table.distinct import among
@@ -179,6 +179,29 @@ def _pending_fits(
         if is_vector is not None:
             done |= is_vector(new)
     found: Mask = np.where(open_, moved == 0, done)
+    return found
+
+
+def stepped_and_raised(excerpt: Excerpt, group: Group, row: ExitRow, new: NDArray[np.uint64]) -> Mask:
+    """Say where the instruction was stepped over and its fault raised as well; only exits resumed without userspace.
+
+    Parameters
+    ----------
+    new : RIP at which each exit of the group was resumed
+    """
+    raised = excerpt.segments.positions("inject exception")
+    found: Mask = np.zeros(len(group), bool)
+    if not len(raised) or not excerpt.has_field("kvm_inj_exception", "exception"):
+        return found
+    vector = excerpt.sequence.values("kvm_inj_exception", "exception", raised)
+    fresh = excerpt.values_or("kvm_inj_exception", "reinjected", raised, 0) == 0
+    chain = excerpt.segments.chain
+    marked = np.zeros(len(excerpt.segments) + 1, bool)
+    marked[chain[excerpt.segments.of[raised[fresh & among(vector, INSTEAD_OF_A_STEP)]]]] = True
+    at = np.flatnonzero(marked[chain[excerpt.exits.seg[group]]])
+    own, rip = group[at], new[at]
+    moved = advance(excerpt, own, rip)
+    found[at] = (classes_of(excerpt, own, row) == ADVANCE) & (moved > 0) & (moved <= MAX_INSTRUCTION)
     return found
 
 

@@ -9,7 +9,7 @@ from kvmtrace.isa.words import (
     INTR_TYPE_SOFT_EXCEPTION,
     INTR_TYPE_SOFT_INTR,
 )
-from kvmtrace.kvm.vectors import BP_VECTOR, OF_VECTOR
+from kvmtrace.kvm.vectors import BP_VECTOR, GP_VECTOR, OF_VECTOR, UD_VECTOR
 
 # interruption types (SDM "Format of the VM-Exit Interruption-Information Field", APM "EXITINTINFO") that each
 # tracepoint injects; an NMI's injection has no tracepoint
@@ -27,6 +27,9 @@ LEGAL_LOSSES: dict[str, str] = {
 # fmt: on
 # SVM before 6.0 runs INT3 and INTO again; a soft event whose skip fails is dropped (svm_complete_soft_interrupt)
 SOFT_VECTORS: tuple[int, ...] = (BP_VECTOR, OF_VECTOR)
+
+# faults that a handler raises in place of stepping over the instruction (V6): never both
+INSTEAD_OF_A_STEP: tuple[int, ...] = (UD_VECTOR, GP_VECTOR)
 
 RESET_RIPS: dict[int, str] = {
     0xFFF0: "INIT or reset: kvm_vcpu_reset (x86.c)",

@@ -14,6 +14,7 @@ from kvmtrace.check.rip_continuity import (
     fits,
     plain_resumes,
     portions_of,
+    stepped_and_raised,
 )
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
 from kvmtrace.isa.base import RipClass
@@ -110,7 +111,10 @@ def _check(excerpt: Excerpt, whole: Group, found: Found, *, row: ExitRow, portio
     group = _chosen(excerpt, whole, portion)
     found.check(len(group))
     if len(group):
-        good = fits(excerpt, group, row, excerpt.exits.resume_rip[group])
+        new = excerpt.exits.resume_rip[group]
+        raised = stepped_and_raised(excerpt, group, row, new)
+        good = fits(excerpt, group, row, new) | raised  # reported in other words
+        _report_raised(excerpt, group[raised], found)
         _report(excerpt, row, group[~good], found)
 
 
@@ -123,6 +127,18 @@ def _report(excerpt: Excerpt, row: ExitRow, bad: Group, found: Found) -> None:
         return f"after {excerpt.exit_name(bad[i])} at rip {rip:#x}: {where}", f"rip {new:#x} ({new - rip:+d})"
 
     found.violate(excerpt.segments.start[excerpt.segments.resume[excerpt.exits.seg[bad]]], describe)
+
+
+def _report_raised(excerpt: Excerpt, bad: Group, found: Found) -> None:
+    """Report instructions that were stepped over although they raised a fault, at the kvm_entry."""
+    rip = excerpt.exits.get("guest_rip")[bad]
+    found.violate(
+        excerpt.segments.start[excerpt.segments.resume[excerpt.exits.seg[bad]]],
+        lambda i: (
+            f"after {excerpt.exit_name(bad[i])} the same rip {int(rip[i]):#x}: a fault was raised in its place",
+            f"rip {int(excerpt.exits.resume_rip[bad[i]]):#x}, behind the instruction",
+        ),
+    )
 
 
 def _check_next_rip(excerpt: Excerpt, group: Group, found: Found) -> None:

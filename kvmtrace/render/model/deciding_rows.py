@@ -151,6 +151,7 @@ def _injection_rows() -> dict[str, Any]:
         "injected_by": {kind: list(types) for kind, types in injection.INJECTED_BY.items()},
         "legal_losses": injection.LEGAL_LOSSES,
         "soft_vectors": list(injection.SOFT_VECTORS),
+        "instead_of_a_step": list(injection.INSTEAD_OF_A_STEP),
         "reset_rips": {f"{rip:#x}": why for rip, why in injection.RESET_RIPS.items()},
         "smi_rip": injection.SMI_RIP,
         "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},
