@@ -201,7 +201,8 @@ def stepped_and_raised(excerpt: Excerpt, group: Group, row: ExitRow, new: NDArra
     at = np.flatnonzero(marked[chain[excerpt.exits.seg[group]]])
     own, rip = group[at], new[at]
     moved = advance(excerpt, own, rip)
-    found[at] = (classes_of(excerpt, own, row) == ADVANCE) & (moved > 0) & (moved <= MAX_INSTRUCTION)
+    steps = (classes_of(excerpt, own, row) == ADVANCE) | (row.rip is RipClass.ADVANCE)  # decoded to be stepped over
+    found[at] = steps & (moved > 0) & (moved <= MAX_INSTRUCTION)
     return found
 
 
