@@ -15,6 +15,8 @@ TRAITS = frozenset({"entry_in_run", "exit_irqs_off"})
 OLD_TRAITS = frozenset({"entry_before_run", "exit_irqs_off", "old_fastpath"})
 SINCE = (5, 15)
 N_STATES, N_STEPS, FORBIDDEN = 16, 32, 0xFF  # of the table: tracers/monitor.h
+GUEST, GUEST_MODE_STEPS = "guest", ("kvm_entry", "kvm_exit")
+LIFECYCLE_RULE, GUEST_MODE_RULE = MONITORED_RULES = ("V1", "V2")  # of all rules, those that forbid a step
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class MonitorTable:
     states: tuple[str, ...]
     steps: tuple[MonitorStep, ...]
     next_states: bytes
+
+    def rule_of(self, state: str, step: str) -> str:
+        """Return the rule that a step breaks which is forbidden in a state (wrong_steps.py)."""
+        kinds = {one.name: one.kind for one in self.steps}
+        return GUEST_MODE_RULE if state == GUEST or kinds[step] in GUEST_MODE_STEPS else LIFECYCLE_RULE
 
 
 def tracepoint_steps() -> tuple[ModelEvent, ...]:

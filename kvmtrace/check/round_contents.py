@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     Name = tuple[str, str]  # of an event, of its field
 
 # read where it was recorded, without being needed
-ALSO_READ: tuple[Name, ...] = (("kvm_inj_virq", "soft"),)
+ALSO_READ: tuple[Name, ...] = (
+    ("kvm_inj_virq", "soft"),
+    ("kvm_inj_exception", "exception"),
+    ("kvm_inj_exception", "reinjected"),
+)
 ROOM = 200_000  # events of a sequence of repeated rounds
 FEW, BASE_OF_FEW, BASE = 2_000, 64, 4  # so few events of all contents are sooner judged several times at once
 

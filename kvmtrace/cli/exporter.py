@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvmtrace.cli.output import check_output
 from kvmtrace.cli.parameter_types import VM_HELP, Address, Duration
 from kvmtrace.errors import CapabilityError, UsageError
+
+if TYPE_CHECKING:
+    from kvmtrace.watch.prometheus_exporter import Watched
 
 EPILOG = """\b
 Examples:
@@ -50,6 +54,11 @@ SIGHUP looks at VMs and certificates again. Ending it leaves nothing behind.
     help="Between two writes of the textfile.",
 )
 @click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
+@click.option(
+    "--monitor",
+    is_flag=True,
+    help="Step the reference model for each vCPU thread in the kernel, too: kvm_model_violations_total{rule}.",
+)
 @click.option("--per-vcpu", is_flag=True, help="Tell vCPUs apart: a label more, and as many times more series.")
 @click.option(
     "--max-vcpus",
@@ -92,12 +101,15 @@ def command(**options: Any) -> None:
     require_initial("the exporter", "kvmtrace top")
     with Signals(signal.SIGHUP) as signals:
         programs = SummaryPrograms(None, max_threads=options["max_vcpus"])
+        watched = None
         try:
+            watched = watch_the_model() if options["monitor"] else None
             programs.attach()
             counters = VmCounters(
                 programs.snapshot, programs.forget, Vms(None), wanted=options["vm"], linger_s=options["linger"]
             )
-            exporter = Exporter(VmCollector(counters, programs, per_vcpu=settings.per_vcpu), settings)
+            collector = VmCollector(counters, programs, per_vcpu=settings.per_vcpu, watched=watched)
+            exporter = Exporter(collector, settings)
             exporter.open()
             try:
                 say(f"exporting {where(settings)}")
@@ -108,7 +120,25 @@ def command(**options: Any) -> None:
                 exporter.close()
         finally:
             with closing_elsewhere():
+                if watched is not None:
+                    watched.monitor.close()
                 programs.close()
+
+
+def watch_the_model() -> Watched:
+    """Attach the monitor of `record --monitor` to the whole machine."""
+    from kvmtrace.capture.bpf.monitor import Monitor
+    from kvmtrace.check.monitor_table import MONITORED_RULES, monitor_table
+    from kvmtrace.watch.prometheus_exporter import Watched
+
+    table = monitor_table(os.uname().release)
+    monitor = Monitor(table, None)
+    try:
+        monitor.start()
+    except BaseException:
+        monitor.close()
+        raise
+    return Watched(monitor, MONITORED_RULES, table.rule_of)
 
 
 def settings_of(options: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 X2APIC_MSR_BASE = 0x800  # x2APIC register r is MSR 0x800 + (r >> 4)
+N_X2APIC_MSRS = 0x100
 APIC_DEFAULT_BASE = 0xFEE00000
 IOAPIC_DEFAULT_BASE = 0xFEC00000
 HPET_BASE = 0xFED00000

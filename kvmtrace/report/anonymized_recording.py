@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.isa.registry import ISAS
+from kvmtrace.kvm.apic import APIC_DEFAULT_BASE, N_X2APIC_MSRS, X2APIC_MSR_BASE
 from kvmtrace.report.anonymize import (
     ADDRESS_FIELDS,
     COMM_FIELDS,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _ALWAYS_LARGE = 1 << 32  # what a number that is no address hardly reaches
 # what is as large without being an address: our own and the tracer's numbers, qualifications, error codes, times
 _NUMBERS = frozenset({"count", "ns", "info1", "error_code", "tsc_offset", "previous_tsc_offset", "next_tsc_offset"})
+_APIC_VALUES = frozenset({"data", "val"})
 _MAX_ERRNO = 4095  # include/linux/err.h
 _PAGES = frozenset({"gfn"})  # numbers of pages, not addresses
 _REGION_BITS = 21  # what lies together stays together: an instruction may end on the page behind
@@ -142,7 +144,21 @@ class _HiddenPayload:
         hidden = _addresses(name, values, self._names)
         if name == "info2" and "isa" in self.fields:
             hidden = np.where(np.isin(self._payload.column("isa", rows), _info2_is_address()), hidden, values)
+        if name in _APIC_VALUES:
+            hidden = np.where(self._of_the_apic(rows, len(values)), values, hidden)
         return hidden
+
+    def _of_the_apic(self, rows: NDArray[np.intp] | None, n_rows: int) -> NDArray[np.bool_]:
+        """Say which values are those of LAPIC registers: no addresses, and their bits are judged."""
+        if {"reg", "rw"} <= self.fields.keys():  # kvm_apic
+            return np.ones(n_rows, bool)
+        if "ecx" in self.fields:  # kvm_msr
+            register = self._payload.column("ecx", rows).astype(np.int64) - X2APIC_MSR_BASE
+            return np.asarray((register >= 0) & (register < N_X2APIC_MSRS))
+        if "gpa" in self.fields:  # kvm_mmio
+            page = self._payload.column("gpa", rows).astype(np.uint64) >> np.uint64(12)
+            return np.asarray(page == APIC_DEFAULT_BASE >> 12)
+        return np.zeros(n_rows, bool)
 
 
 def _info2_is_address() -> list[int]:

@@ -16,6 +16,7 @@ import time
 from typing import IO, TYPE_CHECKING, Any
 
 from kvmtrace import __version__
+from kvmtrace.capture.bpf.monitor import describe_forbidden
 from kvmtrace.errors import CapabilityError
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.watch.service import NOTICE, STOPS, Signals, notify, notify_reload, say
@@ -23,19 +24,37 @@ from kvmtrace.watch.vm_counters import OTHER, Counts, Totals, labels_of
 from kvmtrace.whole_file import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from kvmtrace.capture.bpf.monitor import Monitor
     from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
     from kvmtrace.watch.vm_counters import CountedVm, Key, VmCounters
 
 TICK_S = 1.0
 READ_EVERY_S = 60.0  # buckets of 32 bits cannot wrap in between
 MOST_VMS, MOST_REASONS = 1000, 100  # with a name of their own
+MOST_TOLD = 256  # forbidden steps
 # le of the buckets: 2**i ns; below the first and above the last hardly anything lies
 FIRST_BUCKET, LAST_BUCKET = 9, 31
 MISSING = "the Python package prometheus_client is missing"
 INSTALL = "pip install 'kvmtrace[exporter]'"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The monitor in the kernel, and which rules its forbidden steps break.
+
+    Parameters
+    ----------
+    monitor : Monitor of the whole machine
+    rules : all rules that it watches
+    rule_of : (state, step) -> the rule
+    """
+
+    monitor: Monitor
+    rules: tuple[str, ...]
+    rule_of: Callable[[str, str], str]
 
 
 @dataclass(frozen=True)
@@ -86,10 +105,13 @@ class VmCollector:
     counters : VmCounters
     programs : SummaryPrograms
     per_vcpu : bool
+    watched : Watched, or None
     """
 
-    def __init__(self, counters: VmCounters, programs: SummaryPrograms, *, per_vcpu: bool = False) -> None:
-        self.counters, self.programs, self.per_vcpu = counters, programs, per_vcpu
+    def __init__(
+        self, counters: VmCounters, programs: SummaryPrograms, *, per_vcpu: bool = False, watched: Watched | None = None
+    ) -> None:
+        self.counters, self.programs, self.per_vcpu, self.watched = counters, programs, per_vcpu, watched
         self.lock = threading.Lock()
 
     def collect(self) -> Iterator[Any]:
@@ -101,6 +123,7 @@ class VmCollector:
             sets = self._label_sets(vms, labels)
             yield from self._families(sets)
             yield from _info(vms, labels)
+            yield from self._violations()
             yield from self._own()
 
     def describe(self) -> list[Any]:
@@ -148,6 +171,20 @@ class VmCollector:
                 spent.add_metric([*key, state], ns / 1e9)
             delay.add_metric(key, totals.run_delay_ns / 1e9)
         yield from (exits, lasted, left, away, spent, delay)
+
+    def _violations(self) -> Iterator[Any]:
+        """Yield what the monitor has seen; nothing if there is none: no zero for what nobody looked at."""
+        if self.watched is None:
+            return
+        counts = dict.fromkeys(self.watched.rules, 0)
+        for (state, step), count in self.watched.monitor.forbidden().items():
+            counts[self.watched.rule_of(state, step)] += count
+        family = require_client().core.CounterMetricFamily(
+            "kvm_model_violations", "Steps of vCPU threads that the reference model does not allow.", labels=["rule"]
+        )
+        for rule, count in counts.items():
+            family.add_metric([rule], count)
+        yield family
 
     def _own(self) -> Iterator[Any]:
         core = require_client().core
@@ -228,6 +265,7 @@ class Exporter:
         client.ProcessCollector(registry=self.registry)
         self.server: Any = None
         self._written = self._read = float("-inf")
+        self._told = 0
 
     def open(self) -> None:
         """Begin to answer.
@@ -260,10 +298,20 @@ class Exporter:
         while not self._ends(signals.take(), began):
             with self.collector.lock:
                 self.collector.counters.tick(force=time.monotonic() > self._read + READ_EVERY_S)
+                self._tell_violations()
             if time.monotonic() > self._read + READ_EVERY_S:
                 self._read = time.monotonic()
             self._write_textfile()
             select.select([signals.fd], [], [], TICK_S)
+
+    def _tell_violations(self) -> None:
+        """Say the first forbidden steps of this run, each with the steps that led to it; all are counted."""
+        if self.collector.watched is None:
+            return
+        for one in self.collector.watched.monitor.take_forbidden():
+            if self._told < MOST_TOLD:
+                say(describe_forbidden(one), NOTICE)
+            self._told += 1
 
     def _ends(self, came: list[int], began: float) -> bool:
         if set(came) & set(STOPS):

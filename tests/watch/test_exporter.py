@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,9 +25,17 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from kvmtrace.capture.running_vms import Vms
 from kvmtrace.capture.vm_identity import VmIdentity, started_ticks
+from kvmtrace.check.monitor_table import MONITORED_RULES, monitor_table
 from kvmtrace.cli.main import cli
 from kvmtrace.watch import prometheus_exporter as exporter_module
-from kvmtrace.watch.prometheus_exporter import Exporter, ExporterSettings, VmCollector, buckets_of, write_textfile
+from kvmtrace.watch.prometheus_exporter import (
+    Exporter,
+    ExporterSettings,
+    VmCollector,
+    Watched,
+    buckets_of,
+    write_textfile,
+)
 from kvmtrace.watch.service import Signals
 from kvmtrace.watch.vm_counters import Counts, VmCounters, labels_of
 from tests.watch.fake_maps import HLT, NPF, FakePrograms, cell, ended_process, own_vcpu, vcpu
@@ -110,6 +119,20 @@ def test_counters_are_the_maps() -> None:
     assert value(collector, "kvm_vm_vcpus", vm="web-3") == 1
     info = {"vm": "web-3", "pid": str(os.getpid()), "program": "qemu", "uuid": "0f" * 16, "pod": "", "namespace": ""}
     assert value(collector, "kvm_vm_info", unit="machine-qemu-1.scope", **info) == 1
+
+
+def test_what_the_monitor_forbids_is_counted_by_rule() -> None:
+    table = monitor_table()
+    names = {step.kind: step.name for step in table.steps}
+    forbidden = {("guest", names["kvm_entry"]): 3, (table.states[1], names["kvm_userspace_exit"]): 2}
+    monitor = SimpleNamespace(forbidden=lambda: forbidden)
+    collector = collector_of(FakePrograms([]))
+    assert not [one for one, _ in samples(collector) if one.startswith("kvm_model")]
+    collector.watched = Watched(monitor, MONITORED_RULES, table.rule_of)  # type: ignore[arg-type]
+    assert value(collector, "kvm_model_violations_total", rule="V1") == 2
+    assert value(collector, "kvm_model_violations_total", rule="V2") == 3
+    forbidden.clear()
+    assert value(collector, "kvm_model_violations_total", rule="V2") == 0
 
 
 def test_vcpus_are_told_apart_when_asked() -> None:

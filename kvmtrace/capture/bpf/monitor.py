@@ -197,13 +197,17 @@ class Monitor:
 
     def n_forbidden(self) -> int:
         """Return how many forbidden steps were taken so far, those no longer told included."""
+        return sum(self.forbidden().values())
+
+    def forbidden(self) -> dict[tuple[str, str], int]:
+        """Return (state, step) -> how often so far, of forbidden steps alone."""
         names = {step.name: step.number for step in self.table.steps}
         numbers = {state: number for number, state in enumerate(self.table.states)}
-        return sum(
-            count
+        return {
+            (state, step): count
             for (state, step), count in self.transitions().items()
             if self.table.next_states[numbers[state] * N_STEPS + names[step]] == FORBIDDEN
-        )
+        }
 
     def n_threads(self) -> int:
         """Return how many threads have taken a step and not ended."""
@@ -242,6 +246,15 @@ class Monitor:
         values = {PLACEHOLDERS[name]: one.fd for name, one in self.maps.items()}
         values[PLACEHOLDERS["TARGET_TGID"]] = self.tgid or 0
         return relocate(compile_cached(monitor_source(self)), values)
+
+
+def describe_forbidden(one: ForbiddenStep) -> str:
+    """Say in a line what was forbidden, with the steps that led to it."""
+    before = " -> ".join(past.step for past in one.last[-6:])
+    return (
+        f"thread {one.tid} of process {one.pid}: {one.step} is not allowed in state {one.state} "
+        f"(at {one.ts_ns / 1e9:.9f} s; steps: {before})"
+    )
 
 
 def monitor_source(monitor: Monitor) -> str:

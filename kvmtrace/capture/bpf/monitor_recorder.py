@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kvmtrace.capture.bpf.detach import closing_elsewhere
-from kvmtrace.capture.bpf.monitor import FORBIDDEN, N_STEPS, ForbiddenStep, Monitor
+from kvmtrace.capture.bpf.monitor import FORBIDDEN, N_STEPS, ForbiddenStep, Monitor, describe_forbidden
 from kvmtrace.capture.bpf.summary_recorder import wait
 from kvmtrace.capture.ending import Ending
 from kvmtrace.capture.first_metadata import first_metadata
@@ -174,15 +174,6 @@ def transition_rows(monitor: Monitor) -> list[dict[str, Any]]:
         after = after if allowed else table.next_states[steps[step]]
         rows.append({"from": state, "event": step, "to": table.states[after - 1], "count": count, "allowed": allowed})
     return sorted(rows, key=lambda row: -row["count"])
-
-
-def describe_forbidden(one: ForbiddenStep) -> str:
-    """Say in a line what was forbidden, with the steps that led to it."""
-    before = " -> ".join(past.step for past in one.last[-6:])
-    return (
-        f"thread {one.tid} of process {one.pid}: {one.step} is not allowed in state {one.state} "
-        f"(at {one.ts_ns / 1e9:.9f} s; steps: {before})"
-    )
 
 
 def _encode(document: dict[str, Any]) -> bytes:
