@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from kvmtrace.errors import KvmtraceError, UsageError
-from kvmtrace.workload.guest_run import DEFAULT_TIMEOUT_S, SLOW_REASONS, complete_arguments, run_guest
+from kvmtrace.workload.guest_run import DEFAULT_TIMEOUT_S, SLOW_REASONS, complete_arguments, run_guest, runnable_guest
 from kvmtrace.workload.host_isa import guess_isa
-from kvmtrace.workload.machines import find_guest, machine_of
+from kvmtrace.workload.machines import machine_of
 from kvmtrace.workload.result import SCHEMA
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> GuestRun | None:
     """Check everything that can be checked, shake hands, run; None if the recorder gave up."""
-    guest = find_guest(options.name)
+    guest = runnable_guest(options.name, guess_isa())
     arguments = dict(_pair(text, "=") for text in options.arg)
     if options.count is not None:
         arguments["count"] = options.count

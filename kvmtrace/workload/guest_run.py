@@ -52,6 +52,22 @@ def complete_arguments(guest: Guest, given: dict[str, int] | None) -> dict[str, 
     return complete
 
 
+def runnable_guest(name: str, isa: str | None) -> Guest:
+    """Return a guest as it is on an ISA.
+
+    Raises
+    ------
+    UsageError
+        There is no such guest.
+    CapabilityError
+        That ISA's KVM cannot run it.
+    """
+    guest = find_guest(name).on(isa)
+    if isa in guest.refused:
+        raise CapabilityError(f"guest {name} cannot run on {isa}: {guest.refused[isa]}", "use `kvmtrace lab run`")
+    return guest
+
+
 def run_guest(
     name: str,
     arguments: dict[str, int] | None = None,
@@ -80,13 +96,11 @@ def run_guest(
         No usable /dev/kvm, or this host's KVM cannot run this guest.
     """
     isa = guess_isa()
-    guest = find_guest(name).on(isa)
+    guest = runnable_guest(name, isa)
     complete = complete_arguments(guest, arguments)
     slow = {reason: delay_ns for reason, delay_ns in (slow_ns or {}).items() if delay_ns > 0}
     if unknown := set(slow) - set(SLOW_REASONS):
         raise UsageError(f"cannot slow {min(unknown)}; there are {', '.join(SLOW_REASONS)}")
-    if isa in guest.refused:
-        raise CapabilityError(f"guest {name} cannot run on {isa}: {guest.refused[isa]}", "use `kvmtrace lab run`")
     start_ns = time.monotonic_ns()
     threads = _run_vm(
         machine_of(isa), guest, complete, {SLOW_REASONS[reason]: ns for reason, ns in slow.items()}, timeout_s

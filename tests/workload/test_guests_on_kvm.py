@@ -14,13 +14,28 @@ from pathlib import Path
 import pytest
 
 from kvmtrace.workload import GUESTS, GuestRun, run_guest
+from kvmtrace.workload.host_isa import guess_isa
 from kvmtrace.workload.result import SCHEMA
 
 pytestmark = pytest.mark.kvm
 SMALL = {"storm": {"count": 1009}, "interrupt": {"count": 7, "period": 300_000}}
 
 
-@pytest.mark.parametrize("name", GUESTS)
+HERE = guess_isa()
+RUNNABLE = [name for name, guest in GUESTS.items() if HERE not in guest.on(HERE).refused]
+REFUSED = [name for name in GUESTS if name not in RUNNABLE]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_guest_that_this_kvm_cannot_run_is_refused_before_anything_is_recorded(name: str, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "kvmtrace", "record", "--guest", name, "-o", str(tmp_path / "out.dat")]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert f"guest {name} cannot run on {HERE}" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_guest_ends_as_it_should(name: str) -> None:
     run = run_guest(name, SMALL.get(name), timeout_s=30)
     assert run.succeeded, run
@@ -154,7 +169,7 @@ def instance():
     folder.rmdir()
 
 
-@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_ftrace_counts_what_the_listing_says(name: str, instance: Path) -> None:
     """The kernel's own trace events, of that process alone, against the known counts."""
     child = Child(name, *(f"--arg={key}={value}" for key, value in SMALL.get(name, {}).items()))
