@@ -10,6 +10,15 @@
 #define REGS_RESULT(ctx) (*(volatile u64 *)(ctx + 80))
 #define ARRAY_ARG(ctx, n) (*(volatile u64 *)(ctx + 8 * (n)))
 
+/* What stands at a kernel address; 0 where nothing can be read. */
+static __always_inline u64 read_u64(u64 address)
+{
+	u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
+
 #define VALUE(slot, value) r->data[slot] = (value);
 
 #define FUNCTION(own, name, kind, size, values) RECORD_IF(is_target(), own, name, kind, size, values)

@@ -260,6 +260,8 @@ class Isa:
     decode_abort, decode_trap : such a syndrome -> the access to memory, to a system register
 
     run_function : KVM's function around the world switch, which the recorder probes; "" if there is none to probe
+    run_flags : where that function's first argument leads to the guest's RFLAGS, as kprobe events write it, members of
+        KVM's structures in braces; "" if there are none
     run_source : that function with its file
     late_exit : which kernels trace kvm_exit with interrupts on, in words; "" if none does
     control_structure : what holds the guest's state: "VMCS"
@@ -331,6 +333,7 @@ class Isa:
     decode_trap: Callable[[Any], RegisterAccess] | None = None
 
     run_function: str = ""
+    run_flags: str = ""
     run_source: str = ""
     late_exit: str = ""
     control_structure: str = ""

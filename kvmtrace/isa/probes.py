@@ -22,6 +22,10 @@ PROBES: dict[str, Probe] = {
     "kvm_vcpu_ioctl": ("kvm_vcpu_ioctl", False, ("filp=$arg1:x64", "cmd=$arg2:x32", "arg=$arg3:x64")),
     "kvm_vcpu_ioctl_return": ("kvm_vcpu_ioctl", True, ("ret=$retval:s64",)),
 }
+# probe event -> further fields, which only the running kernel's types locate (capture.run_fields)
+RUN_FIELDS: dict[str, tuple[str, ...]] = {}
 for _isa in ISAS:
     if _isa.run_function:
         PROBES |= _run_function(_isa.run_function)
+    if _isa.run_flags:
+        RUN_FIELDS[_isa.run_function] = (f"rflags={_isa.run_flags}:x64",)

@@ -450,6 +450,7 @@ SVM = Isa(
     classify_fault=classify_nested_page_fault,
     hypercall=b"\x0f\x01\xd9",
     run_function="svm_vcpu_run",
+    run_flags="+0x570(+{vcpu_svm.vmcb}($arg1))",  # APM, layout of the VMCB: state save area at 0x400, RFLAGS at 0x170
     run_source="svm_vcpu_run (svm/svm.c)",
     late_exit="SVM before 6.5",
     control_structure="VMCB",

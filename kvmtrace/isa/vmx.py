@@ -343,6 +343,7 @@ VMX = Isa(
     describe_fault=describe_ept_violation,
     classify_fault=classify_ept_violation,
     run_function="vmx_vcpu_run",
+    run_flags="+{vcpu_vmx.rflags}($arg1)",  # as read last: by vmx_interrupt_blocked, before anything fresh is injected
     run_source="vmx_vcpu_run (vmx/vmx.c)",
     control_structure="VMCS",
     vcpu_object="struct vcpu_vmx with its VMCS",

@@ -10,7 +10,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.bpf.compiler import find_tracers
-from kvmtrace.isa.probes import PROBES
+from kvmtrace.capture.run_fields import probes_here
 from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -26,6 +26,7 @@ _NAME = re.compile(r"(\w+)(?:\[[^\]]*\])?$")
 FILTERS = ("vcpu", "exit_reason", "sample", "slower_than_ns")
 # in a stream filtered by VM-exit, these belong to the thread, not to a VM-exit
 UNFILTERED_SYSTEMS = frozenset({"sched", "syscalls", "task"})
+_POINTED = re.compile(r"\+(\w+)\((.*)\)")  # what stands so far behind where something points
 _PROBE_TYPES = {"x64": ("u64", 8, 0), "x32": ("u32", 4, 0), "s64": ("s64", 8, 1), "s32": ("s32", 4, 1)}
 
 
@@ -127,7 +128,7 @@ def wanted_tracepoints(tracefs: Path, event_set: str, *, targeted: bool) -> tupl
 
 def wanted_probes() -> list[TracedEvent]:
     """Return the function probes; which of them attach is found out by attaching."""
-    return [describe_probe(name, probe) for name, probe in PROBES.items()]
+    return [describe_probe(name, probe) for name, probe in probes_here().items()]
 
 
 def _copies(end: int) -> str:
@@ -205,13 +206,20 @@ def _probe_values(event: TracedEvent, *, arguments_are_array: bool, n_arguments:
     values = []
     for slot, text in enumerate(event.probe[2]):
         source = text.partition("=")[2].partition(":")[0]
-        if source == "$retval":
-            expression = f"ARRAY_ARG(ctx, {n_arguments})" if arguments_are_array else "REGS_RESULT(ctx)"
-        else:
-            number = int(source.removeprefix("$arg"))
-            expression = f"ARRAY_ARG(ctx, {number - 1})" if arguments_are_array else f"REGS_ARG{number}(ctx)"
-        values.append(f"VALUE({slot}, {expression})")
+        values.append(f"VALUE({slot}, {_expression(source, n_arguments, arguments_are_array=arguments_are_array)})")
     return " ".join(values)
+
+
+def _expression(source: str, n_arguments: int, *, arguments_are_array: bool) -> str:
+    """Return a fetch argument, "$retval", "$arg1" or "+8($arg1)" as kprobe events write them, in C."""
+    if source == "$retval":
+        return f"ARRAY_ARG(ctx, {n_arguments})" if arguments_are_array else "REGS_RESULT(ctx)"
+    pointed = _POINTED.fullmatch(source)
+    if pointed is not None:
+        inner = _expression(pointed[2], n_arguments, arguments_are_array=arguments_are_array)
+        return f"read_u64({inner} + {pointed[1]})"
+    number = int(source.removeprefix("$arg"))
+    return f"ARRAY_ARG(ctx, {number - 1})" if arguments_are_array else f"REGS_ARG{number}(ctx)"
 
 
 # how many arguments a probed function has: where fexit finds the result

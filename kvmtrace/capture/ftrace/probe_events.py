@@ -6,12 +6,15 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from kvmtrace.capture.run_fields import probes_here
 from kvmtrace.capture.tracefs import may
 from kvmtrace.isa.probes import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from kvmtrace.isa.probes import Probe
 
 GROUP_PREFIX = "kvmtrace_"
 # kretprobe instances: one per thread that is inside the function; KVM_RUN stays inside for long
@@ -41,17 +44,21 @@ class Probes:
     def add(self, names: Iterable[str]) -> list[str]:
         """Add the events of PROBES whose function this kernel has; return the names of those added."""
         if self.available():
-            self.events = [name for name in names if self._add(name)]
+            here = probes_here()
+            self.events = [name for name in names if self._add(name, dict.fromkeys((here[name], PROBES[name])))]
         return self.events
 
-    def _add(self, name: str) -> bool:
-        function, is_return, arguments = PROBES[name]
-        kind = f"r{MAX_ACTIVE}" if is_return else "p"
-        text = " ".join(arguments)
-        old = text
-        for argument, register in ARGUMENT_REGISTERS.items():
-            old = old.replace(argument, register)
-        return any(self._write(f"{kind}:{self.group}/{name} {function} {fields}") for fields in (text, old))
+    def _add(self, name: str, variants: Iterable[Probe]) -> bool:
+        """Add an event in the first variant that the kernel takes."""
+        for function, is_return, arguments in variants:
+            kind = f"r{MAX_ACTIVE}" if is_return else "p"
+            text = " ".join(arguments)
+            old = text
+            for argument, register in ARGUMENT_REGISTERS.items():
+                old = old.replace(argument, register)
+            if any(self._write(f"{kind}:{self.group}/{name} {function} {fields}") for fields in (text, old)):
+                return True
+        return False
 
     def add_user(self, name: str, place: str, fields: Iterable[str], *, is_return: bool) -> bool:
         """Add a uprobe event at `place` ("/path/of/binary:0xoffset"); say whether the kernel took it."""
