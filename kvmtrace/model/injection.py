@@ -31,6 +31,7 @@ SOFT_VECTORS: tuple[int, ...] = (BP_VECTOR, OF_VECTOR)
 # faults that a handler raises in place of stepping over the instruction (V6): never both
 INSTEAD_OF_A_STEP: tuple[int, ...] = (UD_VECTOR, GP_VECTOR)
 
+RFLAGS_FIXED = 1 << 1  # always set
 RFLAGS_IF = 1 << 9  # "interrupt enable flag" (SDM, APM)
 
 RESET_RIPS: dict[int, str] = {

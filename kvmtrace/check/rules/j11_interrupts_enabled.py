@@ -10,7 +10,7 @@ from kvmtrace.check.alphabet import USERSPACE
 from kvmtrace.check.findings import constant
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.isa.registry import run_functions
-from kvmtrace.model.injection import RFLAGS_IF
+from kvmtrace.model.injection import RFLAGS_FIXED, RFLAGS_IF
 from kvmtrace.model.states import RUN_STEPS
 
 if TYPE_CHECKING:
@@ -69,15 +69,18 @@ def _enabled(excerpt: Excerpt, found: Found) -> None:
     hidden[excerpt.exits.seg[excerpt.nested | excerpt.of_kind("encrypted")]] = True
     # behind a userspace exit the level of the guest that was left before
     judged = ~hidden[owner] & ~(hidden[owner - 1] & (segments.kind[owner] == USERSPACE))
+    # an entry that was cancelled, or a mode that changed, lies between
+    judged &= (excerpt.segment_counts("inject interrupt")[owner] == 1) & ~segments.has("kvm_smm_transition")[owner]
     positions, owner = positions[judged], owner[judged]
     for name, step in zip(run_functions(), RUN_STEPS.values(), strict=True):
         if not excerpt.has_field(name, "rflags"):
             continue
         run = segments.first_in(step)[owner]
-        mine = run > positions
+        mine = np.flatnonzero(run > positions)
         flags = sequence.values(name, "rflags", run[mine]).astype(np.int64)
-        found.check(np.count_nonzero(mine))
+        told = flags & RFLAGS_FIXED != 0  # what could not be read is 0
+        found.check(np.count_nonzero(told), np.count_nonzero(~told))
         found.violate(
-            positions[mine][flags & RFLAGS_IF == 0],
+            positions[mine[told & (flags & RFLAGS_IF == 0)]],
             constant("RFLAGS.IF set: a fresh interrupt is injected", "RFLAGS.IF clear as the guest is entered"),
         )
