@@ -126,6 +126,9 @@ INTR_INFO_TYPE_SHIFT = 8
 INTR_INFO_TYPE_MASK = 0x700
 INTR_INFO_ERROR_CODE = 1 << 11
 INTR_INFO_NMI_UNBLOCKED = 1 << 12  # VMX: "NMI unblocking due to IRET"
+# RFLAGS (SDM "EFLAGS Register", APM "rFLAGS Register")
+RFLAGS_FIXED = 1 << 1  # always set
+RFLAGS_IF = 1 << 9  # interrupts enabled
 INTR_INFO_VALID = 1 << 31
 
 

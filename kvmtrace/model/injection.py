@@ -31,9 +31,6 @@ SOFT_VECTORS: tuple[int, ...] = (BP_VECTOR, OF_VECTOR)
 # faults that a handler raises in place of stepping over the instruction (V6): never both
 INSTEAD_OF_A_STEP: tuple[int, ...] = (UD_VECTOR, GP_VECTOR)
 
-RFLAGS_FIXED = 1 << 1  # always set
-RFLAGS_IF = 1 << 9  # "interrupt enable flag" (SDM, APM)
-
 RESET_RIPS: dict[int, str] = {
     0xFFF0: "INIT or reset: kvm_vcpu_reset (x86.c)",
     0x0: "SIPI: kvm_vcpu_deliver_sipi_vector (x86.c)",

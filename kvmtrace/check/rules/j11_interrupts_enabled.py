@@ -10,7 +10,7 @@ from kvmtrace.check.alphabet import USERSPACE
 from kvmtrace.check.findings import constant
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.isa.registry import run_functions
-from kvmtrace.model.injection import RFLAGS_FIXED, RFLAGS_IF
+from kvmtrace.isa.words import RFLAGS_FIXED, RFLAGS_IF
 from kvmtrace.model.states import RUN_STEPS
 
 if TYPE_CHECKING:
