@@ -89,10 +89,11 @@ def encode_vmx_msr(write: bool) -> int:  # noqa: ARG001
 def encode_vmx_fault(access: str) -> tuple[int, int]:
     """Return (exit qualification, bits that are known) of an EPT violation by "read", "write", "fetch", or "walk".
 
-    A walk of the guest's own page tables reads them; whether it counts as a write is the processor's.
+    A walk of the guest's own page tables is no fetch; with accessed and dirty flags for EPT it counts as a write (SDM),
+    and then not all processors call it a read as well (Bochs 2.7).
     """
     if access == "walk":
-        return 1, 5
+        return 0, 4
     return _ACCESS_BITS.get(access, 0), 7 if access in _ACCESS_BITS else 4
 
 
