@@ -30,6 +30,7 @@ from kvmtrace.check.round_contents import (
     rounds_alone,
     without_rows,
 )
+from kvmtrace.check.rule_registry import is_own
 from kvmtrace.check.state_machine import compile_automaton
 from kvmtrace.model.states import STEPS
 from kvmtrace.table.distinct import run_starts
@@ -60,11 +61,12 @@ class Rounds:
 
     Parameters
     ----------
-    rules : id -> rule, whose local parts are judged
+    rules : id -> rule; the local parts of ours are judged, those of other packages always look at everything
     """
 
     def __init__(self, rules: Mapping[str, Rule]) -> None:
-        mine = [rule for rule in rules.values() if rule.local_rows or any(part.local for part in rule.parts)]
+        own = filter(is_own, rules.values())
+        mine = [rule for rule in own if rule.local_rows or any(part.local for part in rule.parts)]
         self._rules = [GatedRule(rule) for rule in mine]
         self.findings = Findings(rules, 0)  # of rounds that were like earlier ones
         self._fields: tuple[tuple[str, str], ...] = ()

@@ -126,6 +126,7 @@ def test_what_is_no_content_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
         found.check(len(positions))
 
     monkeypatch.setattr(rounds, "FEWEST", 0)
+    monkeypatch.setattr(rounds, "is_own", lambda _: True)
     recording = open_recording(STORM)
     monkeypatch.setitem(all_rules(), "X1", own)
     found = verdict(recording.capture, recording.events(), 2000)
@@ -133,6 +134,20 @@ def test_what_is_no_content_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
     assert not any(asked[1:])
     assert found == each_judged(recording.capture, recording.events(), 2000)
     assert found["rules"]["X1"]["checked"] > 900
+
+
+def test_another_packages_part_that_calls_itself_local_and_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Rule("X1", "theirs", VIOLATION, ("kvm_cpuid.rax",), "The guest asks.", "theirs", places="kvm_cpuid")
+
+    @theirs.part(local=True)
+    def _fails(excerpt, found):
+        found.violate_rows(np.array([0]), lambda _: ("x", "y"))
+        raise ValueError("theirs")
+
+    monkeypatch.setattr(rounds, "FEWEST", 0)
+    monkeypatch.setitem(all_rules(), "X1", theirs)
+    recording = open_recording(STORM)
+    assert verdict(recording.capture, recording.events(), 2000)["rules"]["X1"]["violated"] == 1
 
 
 def test_rules_say_what_is_local() -> None:
