@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from writers.arm64_perf import write_perf_data
 
+from kvmtrace.check.engine import check_recording
 from kvmtrace.formats import open_recording
 from kvmtrace.render.text.perf_text import TITLES, render_perf_table
 from kvmtrace.report.build import ReportOptions, build_report
@@ -58,6 +60,27 @@ def test_arm64s_table_equals_arm64s_perf_to_the_digit(printed: Path, tmp_path: P
         tables = build_report(recording, ReportOptions(model=False)).perf_compatible
         assert lines(render_perf_table(TITLES["vmexit"], tables.vmexit, "")) == lines(printed.read_text())
         assert (tables.mmio, tables.ioport, tables.msr) == ((), (), ())
+
+
+ARM64_RECORDED = sorted((Path(__file__).parent / "arm64" / "recorded").glob("*.perf.data.xz"))
+SAMPLE = re.compile(r"^(\d+) (\d+) \S+ \[\S+\]: PERF_RECORD_SAMPLE\([^)]*\): (\d+)/(\d+):", re.MULTILINE)
+
+
+@pytest.mark.parametrize("packed", ARM64_RECORDED, ids=lambda path: path.name.removesuffix(".perf.data.xz"))
+def test_what_arm64s_perf_recorded_of_real_kvm(packed: Path, tmp_path: Path) -> None:
+    """Its table to the digit, every sample's CPU, time and thread as perf dumps them, and the model holds."""
+    path = tmp_path / packed.name.removesuffix(".xz")
+    path.write_bytes(lzma.decompress(packed.read_bytes()))
+    printed = packed.with_name(f"{path.name}.kvmstat.txt").read_text()
+    for perf_only in (False, True):
+        tables = build_report(open_recording(str(path)), ReportOptions(model=False, perf_only=perf_only))
+        assert lines(render_perf_table(TITLES["vmexit"], tables.perf_compatible.vmexit, "")) == lines(printed)
+    events = open_recording(str(path)).events()
+    dump = subprocess.run(["perf", "script", "-D", "-i", str(path)], check=True, capture_output=True).stdout.decode()
+    want = sorted((int(ts), int(cpu), int(tid)) for cpu, ts, _, tid in SAMPLE.findall(dump))
+    assert sorted(zip(events.ts_ns.tolist(), events.cpu.tolist(), events.tid.tolist(), strict=True)) == want
+    verdict = check_recording(open_recording(str(path)))
+    assert (verdict.n_violations, verdict.n_suspicions, verdict.unexplained) == (0, 0, {})
 
 
 def sched_lines(name: str) -> list[tuple[int, float, float, str]]:
