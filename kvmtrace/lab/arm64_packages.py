@@ -24,8 +24,16 @@ SERIES: dict[str, re.Pattern[str]] = {
     "6.1": re.compile(r"linux-image-(6\.1\.0-\d+-arm64)"),
     "6.12": re.compile(r"linux-image-(6\.12\.\d+\+deb\d+-arm64)"),
 }
-# what the root file system holds: an interpreter for kvmtrace, and the tools whose recordings ours are compared with
-ROOT_PACKAGES = ("python3-minimal", "libpython3-stdlib", "busybox-static", "trace-cmd", "linux-perf", "coreutils")
+# what the root file system holds: an interpreter for kvmtrace, the tools whose recordings ours are compared with, a VMM
+ROOT_PACKAGES = (
+    "python3-minimal",
+    "libpython3-stdlib",
+    "busybox-static",
+    "trace-cmd",
+    "linux-perf",
+    "coreutils",
+    "qemu-system-arm",
+)
 # directories of a merged /usr; Debian's packages still ship files in both places
 MERGED = ("bin", "sbin", "lib", "lib64")
 REMEDY = "check the network, or Debian's sources"

@@ -76,7 +76,7 @@ def write_job(job: Job, folder: Path) -> None:
         _copy_modules(job.module_dir, folder / "modules")
     programs = folder / "lower" / "usr" / "local" / "bin"
     programs.mkdir(parents=True)
-    scripts = {"kvmtrace": _kvmtrace_wrapper(job.isa), LINUX_GUEST: linux_guest_script(f"/{LAB_DIRECTORY}")}
+    scripts = {"kvmtrace": _kvmtrace_wrapper(job.isa), LINUX_GUEST: linux_guest_script(f"/{LAB_DIRECTORY}", job.isa)}
     for name, text in scripts.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)

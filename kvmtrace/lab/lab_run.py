@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
 from kvmtrace.lab import arm64_host, results_disk, svm_host, vmx_host
-from kvmtrace.lab.arm64_packages import get_arm64_kernel
+from kvmtrace.lab.arm64_packages import arm64_busybox, get_arm64_kernel
 from kvmtrace.lab.emulator import LabFailedError, run_emulator
 from kvmtrace.lab.job import LAB_DIRECTORY, Job, write_job
 from kvmtrace.lab.kernels import get_kernel
@@ -91,8 +91,11 @@ def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabR
     with run_folder(job.isa) as folder:
         (folder / "job").mkdir()
         write_job(job, folder / "job")
-        if job.isa != "arm64":  # which has no QEMU, and would need an arm64 guest
-            link_linux_guest(get_kernel(GUEST_SERIES), folder / "job" / "lower" / LAB_DIRECTORY)
+        hidden = folder / "job" / "lower" / LAB_DIRECTORY
+        if job.isa == "arm64":
+            link_linux_guest(get_arm64_kernel(GUEST_SERIES), hidden, arm64_busybox())
+        else:
+            link_linux_guest(get_kernel(GUEST_SERIES), hidden)
         emulator = lab.prepare(job, kernel, folder)
         try:
             outcome = run_emulator(emulator, lab.limits(job), write, phase)
