@@ -142,6 +142,32 @@ def test_equal_samples_of_a_coarse_clock_stay(save):
     assert (len(recording.events()), recording.loss.repeated) == (400, 0)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_copies_are_the_same_in_one_piece_and_in_parts(save, compressed):
+    """A damaged file's records stand in it again, next to and far behind where they were, at once and in parts."""
+    records = rounds(12)
+    n_round = len(records) // 12
+    again = [*records[: 3 * n_round], *records[2 * n_round : 3 * n_round], *records[3 * n_round :], *records[5:15]]
+    path = save(PerfDataWriter(again, compressed=compressed).bytes())
+    recording = open_recording(path)
+    n_events, loss = len(recording.events()), recording.loss
+    assert (n_events, loss.repeated) == (12 * 80 + 10, 80)  # what comes rounds too late is not known for a copy
+    for max_events in (1, 7, 50, 300):
+        assert sum(map(len, recording.iter_events(max_events))) == n_events
+        assert recording.loss == loss
+
+
+@pytest.mark.parametrize("max_events", [1, 20, 1000])
+def test_the_files_beginning_tells_whether_its_clock_is_coarse(save, max_events):
+    fine = [finished_round() if i % 41 == 40 else sample(i, entry(i)) for i in range(2000)]
+    equal = [[sample(2000 + i, entry(k)) for k in (1, 2, 2)] + [finished_round()] for i in range(60)]
+    for written, repeated in ((fine + equal[0] + equal[1], 2), ([r for some in equal for r in some], 0)):
+        recording = open_recording(save(PerfDataWriter(written).bytes()))
+        n_events = sum(map(len, recording.iter_events(max_events)))
+        n_samples = len(written) - written.count(finished_round())
+        assert (n_events, recording.loss.repeated) == (n_samples - repeated, repeated)
+
+
 def test_late_records_that_are_no_copies_stay(save):
     recording = open_recording(save(PerfDataWriter([*entries(50, 0, 3, 0), sample(10, entry(9))]).bytes()))
     assert recording.events().field("kvm_entry", "rip").tolist() == [9, 0, 1, 2]

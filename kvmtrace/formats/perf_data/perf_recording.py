@@ -39,6 +39,7 @@ from kvmtrace.formats.perf_data.perf_records import (
     sample_id_places,
     sample_layout,
 )
+from kvmtrace.formats.perf_data.perf_rounds import Rounds
 from kvmtrace.formats.trace_dat.page_streams import Fault
 from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, prepare_mapped, release_mapped
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
@@ -61,7 +62,6 @@ MAX_COARSE = 100  # of so many samples one may have the time of another of its C
 SAMPLE_BYTES = 100  # typical
 SMALLEST_SAMPLE_BYTES = 32
 WINDOW_WORDS = 1 << 18  # 2 MiB: what is counted is still in the cache when it is read
-END_OF_TIME = np.iinfo(np.int64).max
 
 
 def _cpu_numbers(words: NDArray[np.uint64]) -> NDArray[np.int16]:
@@ -145,7 +145,7 @@ class PerfDataRecording(Recording):
         return self._events
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
-        """Yield tables of about `max_events` consecutive rows; samples written twice are known within each."""
+        """Yield tables of about `max_events` consecutive rows."""
         yield from self._tables(max(max_events, 1) * SAMPLE_BYTES)
 
     def _tables(self, n_bytes: int) -> Iterator[EventTable]:
@@ -157,23 +157,19 @@ class PerfDataRecording(Recording):
         self._repeated = 0
         at, carried = self._first, no_rows(self._start_dtype)
         read = deque([at])
-        flush = previous = np.iinfo(np.int64).min
+        rounds = Rounds()
         is_mapped = FEAT_COMPRESSED not in self._perf.features
         while at < self._last:
             stop = min(at + n_bytes // 8, self._last)
             if is_mapped:
                 prepare_mapped(self._perf.data, at * 8, stop * 8)
-            n_carried = len(carried)
-            rows, rounds, at, sound = self._read_part(carried, at, stop)
+            rows, late, at, sound = self._read_part(carried, at, stop, rounds)
             if not sound:
                 self._note_damage(at)
             done = at >= self._last or not sound
             self.read_share = (at - self._first) / max(self._last - self._first, 1)
-            if not done:
-                fresh = rows.ts_ns[n_carried:]
-                flush, previous = self._flush_limit(rounds, fresh, flush, previous)
-            rows = self._in_order(rows)
-            n_out = len(rows) if done else int(np.searchsorted(rows.ts_ns, flush, "right"))
+            rows = self._in_order(rows, late)
+            n_out = len(rows) if done else int(np.searchsorted(rows.ts_ns, rounds.flush))
             carried = rows.slice(n_out, len(rows))
             if n_out:
                 table = self._table(rows.slice(0, n_out))
@@ -186,19 +182,23 @@ class PerfDataRecording(Recording):
                 release_mapped(self._perf.data, read.popleft() * 8, read[0] * 8)
         self.loss = replace(self._loss.loss(), repeated=self._repeated)
 
-    def _read_part(self, carried: Rows, at: int, stop: int) -> tuple[Rows, list[int], int, bool]:
-        """Return carried rows and those of words at..stop, how many of these stand before each end of a round ...
+    def _read_part(
+        self, carried: Rows, at: int, stop: int, rounds: Rounds
+    ) -> tuple[Rows, NDArray[np.unsignedinteger | np.int64], int, bool]:
+        """Return carried rows and those of words at..stop, where the data of samples are that come too late ...
 
         It goes window by window, so that a window's words are still in the cache when they are gathered.
         """
         builder = RowsBuilder((stop - at) * 8 // SMALLEST_SAMPLE_BYTES + WINDOW_WORDS)
         builder.add(carried)
-        rounds: list[int] = []
+        ends: list[int] = []
         sound = True
         while at < stop and sound:
             ended, at, sound = self._read_window(builder, at, min(at + WINDOW_WORDS, stop))
-            rounds += ended
-        return builder.finish(), [n - len(carried) for n in rounds], at, sound
+            ends += ended
+        rows, n_carried = builder.finish(), len(carried)
+        late = n_carried + rounds.take_in(rows.ts_ns[n_carried:], np.array(ends, np.int64) - n_carried)
+        return rows, rows.start[late[rows.kind[late] != self._kinds.lost]], at, sound
 
     @cached_property
     def _samples(self) -> PerfSamples:
@@ -251,37 +251,51 @@ class PerfDataRecording(Recording):
         order = np.argsort(np.concatenate([np.arange(len(samples)) * 2, before * 2 - 1]), kind="stable")
         return concat_rows([samples.slice(0, len(samples)), lost]).take(order)
 
-    @staticmethod
-    def _flush_limit(rounds: list[int], ts_ns: NDArray[np.int64], flush: int, previous: int) -> tuple[int, int]:
-        """Return up to which time all events were read, and the newest time of finished rounds."""
-        if not rounds or not len(ts_ns):
-            return flush, previous
-        newest = [int(ts_ns[:n].max(initial=previous)) for n in rounds[-2:]]
-        if len(newest) == 1:
-            newest.insert(0, previous)
-        return max(newest[0], flush), newest[1]
-
-    def _in_order(self, rows: Rows) -> Rows:
+    def _in_order(self, rows: Rows, late: NDArray[Any]) -> Rows:
         """Sort rows by time, at equal times in file order, without the samples that perf wrote twice.
 
         perf 6.1 was seen to do that: copies are of one CPU, time, thread and content. Where the clock is so coarse that
-        different samples of a CPU often have one time, equal ones say nothing.
+        different samples of a CPU often have one time, equal ones say nothing; nor do those that come too late, whose
+        like may have been given out.
         """
         if (rows.ts_ns[1:] < rows.ts_ns[:-1]).any():
             rows.sort_by(np.argsort(rows.ts_ns, kind="stable"))
-        equal = rows.ts_ns[1:] == rows.ts_ns[:-1]
-        if not equal.any():
+        at = self._with_equal_times(rows)
+        if not len(at) or self._is_coarse:
             return rows
-        at = np.flatnonzero(np.append(equal, False) | np.append(False, equal))  # only those may be copies
-        words, order = self._words.view(np.uint32), np.arange(len(at))
-        copied, n_same = perf_samples.mark_copies(words, rows.take(at), order, self._kinds.lost)
+        if len(late):
+            at = at[~np.isin(rows.start[at], late)]
+        copied, _ = self._copies(rows, at)
         n_copies = int(np.count_nonzero(copied))
-        if not n_copies or (n_same - n_copies) * MAX_COARSE > len(rows):
+        if not n_copies:
             return rows
         self._repeated += n_copies
         kept = np.ones(len(rows), bool)
         kept[at[copied]] = False
         return rows.take(np.flatnonzero(kept))
+
+    @staticmethod
+    def _with_equal_times(rows: Rows) -> NDArray[np.intp]:
+        """Return which of the rows in order have the time of a neighbour: only those may be copies."""
+        equal = rows.ts_ns[1:] == rows.ts_ns[:-1]
+        if not equal.any():
+            return np.empty(0, np.intp)
+        return np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+
+    def _copies(self, rows: Rows, at: NDArray[np.intp]) -> tuple[NDArray[np.bool_], int]:
+        return perf_samples.mark_copies(
+            self._words.view(np.uint32), rows.take(at), np.arange(len(at)), self._kinds.lost
+        )
+
+    @cached_property
+    def _is_coarse(self) -> bool:
+        """Do different samples of a CPU often have one time? The file's beginning tells, for every piece of it."""
+        builder = RowsBuilder(WINDOW_WORDS * 8 // SMALLEST_SAMPLE_BYTES)
+        self._read_window(builder, self._first, min(self._first + WINDOW_WORDS, self._last))
+        rows = builder.finish()
+        rows.sort_by(np.argsort(rows.ts_ns, kind="stable"))
+        copied, n_same = self._copies(rows, self._with_equal_times(rows))
+        return (n_same - int(np.count_nonzero(copied))) * MAX_COARSE > len(rows)
 
     def _note_damage(self, word: int) -> None:
         head = int(self._words[word]) if word < len(self._words) else 0
