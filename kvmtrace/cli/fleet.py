@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace.cli.completion import files as recordings
-from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
+from kvmtrace.cli.output import check_folder, check_output, force_option, text_width, wants_colour, write
 from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,10 +87,14 @@ def summarize(
     """
     from kvmtrace.fleet.executors import Engine
     from kvmtrace.fleet.sources import find_sources
+    from kvmtrace.fleet.store import Store
     from kvmtrace.fleet.summarizing import FAILED, summarize_all
     from kvmtrace.render.text.fleet_text import render_progress
 
     chosen = Engine(engine, workers, scheduler, memory_limit)
+    store = Store(dest)
+    if store.is_local:
+        check_folder(store.root)
     progress = summarize_all(chosen, find_sources(sources), dest, _shower())
     click.echo(render_progress(progress), nl=False)
     if strict and progress.counts[FAILED]:

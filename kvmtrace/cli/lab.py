@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmtrace.cli.completion import guests_of_the_lab
-from kvmtrace.cli.output import check_output, force_option
+from kvmtrace.cli.output import check_folder, check_output, force_option
 from kvmtrace.cli.parameter_types import FiniteRange
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def run(cmd: tuple[str, ...], **settings: Any) -> int:
     machine's file system read-only; the VMX host has Python's standard library, busybox, and of QEMU, trace-cmd,
     perf and strace what is installed here.
     """
+    if settings["out"] is not None:
+        check_folder(settings["out"])
     from kvmtrace.lab.job import Job
     from kvmtrace.lab.lab_run import run_lab
 

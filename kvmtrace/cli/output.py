@@ -52,6 +52,27 @@ def check_output(output: str | Path | None, inputs: Iterable[str | Path] = (), *
         raise CapabilityError(f"{output} cannot be written: {_why_not(path.parent)}")
 
 
+def check_folder(folder: str | Path, *, made: bool = True) -> None:
+    """Refuse a folder for outputs before any work is done.
+
+    Parameters
+    ----------
+    folder : where the command will write
+    made : the command makes it, but none of the folders above it: a mistyped path is no tree of new folders
+
+    Raises
+    ------
+    CapabilityError
+        It is not there, or its own folder is not, or not writable.
+    """
+    path = Path(os.path.abspath(folder))  # noqa: PTH100 - a symbolic link's name is kept
+    holder = path.parent if made and not path.exists() else path
+    if not holder.is_dir():
+        raise CapabilityError(f"{holder}: no such directory", "make it, or choose another place")
+    if not os.access(holder, os.W_OK):
+        raise CapabilityError(f"{folder} cannot be written: {_why_not(holder)}")
+
+
 def _why_not(folder: Path) -> str:
     """Say why nothing can be written to a folder."""
     if not folder.is_dir():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmtrace.cli.output import check_output, force_option, text_width, wants_colour, write
+from kvmtrace.cli.output import check_folder, check_output, force_option, text_width, wants_colour, write
 from kvmtrace.cli.parameter_types import MAX_NUMBER, Duration, Size
 from kvmtrace.errors import UsageError
 from kvmtrace.kvm.tracepoints import EVENT_SETS
@@ -99,6 +99,7 @@ def command(context: click.Context, /, **options: Any) -> None:
         write("".join(f"{test.name}{f'  (skipped: {test.skip})' if test.skip else ''}\n" for test in tests), None)
         return
     check_output(options["output"], force=options["force"])
+    check_folder(options["keep"])
     outcomes, interrupted = _run(tests, _settings(options), options)
     if options["output_format"] != "text":
         from kvmtrace.render.results import render_outcomes

@@ -10,6 +10,7 @@ import click
 
 from kvmtrace.capture.settings import RecordSettings, TargetSpec
 from kvmtrace.cli.completion import processes
+from kvmtrace.cli.output import check_folder
 from kvmtrace.cli.parameter_types import MAX_PID, Duration, Size
 from kvmtrace.errors import UsageError
 from kvmtrace.kvm.tracepoints import EVENT_SETS
@@ -57,7 +58,7 @@ second instance records meanwhile. SIGHUP looks at VMs again. Ending it leaves n
     "-o",
     "--output",
     "folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=click.Path(path_type=Path, file_okay=False),
     required=True,
     metavar="DIR",
     help="Folder of the recordings.",
@@ -88,6 +89,7 @@ def command(**options: Any) -> None:
     from kvmtrace.watch.service import say
 
     settings = settings_of(options)
+    check_folder(settings.folder, made=False)
     for line in reclaim():
         say(line)
     watch(settings)

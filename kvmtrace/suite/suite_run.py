@@ -102,7 +102,7 @@ def _make_folder(folder: Path) -> None:
     """Make the folder for what is kept; one that is made under sudo belongs to the user who called it."""
     if folder.is_dir():
         return
-    folder.mkdir(parents=True)
+    folder.mkdir()
     user = invoking_user()
     if user is not None:
         os.chown(folder, *user)

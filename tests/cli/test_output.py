@@ -109,10 +109,10 @@ def test_force_writes_over_another_recording(file: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "output", "why"),
     [
-        ("report", "/nonexistent/x", "No such directory"),
+        ("report", "/no-such-folder/x", "No such directory"),
         ("report", "/dev/full", "No space left on device"),
-        ("export", "/nonexistent/x.csv", "No such directory"),
-        ("compare", "/nonexistent/x", "No such directory"),
+        ("export", "/no-such-folder/x.csv", "No such directory"),
+        ("compare", "/no-such-folder/x", "No such directory"),
     ],
 )
 def test_output_that_cannot_be_written_is_exit_code_4_and_names_the_users_path(
@@ -125,6 +125,25 @@ def test_output_that_cannot_be_written_is_exit_code_4_and_names_the_users_path(
     assert told.startswith(f"kvmtrace: {output}")
     assert why in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("fleet", "summarize", RECORDING, "-o"),
+        ("lab", "run", "--isa", "svm", "-o"),
+        ("suite", "--keep"),
+        ("watch", "-a", "--on", "slower-than 1ms", "-o"),
+    ],
+)
+def test_no_folders_are_made_above_that_of_the_outputs(command: tuple[str, ...], tmp_path: Path) -> None:
+    """A mistyped path once became a tree of folders; a recorder that runs as root would make it anywhere."""
+    done = run(*command, tmp_path / "a" / "b", *(() if "-a" in command or "fleet" in command else ("--", "true")))
+    assert (done.returncode, done.stdout) == (4, b"")
+    told = done.stderr.decode()
+    assert "no such directory; make it, or choose another place" in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("args", [("report", RECORDING, "--no-model"), ("check", RECORDING), ("model",)])
