@@ -11,9 +11,11 @@ import numpy as np
 from kvmtrace.ab.run import KERNEL, USERSPACE, Key, RunSamples, Samples, Traced
 from kvmtrace.formats import open_recording
 from kvmtrace.report.build import ReportOptions, build_report
+from kvmtrace.report.selection import Selection
 from kvmtrace.spans.keys import KeyIndex
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
+from kvmtrace.spans.levels import pairs_of_level
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.vmm_stays import find_userspace_stays
 from kvmtrace.table.event_table import TRACE_FLAG_IRQS_OFF
@@ -74,9 +76,15 @@ def _compact(values: NDArray[np.int64]) -> NDArray[Any]:
 
 
 class RunCollector:
-    """Collects what a comparison needs of consecutive tables and spans."""
+    """Collects what a comparison needs of consecutive tables and spans.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    level : of guest, whose VM-exits and stays in userspace alone are compared; None for all
+    """
+
+    def __init__(self, level: int | None = None) -> None:
+        self._level = level
         self._exits = TimedDurations()
         self._stays = TimedDurations()
         self._guest_ns = 0
@@ -99,7 +107,9 @@ class RunCollector:
 
     def take_spans(self, spans: Spans) -> None:
         """Take in a piece of spans."""
-        lanes, pairs = spans.lanes, spans.pairs
+        lanes, pairs, level = spans.lanes, spans.pairs, self._level
+        if level is not None:
+            pairs = pairs_of_level(pairs, spans.levels, level)
         self._keys = spans.keys.reasons, spans.keys.userspace
         handled = pairs.handling & pairs.sound
         left = np.zeros(len(lanes) + 1, bool)  # per lane row: an exit that left to userspace; the last: none
@@ -108,8 +118,9 @@ class RunCollector:
         self._exits.add(pairs.reasons[:-1][handled] << 1 | left[at], lanes.ts_ns[at], pairs.dur_ns[handled])
         self._guest_ns += int(pairs.dur_ns[pairs.guest & pairs.sound].sum())
         stays = find_userspace_stays(lanes)
-        at = stays.left[stays.sound]
-        self._stays.add(lanes.arg[at], lanes.ts_ns[at], stays.dur_ns[stays.sound])
+        kept = stays.sound if level is None else stays.sound & (pairs.owner[stays.left] >= 0)
+        at = stays.left[kept]
+        self._stays.add(lanes.arg[at], lanes.ts_ns[at], stays.dur_ns[kept])
 
     def finish(self, recording: Recording, isa: str | None) -> RunSamples:
         """Return the run, without what the report tells; `recording` has been read to its end."""
@@ -166,10 +177,24 @@ def load_run(path: str, progress: Callable[[int], None] = lambda _: None, *, vm:
     return read_run(only_vm(open_recording(path), vm), progress)
 
 
-def read_run(recording: Recording, progress: Callable[[int], None] = lambda _: None) -> RunSamples:
-    """Collect what a comparison needs of a recording, in one pass."""
-    collector = RunCollector()
-    options = ReportOptions(progress=progress, tables=(collector.take_table,), spans=(collector.take_spans,))
+def read_run(
+    recording: Recording, progress: Callable[[int], None] = lambda _: None, *, level: int | None = None
+) -> RunSamples:
+    """Collect what a comparison needs of a recording, in one pass.
+
+    Parameters
+    ----------
+    level : of guest (1, 2), whose VM-exits alone are compared; the time budget and the model stay whole
+
+    Raises
+    ------
+    UsageError
+        No VM-exit is of that level.
+    """
+    collector = RunCollector(level)
+    options = ReportOptions(
+        Selection(level=level), progress=progress, tables=(collector.take_table,), spans=(collector.take_spans,)
+    )
     report = build_report(recording, options)
     return _with_report(collector.finish(recording, report.capture.isa), report)
 

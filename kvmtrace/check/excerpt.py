@@ -13,7 +13,7 @@ from kvmtrace.check.exit_segments import Exits, Segments, cut_segments, find_exi
 from kvmtrace.isa.base import EXIT_KINDS
 from kvmtrace.isa.registry import BY_NUMBER, ISAS, describe_exit_reason
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.model.nesting import ENTERS_L2, LEVEL_CHANGES, REFLECTS, TELLS_L2
+from kvmtrace.model.nesting import ENTERS_L2, LEVEL_CHANGES, REFLECTS, REFUSED, TELLS_L2
 from kvmtrace.model.states import FOLLOW_UPS, STEPS
 from kvmtrace.table.distinct import among, distinct
 
@@ -127,7 +127,9 @@ class Excerpt:
 
         The exits of a nested guest that KVM itself handles are like all others.
         """
-        told = self.exits.chain_has(*LEVEL_CHANGES) | self.exits.failed_entry
+        refused = self.of_kind("nested_entry") & self.exits.has(REFUSED)  # L1 goes on behind its instruction
+        refused &= ~self.exits.chain_has(*(event for event in LEVEL_CHANGES if event != REFUSED), TELLS_L2)
+        told = (self.exits.chain_has(*LEVEL_CHANGES) & ~refused) | self.exits.failed_entry
         if self.recorded(TELLS_L2, REFLECTS) and not self.capability.recorded.isdisjoint(ENTERS_L2):
             return told
         told |= self.exits.has(TELLS_L2)

@@ -32,6 +32,7 @@ _REP_PREFIXES = (0xF2, 0xF3)
 _PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
 _STRING_OPCODES = frozenset({0x6C, 0x6D, 0x6E, 0x6F, 0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF})
 _HYPERCALLS = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")  # VMCALL, VMMCALL: em_hypercall patches the other vendor's
+_NESTED_ENTRIES = (b"\x0f\x01\xd8", b"\x0f\x01\xc2", b"\x0f\x01\xc3")  # a hypervisor's guest, unless KVM refuses
 _RSM = b"\x0f\xaa"
 
 
@@ -48,6 +49,8 @@ def continuation(code: bytes, flags: int) -> int:
         return ANYWHERE
     if code in _HYPERCALLS:
         return PATCHED
+    if code in _NESTED_ENTRIES:
+        return BEHIND
     rep, string = is_string(code)
     if string:
         return REPEATS if rep else BEHIND

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from kvmtrace.ab.run import RunSamples
 
 
-def _load(path: str, vm: str | None) -> RunSamples:
+def _load(path: str, vm: str | None, level: int | None) -> RunSamples:
     from kvmtrace.ab.collect_run import read_run
 
     with opened(path, vm=vm) as (recording, progress):
-        return read_run(recording, progress)
+        return read_run(recording, progress, level=level)
 
 
 def _render(result: RecordingComparison, output_format: str, *, everything: bool) -> str:
@@ -66,6 +66,11 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
     help="Smallest relative change that counts; default 0.05, or 0.25 with fewer than three runs on a side.",
 )
 @click.option("--vm", metavar="NAME|UUID", help=VM_HELP)
+@click.option(
+    "--level",
+    type=click.Choice(["1", "2"]),
+    help="Only VM-exits of this level: 1 the guest, 2 guests of the guest; time budget and model stay whole.",
+)
 @click.option("--all", "everything", is_flag=True, help="List the insignificant tests too.")
 @click.option("--anonymize", is_flag=True, help="Drop the files' names; a comparison names nothing else of the host.")
 @click.option(
@@ -75,7 +80,7 @@ def _numbered(side: str, paths: tuple[str, ...]) -> tuple[str, ...]:
 )
 def command(
     *, files: tuple[str, ...], base: tuple[str, ...], output_format: str, output: str | None, min_effect: float | None,
-    everything: bool, fail_on_regression: bool, vm: str | None, anonymize: bool, force: bool,
+    everything: bool, fail_on_regression: bool, vm: str | None, level: str | None, anonymize: bool, force: bool,
 ) -> None:  # fmt: skip
     """Compare recordings per exit reason and phase, with significance.
 
@@ -90,8 +95,11 @@ def command(
             raise UsageError("compare takes BASE and NEW; for several runs per side give the base ones with --base")
         base, files = files[:1], files[1:]
     prepare_memory()
-    sides = [[_load(path, vm) for path in side] for side in (base, files)]
+    chosen = None if level is None else int(level)
+    sides = [[_load(path, vm, chosen) for path in side] for side in (base, files)]
     result = compare_runs(*sides, min_effect=min_effect)
+    if chosen is not None:
+        result = replace(result, notes=(f"only VM-exits of L{chosen} are compared", *result.notes))
     if anonymize:
         result = replace(result, base_runs=_numbered("base", base), new_runs=_numbered("new", files))
     text = _render(result, output_format, everything=everything)

@@ -307,9 +307,8 @@ _INSTRUCTIONS = (
 )
 
 _NESTED = (
-    ExitRow(0x80, "vmrun", "vmrun_interception (svm/svm.c), nested_svm_vmrun (svm/nested.c)", RipClass.ANY,
-            may=_SKIP_MAY, userspace=_SKIP_USERSPACE, source="vmrun_interception",
-            note="#UD or #GP, else the guest hypervisor's guest is entered.", kinds=("nested_entry",)),
+    _skip(0x80, "vmrun", "vmrun_interception (svm/svm.c), nested_svm_vmrun (svm/nested.c)", (3, 3),
+          "#UD, #GP, or refused; else the guest hypervisor's guest is entered.", kinds=("nested_entry",)),
     _skip(0x82, "vmload", "vmload_interception (svm/svm.c)", 3, "#UD, #GP, or carried out for the guest hypervisor."),
     _skip(0x83, "vmsave", "vmsave_interception (svm/svm.c)", 3, "#UD, #GP, or carried out for the guest hypervisor."),
     _skip(0x84, "stgi", "stgi_interception (svm/svm.c)", 3, "#UD, #GP, or carried out for the guest hypervisor."),

@@ -150,13 +150,13 @@ def _failed_entry(code: int, name: str, note: str, *, kinds: tuple[str, ...] = (
     return _fatal(code, name, "__vmx_handle_exit (vmx/vmx.c)", KVM_EXIT_FAIL_ENTRY, note, kinds=kinds)
 
 
-def _nested(code: int, name: str, *, kinds: tuple[str, ...] = ()) -> ExitRow:
+def _nested(code: int, name: str, longest: int = 0, *, kinds: tuple[str, ...] = ()) -> ExitRow:
     """Return the row of a VMX instruction: #UD without nesting, else carried out for the guest hypervisor."""
     return _skip(
         code,
         name,
         "handle_vmx_instruction (vmx/vmx.c), nested_vmx_hardware_setup (vmx/nested.c)",
-        3,
+        (3, longest),
         kinds=kinds,
         userspace=frozenset({KVM_EXIT_INTERNAL_ERROR}),
         note="nested=0: #UD at the same RIP. nested=1: carried out for the guest hypervisor.",
@@ -293,11 +293,11 @@ _ROWS: tuple[ExitRow, ...] = (
           note="WRMSRNS with an immediate; row from the instruction's encoding, not replayed.",
           kinds=("msr", "msr_write")),
     _nested(19, "VMCLEAR"),
-    _nested(20, "VMLAUNCH", kinds=("nested_entry",)),
+    _nested(20, "VMLAUNCH", 3, kinds=("nested_entry",)),
     _nested(21, "VMPTRLD"),
     _nested(22, "VMPTRST"),
     _nested(23, "VMREAD"),
-    _nested(24, "VMRESUME", kinds=("nested_entry",)),
+    _nested(24, "VMRESUME", 3, kinds=("nested_entry",)),
     _nested(25, "VMWRITE"),
     _nested(26, "VMOFF"),
     _nested(27, "VMON"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvmtrace.model import states
+from kvmtrace.model.nesting import NESTED_EVENTS
 from kvmtrace.model.states import FOLLOW_UPS
 
 
@@ -71,7 +72,7 @@ RETURN_STEPS: tuple[str, ...] = tuple(states.RETURN_STEPS.values())
 # what the fast path traces inside the run function (svm_exit_handlers_fastpath, handle_fastpath_set_msr_irqoff),
 # before a kvm_exit that is traced late, or between kvm_exit and the function's return: of all follow-ups only these
 FAST_PATH_EVENTS: frozenset[str] = frozenset({"kvm_msr"})
-NOT_ON_FAST_PATH: frozenset[str] = frozenset(FOLLOW_UPS) - FAST_PATH_EVENTS
+NOT_ON_FAST_PATH: frozenset[str] = frozenset({*FOLLOW_UPS, *NESTED_EVENTS}) - FAST_PATH_EVENTS
 FAST_PATH_MSRS: dict[int, str] = {0x830: "x2APIC ICR", 0x6E0: "TSC deadline"}  # writes only
 
 # of one MMIO write either the in-kernel fast path is traced or the emulator

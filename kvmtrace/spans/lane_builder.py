@@ -13,7 +13,7 @@ from kvmtrace.isa.registry import run_functions
 from kvmtrace.kvm.ioctls import KVM_RUN
 from kvmtrace.spans.gaps import Gaps
 from kvmtrace.spans.lane_keys import KEYED, LaneKeys, told, u64
-from kvmtrace.spans.lanes import MARKS, REASON_BITS, Lanes, Step
+from kvmtrace.spans.lanes import MARKS, NESTED_STEP_OF, REASON_BITS, Lanes, Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,11 +41,7 @@ _SIMPLE_STEPS = {
     "kvm_cr": Step.CR,
     "kvm_hypercall": Step.HYPERCALL,
     "kvm_page_fault": Step.PAGE_FAULT,
-    "kvm_nested_vmexit": Step.NESTED_EXIT,
-    "kvm_nested_vmenter": Step.NESTED_ENTRY,
-    "kvm_nested_vmrun": Step.NESTED_ENTRY,
-    "kvm_nested_vmexit_inject": Step.REFLECT,
-    "kvm_nested_vmenter_failed": Step.NESTED_FAILED,
+    **NESTED_STEP_OF,
 }
 _MORE_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}
 

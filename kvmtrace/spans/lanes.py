@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace._native import thread_rows
+from kvmtrace.kvm.nested_events import ENTERS_L2, REFLECTS, REFUSED, TELLS_L2
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -63,7 +64,13 @@ class Step(enum.IntEnum):
     NESTED_FAILED = 25  # kvm_nested_vmenter_failed: ... in L1, L2 was not entered
 
 
-NESTED_STEPS = (Step.NESTED_EXIT, Step.NESTED_ENTRY, Step.REFLECT, Step.NESTED_FAILED)
+NESTED_STEP_OF: dict[str, Step] = {
+    TELLS_L2: Step.NESTED_EXIT,
+    **dict.fromkeys(ENTERS_L2, Step.NESTED_ENTRY),
+    REFLECTS: Step.REFLECT,
+    REFUSED: Step.NESTED_FAILED,
+}
+NESTED_STEPS = tuple(dict.fromkeys(NESTED_STEP_OF.values()))
 # steps that only vCPU threads make: a thread's lane begins at its first one
 MARKS = (Step.ENTRY, Step.EXIT, Step.USERSPACE_EXIT, Step.RUN, Step.FPU_LOAD)
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvmtrace.kvm.nested_events import L1, L2, LEVEL_EVENTS, UNKNOWN_LEVEL
 from kvmtrace.spans.keys import grown
-from kvmtrace.spans.lanes import Step
+from kvmtrace.spans.lanes import NESTED_STEP_OF, Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
     Levels = NDArray[np.uint8]
 
-UNKNOWN_LEVEL, L1, L2 = 0, 1, 2
 _AFTER = np.zeros(32, np.uint8)  # level behind a step; 0: it says nothing
-_AFTER[[Step.NESTED_ENTRY, Step.REFLECT, Step.NESTED_FAILED]] = (L2, L1, L1)
+for _row in LEVEL_EVENTS:
+    _AFTER[NESTED_STEP_OF[_row.event]] = UNKNOWN_LEVEL if _row.tells else _row.level
 _BEFORE = np.zeros(32, np.uint8)  # ... and before it
 _BEFORE[[Step.NESTED_ENTRY, Step.REFLECT]] = (L1, L2)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from kvmtrace.kvm.nested_events import L1, L2
 from kvmtrace.spans.keys import grown
 from kvmtrace.spans.lanes import REASON_BITS, Step
-from kvmtrace.spans.levels import L1, L2
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
 from kvmtrace.spans.time_parts import N_PARTS, Part
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.isa.registry import BY_NUMBER, describe_exit_reason
+from kvmtrace.kvm.nested_events import UNKNOWN_LEVEL
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.spans.lane_keys import NOT_TOLD
-from kvmtrace.spans.levels import UNKNOWN_LEVEL
 from kvmtrace.spans.vm_exits import RECORDED_FIELDS, told_fields
 from kvmtrace.table.columns import RowColumn
 

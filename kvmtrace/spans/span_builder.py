@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.isa.registry import codes
+from kvmtrace.kvm.nested_events import L2
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.spans.lane_builder import LaneBuilder
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
-from kvmtrace.spans.levels import L2, LevelTracker
+from kvmtrace.spans.levels import LevelTracker
 from kvmtrace.spans.pairs import find_pairs
 from kvmtrace.spans.time_parts import Clock, Part, Recorded, halt_polls, sweep
 from kvmtrace.table.event_table import EventTable

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.isa.registry import describe_exit_reason, isa_name
+from kvmtrace.kvm.nested_events import L1
 from kvmtrace.spans.keys import Counter
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
-from kvmtrace.spans.levels import L1
 from kvmtrace.spans.nested_chains import NestedChains
 from kvmtrace.spans.time_parts import Part
 from kvmtrace.stats.rows import NestedBudget, NestedExitRow, NestedVcpu, ReflectedWorkRow

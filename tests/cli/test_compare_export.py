@@ -51,6 +51,25 @@ def test_compare_json_and_exit_code_on_regression() -> None:
     assert {row["name"] for row in document["counts"]} >= {"cpuid", "npf"}
 
 
+def test_exits_of_one_level_alone_are_compared() -> None:
+    nested = FIXTURES / "svm-6.12-nested.dat"
+    counts = {}
+    for level in ("1", "2"):
+        document = json.loads(kvmtrace("compare", nested, nested, "--level", level, "--format", "json").stdout)
+        assert document["notes"][0] == f"only VM-exits of L{level} are compared"
+        counts[level] = {row["name"]: row["base"] for row in document["counts"] if row["kind"] == "vm_exit"}
+    assert counts["1"]["vmrun"] == 28
+    assert "vmrun" not in counts["2"]
+    assert counts["2"]["cpuid"] == counts["2"]["hlt"] == 7
+    assert "cpuid" not in counts["1"]
+
+
+def test_what_ran_no_nested_guest_has_no_exits_of_one() -> None:
+    done = kvmtrace("compare", SMALL, SMALL, "--level", "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "tells of no VM-exit of L2" in done.stderr
+
+
 def test_recordings_made_differently_are_not_compared() -> None:
     pair = [FIXTURES / f"vmx-{kernel}-linux-1vcpu.dat" for kernel in ("6.1", "6.12")]
     done = kvmtrace("compare", *pair, "--fail-on-regression")

@@ -38,7 +38,7 @@ SOME: dict[str, frozenset[str]] = {
     "arm64-nvhe-6.1": frozenset({"lifecycle", "interrupt"}),
     "arm64-nvhe-6.12": frozenset({"lifecycle", "smp", "dabt-split"}),
 }
-COUNTS = {"storm": 997, "svm-6.1-nested": 150}  # others than the guests' own
+COUNTS = {"storm": 997}  # others than the guests' own
 # trace.dat 6, as the recorder writes it; all others are packed (version 7, zstd: a tenth of the size)
 PLAIN = {
     "vmx-6.1-lifecycle": "the README's example: every trace-cmd and KernelShark opens it",
@@ -59,7 +59,7 @@ def recordings(host: str, only: str = "") -> list[LabRecording]:
     """List what is recorded on a host, all or one of a name."""
     isa, _, _ = HOSTS[host]
     made = [
-        LabRecording(guest, count=COUNTS.get(guest, COUNTS.get(f"{host}-{guest}")))
+        LabRecording(guest, count=COUNTS.get(guest))
         for guest in machine_of(isa).guests
         if guest in SOME.get(host, {guest})
     ]

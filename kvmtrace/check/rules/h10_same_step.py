@@ -13,6 +13,7 @@ from kvmtrace.check.exit_conditions import holds, needs_of
 from kvmtrace.check.rip_continuity import MAX_INSTRUCTION, advance, plain_resumes
 from kvmtrace.check.rule import SUSPICION, RowPart, Rule
 from kvmtrace.isa.base import RipClass
+from kvmtrace.model.nesting import TELLS_L2
 from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ RULE = Rule(
         "kvm_entry.rip",
         "kvm_userspace_exit|kvm_fpu.load",
     ),
-    "A vCPU that leaves guest mode at the same RIP for the same reason is resumed as far behind it as the last time.",
+    "A vCPU that leaves guest mode at the same RIP of the same guest for the same reason is resumed as far behind it "
+    "as the last time.",
     "skip_emulated_instruction (vmx/vmx.c), svm_skip_emulated_instruction (svm/svm.c)",
     "a step that is wrong each time; and code that was changed, or other code at the same address, looks like a fault",
     healthy="""
@@ -92,10 +94,11 @@ def _check(excerpt: Excerpt, group: NDArray[np.intp], found: Found, *, row: Exit
 
 
 def _keys(excerpt: Excerpt, group: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Return a key of vCPU and RIP; different ones have the same key by chance once in 2^60."""
+    """Return a key of vCPU, its guest or a guest of that, and RIP; others have the same by chance once in 2^60."""
     sequence = excerpt.sequence
     vcpu = np.array([sequence.key_of(thread) & 0xFFFFFFFF for thread in range(len(sequence.tids))], np.uint64)
-    keys: NDArray[np.uint64] = excerpt.exits.get("guest_rip")[group] * _U(3) + vcpu[excerpt.thread[group]] * _MIX
+    owner = vcpu[excerpt.thread[group]] << _U(1) | excerpt.exits.has(TELLS_L2)[group].astype(np.uint64)
+    keys: NDArray[np.uint64] = excerpt.exits.get("guest_rip")[group] * _U(3) + owner * _MIX
     return keys
 
 

@@ -51,7 +51,7 @@ def _forced(excerpt: Excerpt, found: Found) -> None:
     start = segments.start[inside]
     forced = excerpt.sequence.values("kvm_entry", "immediate_exit", start) != 0
     number = np.searchsorted(exits.seg, inside[forced] + 1)
-    usable = number[~excerpt.nested[number]]
+    usable = number[~exits.failed_entry[number]]
     expected = excerpt.of_kind("forced")[usable] | (exits.vectoring[usable] != 0)
     bad = usable[~expected]
     found.check(len(usable))

@@ -9,7 +9,7 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.guest_levels import guest_levels, nestings, next_exits, uncertain
 from kvmtrace.check.rule import VIOLATION, Rule
-from kvmtrace.model.nesting import ENTERS_L2, L1, L2, LEVELS, REFLECTS, TELLS_L2, UNKNOWN_LEVEL
+from kvmtrace.model.nesting import ENTERS_L2, L1, L2, LEVELS, REFLECTS, REFUSED, TELLS_L2, UNKNOWN_LEVEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,4 +108,4 @@ def _alternate(excerpt: Excerpt, found: Found) -> None:
 
 def _failures(excerpt: Excerpt) -> NDArray[np.intp]:
     """Return where L2 was not entered: L1 goes on from L1, or L2 had been told already."""
-    return excerpt.segments.positions("kvm_nested_vmenter_failed")
+    return excerpt.segments.positions(REFUSED)

@@ -10,6 +10,7 @@ import numpy as np
 from kvmtrace.check.guest_levels import nestings
 from kvmtrace.check.reflections import reflections
 from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.isa.base import EVENT_TYPE
 from kvmtrace.isa.words import INTR_INFO_VALID
 from kvmtrace.model.nesting import REFLECTS
 from kvmtrace.table.distinct import among
@@ -106,6 +107,26 @@ def _carried(excerpt: Excerpt, found: Found) -> None:
             lambda i, bad=bad, own=own, told=told: (  # type: ignore[misc]
                 f"the interrupted delivery of vector {int(own[bad[i]]) & 0xFF:#x}" if own[bad[i]] else "no delivery",
                 f"vector {int(told[bad[i]]) & 0xFF:#x}" if told[bad[i]] else "none",
+            ),
+        )
+
+
+@RULE.part("the interrupt that L1 takes by its exit", needs=("kvm_nested_vmexit_inject.exit_int_info",), adds=False)
+def _taken(excerpt: Excerpt, found: Found) -> None:
+    """Check that what an exit for an interrupt of L1's tells is an external interrupt, or nothing."""
+    for nesting, isa, mine in nestings(excerpt):
+        if not nesting.taken_field or not excerpt.has_field(REFLECTS, nesting.taken_field):
+            continue
+        made = reflections(excerpt)
+        made = made.take(mine[made.exit] & (made.code == isa.code_of("external_interrupt")))
+        told = excerpt.sequence.values(REFLECTS, nesting.taken_field, made.position).astype(np.uint64)
+        bad = np.flatnonzero((told & np.uint64(INTR_INFO_VALID) != 0) & (told & np.uint64(EVENT_TYPE) != 0))
+        found.check(len(made.position))
+        found.violate(
+            made.position[bad],
+            lambda i, bad=bad, told=told: (  # type: ignore[misc]
+                "an external interrupt (type 0), which L1's exit acknowledges",
+                f"{int(told[bad[i]]):#x}",
             ),
         )
 

@@ -12,12 +12,11 @@ import pytest
 from mutations.harness import Tally, render, run
 from mutations.undetectable import NOT_YET, UNDETECTABLE, why_undetectable
 
-# the bundled guests, recorded with all events of the model; a Linux boot adds reasons but takes minutes; the nested
-# guest has a test of its own (test_nested_recorded.py)
+# the bundled guests, recorded with all events of the model; a Linux boot adds reasons but takes minutes
 FIXTURES = sorted(
     path
     for path in (Path(__file__).parents[3] / "fixtures").rglob("*.dat")
-    if not {"linux", "storm", "nested"}.intersection(path.stem.split("-"))
+    if not {"linux", "storm"}.intersection(path.stem.split("-"))
 )
 
 

@@ -59,6 +59,7 @@ class Excuse:
         )
 
 
+INTERCEPTED = {"CPUID": 0x72, "VMMCALL": 0x81}  # alteration of kvm_nested_intercepts -> code of the exit
 KVM_RUN, KVM_SET_ONE_REG = 0xAE80, 0x4010AEAC
 ASYNCHRONOUS = {0, 1, 2, 7, 8, 43, 52}  # VMX exits that may come whatever was forced
 
@@ -124,6 +125,19 @@ def _next_row(table: EventTable, row: int, event: str) -> int:
     rows = table.rows(event) if table.has(event) else np.zeros(0, np.intp)
     rows = rows[(rows > row) & (table.tid[rows] == table.tid[row])]
     return int(rows[0]) if len(rows) else len(table)
+
+
+def _l2_never_left_for(mutation: Mutation, table: EventTable) -> bool:
+    """Say whether L2 takes no exit of the altered intercept's code before it is entered anew."""
+    end = _next_row(table, mutation.row, "kvm_nested_vmenter")
+    rows = table.rows("kvm_exit")
+    inside = (rows > mutation.row) & (rows < end) & (table.tid[rows] == table.tid[mutation.row])
+    return INTERCEPTED[mutation.variant] not in table.field("kvm_exit", "exit_reason")[inside]
+
+
+def _l1_gets_the_exit(mutation: Mutation, table: EventTable) -> bool:
+    """Say whether L1 gets an exit before the vCPU is entered."""
+    return _next_row(table, mutation.row, "kvm_nested_vmexit_inject") < _next_row(table, mutation.row, "kvm_entry")
 
 
 def _within(word: str, allowed: str) -> bool:
@@ -307,7 +321,35 @@ _ARM64: tuple[Excuse, ...] = (
     ),
     Excuse(_PROBE, "swap", "kvm_vcpu_ioctl", "with kvm_mmio", isa="arm64"),
 )
-UNDETECTABLE += _ARM64
+_NESTED: tuple[Excuse, ...] = (
+    Excuse(
+        "nothing else says whether L1 asked for an exit that L2 does not take",
+        "alter",
+        "kvm_nested_intercepts",
+        when=_l2_never_left_for,
+    ),
+    Excuse(
+        "what KVM decoded for an exit that L1 gets has no further consequence",
+        "alter",
+        "kvm_emulate_insn",
+        "len+1|len-1|rip+1",
+        when=_l1_gets_the_exit,
+    ),
+    Excuse(
+        "how long an instruction with an operand in memory is, the recording does not have",
+        "alter",
+        "kvm_entry|kvm_exit",
+        "rip+1|rip-1",
+        exits=("VMCLEAR", "VMON", "VMPTRLD", "VMREAD", "VMWRITE"),
+    ),
+    Excuse(
+        "KVM looks at what L1 wants before or behind its step over the instruction, as the version has it",
+        "swap",
+        "kvm_emulate_insn",
+        "with kvm_nested_vmenter_failed",
+    ),
+)
+UNDETECTABLE += (*_ARM64, *_NESTED)
 
 NOT_YET: tuple[Excuse, ...] = (
     Excuse("the order of a wake-up and the adapted interval is not looked at", "swap", "kvm_halt_poll_ns", isa="arm64"),

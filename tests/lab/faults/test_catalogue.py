@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults.catalogue import FAULTS, Fault, apply_fault
+from faults.nested import NESTED_FAULTS
 from kvmtrace.check.findings import handler_of
 from kvmtrace.check.rule_registry import all_rules
 
@@ -79,26 +80,30 @@ def test_what_does_not_fit_is_refused(source: Path, fault: Fault) -> None:
 
 
 def test_the_catalogue_covers_both_isas() -> None:
-    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 6
+    assert len({fault.name for fault in ALL}) == len(ALL) >= 6
     for isa in ("vmx", "svm"):
         assert sum(fault.isa == isa for fault in FAULTS) >= 3
-    for fault in FAULTS:
+    for fault in ALL:
         assert fault.rules
         assert fault.rules <= set(all_rules())
         assert "\n" not in fault.replacement
         assert fault.what.endswith(".")
 
 
+ALL = (*FAULTS, *NESTED_FAULTS)
 # the faults of the lab, and the VM-exit in whose wake each shows; those without one are KVM_RUN's own
 EXIT_OF_FAULT = {
     "vmx-cpuid-skips-a-byte-more": (1, 10),
     "svm-in-skips-a-byte-more": (2, 0x7B),
     "halt-reported-as-signal": (2, 0x78),
     "gp-forgotten": (1, 32),
+    "nested-l2-goes-on-elsewhere": (2, 0x7B),
+    "nested-entry-not-skipped": (2, 0x80),
+    "nested-delivery-lost": (2, 0x4B),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.name)
 def test_the_function_of_a_lab_fault_can_be_named(fault: Fault) -> None:
     """The sources of its rules, and of their parts, with the exit's handler."""
     sources = [handler_of(*EXIT_OF_FAULT[fault.name])] if fault.name in EXIT_OF_FAULT else []

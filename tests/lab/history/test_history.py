@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from faults.nested import NESTED_FAULTS
 
 from history.catalogue import AREAS, FOUND, all_bugs, put_back
 from history.evaluate import evaluate, named
@@ -66,7 +67,8 @@ def test_the_guests_compile(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     modes = set(re.findall(r'^\t\{"([a-z0-9-]+)", CODE_OF', (HERE / "trigger.c").read_text(), re.MULTILINE))
-    used = {bug.trigger[-1] for bug in put_back() if "./trigger" in bug.trigger}
+    programs = (*(bug.trigger for bug in put_back()), *(fault.target for fault in NESTED_FAULTS))
+    used = {program[-1] for program in programs if "./trigger" in program}
     assert used == modes
 
 

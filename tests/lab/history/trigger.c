@@ -242,6 +242,12 @@ GUEST(nested_bad_state,
 	"bad_state_l2: vmmcall\n jmp bad_state_l2\n")
 LABEL(bad_state_l2)
 
+/* an interrupt that L1 injects meets a gate that is not present: L1 gets the #NP, and what was being delivered */
+GUEST(nested_delivery,
+	SVM_ON "mov $5, %ebx\n 1: movl $0x80000020, 0x210a8\n" ENTER "dec %ebx\n jnz 1b\n" END
+	"delivery_l2: nop\n jmp delivery_l2\n")
+LABEL(delivery_l2)
+
 static void set_segment(unsigned at, unsigned short selector, unsigned short attributes)
 {
 	*(unsigned short *)(memory + VMCB + 0x400 + at) = selector;
@@ -289,6 +295,14 @@ static void prepare_bad_state(void)
 {
 	make_vmcb(bad_state_l2);
 	*(unsigned long *)(memory + VMCB + 0x400 + 0x158) = 0x20000011; /* CR0.NW without CD */
+}
+
+static void prepare_delivery(void)
+{
+	make_vmcb(delivery_l2);
+	*(unsigned *)(memory + VMCB + 8) = 1u << 11; /* #NP */
+	*(unsigned *)(memory + IDT + 0x20 * 8) = 8 << 16;
+	*(unsigned *)(memory + IDT + 0x20 * 8 + 4) = 0xe00;
 }
 
 /* ---------------------------------------------------------------- Intel */
@@ -368,6 +382,7 @@ static const struct mode modes[] = {
 	{"nested-vmload", CODE_OF(nested_vmload), 0, 0, 1, prepare_vmload, 0},
 	{"nested-lmsw", CODE_OF(nested_lmsw), 0, 0, 1, prepare_lmsw, 0},
 	{"nested-bad-state", CODE_OF(nested_bad_state), 0, 0, 1, prepare_bad_state, 0},
+	{"nested-delivery", CODE_OF(nested_delivery), 0, 0, 1, prepare_delivery, 0},
 	{"mov-ss-tf", CODE_OF(mov_ss_tf), 0, 0, 0, prepare_mov_ss, 0},
 	{"vmread-fault", CODE_OF(vmread_fault), 0, 0, 1, prepare_vmread, 0},
 	{"vmxon-gp", CODE_OF(vmxon_gp), 0, 0, 0, prepare_vmxon, 0},

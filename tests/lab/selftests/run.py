@@ -95,7 +95,7 @@ def run_batch(isa: str, kernel: str, tests: Sequence[str], out: Path, *, timeout
         try:
             run_lab(job)
         except LabFailedError as problem:
-            return [Outcome(test, None, str(problem).splitlines()[0], None) for test in tests]
+            return [Outcome(test, None, " ".join(str(problem).split())[:300], None) for test in tests]
     return [_outcome(test, out) for test in tests]
 
 
