@@ -180,6 +180,6 @@ def state_set_between(excerpt: Excerpt, first: Group, last: Group) -> Mask:
         rows: Group = excerpt.segments.positions("userspace exit")
         between: Mask = np.searchsorted(rows, last) != np.searchsorted(rows, first)
         return between
-    rows = setter_rows(excerpt, LEVEL_SETTERS)
+    rows = setter_rows(excerpt, tuple(LEVEL_SETTERS))
     found: Mask = np.searchsorted(rows, sequence.row[last]) != np.searchsorted(rows, sequence.row[first])
     return found

@@ -177,6 +177,7 @@ class Nesting:
     unnamed : codes that may be handled in the run function, before KVM names the exit as L2's
     exceptions : code of an exception's exit, or of that of vector 0 where each vector has a code of its own
     entry : how L1 enters L2, for predictions
+    sources : name of each table above -> the kernel's functions that it comes from, with their files and versions
     source_reflects, source_reenters : KVM's functions with their files
     """
 
@@ -200,6 +201,7 @@ class Nesting:
     unnamed: frozenset[int] = frozenset()
     exceptions: int = 0
     entry: NestedEntry | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,27 @@ SVM_NESTING = Nesting(
     exceptions=EXCEPTIONS[0],
     skips_entry=True,
     returns=True,
+    sources={
+        "kept": "nested_svm_exit_special, svm_check_nested_events (svm/nested.c), npf_interception (svm/svm.c); "
+                "6.1 and 6.12",
+        "given": "nested_svm_intercept (svm/nested.c); 6.1 and 6.12",
+        "may_be_given": "nested_svm_exit_handled_msr, nested_svm_intercept_ioio, nested_svm_exit_special "
+                        "(svm/nested.c); 6.1 and 6.12",
+        "invented": "svm_check_nested_events, nested_svm_inject_exception_vmexit, nested_svm_triple_fault, "
+                    "nested_svm_inject_npf_exit, nested_svm_vmrun (svm/nested.c), svm_check_intercept, svm_enter_smm "
+                    "(svm/svm.c); 6.1 and 6.12",
+        "unasked": "emulate_svm_instr (svm/svm.c); 6.1 and 6.12",
+        "intercepts": "nested_svm_intercept, enter_svm_guest_mode (svm/nested.c), TRACE_EVENT(kvm_nested_intercepts) "
+                      "(trace.h); 6.1 and 6.12",
+        "unless": "nested_svm_exit_special (svm/nested.c), kvm_hv_is_tlb_flush_hcall (hyperv.h); 6.12",
+        "reflected_info": "nested_svm_vmexit (svm/nested.c); 6.1 and 6.12",
+        "carried_field": "nested_save_pending_event_to_vmcb12 (svm/nested.c); 6.1 and 6.12",
+        "never_carries": "nested_svm_vmexit (svm/nested.c); 6.1 and 6.12",
+        "skips_entry": "nested_svm_vmrun (svm/nested.c); 6.1 and 6.12",
+        "returns": "nested_svm_vmexit (svm/nested.c); 6.1 and 6.12",
+        "exceptions": "nested_svm_intercept (svm/nested.c); 6.1 and 6.12",
+        "entry": "nested_svm_vmrun, __nested_vmcb_check_controls (svm/nested.c), struct vmcb (asm/svm.h); 6.1 and 6.12",
+    },
     source_reflects="nested_svm_exit_special, nested_svm_intercept, nested_svm_vmexit (svm/nested.c)",
     source_reenters="nested_svm_vmrun, enter_svm_guest_mode (svm/nested.c)",
 )

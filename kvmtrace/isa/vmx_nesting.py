@@ -66,6 +66,21 @@ VMX_NESTING = Nesting(
         writes="vmwrite",
         shadowed=_SHADOWED,
     ),
+    sources={
+        "kept": "nested_vmx_l0_wants_exit (vmx/nested.c), nested_ept_inject_page_fault (vmx/nested.c); 6.1 and 6.12",
+        "hidden": "nested_vmx_l0_wants_exit, nested_vmx_l1_wants_exit (vmx/nested.c); 6.1 and 6.12",
+        "given": "nested_vmx_l1_wants_exit (vmx/nested.c); 6.1 and 6.12",
+        "invented": "vmx_check_nested_events, nested_vmx_inject_exception_vmexit, nested_vmx_triple_fault, "
+                    "nested_ept_inject_page_fault (vmx/nested.c); 6.1 and 6.12",
+        "unless": "nested_vmx_l0_wants_exit (vmx/nested.c), kvm_hv_is_tlb_flush_hcall (hyperv.h); 6.12",
+        "reflected_info": "nested_vmx_reflect_vmexit, nested_vmx_vmexit (vmx/nested.c); 6.1 and 6.12",
+        "carried_field": "vmcs12_save_pending_event (vmx/nested.c); 6.1 and 6.12",
+        "never_carries": "vmcs12_save_pending_event (vmx/nested.c); 6.1 and 6.12",
+        "taken_field": "nested_vmx_vmexit (6.1), vmx_check_nested_events (6.12) (vmx/nested.c)",
+        "rewrites": "handle_vmwrite, load_vmcs12_host_state (vmx/nested.c); 6.1 and 6.12",
+        "unnamed": "handle_fastpath_preemption_timer, vmx_exit_handlers_fastpath (vmx/vmx.c); 6.1 and 6.12",
+        "entry": "nested_vmx_run, nested_vmx_check_controls (vmx/nested.c), vmx/vmcs_shadow_fields.h; 6.1 and 6.12",
+    },
     source_reflects="nested_vmx_l0_wants_exit, nested_vmx_l1_wants_exit, nested_vmx_vmexit (vmx/nested.c)",
     source_reenters="nested_vmx_run, nested_vmx_enter_non_root_mode (vmx/nested.c)",
 )

@@ -31,10 +31,14 @@ SAYS_WHY: tuple[str, ...] = ("kvm_nested_intr_vmexit",)
 WITH_ENTRY = "kvm_nested_intercepts"
 # leaves L2 without a word of its own where L2 was interrupted; which way it goes is its field `entering`
 LEAVES_SILENTLY = "kvm_smm_transition"
-# ioctls that put a vCPU into L2 or take it out; without ioctls recorded, any stay in userspace may have
-LEVEL_SETTERS: tuple[str, ...] = (
-    "KVM_SET_NESTED_STATE", "KVM_SET_VCPU_EVENTS", "KVM_SET_MSRS", "KVM_SET_CPUID2", "KVM_SET_SREGS",
-)  # fmt: skip
+# ioctls that put a vCPU into L2 or take it out, and where KVM does that (6.1 and 6.12); without ioctls recorded, any
+# stay in userspace may have
+LEVEL_SETTERS: dict[str, str] = {
+    "KVM_SET_NESTED_STATE": "svm_set_nested_state (svm/nested.c), vmx_set_nested_state (vmx/nested.c)",
+    "KVM_SET_VCPU_EVENTS": "kvm_vcpu_ioctl_x86_set_vcpu_events, kvm_leave_nested (x86.c)",
+    "KVM_SET_MSRS": "svm_set_efer (svm/svm.c), vmx_set_msr (vmx/vmx.c)",
+    "KVM_SET_SREGS": "svm_set_efer (svm/svm.c)",
+}
 # beside follow-ups, what shows that KVM did something about a VM-exit before it passed it on
 DOINGS: tuple[str, ...] = (
     "inject interrupt", "inject exception", "FPU unload", "userspace exit", "FPU load",

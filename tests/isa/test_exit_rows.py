@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+
 import pytest
 
 from kvmtrace.isa.base import EXIT_KINDS, ExitRow, Isa, RipClass
@@ -14,7 +17,9 @@ from kvmtrace.isa.shared import (
 from kvmtrace.isa.svm import SVM
 from kvmtrace.isa.svm_words import SVM_EXIT_ERR
 from kvmtrace.isa.vmx import VMX
+from kvmtrace.kvm.nested_events import LEVEL_EVENTS
 from kvmtrace.kvm.userspace_exits import USERSPACE_EXIT_REASONS
+from kvmtrace.model.nesting import LEVEL_SETTERS
 from kvmtrace.model.predicates import CHECKS, PREDICATES
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS
 
@@ -147,3 +152,21 @@ def test_no_exit_row_repeats_what_follows_any_exit() -> None:
     for table in (VMX.exits, SVM.exits):
         own = {reason for row in table.values() for reason in row.userspace}
         assert own & ANY_EXIT_USERSPACE <= {8, 24, 27}  # TRIPLE_FAULT, SEV termination, Hyper-V hypercalls
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa.nesting is not None], ids=lambda isa: isa.name)
+def test_every_table_of_nested_guests_cites_functions_and_versions(isa: Isa) -> None:
+    assert isa.nesting is not None
+    tables = {one.name for one in fields(isa.nesting) if not one.name.startswith("source")}
+    told = {name for name in tables if getattr(isa.nesting, name)}
+    assert isa.nesting.sources.keys() >= told
+    assert isa.nesting.sources.keys() <= tables
+    for name, source in isa.nesting.sources.items():
+        assert re.search(r"\w+.* \(\w+(/\w+)?\.[ch]\)|\.h", source), name
+        assert "6.12" in source, name
+
+
+def test_every_event_that_tells_a_level_cites_its_function() -> None:
+    for row in LEVEL_EVENTS:
+        assert re.search(r"\w+ \((svm|vmx)/nested\.c\)", row.source), row.event
+    assert all(source.endswith(".c)") for source in LEVEL_SETTERS.values())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.check.rule_registry import all_rules
+from kvmtrace.isa.registry import ISAS
 from kvmtrace.kvm.apic import describe_apic_register
 from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
@@ -28,6 +30,7 @@ from kvmtrace.model.thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
     from kvmtrace.check.rule import Rule
+    from kvmtrace.isa.base import Nesting
 
 
 def rule_as_dict(rule: Rule) -> dict[str, Any]:
@@ -94,10 +97,23 @@ def _nesting_rows() -> dict[str, Any]:
         "says_why": list(nesting.SAYS_WHY),
         "with_entry": nesting.WITH_ENTRY,
         "leaves_silently": nesting.LEAVES_SILENTLY,
-        "level_setters": list(nesting.LEVEL_SETTERS),
+        "level_setters": dict(nesting.LEVEL_SETTERS),
         "doings": list(nesting.DOINGS),
         "level_changes": list(nesting.LEVEL_CHANGES),
+        "nested_events": list(nesting.NESTED_EVENTS),
+        "isas": {isa.name: _nesting_of(isa.nesting) for isa in ISAS if isa.nesting is not None},
     }
+
+
+def _nesting_of(tables: Nesting) -> dict[str, Any]:
+    """Return which VM-exits of a nested guest an ISA's KVM keeps and passes on, without what predictions need."""
+    return {one.name: _plain(getattr(tables, one.name)) for one in fields(tables) if one.name != "entry"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return sorted(value) if isinstance(value, frozenset) else value
 
 
 def _interrupt_rows() -> dict[str, Any]:
