@@ -36,7 +36,8 @@ LEVEL_EVENTS: tuple[LevelEvent, ...] = (
                "enter_svm_guest_mode (svm/nested.c), nested_vmx_enter_non_root_mode (vmx/nested.c); 6.1 and 6.12",
                "L1 enters L2: by its instruction, by the return from system-management mode, or as userspace restores "
                "it."),
-    LevelEvent("kvm_nested_vmrun", L2, False, "nested_svm_vmrun (svm/nested.c), nested_vmx_run (vmx/nested.c); before 6.0",
+    LevelEvent("kvm_nested_vmrun", L2, False,
+               "nested_svm_vmrun (svm/nested.c), nested_vmx_run (vmx/nested.c); before 6.0",
                "L1 enters L2."),
     LevelEvent("kvm_nested_vmexit_inject", L1, False,
                "nested_svm_vmexit (svm/nested.c), nested_vmx_vmexit (vmx/nested.c); 6.1 and 6.12",
