@@ -17,6 +17,7 @@ def test_there_are_notebooks() -> None:
         "03-two-kernels",
         "04-own-rule",
         "05-fleet",
+        "06-nested",
     ]
 
 

@@ -24,7 +24,7 @@ from kvmtrace.spans.vm_exits import collect_vm_exits
 UNUSUAL = Path(__file__).parent / "unusual" / "unusual.c"
 # port I/O, MMIO, CPUID, HLT and signals; interrupts and NMIs put into L2; debug registers; two L2s by turns
 MODES = ("signals", "interrupts", "nmis", "single-step", "cross-pages", "two-vms")
-ROUNDS = 10
+ROUNDS = 60
 INIT = f"""#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin

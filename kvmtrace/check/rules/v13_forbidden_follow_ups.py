@@ -12,11 +12,13 @@ from kvmtrace.check.excerpt import owed_events
 from kvmtrace.check.fast_path import OFF_FAST_PATH, slow_msrs
 from kvmtrace.check.findings import constant
 from kvmtrace.check.forbidden import check_forbidden, is_window
+from kvmtrace.check.guest_levels import nestings
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
 from kvmtrace.check.state_machine import STATE, STATE_NAMES
 from kvmtrace.check.wrong_steps import kind_of
 from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.shared import EMULATOR_EVENTS
+from kvmtrace.model.nesting import ENTERS_L2
 from kvmtrace.model.ordering import EXCLUSIVE, ORDER
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STEPS
 from kvmtrace.model.transitions import GUEST_EVENTS
@@ -73,6 +75,30 @@ def _of_row(row: ExitRow) -> Iterator[RowPart]:
     if row.rip is RipClass.ADVANCE and not row.may >= EMULATOR_EVENTS:
         for name in sorted(owed_events(row) & set(FOLLOW_UPS) - {"kvm_emulate_insn"}):
             yield RowPart("", ("kvm_emulate_insn", name), partial(_check_skip_order, name=name), _never)
+
+
+@RULE.part(
+    "beside a nested entry",
+    needs=("|".join(ENTERS_L2), "kvm_exit.exit_reason", "kvm_exit.isa"),
+    places=lambda excerpt: sum(len(group) for _, group in _nested_entries(excerpt)),
+    adds=False,
+    source="nested_svm_vmrun (svm/nested.c), nested_vmx_run (vmx/nested.c)",
+)
+def _beside_nested_entries(excerpt: Excerpt, found: Found) -> None:
+    """Check that what enters L2 does nothing else on L1's behalf."""
+    for row, group in _nested_entries(excerpt):
+        check_forbidden(excerpt, group, found, row=row)
+
+
+def _nested_entries(excerpt: Excerpt) -> Iterator[tuple[ExitRow, Group]]:
+    """Yield the rows of instructions that enter L2, with their exits that did."""
+    exits = excerpt.exits
+    entered = excerpt.of_kind("nested_entry") & exits.has(*ENTERS_L2) & ~exits.failed_entry
+    for _, isa, mine in nestings(excerpt):
+        for code in isa.codes("nested_entry"):
+            group = np.flatnonzero(entered & mine & (exits.code == code))
+            if len(group):
+                yield isa.exits[code], group
 
 
 def _never(_excerpt: Excerpt, _group: Group) -> int:
