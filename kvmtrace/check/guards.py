@@ -75,14 +75,18 @@ def _entry_failed(sequence: Sequence, position: int) -> bool:
 
 @_guard("nested_entry_failed")
 def _nested_entry_failed(sequence: Sequence, position: int) -> bool:
-    """Look for the failure from the thread's kvm_entry before up to the step, or to the next kvm_entry behind it."""
+    """Look for the failure from the thread's kvm_entry before up to the step, or to the next kvm_entry behind it.
+
+    The processor's own has a number; without one KVM refused before it tried.
+    """
     begin, stop = max(position - LOOK_BACK, 0), min(position + LOOK_BACK, len(sequence))
     mine = sequence.thread[begin:stop] == sequence.thread[position]
     entries = begin + np.flatnonzero(mine & (sequence.cls[begin:stop] == ENTRY))
     before, after = entries[entries < position], entries[entries >= position]
     first, last = int(before[-1]) if len(before) else begin, int(after[0]) if len(after) else stop
     failed = mine[first - begin : last - begin] & (sequence.cls[first:last] == NESTED_FAILURE)
-    return bool(failed.any())
+    at = (first + np.flatnonzero(failed)).tolist()
+    return any(_value(sequence, "kvm_nested_vmenter_failed", "err", one) != 0 for one in at)
 
 
 @_guard("early_error")

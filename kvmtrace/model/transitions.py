@@ -31,7 +31,7 @@ class Transition(NamedTuple):
 GUARDS: dict[str, str] = {
     "entry_failed": "the next kvm_userspace_exit says KVM_EXIT_FAIL_ENTRY: VMLAUNCH or VMRESUME itself "
                     "failed",
-    "nested_entry_failed": "kvm_nested_vmenter_failed follows kvm_entry: L2 was not entered, and L1 goes on",
+    "nested_entry_failed": "kvm_nested_vmenter_failed with an error of the processor follows kvm_entry: L1 goes on",
     "early_error": "errno is negative: KVM_RUN failed before it loaded the FPU",
     "init_reset": "an INIT reached this vCPU: kvm_vcpu_reset puts and loads the FPU on hosts with MPX",
     "other_ioctl": "the thread's last call was another ioctl than KVM_RUN",
