@@ -1,4 +1,4 @@
-"""What is shipped: nothing that git does not know, but the compiled module; and it runs where there is no compiler."""
+"""What is shipped: nothing that git does not know, but the compiled module and manual pages; it needs no compiler."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from kvmtrace.cli.man_pages import pages
+
 ROOT = Path(__file__).resolve().parents[2]
 TRACERS = "kvmtrace/_tracers/"
 MODULE = "kvmtrace/_native/_loops.abi3.so"
 FIXTURE = ROOT / "fixtures" / "svm-6.1-lifecycle.dat"
 NOT_INSTALLED = {"kvmtrace/ARCHITECTURE.md", "kvmtrace/_native/build_hook.py", "kvmtrace/_native/compiling.py"}
+SHIPPED = ("kvmtrace", "tracers", "docs/systemd", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml")
+UNITS = "lib/systemd/system/"  # below sys.prefix
+MAN = "share/man/man1/"
 NO_COMPILER = {"PATH": "/nonexistent", "CC": "no-such-compiler"}
 
 
@@ -49,7 +54,7 @@ def test_the_source_distribution_is_what_git_knows(dist):
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
-    wanted = tracked("kvmtrace", "tracers", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", ".gitignore")
+    wanted = tracked(*SHIPPED, ".gitignore")
     assert names == wanted | {"PKG-INFO"}
 
 
@@ -57,11 +62,17 @@ def test_the_wheel_is_what_git_knows_and_the_compiled_module(dist):
     (path,) = dist.glob("*.whl")
     assert "-cp311-abi3-linux_" in path.name
     with zipfile.ZipFile(path) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        all_names = archive.namelist()
+        names = {name for name in all_names if ".dist-info/" not in name and ".data/" not in name}
+        data = {name.partition(".data/data/")[2]: archive.read(name) for name in all_names if ".data/" in name}
         module = archive.read(MODULE)
     wanted = {name for name in tracked("kvmtrace") if name not in NOT_INSTALLED and not name.endswith((".c", ".h"))}
     wanted |= {name.replace("tracers/", TRACERS, 1) for name in tracked("tracers")}
     assert names == wanted | {MODULE}
+    assert {name for name in data if not name.startswith(MAN)} == {
+        name.replace("docs/systemd/", UNITS, 1) for name in tracked("docs/systemd")
+    }
+    assert {name.removeprefix(MAN): text.decode() for name, text in data.items() if name.startswith(MAN)} == pages()
     assert module.startswith(b"\x7fELF")
 
 
@@ -96,6 +107,9 @@ def test_the_wheel_runs_in_an_empty_environment_without_a_compiler(dist, tmp_pat
     ours("export", "some.dat", "-o", "some.parquet")
     assert "conforms" in ours("check", "some.parquet")
     assert "records" in ours("doctor")
+    for unit in (ROOT / "docs" / "systemd").iterdir():
+        assert (tmp_path / "venv" / UNITS / unit.name).read_text() == unit.read_text()
+    assert "kvmtrace-watch" in run("man", "-l", tmp_path / "venv" / MAN / "kvmtrace-watch.1")
     where = run(python, "-c", "import kvmtrace; print(kvmtrace.__file__)", env=environment, cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(tmp_path)
 
@@ -115,7 +129,7 @@ def test_the_source_distribution_builds_the_same_wheel(dist, tmp_path):
 
 @pytest.mark.slow
 def test_without_a_compiler_it_does_not_build_and_says_what_to_install(tmp_path):
-    for name in tracked("kvmtrace", "tracers", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"):
+    for name in tracked(*SHIPPED):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, tmp_path / name)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
