@@ -28,7 +28,8 @@ Triggers, as many --on as wanted:
   slo pNN REASON > TIME over TIME  a quantile of a VM's exits of that reason over a while
   signal USR1                      somebody sends it
   command 'CMD ARG...'             the command ends; it is started again
-  model                            what was recorded contradicts the reference model; looked at every --keep/2
+  monitor                          a vCPU takes a step that the model does not allow; decided in the kernel
+  model                            what was recorded breaks any rule of the model; each --keep is checked on the disk
 
 Events go round in the kernel's buffers: no disk, bounded memory. When a trigger fires, the last --keep and a --tail
 after it become an ordinary recording, named by time and VM, with the trigger in it; `kvmtrace report` tells it first. A

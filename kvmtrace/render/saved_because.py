@@ -36,6 +36,10 @@ def _words(row: TriggerRow) -> str:
         return f"{reason or 'all'} exits{whose} were {count(round(row.value))} a second"
     if row.kind == "slo":
         return f"the quantile of {reason or 'all'} exits{whose} was {duration(row.value)}"
+    if row.kind == "monitor":
+        return (
+            f"{whose.removeprefix(' of ') or 'a vCPU'} took a step that the model does not allow: {escape(row.detail)}"
+        )
     return {
         "signal": "it was asked for by a signal",
         "command": f"a command ended, {escape(row.detail)}",

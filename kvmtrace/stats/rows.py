@@ -236,7 +236,7 @@ class WakeUpRow:
 class TriggerRow:
     """Why the flight recorder saved this recording; the first is the one that made it."""
 
-    kind: str  # "slower-than" "rate" "run-delay" "slo" "signal" "command" "model"
+    kind: str  # "slower-than" "rate" "run-delay" "slo" "signal" "command" "model" "monitor"
     trigger: str  # as it was asked for
     ts_ns: int  # on the recording's clock
     pid: int | None
@@ -246,7 +246,7 @@ class TriggerRow:
     reason: str | None  # exit reason or userspace exit, as KVM prints it
     dur_ns: int | None  # of what took so long, waiting left out
     value: float | None  # what was measured: exits per second, or a quantile in ns
-    detail: str | None  # what a command said
+    detail: str | None  # what a command or the monitor said
     number: int | None = None  # of the VM-exit it is about, as `--explain` takes it; null: not one, or not recorded
 
 

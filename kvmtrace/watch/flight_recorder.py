@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
 import time
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,10 @@ from kvmtrace.capture.target import Target
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError, KvmtraceError
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.watch.commands import Commands
 from kvmtrace.watch.detectors import FROM_MAPS, Detectors, fired_by, limits_of
 from kvmtrace.watch.model_trigger import ModelTrigger
+from kvmtrace.watch.monitor_trigger import MonitorTrigger
 from kvmtrace.watch.rings import Rings
 from kvmtrace.watch.saved_files import RateLimit, keep_quota, name_of
 from kvmtrace.watch.saving import Wanted, save, with_vm
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.1  # between looks at what the programs told
 SECOND_S = 1.0  # between looks at counters and names
-COMMAND_PAUSE_S = 1.0
 MOST_NOTED = 20  # triggers of one recording
 MOST_VCPUS = 1024
 RESERVE_S = 10.0  # how often the buffers' reach is looked at
@@ -64,46 +64,6 @@ class WatchSettings:
     quota_bytes: int | None = None
     vm: str | None = None
     duration_s: float | None = None
-
-
-class Commands:
-    """The commands whose end is a trigger; each is started again after it has ended."""
-
-    def __init__(self, triggers: tuple[Trigger, ...]) -> None:
-        self._triggers = [trigger for trigger in triggers if trigger.kind == "command"]
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._next = dict.fromkeys(range(len(self._triggers)), 0.0)
-
-    def look(self) -> list[Fired]:
-        """Start what does not run; return those that have ended."""
-        fired = []
-        for number, trigger in enumerate(self._triggers):
-            process = self._running.get(number)
-            if process is not None and process.poll() is not None:
-                del self._running[number]
-                self._next[number] = time.monotonic() + COMMAND_PAUSE_S
-                fired.append(Fired(trigger, time.monotonic_ns(), detail=f"status {process.returncode}"))
-            elif process is None and time.monotonic() >= self._next[number]:
-                self._start(number, trigger)
-        return fired
-
-    def _start(self, number: int, trigger: Trigger) -> None:
-        try:
-            self._running[number] = subprocess.Popen(
-                trigger.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-        except OSError as error:
-            raise CapabilityError(f"cannot run {trigger.command[0]}: {error.strerror}", "see --on command") from error
-
-    def close(self) -> None:
-        """End what runs."""
-        for process in self._running.values():
-            process.terminate()
-            try:
-                process.wait(2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 @dataclass
@@ -138,6 +98,7 @@ class FlightRecorder:
         self.saved: list[Path] = []
         self._detectors = Detectors(settings.triggers)
         self._commands = Commands(settings.triggers)
+        self._monitor: MonitorTrigger | None = None
         self._model = ModelTrigger.of(settings.triggers, settings.keep_s)
         self._pending: _Pending | None = None
         self._second = self._reach = 0.0
@@ -151,6 +112,7 @@ class FlightRecorder:
 
     def _attach(self) -> None:
         """Hang the programs on their events, where a trigger needs them."""
+        self._monitor = MonitorTrigger.of(self.settings.triggers, self.target)
         wanted = [trigger for trigger in self.settings.triggers if trigger.kind in FROM_MAPS]
         if not wanted:
             return
@@ -187,6 +149,8 @@ class FlightRecorder:
         fired += self._commands.look()
         if self.programs is not None:
             fired += fired_by(self.programs.take_alarms(), self.settings.triggers)
+        if self._monitor is not None:
+            fired += self._monitor.look()
         if time.monotonic() >= self._second:
             self._second = time.monotonic() + SECOND_S
             fired += self._each_second()
@@ -284,9 +248,10 @@ class FlightRecorder:
         """Leave nothing behind but recordings."""
         self._commands.close()
         self.rings.remove()
-        if self.programs is not None:
-            with closing_elsewhere():
-                self.programs.close()
+        with closing_elsewhere():
+            for programs in (self.programs, self._monitor):
+                if programs is not None:
+                    programs.close()
 
 
 def watch(settings: WatchSettings) -> list[Path]:

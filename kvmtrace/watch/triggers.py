@@ -7,6 +7,7 @@ slo pNN REASON > TIME over TIME a quantile of a VM's exits over a while
 signal USR1                     somebody sends it
 command CMD                     a command ends
 model                           what was recorded contradicts the reference model
+monitor                         a vCPU thread takes a step that the model does not allow
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _FORMS = {
     "signal": re.compile(r"signal (?:SIG)?(USR1)"),
     "command": re.compile(r"command (\S.*)"),
     "model": re.compile(r"model"),
+    "monitor": re.compile(r"monitor"),
 }
 EXAMPLES = (
     "'slower-than 10ms', 'rate HLT>10000/s', 'run-delay 5ms', 'slo p99 KVM_EXIT_IO > 1ms over 10s', 'signal USR1'"
@@ -89,7 +91,7 @@ class Fired:
     reason : name of the exit reason or userspace exit
     began_ns, dur_ns : of what took so long
     value : what was measured: exits per second, or the quantile in ns
-    detail : what a command or the model said
+    detail : what a command or the monitor said
     """
 
     trigger: Trigger
@@ -172,6 +174,7 @@ _PARSERS: dict[str, Callable[[re.Match[str], str], Trigger]] = {
     "signal": lambda _, text: Trigger("signal", text),
     "command": _command,
     "model": lambda _, text: Trigger("model", text),
+    "monitor": lambda _, text: Trigger("monitor", text),
 }
 
 

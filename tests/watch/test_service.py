@@ -24,7 +24,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Return a unit that runs this kvmtrace."""
     path = tmp_path / str(request.param)
     program = Path(sys.executable).with_name("kvmtrace")
-    text = (UNITS / str(request.param)).read_text().replace("/usr/bin/kvmtrace", str(program))
+    text = (UNITS / str(request.param)).read_text().replace("ExecStart=kvmtrace ", f"ExecStart={program} ")
     path.write_text(text.replace("Documentation=", "#"))  # the manual page is not installed here
     return path
 

@@ -19,8 +19,8 @@ from kvmtrace.formats.common.metadata import clean_meta
 from kvmtrace.render.saved_because import saved_because
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import build_report
+from kvmtrace.watch.commands import Commands
 from kvmtrace.watch.detectors import Detectors, fired_by, limits_of, quantile_ns
-from kvmtrace.watch.flight_recorder import Commands
 from kvmtrace.watch.saved_files import RateLimit, keep_quota, name_of, parse_at_most
 from kvmtrace.watch.triggers import Fired, Trigger, parse_trigger
 from kvmtrace.watch.vm_counters import CountedVm, Counts, Totals
@@ -47,6 +47,7 @@ SVM = 2
         ("signal USR1", Trigger("signal", "signal USR1")),
         ("command ./x 'a b'", Trigger("command", "command ./x 'a b'", command=("./x", "a b"))),
         ("model", Trigger("model", "model")),
+        ("monitor", Trigger("monitor", "monitor")),
     ],
 )  # fmt: skip
 def test_how_triggers_are_written(text: str, expected: Trigger) -> None:
@@ -217,6 +218,10 @@ def test_a_report_says_first_why_it_was_saved(tmp_path: Path) -> None:
         ({"kind": "rate", "value": 12345.0}, "npf exits of web-1 were 12,345 a second"),
         ({"kind": "slo", "value": 2e6}, "the quantile of npf exits of web-1 was 2.00ms"),
         ({"kind": "command", "detail": "status 0\x1b"}, r"a command ended, status 0\x1b"),
+        (
+            {"kind": "monitor", "tid": None, "vcpu_id": 3, "detail": "VM-entry, in state guest"},
+            "vCPU 3 of web-1 took a step that the model does not allow: VM-entry, in state guest",
+        ),
         ({"kind": "model"}, "it contradicts the reference model"),
         ({"kind": "nonsense"}, "a trigger fired"),
     ],
