@@ -23,7 +23,7 @@ HEADING = re.compile(r"(Examples?|Exit codes):\n")
 
 def pages() -> dict[str, str]:
     """Return file name -> manual page, of the command and all its subcommands."""
-    with click.Context(cli, info_name="kvmtrace") as context:
+    with click.Context(cli, info_name="kvmtrace", **cli.context_settings) as context:
         return dict(_pages_of(cli, context))
 
 

@@ -155,6 +155,31 @@ def wait_detached() -> None:
         time.sleep(0.2)
 
 
+def run_service(ready: str, *arguments: str) -> Callable[[Load, Path], Run]:
+    """Return a runner of the guest while a service of kvmtrace looks at the whole machine."""
+
+    def run(load: Load, directory: Path) -> Run:
+        told = directory / "service.log"
+        with told.open("wb") as log:
+            service = subprocess.Popen([*KVMTRACE, *arguments], stderr=log, cwd=directory)
+            try:
+                while ready not in (text := told.read_text()):
+                    if service.poll() is not None:
+                        raise RuntimeError((text.strip().splitlines() or ["it ended"])[-1])
+                    time.sleep(0.1)
+                return Guest.prepare(load, directory).run([])[0]
+            finally:
+                service.terminate()
+                service.wait(120)
+                wait_detached()
+
+    return run
+
+
+WATCH = ("watching", "watch", "-a", "-o", ".", "--on", "slower-than 10s")
+EXPORTER = ("exporting at", "exporter", "--listen", "127.0.0.1:0")
+
+
 def run_perf(*options: str) -> Callable[[Load, Path], Run]:
     """Return a runner of `perf record OPTIONS`."""
     return lambda load, directory: _run_perf(load, directory, options)
@@ -244,6 +269,10 @@ def contenders() -> list[Contender]:
         Contender("kvmtrace bpf", run_kvmtrace("--backend", "bpf")),
         Contender("kvmtrace --summary", run_kvmtrace("--summary")),
         Contender("kvmtrace --monitor", run_kvmtrace("--monitor")),
+        Contender("kvmtrace watch", run_service(*WATCH)),
+        Contender("watch --on monitor", run_service(*WATCH, "--on", "monitor")),
+        Contender("kvmtrace exporter", run_service(*EXPORTER)),
+        Contender("exporter --monitor", run_service(*EXPORTER, "--monitor")),
         Contender("perf record", run_perf()),
         Contender("perf record -m 16M", run_perf("-m", "16M")),
         Contender("bpftrace count", run_bpftrace),
@@ -257,7 +286,9 @@ def contenders() -> list[Contender]:
 def loads(count: int) -> list[tuple[Load, set[str] | None]]:
     """Return the loads, each with the names of its contenders (None: all)."""
     rounds = max(1, count // EXITS_PER_ROUND)
-    summary = {"none", "kvmtrace --summary", "kvmtrace --monitor", "bpftrace count", "floor: BPF", "floor: raw BPF"}
+    summary = {"none", "kvmtrace --summary", "kvmtrace --monitor", "bpftrace count", "floor: BPF", "floor: raw BPF",
+               "kvmtrace watch", "watch --on monitor", "kvmtrace exporter", "exporter --monitor", "kvmtrace ftrace",
+               "floor: ftrace"}  # fmt: skip
     return [
         (Load("storm", "storm", count, count, STORM), None),
         (Load("userspace", "lifecycle", rounds, rounds * EXITS_PER_ROUND, SUMMARY_EVENTS), summary),
@@ -331,22 +362,27 @@ def render(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+# load, contenders, per what, goal
 GOALS = (
-    ("storm", "kvmtrace ftrace", "perf record", 1 / 3),
-    ("storm", "kvmtrace bpf", "perf record", 1.0),
-    ("userspace", "kvmtrace --summary", "bpftrace count", 0.5),
+    ("storm", "kvmtrace ftrace", "perf record", "event", 1 / 3),
+    ("storm", "kvmtrace bpf", "perf record", "event", 1.0),
+    ("userspace", "kvmtrace --summary", "bpftrace count", "event", 0.5),
+    ("userspace", "kvmtrace exporter", "kvmtrace --summary", "exit", None),
+    ("userspace", "kvmtrace watch", "kvmtrace --summary", "exit", None),
+    ("userspace", "kvmtrace watch", "floor: ftrace", "exit", None),
 )
 
 
 def render_goals(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a line per goal: the ratio of the added cost per event of two contenders."""
+    """Return a line per pair: the ratio of the added cost of two contenders, and the goal if there is one."""
     lines = []
-    for load, ours, theirs, goal in GOALS:
+    for load, ours, theirs, per, goal in GOALS:
         rows = {row["name"]: row for row in results.get(load, [])}
         if not all("guest_s" in rows.get(name, {}) for name in (ours, theirs)):
             continue
-        best, median = (rows[ours][key] / rows[theirs][key] for key in ("ns_per_event_best", "ns_per_event_median"))
-        lines.append(f"{ours} / {theirs}, {load}: {best:.2f} (of medians: {median:.2f}), goal {goal:.2f}")
+        best, median = (rows[ours][key] / rows[theirs][key] for key in (f"ns_per_{per}_best", f"ns_per_{per}_median"))
+        aim = "" if goal is None else f", goal {goal:.2f}"
+        lines.append(f"{ours} / {theirs} per {per}, {load}: {best:.2f} (of medians: {median:.2f}){aim}")
     return "\n".join(lines)
 
 

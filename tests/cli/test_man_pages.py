@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def test_there_is_a_page_for_each_command() -> None:
     found = pages()
+    assert all("\\fB\\-h, \\-\\-help" in page for page in found.values())
     assert {"kvmtrace.1", *(f"kvmtrace-{name}.1" for name in COMMANDS)} <= set(found)
     assert "kvmtrace-lab-run.1" in found
     assert "\\-\\-exit\\-reason" in found["kvmtrace-record.1"]
