@@ -43,8 +43,8 @@ def left_by(pid: int) -> set[str]:
 
 
 @contextlib.contextmanager
-def watching(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-m", "kvmtrace", "watch", "-a", "-o", str(folder), "--tail", "200ms", *arguments]
+def watching(folder: Path, *arguments: str, target: tuple[str, ...] = ("-a",)) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-m", "kvmtrace", "watch", *target, "-o", str(folder), "--tail", "200ms", *arguments]
     running = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
         assert running.stderr is not None
