@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,12 @@ from kvmtrace.cli.output import check_folder
 from kvmtrace.cli.parameter_types import MAX_PID, Duration, Size
 from kvmtrace.errors import UsageError
 from kvmtrace.kvm.tracepoints import EVENT_SETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kvmtrace.check.monitor_table import MonitorTable
+    from kvmtrace.watch.triggers import Trigger
 
 EPILOG = """\b
 Examples:
@@ -128,7 +135,17 @@ def settings_of(options: dict[str, Any]) -> Any:
         quota_bytes=options["quota"],
         vm=options["vm"],
         duration_s=options["duration"],
+        automaton=automaton_for(triggers),
     )
+
+
+def automaton_for(triggers: Iterable[Trigger]) -> MonitorTable | None:
+    """Return the reference model's automaton for this kernel where a trigger steps it."""
+    if all(trigger.kind != "monitor" for trigger in triggers):
+        return None
+    from kvmtrace.check.monitor_table import monitor_table
+
+    return monitor_table(os.uname().release)
 
 
 def target_of(options: dict[str, Any]) -> TargetSpec:

@@ -29,6 +29,7 @@ from kvmtrace.watch.vm_counters import VmCounters
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kvmtrace.capture.bpf.monitor import Table
     from kvmtrace.capture.bpf.summary_maps import SummaryPrograms
     from kvmtrace.capture.settings import RecordSettings
 
@@ -53,6 +54,7 @@ class WatchSettings:
     quota_bytes : of all recordings in the folder, None for any
     vm : as `--vm` gave it
     duration_s : end after so long
+    automaton : of the reference model, for the trigger `monitor`
     """
 
     record: RecordSettings
@@ -64,6 +66,7 @@ class WatchSettings:
     quota_bytes: int | None = None
     vm: str | None = None
     duration_s: float | None = None
+    automaton: Table | None = None
 
 
 @dataclass
@@ -112,7 +115,7 @@ class FlightRecorder:
 
     def _attach(self) -> None:
         """Hang the programs on their events, where a trigger needs them."""
-        self._monitor = MonitorTrigger.of(self.settings.triggers, self.target)
+        self._monitor = MonitorTrigger.of(self.settings.triggers, self.settings.automaton, self.target)
         wanted = [trigger for trigger in self.settings.triggers if trigger.kind in FROM_MAPS]
         if not wanted:
             return

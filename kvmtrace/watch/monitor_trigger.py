@@ -5,7 +5,6 @@ It knows the rules that forbid a step (V1, V2); `model` checks all rules, over p
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from kvmtrace.capture.bpf.detach import closing_elsewhere
@@ -14,7 +13,7 @@ from kvmtrace.watch.triggers import Fired
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvmtrace.capture.bpf.monitor import Monitor
+    from kvmtrace.capture.bpf.monitor import Monitor, Table
     from kvmtrace.capture.target import Target
     from kvmtrace.watch.triggers import Trigger
 
@@ -32,8 +31,8 @@ class MonitorTrigger:
         self._trigger, self._monitor = trigger, monitor
 
     @classmethod
-    def of(cls, triggers: Sequence[Trigger], target: Target) -> MonitorTrigger | None:
-        """Attach the monitor if it was asked for.
+    def of(cls, triggers: Sequence[Trigger], table: Table | None, target: Target) -> MonitorTrigger | None:
+        """Attach the monitor of an automaton if it was asked for.
 
         Raises
         ------
@@ -41,12 +40,11 @@ class MonitorTrigger:
             This host does not allow it.
         """
         trigger = next((one for one in triggers if one.kind == "monitor"), None)
-        if trigger is None:
+        if trigger is None or table is None:
             return None
         from kvmtrace.capture.bpf.monitor import Monitor
-        from kvmtrace.check.monitor_table import monitor_table
 
-        monitor = Monitor(monitor_table(os.uname().release), target.pid)
+        monitor = Monitor(table, target.pid)
         try:
             monitor.start(target.tids())
         except BaseException:
