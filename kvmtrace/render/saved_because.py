@@ -21,6 +21,8 @@ def saved_because(report: Report) -> str:
         "" if start is None or not first.ts_ns > start else f", {duration(first.ts_ns - start)} after its beginning"
     )
     more = f"; {plural(len(others), 'more trigger')} followed" if others else ""
+    if first.kind == "model" and report.model is not None and not report.model.n_violations:
+        return "Saved because what was recorded right after it was kept (model)."
     return f"Saved because {_words(first)}{before}{more} ({escape(first.trigger)})."
 
 

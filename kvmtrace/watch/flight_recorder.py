@@ -102,7 +102,7 @@ class FlightRecorder:
         self._detectors = Detectors(settings.triggers)
         self._commands = Commands(settings.triggers)
         self._monitor: MonitorTrigger | None = None
-        self._model = ModelTrigger.of(settings.triggers, settings.keep_s)
+        self._model = ModelTrigger.of(settings.triggers, settings.keep_s, settings.folder)
         self._pending: _Pending | None = None
         self._second = self._reach = 0.0
         self._told_short = False
@@ -166,7 +166,7 @@ class FlightRecorder:
         if self.counters is not None:
             self.counters.update()
             fired += self._detectors.look(self.counters.vms())
-        if self._model is not None and self._pending is None and self._model.is_due():
+        if self._model is not None:
             self._ask_the_model(self._model)
         if time.monotonic() >= self._reach:
             self._reach = time.monotonic() + RESERVE_S
@@ -174,16 +174,16 @@ class FlightRecorder:
         return fired
 
     def _ask_the_model(self, model: ModelTrigger) -> None:
-        if not self.limit.allows():
-            return
-        try:
-            path = model.look(self.rings, self._vm_rows(), self.settings.folder)
-        except CapabilityError as error:
-            say(str(error), ERROR)
-            return
+        path = model.look()
         if path is not None:
             self.limit.note()
             self._note_saved(path, "model")
+        if self._pending is not None or not model.is_due() or not self.limit.is_free():
+            return
+        try:
+            model.begin(self.rings, self._vm_rows())
+        except CapabilityError as error:
+            say(str(error), ERROR)
 
     def _note_saved(self, path: Path, why: str) -> None:
         """Tell of a recording, and make room for the next."""
@@ -232,14 +232,19 @@ class FlightRecorder:
             return
         try:
             suppressed = self.limit.note()
-            wanted = Wanted(fired, round(self.settings.keep_s * 1e9), suppressed, vms)
-            path, meta = save(self.rings, ring, folder / name_of(fired[0], folder), wanted)
+            name, keep_ns = name_of(fired[0], folder), round(self.settings.keep_s * 1e9)
+            before = None
+            if self._model is not None and fired[0].ts_ns - keep_ns < ring.began_ns:
+                before = self._model.give_part(name)
+            path, meta = save(self.rings, ring, folder / name, Wanted(fired, keep_ns, suppressed, vms, before=before))
             n_events = "" if meta["n_events"] is None else f", {meta['n_events']:,} events"
             self._note_saved(path, fired[0].trigger.text + n_events)
         except (KvmtraceError, OSError) as error:
             say(f"nothing was saved: {getattr(error, 'strerror', None) or error}", ERROR)
         finally:
             ring.clear()
+            if self._model is not None:
+                self._model.break_off()
 
     def _reload(self) -> None:
         notify_reload()
@@ -251,6 +256,8 @@ class FlightRecorder:
         """Leave nothing behind but recordings."""
         self._commands.close()
         self.rings.remove()
+        if self._model is not None:
+            self._model.close()
         with closing_elsewhere():
             for programs in (self.programs, self._monitor):
                 if programs is not None:

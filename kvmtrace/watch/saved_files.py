@@ -31,6 +31,11 @@ def name_of(fired: Fired, folder: Path, at: datetime | None = None) -> str:
     return name
 
 
+def name_before(name: str) -> str:
+    """Return the name of what was recorded right before a recording."""
+    return f"{name.removesuffix('.dat')}-before.dat"
+
+
 def keep_quota(folder: Path, quota_bytes: int) -> list[str]:
     """Remove the oldest recordings of ours until the rest takes no more than the quota; the newest stays in any case.
 
@@ -86,6 +91,12 @@ class RateLimit:
             self.suppressed += 1
             return False
         return True
+
+    def is_free(self) -> bool:
+        """Say whether one more is allowed, of what would not be missed: nothing is counted."""
+        suppressed, free = self.suppressed, self.allows()
+        self.suppressed = suppressed
+        return free
 
     def note(self, now: float | None = None) -> int:
         """Count one that happened; return how many were suppressed before it."""

@@ -35,6 +35,7 @@ class Wanted:
     suppressed : how many triggers were passed over since the last recording
     vms : metadata rows of the VMs
     whole : save all there is; nothing was promised
+    before : name of the recording that ends where this one begins, None if there is none
     """
 
     fired: tuple[Fired, ...]
@@ -42,6 +43,7 @@ class Wanted:
     suppressed: int
     vms: list[dict[str, Any]]
     whole: bool = False
+    before: str | None = None
 
 
 def save(rings: Rings, ring: Ring, output: Path, wanted: Wanted) -> tuple[Path, dict[str, Any]]:
@@ -93,6 +95,8 @@ def _first_meta(rings: Rings, ring: Ring, wanted: Wanted) -> dict[str, Any]:
         short = (first.ts_ns - begin) / 1e9
         began = begin == ring.began_ns
         why = "the recorder had just begun, or just saved" if began else "a larger --buffer-size keeps more"
+        if wanted.before is not None:
+            why = f"what was before is in {wanted.before}"
         notes.append(f"{short:.1f} s before the trigger were kept instead of {wanted.keep_ns / 1e9:g} s: {why}")
     if wanted.suppressed:
         notes.append(f"{wanted.suppressed} triggers before this one were passed over: --at-most")

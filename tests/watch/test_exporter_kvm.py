@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvmtrace.formats import open_recording
+from kvmtrace.report.build import build_report
 from tests.capture.bpf_held import forgotten_programs
 from tests.watch.test_exporter import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.kvm
 
@@ -90,3 +93,75 @@ def test_counters_are_the_guests_truth_and_go_with_it() -> None:
             samples = scrape(url)
         assert not [s for s in samples if "vm" in s.labels]
     assert_unloaded(before)
+
+
+@contextlib.contextmanager
+def forked_guest() -> Iterator[int]:
+    """Run a small guest in a process of its own, without an interpreter's start."""
+    from kvmtrace.workload import run_guest as run_here
+
+    pid = os.fork()
+    if not pid:
+        status = 1
+        with contextlib.suppress(BaseException):
+            status = not run_here("lifecycle", {"count": 2}).succeeded
+        os._exit(status)
+    yield pid
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.slow
+def test_two_hundred_vms_leave_no_series_and_no_leak() -> None:
+    before = forgotten_programs()
+    with exporting("--linger", "1") as url:
+        memory = []
+        for batch in range(4):
+            for _ in range(50):
+                with forked_guest():
+                    pass
+            time.sleep(3)
+            scrape(url)
+            samples = scrape(url)
+            assert not [s for s in samples if "vm" in s.labels], f"after {50 * (batch + 1)} VMs"
+            named = {s.name: s.value for s in samples if not s.labels}
+            assert named["kvmtrace_vcpu_threads"] == 0
+            memory.append(named["process_resident_memory_bytes"])
+        assert memory[-1] < memory[0] + (1 << 20)
+        assert named["process_open_fds"] < 100
+    assert_unloaded(before)
+
+
+@pytest.mark.slow
+def test_quantiles_are_within_their_bucket_of_the_recordings_own(tmp_path: Path) -> None:
+    """The same exits, counted and recorded: a quantile of the recording lies in the bucket of its rank."""
+    output = tmp_path / "run.dat"
+    guest = [
+        sys.executable,
+        "-P",
+        "-m",
+        "kvmtrace.workload",
+        "lifecycle",
+        "--count",
+        "10",
+        "--slow-reason",
+        "io:3000000",
+    ]
+    with exporting("--linger", "60") as url:
+        record = [sys.executable, "-m", "kvmtrace", "record", "--backend", "ftrace", "-o", str(output), "--", *guest]
+        subprocess.run(record, check=True, capture_output=True)
+        samples = scrape(url)
+    report = build_report(open_recording(output))
+    pid = str(report.vcpus[0].pid)
+    (vm,) = (s.labels["vm"] for s in samples if s.name == "kvm_vm_info" and s.labels["pid"] == pid)
+    for row in report.userspace_exits:
+        buckets = {
+            float(s.labels["le"]) * 1e9: s.value
+            for s in samples
+            if s.name == "kvm_userspace_exit_duration_seconds_bucket"
+            and (s.labels["vm"], s.labels["reason"]) == (vm, row.name)
+        }
+        for share, own in ((0.5, row.p50_ns), (0.9, row.p90_ns), (0.99, row.p99_ns)):
+            rank = share * buckets[float("inf")]
+            upper = min(bound for bound, count in buckets.items() if count >= rank)
+            assert own is not None
+            assert upper / 2 * 0.9 <= own <= upper * 1.1, (row.name, share)

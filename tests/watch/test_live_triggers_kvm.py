@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kvmtrace.formats import open_recording
 from kvmtrace.report.build import build_report
+from tests.watch.test_exporter_kvm import run_guest
 from tests.watch.test_watch_kvm import MS, left_by, saved, stop, watching
 from tests.watch.trials import RESULTS, judge
 
@@ -88,6 +91,26 @@ def test_a_quantile_above_its_limit_is_caught_once(tmp_path: Path) -> None:
     assert (first.value or 0) > 2 * MS
     (row,) = (row for row in report.userspace_exits if row.name == "KVM_EXIT_IO")
     assert (row.max_ns or 0) >= 4 * MS
+
+
+def test_the_part_before_is_there_though_the_model_was_just_asked(tmp_path: Path) -> None:
+    """`model` has just begun a new part; what is saved then is given the last one."""
+    arguments = ["--keep", "10s", "--on", "model", "--on", "signal USR1", "--at-most", "99/s"]
+    with watching(tmp_path, *arguments) as running:
+        run_guest("lifecycle", "--count", "50")
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob(".kvmtrace-part-*-1.dat")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        running.send_signal(signal.SIGUSR1)
+        path = saved(running)
+        stop(running)
+    before = tmp_path / f"{path.stem}-before.dat"
+    assert {one.name for one in tmp_path.iterdir()} == {path.name, before.name}
+    first, second = open_recording(before), open_recording(path)
+    assert any(f"what was before is in {before.name}" in note for note in second.capture.meta["notes"])
+    assert second.capture.meta["complete_from_ns"] <= int(first.events().ts_ns[-1]) + 100 * MS
+    assert first.capture.meta["loss"]["events"] == second.capture.meta["loss"]["events"] == 0
 
 
 def trials(folder: Path, *arguments: str) -> dict[str, Any]:

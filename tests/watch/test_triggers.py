@@ -18,7 +18,7 @@ from kvmtrace.formats import open_recording
 from kvmtrace.formats.common.metadata import clean_meta
 from kvmtrace.render.saved_because import saved_because
 from kvmtrace.report.anonymize import anonymized
-from kvmtrace.report.build import build_report
+from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.watch.commands import Commands
 from kvmtrace.watch.detectors import Detectors, fired_by, limits_of, quantile_ns
 from kvmtrace.watch.saved_files import RateLimit, keep_quota, name_of, parse_at_most
@@ -222,13 +222,19 @@ def test_a_report_says_first_why_it_was_saved(tmp_path: Path) -> None:
             {"kind": "monitor", "tid": None, "vcpu_id": 3, "detail": "VM-entry, in state guest"},
             "vCPU 3 of web-1 took a step that the model does not allow: VM-entry, in state guest",
         ),
-        ({"kind": "model"}, "it contradicts the reference model"),
+        ({"kind": "model"}, "what was recorded right after it was kept (model)"),  # it conforms
         ({"kind": "nonsense"}, "a trigger fired"),
     ],
 )
 def test_what_is_said_of_each_trigger(more: dict[str, Any], words: str, tmp_path: Path) -> None:
     report = build_report(open_recording(with_trigger(tmp_path, **more)))
     assert saved_because(report).startswith(f"Saved because {words}")
+
+
+def test_what_is_said_of_the_model_that_was_not_asked(tmp_path: Path) -> None:
+    path = with_trigger(tmp_path, kind="model", tid=None)
+    report = build_report(open_recording(path), ReportOptions(model=False))
+    assert saved_because(report).startswith("Saved because it contradicts the reference model")
 
 
 @pytest.mark.parametrize("triggers", [7, [7], [{}], [{"ts_ns": "x", "tid": -5, "value": float("nan")}], [TOLD] * 500])

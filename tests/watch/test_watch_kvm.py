@@ -104,7 +104,7 @@ def test_a_slow_exit_is_caught_and_nothing_else(tmp_path: Path) -> None:
 def test_it_records_while_it_saves(tmp_path: Path) -> None:
     """A guest runs through several savings: each of its userspace exits is in a recording, as many as there were."""
     fd = os.memfd_create("run")
-    argv = [sys.executable, "-P", "-m", "kvmtrace.workload", "lifecycle", "--count", "1200", "--json-fd", str(fd)]
+    argv = [sys.executable, "-P", "-m", "kvmtrace.workload", "lifecycle", "--count", "800", "--json-fd", str(fd)]
     arguments = ["--keep", "30m", "--on", "signal USR1", "--at-most", "1000/s", "--buffer-size", "64M"]
     recordings = []
     with watching(tmp_path, *arguments) as running:

@@ -117,7 +117,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     vmm.spin = spin
     argv = [sys.executable, "-m", "kvmtrace", "watch", "-a", "-o", str(options.folder), "--on", options.on]
-    argv += ["--keep", f"{options.keep:g}s", "--tail", "100ms", "--at-most", "1000/s"]
+    argv += ["--keep", f"{options.keep:g}s", "--tail", "100ms", "--at-most", "1000/s", "--buffer-size", "128M"]
     log = options.folder / "watch.log"
     with log.open("wb") as stderr:
         running = subprocess.Popen(argv, stderr=stderr)
@@ -126,13 +126,21 @@ def main() -> None:
             time.sleep(0.1)
         time.sleep(1)
         result = {"keep_s": options.keep, "count": options.count, "slow_ms": options.slow_ms, "on": options.on}
-        result["trials"] = list(run_trials(options, running))
+        result["trials"] = []
+        for trial in run_trials(options, running):
+            result["trials"].append(trial)
+            note(options.folder, result)
         time.sleep(1)
         running.send_signal(signal.SIGTERM)
         result["status"] = running.wait(PATIENCE_S)
-    result["files"] = sorted(recordings(options.folder))
-    result["hidden"] = sorted(name for name in os.listdir(options.folder) if name.startswith("."))
-    (options.folder / RESULTS).write_text(json.dumps(result, indent=1))
+    note(options.folder, result)
+
+
+def note(folder: Path, result: dict[str, Any]) -> None:
+    """Write down what there is so far: the host may fail."""
+    result["files"] = sorted(recordings(folder))
+    result["hidden"] = sorted(name for name in os.listdir(folder) if name.startswith("."))
+    (folder / RESULTS).write_text(json.dumps(result, indent=1))
 
 
 def judge(folder: Path) -> dict[str, Any]:
