@@ -16,14 +16,14 @@ import numpy as np
 from kvmtrace.check.alphabet import CLASS
 from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, acceptances, interrupt_log
-from kvmtrace.check.routing_changes import all_are_recorded, routing_changes
+from kvmtrace.check.routing_changes import all_are_recorded, ioctl_rows, known_senders, routing_changes
 from kvmtrace.check.vcpu_owners import NOBODY, vcpu_owners
 from kvmtrace.model.injection import IRR_DELIVERY_MODES
-from kvmtrace.model.interrupts import SENDERS
+from kvmtrace.model.interrupts import PENDING_SETTERS, SENDERS
 from kvmtrace.model.nesting import LEVEL_EVENTS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.wake_ups import HARDWARE_DELIVERY
-from kvmtrace.table.distinct import among
+from kvmtrace.table.distinct import among, distinct
 from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _NOTHING, ACCEPTED, TAKEN, _UNKNOWN = range(4)
 _VECTORS = 256
 # interrupts that reach the guest, or leave the IRR, without kvm_inj_virq: by hardware, or as an exit of a nested guest
 UNTRACED_DELIVERY = frozenset(HARDWARE_DELIVERY) | frozenset(row.event for row in LEVEL_EVENTS)
+NEVER = np.iinfo(np.int64).max
 _HISTORY = 3  # events of a vector that are kept from table to table
 
 
@@ -49,6 +50,8 @@ class Pending:
     ----------
     history : vCPU << 8 | vector -> (what, time) of its latest events since knowledge began
     raised_ns : time at which each pin of a PIC was last raised; chips share the numbers
+    accepted_ns : vector -> when any LAPIC accepted it for the first time
+    restored : userspace wrote a LAPIC, or queued an interrupt: what is pending is not all accepted here
     inner, outer : vectors that vCPUs' own threads sent, and that devices did
     n_judged, n_unknown : injections of this excerpt
     repeated : taken although nothing was accepted since they were taken before
@@ -57,6 +60,8 @@ class Pending:
 
     history: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     raised_ns: NDArray[np.int64] = field(default_factory=lambda: np.full(8, -1, np.int64))
+    accepted_ns: dict[int, int] = field(default_factory=dict)
+    restored: bool = False
     inner: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VECTORS, bool))
     outer: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VECTORS, bool))
     n_judged: int = 0
@@ -88,37 +93,53 @@ class Pending:
         own &= (accepted.sender == NONE) | log.is_kind(accepted.sender, "kvm_apic_ipi")
         self.inner[accepted.vector[own]] = True
         self.outer[accepted.vector[~own]] = True
+        self.restored |= len(ioctl_rows(excerpt, PENDING_SETTERS)) > 0
+        times = log.table.ts_ns[log.row[accepted.entry]]
+        for vector in distinct(accepted.vector).tolist():
+            earliest = int(times[accepted.vector == vector].min())
+            self.accepted_ns[vector] = min(earliest, self.accepted_ns.get(vector, earliest))
 
     def _judge(self, excerpt: Excerpt, events: Events) -> None:
         taken = np.flatnonzero((events.what == TAKEN) & (events.row >= 0))
         first, second, third = (events.before(taken, steps) for steps in (1, 2, 3))
         vector = events.key[taken] & 0xFF
         known = first != _UNKNOWN
+        never = ~known & self._is_whole(excerpt)
         recorded = excerpt.capability.recorded
         if not all_are_recorded(excerpt) or "kvm_pic_set_irq" not in recorded:
             # of vectors that vCPUs' own threads send, and no device does, all is known
             known &= self.inner[vector] & ~self.outer[vector] & recorded.issuperset(SENDERS)
+        known |= never
         self.n_judged, self.n_unknown = int(np.count_nonzero(known)), int(np.count_nonzero(~known))
         wrong = known & (first == TAKEN) & ((second == TAKEN) | (second == ACCEPTED) & (third != ACCEPTED))
         # clocks of CPUs may differ: what is traced just behind may have come before
         following = np.minimum(taken + 1, len(events.key) - 1)
         soon = events.ts_ns[following] - events.ts_ns[taken] < threshold("clocks_differ")
         wrong &= ~((following > taken) & (events.key[following] == events.key[taken]) & soon)
+        # the first of its vector: nobody ever accepted it
+        accepted = np.array([self.accepted_ns.get(v, NEVER) for v in vector.tolist()], np.int64)
+        wrong |= never & (accepted > events.ts_ns[taken] + threshold("clocks_differ"))
         pic_ns = self._raise(excerpt)
         for i in np.flatnonzero(wrong).tolist():
-            at, since = int(taken[i]), int(events.ts_ns[max(taken[i] - 2, 0)])
+            at, since = int(taken[i]), 0 if never[i] else int(events.ts_ns[max(taken[i] - 2, 0)])
             raised = pic_ns[int(vector[i]) & 7]
             if len(raised) and raised[max(np.searchsorted(raised, events.ts_ns[at], "right") - 1, 0)] >= since:
                 continue
             self.repeated.append(
                 Doubt(
                     int(events.row[at]),
-                    int(events.ts_ns[at - 1]),
+                    since if never[i] else int(events.ts_ns[at - 1]),
                     int(events.ts_ns[at]),
-                    f"vector {int(vector[i]):#x} accepted by vCPU {int(events.key[at]) >> 8} since its last injection",
+                    f"vector {int(vector[i]):#x} accepted by vCPU {int(events.key[at]) >> 8} since "
+                    + ("the VM was made" if never[i] else "its last injection"),
                     "none was accepted, and no pin of a PIC was raised",
                 )
             )
+
+    def _is_whole(self, excerpt: Excerpt) -> bool:
+        """Say whether all that this VM ever accepted is recorded: it was made here, and nobody restored a state."""
+        whole = known_senders(excerpt).created and all_are_recorded(excerpt) and not self.restored
+        return whole and "kvm_pic_set_irq" in excerpt.capability.recorded
 
     def _raise(self, excerpt: Excerpt) -> list[Numbers]:
         """Return when each pin of a PIC was raised, ascending: by number, and any of them for the spurious one."""

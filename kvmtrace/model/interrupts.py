@@ -66,6 +66,8 @@ OTHER_INTERFACES_BY: tuple[str, ...] = ("KVM_XEN_HVM_CONFIG", "KVM_XEN_HVM_SET_A
 LOCAL_VECTORS: dict[int, str] = {0x320: "APIC_LVTT", 0x340: "APIC_LVTPC"}
 LVT_MASKED = 1 << 16
 LAPIC_SETTERS: tuple[str, ...] = ("KVM_SET_LAPIC",)  # ioctls that write it
+# ... or its request register, or queue a vector that no LAPIC accepted (kvm_vcpu_ioctl_interrupt)
+PENDING_SETTERS: tuple[str, ...] = (*LAPIC_SETTERS, "KVM_INTERRUPT")
 APIC_BASE_ENABLED = 1 << 11
 SPIV_DIRECTED_EOI = 1 << 12  # EOIs are not told to the IOAPIC
 SPIV_ENABLED = 1 << 8  # without it, all of the table is masked

@@ -75,8 +75,8 @@ FAST_PATH_EVENTS: frozenset[str] = frozenset({"kvm_msr"})
 NOT_ON_FAST_PATH: frozenset[str] = frozenset({*FOLLOW_UPS, *NESTED_EVENTS}) - FAST_PATH_EVENTS
 FAST_PATH_MSRS: dict[int, str] = {0x830: "x2APIC ICR", 0x6E0: "TSC deadline"}  # writes only
 
-# of one MMIO write either the in-kernel fast path is traced or the emulator
-EXCLUSIVE: tuple[tuple[str, str], ...] = (("kvm_fast_mmio", "kvm_mmio"),)
+# of one MMIO write either the in-kernel fast path is traced or the emulator; it is taken before a page fault is traced
+EXCLUSIVE: tuple[tuple[str, str], ...] = (("kvm_fast_mmio", "kvm_mmio"), ("kvm_fast_mmio", "kvm_page_fault"))
 
 # steps of the thread's next call: a return behind one of them is not that of the userspace exit before (V12)
 STEPS_OF_A_NEW_CALL: tuple[str, ...] = ("call ioctl", "call KVM_RUN", "KVM_RUN", "vCPU ioctl", "FPU load")

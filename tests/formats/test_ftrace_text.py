@@ -339,3 +339,21 @@ def test_streaming_gives_the_same_rows(open_text):
 )
 def test_exit_reasons_by_name(text, want):
     assert exit_reason_number(text) == want
+
+
+def test_text_that_trace_cmd_failed_to_parse(tmp_path: Path) -> None:
+    """Lines with more fields than the first of their kind lose none; a number's ISA is told by other lines."""
+    path = tmp_path / "posted.txt"
+    path.write_text(
+        "cpus=1\n"
+        "  qemu-1  [000] 1.000001: kvm_exit: [FAILED TO PARSE] exit_reason=44 guest_rip=0xc01185ed\n"
+        "  qemu-1  [000] 1.000002: kvm_exit: [FAILED TO PARSE] exit_reason=30 guest_rip=0xc01185ee isa=1 info1=0x10\n"
+        "  qemu-1  [000] 1.000003: kvm_exit: [FAILED TO PARSE] exit_reason=12 guest_rip=0xc01185ef\n"
+    )
+    table = open_recording(path).events()
+    assert table.field("kvm_exit", "guest_rip").tolist() == [0xC01185ED, 0xC01185EE, 0xC01185EF]
+    assert table.field("kvm_exit", "exit_reason").tolist() == [44, 30, 12]
+    assert table.field("kvm_exit", "isa").tolist() == [1, 1, 1]
+    told = table.told("kvm_exit", "info1")
+    assert told is not None
+    assert told.tolist() == [False, True, False]

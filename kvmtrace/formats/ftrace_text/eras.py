@@ -10,7 +10,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING
 
 from kvmtrace.isa.printed import OLD_NAMES, exit_reason_number
-from kvmtrace.isa.registry import BY_NUMBER
+from kvmtrace.isa.registry import BY_NUMBER, PRINTED
 from kvmtrace.kvm.vectors import EXCEPTION_NAMES, EXCEPTIONS_WITH_ERROR_CODE
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -68,6 +68,11 @@ class Era:
         """Whether every ISA of the text is one whose info2 changed its meaning."""
         return all(number in BY_NUMBER and BY_NUMBER[number].vectoring_field == "info2" for number in self.isas)
 
+    def only_isa(self, exit_reason: int | None) -> int:
+        """Return the ISA of a reason that is printed as a number, told by the other lines; 0 where they do not."""
+        told = self.isas - {0}
+        return told.pop() if len(told) == 1 and exit_reason is not None and exit_reason not in PRINTED else 0
+
     def errno_of(self, reason: int) -> int | None:
         """Return the errno of a kvm_userspace_exit that is printed with a reason."""
         # trace-cmd prints KVM_EXIT_UNKNOWN (0) for -EINTR, too
@@ -85,6 +90,8 @@ def _note_exit(era: Era, groups: Texts) -> None:
         return
     era.old_names |= reason in OLD_NAMES
     number, exit_reason = exit_reason_number(reason)
+    if number == 0 and (groups.get("isa") or "").isdecimal():
+        number = int(groups["isa"] or 0)
     era.isas.add(number)
     if groups.get("info2_hex") and number in BY_NUMBER:
         info2 = int(groups["info2_hex"] or "0", 16)

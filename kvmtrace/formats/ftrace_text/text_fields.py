@@ -37,6 +37,7 @@ _KEYS_ONLY = re.compile(r"(?:\[FAILED TO PARSE\] )?(?:\([^)]{0,200}\) )?(?=[A-Za
 _LEADING = re.compile(r"(?:CAN'T FIND FIELD \"\w{1,40}\"|<CANT FIND FIELD \w{1,40}>)+")
 _MASK = (1 << 64) - 1
 MAX_KEYS = 64
+MAX_FORMS = 64  # sets of keys that the text of one kind of event may have
 # events with an exit reason -> the field that has it
 _REASONS = {"kvm_exit": "exit_reason", "kvm_nested_vmexit": "exit_reason", "kvm_nested_vmexit_inject": "exit_code"}
 _SPECIAL = frozenset(_REASONS) | {"kvm_userspace_exit", "kvm_inj_exception", "kvm_emulate_insn", *COMPOSED}
@@ -52,18 +53,20 @@ class Pairs:
     Parameters
     ----------
     keys : in their order
+    alone : bool, text with further keys is of another form
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], *, alone: bool = False) -> None:
         self.keys = tuple(keys)
+        self.alone = alone
 
     @classmethod
-    def of(cls, body: str) -> Pairs | None:
+    def of(cls, body: str, *, alone: bool = False) -> Pairs | None:
         """Return a reader for text of this form, None if it is of another."""
         if _KEYS_ONLY.match(body) is None:
             return None
         keys = [m[1] for _, m in zip(range(MAX_KEYS), _PAIR.finditer(body), strict=False)]
-        return cls(list(dict.fromkeys(keys))) if keys else None
+        return cls(list(dict.fromkeys(keys)), alone=alone) if keys else None
 
     def groups(self, body: str) -> Groups | None:
         """Return the values by key, None where the text lacks one."""
@@ -81,6 +84,8 @@ class Pairs:
                 found[before] = body[at:begin].removesuffix(" ==>").strip()
             at, before = begin + len(marker), key
         found[before] = body[at:].strip()
+        if self.alone and any("=" in text and _PAIR.search(text) for text in found.values() if text):
+            return None
         return found
 
 
@@ -154,8 +159,8 @@ class TextKind:
                 self.era.note(self.name, self.read(body))
             return
         found = _find(self.readers, body)
-        if found is None:
-            pairs = Pairs.of(body)
+        if found is None and len(self.readers) < MAX_FORMS:
+            pairs = Pairs.of(body, alone=self.known)
             if pairs is not None:
                 self.readers.append(pairs)
                 found = _find([pairs], body)
@@ -254,7 +259,7 @@ def _special(kind: TextKind, row: Groups, values: dict[str, int | None]) -> None
     reason = _REASONS.get(kind.name, "")
     if reason in kind.fields and "isa" not in row:
         isa, values[reason] = exit_reason_number(row.get(reason) or "", old=kind.era.old_names)
-        values["isa"] = isa
+        isa = values["isa"] = isa or kind.era.only_isa(values[reason])
         if reason == "exit_reason":
             reread_info2(kind.era, isa, row, values)
     elif kind.name == "kvm_userspace_exit" and "outcome" in row:

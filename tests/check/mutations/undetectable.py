@@ -60,6 +60,7 @@ class Excuse:
 
 
 INTERCEPTED = {"CPUID": 0x72, "VMMCALL": 0x81}  # alteration of kvm_nested_intercepts -> code of the exit
+KVM_EXIT_ARM_NISV = 28
 KVM_RUN, KVM_SET_ONE_REG = 0xAE80, 0x4010AEAC
 ASYNCHRONOUS = {0, 1, 2, 7, 8, 43, 52}  # VMX exits that may come whatever was forced
 
@@ -99,6 +100,13 @@ def _of_ram(mutation: Mutation, table: EventTable) -> bool:
     """Say whether no MMIO access follows a fault, and userspace does not serve it."""
     later = [_next_row(table, mutation.row, event) for event in ("kvm_entry", "kvm_mmio", "kvm_userspace_exit")]
     return later[0] < min(later[1:])
+
+
+def _undescribed(mutation: Mutation, table: EventTable) -> bool:
+    """Say whether userspace serves a fault whose syndrome describes no access: no kvm_mmio follows."""
+    if _next_row(table, mutation.row, "kvm_mmio") < _next_row(table, mutation.row, "kvm_userspace_exit"):
+        return False
+    return _next_value(table, mutation.row, "kvm_userspace_exit", "reason") == KVM_EXIT_ARM_NISV
 
 
 def _registers_set(mutation: Mutation, table: EventTable) -> bool:
@@ -149,7 +157,6 @@ _UNUSED = "the processor gives this word no meaning for this exit, and KVM does 
 _OTHERS = "traced by whoever sends the interrupt, in any context; the vCPU thread owes nothing for it"
 _SCHEDULER = "threads are switched for the host's reasons; nothing of KVM follows from one switch more or less"
 _LATE = "before 6.5 SVM traces kvm_exit with interrupts on: scheduling and migration are legal up to there"
-_LAPIC = "an injection of unknown origin may be the LAPIC's own, and its registers are not traced"
 
 _PROBE = "a kprobe may miss a hit, a kretprobe at its limit as well: that one is not there proves nothing"
 _LENGTH = "IN and OUT are 1 to 3 bytes long, and the recording does not have the instruction"
@@ -276,7 +283,6 @@ UNDETECTABLE: tuple[Excuse, ...] = (
     Excuse(_SCHEDULER, "swap", variant="with sched_switch"),
     Excuse(_LATE, "alter", "kvm_exit", "other CPU", late_exit=True),
     Excuse(_LATE, "insert", "sched_switch", "in guest mode", late_exit=True),
-    Excuse(_LAPIC, "insert", "kvm_inj_virq", "behind kvm_exit"),
     Excuse("a wake-up may repeat, and be spurious", "duplicate|alter", "kvm_vcpu_wakeup", "|valid"),
 )
 
@@ -297,6 +303,14 @@ _ARM64: tuple[Excuse, ...] = (
         when=_of_ram,
     ),
     Excuse(
+        "an access that its syndrome does not describe is userspace's whole affair: no kvm_mmio tells where it went",
+        "alter",
+        "kvm_guest_fault",
+        "direction|offset|page|size",
+        isa="arm64",
+        when=_undescribed,
+    ),
+    Excuse(
         "memory that is read-only, or goes away meanwhile, may have an access flag fault and be served as MMIO",
         "alter",
         "kvm_guest_fault",
@@ -314,7 +328,7 @@ _ARM64: tuple[Excuse, ...] = (
     Excuse(
         "what other ioctls return is the VMM's affair",
         "alter",
-        "kvm_vcpu_ioctl_return",
+        "kvm_vcpu_ioctl_return|sys_exit_ioctl",
         "return",
         isa="arm64",
         when=_other_ioctl,
