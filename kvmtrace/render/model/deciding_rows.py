@@ -129,6 +129,7 @@ def _interrupt_rows() -> dict[str, Any]:
         "other_interfaces_by": list(interrupts.OTHER_INTERFACES_BY),
         "other_senders": list(interrupts.OTHER_SENDERS),
         "lapic_setters": list(interrupts.LAPIC_SETTERS),
+        "pending_setters": list(interrupts.PENDING_SETTERS),
         "apic_base_enabled": interrupts.APIC_BASE_ENABLED,
         "line_events": list(interrupts.LINE_EVENTS),
         "spiv_directed_eoi": interrupts.SPIV_DIRECTED_EOI,
