@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from kvmtrace.errors import FormatError
@@ -9,6 +11,9 @@ from kvmtrace.formats import open_recording
 from kvmtrace.formats.ftrace_text.text_lines import decode_lines
 from kvmtrace.isa.printed import exit_reason_number
 from kvmtrace.table.event_table import EventTable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HEAD = "# tracer: nop\n#\n# entries-in-buffer/entries-written: 5/5   #P:2\n#\n"
 
