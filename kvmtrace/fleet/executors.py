@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ENGINES = ("local", "dask")
 RETRIES = 2  # of a task whose worker died
 CONNECT_SECONDS = 20
+REPLACE_S = 30  # a nanny whose worker dies while it starts, which happens on a busy machine, never starts another
 WORKERLESS_S = 300  # a machine that is very busy takes a minute to start a worker
 IN_FLIGHT = 8  # tasks per worker that are handed out at a time
 REMOTE_IN_FLIGHT = 2_000  # of a cluster whose size may change
@@ -211,6 +212,7 @@ class _Cluster:
 
     def __init__(self, engine: Engine, client: Any) -> None:
         self._engine, self._client = engine, client
+        self._own = client.cluster if engine.scheduler is None else None
 
     def wait(self, running: Iterable[Future[Any]]) -> set[Future[Any]]:
         """Return the tasks that ended, at least one.
@@ -220,7 +222,7 @@ class _Cluster:
         CapabilityError
             The scheduler is gone, or has had no worker for WORKERLESS_S.
         """
-        waiting, alone_since = list(running), None
+        waiting, alone_since, replaced = list(running), None, 0.0
         while True:
             ended, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             if self._client.status not in {"running", "connecting"}:
@@ -230,9 +232,12 @@ class _Cluster:
             if self._has_workers():
                 alone_since = None
             elif alone_since is None:
-                alone_since = time.monotonic()
+                alone_since = replaced = time.monotonic()
             elif time.monotonic() - alone_since > WORKERLESS_S:
                 raise CapabilityError("no worker is left on the Dask cluster", RERUN)
+            elif self._own is not None and time.monotonic() - replaced > REPLACE_S:
+                self._own.scale(len(self._own.worker_spec) + self._engine.n_workers)
+                replaced = time.monotonic()
 
     def _has_workers(self) -> bool:
         try:

@@ -11,8 +11,12 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-WAIT_S = 120
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WAIT_S = 600  # to compile eBPF programs for the first time takes minutes on a machine that is very busy
 # an emulated host's Python does not have kvmtrace installed
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -69,11 +73,14 @@ def ftrace_runs(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: object) -> None:
-    assert callable(condition)
+def wait_until(condition: Callable[[], object], *running: subprocess.Popen[Any]) -> None:
+    """Wait for a condition, not longer than the processes live that are to bring it about."""
     end = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < end, "the recorders do not start"
+        ended = [process for process in running if process.poll() is not None]
+        if ended and not condition():
+            raise AssertionError(f"{ended[0].args} ended with {ended[0].returncode}")
+        assert time.monotonic() < end, f"not within {WAIT_S} s"
         time.sleep(0.05)
 
 
@@ -81,7 +88,7 @@ def record_twice(folder: Path, guest: str, arguments: list[str]) -> None:
     process, go = start_guest(guest, arguments)
     ftrace = start_recorder("ftrace", process.pid, folder / "ftrace.dat")
     bpf = start_recorder("bpf", process.pid, folder / "bpf.dat")
-    wait_until(lambda: bpf_runs(folder / "bpf.dat") and ftrace_runs(ftrace.pid))
+    wait_until(lambda: bpf_runs(folder / "bpf.dat") and ftrace_runs(ftrace.pid), bpf, ftrace)
     time.sleep(0.1)
     os.write(go, b"G")
     os.close(go)

@@ -200,12 +200,12 @@ def test_a_killed_recorder_leaves_nothing_but_a_readable_capture(tmp_path: Path,
             str(output),
         ]
     )
-    wait_until(lambda: bpf_runs(output) or (options and runs_guest(recorder.pid)))
+    wait_until(lambda: bpf_runs(output) or (options and runs_guest(recorder.pid)), recorder)
     if options:
         first = draft_of(output)
-        wait_until(lambda: draft_of(output) not in (first, None))  # the next second's
+        wait_until(lambda: draft_of(output) not in (first, None), recorder)  # the next second's
     else:
-        wait_until(lambda: grown(output))
+        wait_until(lambda: grown(output), recorder)
     programs, maps = held_by(recorder.pid)
     assert len(programs) >= 5
     assert maps
@@ -264,7 +264,7 @@ def test_the_summary_counts_what_the_guest_did(tmp_path: Path) -> None:
 
 def test_top_in_a_pipe_prints_rates() -> None:
     guest = subprocess.Popen(
-        [sys.executable, "-m", "kvmtrace.workload", "lifecycle", "--count", "5000"], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "kvmtrace.workload", "lifecycle", "--count", "100000000"], stdout=subprocess.DEVNULL
     )
     try:
         done = subprocess.run(
@@ -287,14 +287,14 @@ def test_one_thread_alone(tmp_path: Path) -> None:
         [sys.executable, "-m", "kvmtrace.workload", "smp", "--count", "60000"], stdout=subprocess.DEVNULL
     )
     try:
-        wait_until(lambda: vcpu_threads(guest.pid).get("CPU 1/KVM"))
+        wait_until(lambda: vcpu_threads(guest.pid).get("CPU 1/KVM"), guest)
         thread = vcpu_threads(guest.pid)["CPU 1/KVM"]
         guest.send_signal(signal.SIGSTOP)  # or it may be through before the recorder, on a busy machine, has begun
         argv = [sys.executable, "-m", "kvmtrace", "record", "--backend", "bpf", "-o", str(tmp_path / "t.bpf")]
         recorder = subprocess.Popen([*argv, "-p", str(guest.pid), "--thread", str(thread)])
-        wait_until(lambda: bpf_runs(tmp_path / "t.bpf"))
+        wait_until(lambda: bpf_runs(tmp_path / "t.bpf"), recorder)
         guest.send_signal(signal.SIGCONT)
-        wait_until(lambda: grown(tmp_path / "t.bpf"))
+        wait_until(lambda: grown(tmp_path / "t.bpf"), recorder)
     finally:
         guest.kill()
         guest.wait()

@@ -58,7 +58,7 @@ def test_a_terabyte_is_not_even_tried(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,7 @@ class Others:
         )
         assert self.bpftrace.stdout is not None
         assert self.bpftrace.stdout.readline().startswith("Attaching 1 probe")
-        wait_until(self._attached)  # which comes after the line
+        wait_until(self._attached, self.bpftrace)  # which comes after the line
 
     def _attached(self) -> bool:
         links = [os.readlink(path) for path in Path(f"/proc/{self.bpftrace.pid}/fd").iterdir()]
@@ -87,7 +87,7 @@ class Others:
     def seen(self) -> tuple[int, int]:
         """Return how many userspace exits the instance and bpftrace saw."""
         self.bpftrace.send_signal(signal.SIGINT)
-        text = self.bpftrace.communicate(timeout=120)[0]
+        text = self.bpftrace.communicate(timeout=300)[0]
         match = re.search(r"@n: (\d+)", text)
         assert match is not None, text
         return self.instance.read("trace").count("kvm_userspace_exit:"), int(match[1])
@@ -120,7 +120,7 @@ def test_others_keep_their_settings_and_see_their_events(others: Others, tmp_pat
     ours = open_recording(whole).events().count("kvm_userspace_exit")
 
     with recorder(backend, killed, "--guest", "storm", "--count", "100000000") as victim:
-        wait_until(lambda: bpf_runs(killed) if backend == "bpf" else ftrace_runs(victim.pid))
+        wait_until(lambda: bpf_runs(killed) if backend == "bpf" else ftrace_runs(victim.pid), victim)
         time.sleep(0.2)
         victim.kill()
     assert recorder(backend, tmp_path / "next", "--guest", "lifecycle").wait(300) == 0  # and finishes the killed one's

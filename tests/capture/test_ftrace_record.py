@@ -127,7 +127,7 @@ def test_perf_counts_the_same_events(tmp_path: Path) -> None:
     output = tmp_path / "run.dat"
     perf = ["perf", "record", "-q", "-e", "kvm:*", "-a", "-m", "8M", "-o", str(tmp_path / "perf.data"), "--"]
     argv = [*KVMTRACE, "record", "--backend", "ftrace", "-o", str(output), "--guest", "lifecycle"]
-    subprocess.run([*perf, *argv], check=True, capture_output=True, timeout=60)
+    subprocess.run([*perf, *argv], check=True, capture_output=True, timeout=300)
     script = subprocess.run(
         ["perf", "script", "-i", str(tmp_path / "perf.data"), "-F", "tid,event"],
         check=True,
@@ -322,7 +322,7 @@ class TestKilled:
         ]
         with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as recorder:
             if delay_s is None:
-                wait_until(lambda: ftrace_runs(recorder.pid))
+                wait_until(lambda: ftrace_runs(recorder.pid), recorder)
             else:
                 time.sleep(delay_s)
             recorder.send_signal(signal.SIGKILL)
@@ -331,9 +331,9 @@ class TestKilled:
     @staticmethod
     def settle(pid: int, directory: Path) -> None:
         """Run the next command; another test's may have been first, and may not be through yet."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while time.monotonic() < until:
-            subprocess.run([*KVMTRACE, "doctor"], check=True, capture_output=True, timeout=60)
+            subprocess.run([*KVMTRACE, "doctor"], check=True, capture_output=True, timeout=300)
             if not leftovers(pid) and not any("kvmtrace-" in p.name for p in directory.iterdir()):
                 return
             time.sleep(0.1)
@@ -371,9 +371,9 @@ class TestSignals:
         output = tmp_path / "s.dat"
         argv = [*KVMTRACE, "record", "--backend", "ftrace", "-o", str(output), "-a"]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as recorder:
-            wait_until(lambda: ftrace_runs(recorder.pid))
+            wait_until(lambda: ftrace_runs(recorder.pid), recorder)
             recorder.send_signal(number)
-            errors = recorder.communicate(timeout=120)[1]
+            errors = recorder.communicate(timeout=300)[1]
         assert recorder.returncode == 0, errors
         assert metadata(output)["ended_by"] == "interrupt"
         assert len(open_recording(output).events()) == metadata(output)["n_events"]
@@ -383,9 +383,9 @@ class TestSignals:
         output = tmp_path / "c.dat"
         argv = [*KVMTRACE, "record", "--backend", "ftrace", "-o", str(output), "--guest", "storm", "--count", "9999999"]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True) as recorder:
-            wait_until(lambda: ftrace_runs(recorder.pid))
+            wait_until(lambda: ftrace_runs(recorder.pid), recorder)
             os.killpg(recorder.pid, signal.SIGINT)
-            errors = recorder.communicate(timeout=120)[1]
+            errors = recorder.communicate(timeout=300)[1]
         assert recorder.returncode == 0
         assert "Traceback" not in errors
         assert metadata(output)["ended_by"] == "interrupt"
@@ -396,9 +396,9 @@ class TestSignals:
             output = tmp_path / "t.dat"
             argv = [*KVMTRACE, "record", "--backend", "ftrace", "-o", str(output), "-p", str(child.pid)]
             with subprocess.Popen(argv, stderr=subprocess.PIPE) as recorder:
-                wait_until(lambda: ftrace_runs(recorder.pid))
+                wait_until(lambda: ftrace_runs(recorder.pid), recorder)
                 child.kill()
-                recorder.communicate(timeout=120)
+                recorder.communicate(timeout=300)
         assert recorder.returncode == 0
         assert metadata(output)["ended_by"] == "target"
         assert leftovers(recorder.pid) == []
@@ -409,7 +409,7 @@ class TestSignals:
             return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
 
         recorders = [start("a.dat"), start("b.dat")]
-        assert [r.wait(timeout=60) for r in recorders] == [0, 0]
+        assert [r.wait(timeout=300) for r in recorders] == [0, 0]
         for recorder, name in zip(recorders, ("a.dat", "b.dat"), strict=True):
             run = metadata(tmp_path / name)["guest_run"]
             table = open_recording(tmp_path / name).events()
@@ -423,7 +423,7 @@ class TestPlaces:
     @staticmethod
     def run_in_namespace(script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+            ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=300, check=False
         )
 
     def test_full_disk(self, tmp_path: Path) -> None:

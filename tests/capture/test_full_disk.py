@@ -104,7 +104,7 @@ def test_one_cpu_fills_the_disk(tmp_path: Path, backend: str) -> None:
     )
     try:
         done = subprocess.run(
-            ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=100, check=False
+            ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=300, check=False
         )
         assert done.stdout.split() == ["code", "0", "full.dat"], done
         assert "the disk was full" in done.stderr

@@ -40,7 +40,7 @@ class Monitor:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while self.socket.connect_ex(str(path)):
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -82,10 +82,10 @@ def test_a_vcpu_that_is_plugged_in_is_recorded(tmp_path: Path, backend: str) -> 
         slot = next(one for one in monitor.ask("query-hotpluggable-cpus") if "qom-path" not in one)
         monitor.ask("device_add", driver=slot["type"], id="hot", **slot["props"])
         tids = [one["thread-id"] for one in monitor.ask("query-cpus-fast")]
-        time.sleep(0.7)  # threads are looked at twice a second
+        time.sleep(2)  # threads are looked at twice a second
         monitor.ask("quit")
         monitor.close()
-        errors = recorder.communicate(timeout=60)[1]
+        errors = recorder.communicate(timeout=300)[1]
     assert recorder.returncode == 0, errors
     recording = open_recording(output)
     table = recording.events()

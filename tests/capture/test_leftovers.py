@@ -207,7 +207,7 @@ def test_two_commands_that_finish_one_file_agree(tmp_path: Path) -> None:
         assert finisher.stdin is not None
         finisher.stdin.write("go\n")
         finisher.stdin.flush()
-    assert [finisher.wait(timeout=60) for finisher in finishers] == [0, 0, 0, 0]
+    assert [finisher.wait(timeout=300) for finisher in finishers] == [0, 0, 0, 0]
     for finisher in finishers:
         assert finisher.stdin is not None
         finisher.stdin.close()
@@ -248,7 +248,7 @@ def test_impossible_users_are_refused_at_the_start(uid: str, gid: str, tmp_path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")

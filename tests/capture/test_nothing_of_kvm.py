@@ -110,7 +110,11 @@ def test_presence_in_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 def kvmtrace(*arguments: str, inside: bool = False) -> subprocess.CompletedProcess[str]:
     prefix = ["unshare", "-p", "-m", "--fork", "--mount-proc"] if inside else []
     return subprocess.run(
-        [*prefix, sys.executable, "-m", "kvmtrace", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*prefix, sys.executable, "-m", "kvmtrace", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

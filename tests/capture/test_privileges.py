@@ -52,7 +52,7 @@ def command(folder: Path, capabilities: str, *arguments: str) -> list[str]:
 
 def run(folder: Path, capabilities: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(folder, capabilities, *arguments), capture_output=True, text=True, timeout=100, check=False
+        command(folder, capabilities, *arguments), capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -84,11 +84,11 @@ def test_a_user_with_capabilities_records_as_well_as_root(folder: Path, backend:
     guest, go = start_guest("lifecycle", [])
     argv = command(folder, capabilities, "record", "--backend", backend, "-o", "x.dat", "-p", str(guest.pid))
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as recorder:
-        wait_until(lambda: bpf_runs(output) if backend == "bpf" else _traces(recorder.pid))
+        wait_until(lambda: bpf_runs(output) if backend == "bpf" else _traces(recorder.pid), recorder)
         os.write(go, b"G")
         os.close(go)
         guest.wait()
-        errors = recorder.communicate(timeout=60)[1]
+        errors = recorder.communicate(timeout=300)[1]
     assert recorder.returncode == 0, errors
     recording = open_recording(output)
     assert recording.events().count("kvm_userspace_exit") == LIFECYCLE_USERSPACE_EXITS

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -36,7 +36,7 @@ def shell(text: str) -> TargetSpec:
 
 def wait(target: Target) -> None:
     assert target.pidfd is not None
-    assert select.select([target.pidfd], [], [], 10)[0]
+    assert select.select([target.pidfd], [], [], 600)[0]
     assert target.ended()
 
 
@@ -69,7 +69,7 @@ def test_gate_opens_for_nobody_when_the_recorder_dies(tmp_path: Path) -> None:
         f"t = Target(TargetSpec('command', command=('touch', {str(mark)!r})))\n"
         "print(t.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)
     until = time.monotonic() + 10  # a container's init may never reap it

@@ -179,7 +179,7 @@ def record_argv(output: Path, *target: str) -> list[str]:
 def test_qemus_start_is_recorded_in_the_models_order(tmp_path: Path) -> None:
     output = tmp_path / "run.dat"
     with subprocess.Popen(record_argv(output, "timeout", "2", *GUEST), stderr=subprocess.PIPE) as recorder:
-        recorder.communicate(timeout=120)
+        recorder.communicate(timeout=300)
     assert uprobes_of(recorder.pid) == []
     data = output.read_bytes()
     length = struct.unpack("<Q", data[-24:-16])[0]
@@ -207,13 +207,13 @@ def test_probes_of_a_killed_recorder_are_removed_by_the_next_command(tmp_path: P
     with subprocess.Popen(
         record_argv(tmp_path / "run.dat", "timeout", "3", *GUEST), stderr=subprocess.DEVNULL
     ) as recorder:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 3000
         while not uprobes_of(recorder.pid):
             assert time.monotonic() < until
             time.sleep(0.02)
         recorder.send_signal(signal.SIGKILL)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while uprobes_of(recorder.pid):
         assert time.monotonic() < until, uprobes_of(recorder.pid)
-        subprocess.run([*KVMTRACE, "doctor"], check=True, capture_output=True, timeout=60)
+        subprocess.run([*KVMTRACE, "doctor"], check=True, capture_output=True, timeout=300)
         time.sleep(0.1)

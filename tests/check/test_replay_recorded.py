@@ -50,7 +50,7 @@ def test_arm64_fixture_is_as_predicted(path: Path) -> None:
 def test_recording_of_this_machine_is_as_predicted(guest: str, arguments: list[str], tmp_path: Path) -> None:
     path = tmp_path / "guest.dat"
     command = [sys.executable, "-m", "kvmtrace", "record", "--guest", guest, *arguments, "-o", str(path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     replay = replay_recording(open_recording(str(path)))
     assert replay is not None
     assert replay.differences == (), render_replay(replayed(replay))

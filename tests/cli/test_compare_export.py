@@ -24,7 +24,7 @@ def kvmtrace(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "kvmtrace", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

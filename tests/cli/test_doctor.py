@@ -21,7 +21,7 @@ def run(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "kvmtrace", "doctor", *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         **more,
     )

@@ -93,7 +93,7 @@ def kvmtrace(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "kvmtrace", *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         **more,
     )
@@ -116,7 +116,7 @@ def test_few_open_files_allowed(backend: str, tmp_path: Path) -> None:
             ["sh", "-c", f"ulimit -n {limit}; exec {sys.executable} -m kvmtrace {command}"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         (tmp_path / "x.dat").unlink(missing_ok=True)

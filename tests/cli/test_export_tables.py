@@ -31,7 +31,7 @@ MANY = FIXTURES / "svm-6.12-lifecycle.dat"
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvmtrace", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("table", ["vm_exits", "userspace_exits"])

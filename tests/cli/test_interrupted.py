@@ -26,7 +26,7 @@ def test_report_finishes_the_recording_first(tmp_path: Path) -> None:
         [sys.executable, "-m", "kvmtrace", "report", str(output), "--format", "json"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ OTHER = FIXTURES / "svm-6.1-mmio-split.dat"
 
 def run(*args: object, stdout: object = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "kvmtrace", *map(str, args)]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=60, check=False)
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=300, check=False)
 
 
 @pytest.fixture

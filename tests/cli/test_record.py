@@ -22,7 +22,7 @@ from kvmtrace.errors import CapabilityError, UsageError
 
 def kvmtrace(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "kvmtrace", *args], capture_output=True, text=True, timeout=60, check=False, **more
+        [sys.executable, "-m", "kvmtrace", *args], capture_output=True, text=True, timeout=300, check=False, **more
     )
 
 
@@ -210,7 +210,7 @@ class TestForReal:
         ]
         with subprocess.Popen(argv, stdout=write, stderr=write) as recorder:
             os.close(write)
-            assert recorder.wait(timeout=60) == 0
+            assert recorder.wait(timeout=300) == 0
         assert (tmp_path / "x.dat").exists()
         assert [p.name for p in tmp_path.iterdir()] == ["x.dat"]
 

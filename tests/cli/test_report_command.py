@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(*args: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "kvmtrace", *map(str, args)], input=stdin, capture_output=True, timeout=60, check=False
+        [sys.executable, "-m", "kvmtrace", *map(str, args)], input=stdin, capture_output=True, timeout=300, check=False
     )
 
 

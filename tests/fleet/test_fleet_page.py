@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 
 def kvmtrace(*args: str) -> None:
-    subprocess.run([sys.executable, "-m", "kvmtrace", *args], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "kvmtrace", *args], check=True, capture_output=True, timeout=300)
 
 
 def test_pages(tmp_path: Path) -> None:

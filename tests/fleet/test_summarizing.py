@@ -235,6 +235,26 @@ def test_bad_use_is_one_line(arguments: tuple[str, ...], code: int, words: str, 
     assert "Traceback" not in done.stderr
 
 
+def test_workers_that_nobody_restarts_are_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from distributed.nanny import Nanny
+
+    ends, restart = [], Nanny._on_worker_exit_sync
+
+    def once_for_each(nanny: Nanny, exitcode: int) -> None:
+        ends.append(exitcode)
+        if len(ends) > 2:
+            restart(nanny, exitcode)
+
+    monkeypatch.setattr(Nanny, "_on_worker_exit_sync", once_for_each)
+    monkeypatch.setattr("kvmtrace.fleet.executors.REPLACE_S", 3)
+    results: dict[str, object] = {}
+    task = partial(die_or_tell, folder=str(tmp_path))
+    run_tasks(Engine("dask", workers=2), task, ["bad", "a", "b"], results.__setitem__)
+    assert isinstance(results.pop("bad"), Failed)
+    assert results == {"a": "A", "b": "B"}
+    assert len(ends) > 2
+
+
 def take_much(argument: str, *, folder: str) -> str:
     """Take more memory than the workers may have, the first time; a marker says that it was tried."""
     marker = Path(folder, argument)
@@ -293,7 +313,7 @@ def test_a_scheduler_lost_in_mid_run_is_one_line_and_a_rerun_goes_on(dest: Path,
             while len(Store(out).objects("summaries")) < 2 and time.monotonic() < deadline:
                 time.sleep(0.05)
             scheduler.kill()
-            _, errors = asking.communicate(timeout=120)
+            _, errors = asking.communicate(timeout=300)
             serving.kill()
     assert asking.returncode == 4, errors
     assert len(errors.splitlines()) == 1, errors

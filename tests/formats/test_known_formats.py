@@ -142,5 +142,5 @@ def test_a_device_without_end_is_looked_at_first(device):
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 
     run = [sys.executable, "-m", "kvmtrace", "check", device]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=30, preexec_fn=limit)
+    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=300, preexec_fn=limit)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr

@@ -54,7 +54,7 @@ def test_every_stage_gets_every_item_in_order(cores: set[int]) -> None:
 
 def test_stages_of_different_items_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    together = threading.Barrier(2, timeout=20)  # each stage waits for the other one
+    together = threading.Barrier(2, timeout=300)  # each stage waits for the other one
 
     def first(item: int) -> int:
         if item == 1:

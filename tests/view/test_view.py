@@ -46,7 +46,7 @@ def server() -> Iterator[ViewServer]:
 
 
 def ask(server: ViewServer, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=120)
+    link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=300)
     try:
         link.request(method, path, headers=headers)
         answer = link.getresponse()

@@ -101,7 +101,7 @@ def serving(collector: VmCollector, **more: Any) -> Iterator[int]:
 
 def get(url: str, accept: str = "", **more: Any) -> str:
     request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
-    with urllib.request.urlopen(request, timeout=120, **more) as answer:
+    with urllib.request.urlopen(request, timeout=300, **more) as answer:
         text: str = answer.read().decode()
     return text
 
@@ -288,7 +288,7 @@ def prometheus(tmp_path: Path, target: int) -> Iterator[str]:
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: ask(address, "up") == [1.0], 60)
+        wait_for(lambda: ask(address, "up") == [1.0], 300)
         yield address
     finally:
         server.kill()
@@ -319,13 +319,13 @@ def wait_for(condition: Any, seconds: float) -> None:
 def test_a_real_prometheus_answers_every_query(busy: VmCollector, tmp_path: Path) -> None:
     with serving(busy) as port, prometheus(tmp_path, port) as address:
         assert ask(address, 'kvm_vm_exits_total{reason="hlt"}') == [10.0]
-        wait_for(lambda: ask(address, "count_over_time(up[1m])") >= [5.0], 30)  # type: ignore[operator]
+        wait_for(lambda: ask(address, "count_over_time(up[1m])") >= [5.0], 300)  # type: ignore[operator]
         for query in queries():
             text = query.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$vm", ".*")
             found = ask(address, text)
             assert found is not None
             assert found or re.search(r"[<>]=? *[\d.]|kvmtrace_vcpu_threads >", text) or ":" in text, text
-        wait_for(lambda: ask(address, "vm:kvm_vm_exits:rate5m"), 30)
+        wait_for(lambda: ask(address, "vm:kvm_vm_exits:rate5m"), 300)
 
 
 def certificate(tmp_path: Path) -> tuple[str, str]:

@@ -54,7 +54,7 @@ def run_guest(name: str, *arguments: str) -> dict[str, Any]:
 
 
 def scrape(url: str) -> list[Any]:
-    with urllib.request.urlopen(url, timeout=120) as answer:
+    with urllib.request.urlopen(url, timeout=300) as answer:
         text = answer.read().decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -69,7 +69,7 @@ def counts_of(samples: list[Any], vm: str) -> dict[str, float]:
 
 def assert_unloaded(before: set[int]) -> None:
     """The kernel frees a program some time after its last user is gone; others' users may live."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while forgotten_programs() - before and time.monotonic() < until:
         time.sleep(0.1)
     assert not forgotten_programs() - before
@@ -88,10 +88,10 @@ def test_counters_are_the_guests_truth_and_go_with_it() -> None:
         lost = [s.value for s in samples if s.name == "kvmtrace_lost_events_total"]
         assert lost
         assert not any(lost)
-        time.sleep(4)
-        for _ in range(2):
-            samples = scrape(url)
-        assert not [s for s in samples if "vm" in s.labels]
+        until = time.monotonic() + 300  # it lingers for 2 s behind the guests' ends, and the machine may be busy
+        while any("vm" in sample.labels for sample in scrape(url)):
+            assert time.monotonic() < until
+            time.sleep(0.5)
     assert_unloaded(before)
 
 
