@@ -75,7 +75,7 @@ def test_who_is_who_whatever_threads_are_called(tmp_path: Path) -> None:
             "json",
             str(output),
         ]
-        own = json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)
+        own = json.loads(subprocess.run([*asked, str(output)], check=True, capture_output=True).stdout)
         assert {(vcpu["pid"], vcpu["vm"]) for vcpu in own["vcpus"]} == {(started[name].pid, name)}
     report = build_report(recording, ReportOptions(model=False))
     assert {started[name].pid for name in started} <= {vm.pid for vm in report.vms}
