@@ -230,7 +230,10 @@ def test_quantiles_lie_in_their_bucket() -> None:
 def busy() -> VmCollector:
     exits = {"hlt": cell(10, 3000, exit_reason=HLT), "npf": cell(4, 900, exit_reason=NPF),
              "odd": cell(1, 2**31, exit_reason=0x4FF)}  # fmt: skip
-    return collector_of(FakePrograms([own_vcpu(**exits)]), own_vm('we"b\\3\n'))
+    collector = collector_of(FakePrograms([own_vcpu(**exits)]), own_vm('we"b\\3\n'))
+    monitor = SimpleNamespace(forbidden=dict, take_forbidden=list)
+    collector.watched = Watched(monitor, MONITORED_RULES, monitor_table().rule_of)  # type: ignore[arg-type]
+    return collector
 
 
 def test_both_formats_are_read_back(busy: VmCollector) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,6 +162,22 @@ def test_other_triggers(tmp_path: Path) -> None:
         guest.wait()
         stop(running)
     assert kinds == {"rate", "command"}
+
+
+def test_systemd_is_told_of_start_reload_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        folder = tmp_path / "recordings"
+        folder.mkdir()
+        with watching(folder, "--on", "signal USR1") as running:
+            running.send_signal(signal.SIGHUP)
+            assert running.stderr is not None
+            assert "looked at the VMs again" in running.stderr.readline()
+            stop(running)
+        told = [listener.recv(200).partition(b"\n")[0] for _ in range(4)]
+    assert told == [b"READY=1", b"RELOADING=1", b"READY=1", b"STOPPING=1"]
 
 
 def test_killed_it_leaves_what_the_next_command_removes(tmp_path: Path) -> None:
