@@ -21,14 +21,24 @@ def run_lengths(same: NDArray[np.bool_]) -> NDArray[np.intp]:
     return length
 
 
-def report_runs(excerpt: Excerpt, found: Found, same: NDArray[np.bool_], limit: int) -> None:
-    """Report each run of at least `limit` exits of a thread once, where it reaches the limit."""
+def report_runs(
+    excerpt: Excerpt, found: Found, same: NDArray[np.bool_], limit: int, exits: NDArray[np.intp] | None = None
+) -> None:
+    """Report each run of at least `limit` exits of a thread once, where it reaches the limit.
+
+    Parameters
+    ----------
+    same : which exits equal the one before
+    exits : the exits that are looked at, where those are not all
+    """
     found.check(len(same))
+    exits = np.arange(len(same)) if exits is None else exits
     if np.count_nonzero(same) < limit:
         return
+    thread = excerpt.thread[exits]
     first = np.ones(len(same), bool)
-    first[1:] = excerpt.thread[1:] != excerpt.thread[:-1]
-    reached = np.flatnonzero(run_lengths(same & ~first) == limit)
+    first[1:] = thread[1:] != thread[:-1]
+    reached = exits[run_lengths(same & ~first) == limit]
     rip = excerpt.exits.get("guest_rip")
     found.violate(
         excerpt.exits.start[reached],

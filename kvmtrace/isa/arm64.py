@@ -203,7 +203,8 @@ _ABSENT = frozenset({
     "kvm_apic", "kvm_apic_accept_irq", "kvm_apic_ipi", "kvm_cpuid", "kvm_cr", "kvm_emulate_insn", "kvm_eoi",
     "kvm_fast_mmio", "kvm_hv_hypercall", "kvm_hypercall", "kvm_inj_exception", "kvm_inj_virq", "kvm_invlpga",
     "kvm_msr", "kvm_page_fault", "kvm_pio", "kvm_pml_full", "kvm_pv_eoi", "kvm_skinit", "kvm_smm_transition",
-    "kvm_xen_hypercall", "vmx_vcpu_run", "vmx_vcpu_run_return", "svm_vcpu_run", "svm_vcpu_run_return",
+    "kvm_xen_hypercall", "vcpu_match_mmio", "vmx_vcpu_run", "vmx_vcpu_run_return", "svm_vcpu_run",
+    "svm_vcpu_run_return",
     "kvm_entry.immediate_exit", "kvm_entry.intr_info", "kvm_entry.vcpu_id", "kvm_exit.info1", "kvm_exit.info2",
     "kvm_exit.intr_info", "kvm_exit.isa", "kvm_exit.vcpu_id",
 })

@@ -65,6 +65,9 @@ ANY_EXIT_CAUSES: dict[int, str] = {
 }
 # fmt: on
 
+# of arm64's arch_timer.c and vgic.c
+X86_ABSENT: frozenset[str] = frozenset({"kvm_timer_update_irq", "vgic_update_irq_pending"})
+
 ANY_EXIT_USERSPACE: frozenset[int] = frozenset(ANY_EXIT_CAUSES)
 
 # VMX only: bit 26 of the exit reason overrides whatever the handler decided

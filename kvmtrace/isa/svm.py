@@ -16,6 +16,7 @@ from kvmtrace.isa.shared import (
     EMULATOR_EVENTS,
     EMULATOR_USERSPACE,
     SKIP_USERSPACE,
+    X86_ABSENT,
     X86_BYSTANDERS,
     X86_FOLLOW_UPS,
 )
@@ -456,6 +457,7 @@ SVM = Isa(
     vcpu_object="struct vcpu_svm with its VMCB",
     follow_ups=X86_FOLLOW_UPS,
     bystanders=X86_BYSTANDERS,
+    absent=X86_ABSENT,
     any_exit_causes=ANY_EXIT_CAUSES,
     world_switch=SVM_SWITCH,
     brackets=SVM_BRACKETS,

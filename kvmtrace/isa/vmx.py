@@ -14,6 +14,7 @@ from kvmtrace.isa.shared import (
     EMULATOR_EVENTS,
     EMULATOR_USERSPACE,
     SKIP_USERSPACE,
+    X86_ABSENT,
     X86_BYSTANDERS,
     X86_FOLLOW_UPS,
 )
@@ -350,6 +351,7 @@ VMX = Isa(
     late_exit="VMX before 5.8",
     follow_ups=X86_FOLLOW_UPS,
     bystanders=X86_BYSTANDERS,
+    absent=X86_ABSENT,
     any_exit_causes=ANY_EXIT_CAUSES,
     world_switch=VMX_SWITCH,
     brackets=VMX_BRACKETS,

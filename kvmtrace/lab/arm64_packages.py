@@ -49,6 +49,33 @@ class Arm64Kernel(Kernel):
         return self.root / "boot" / f"vmlinuz-{self.release}"
 
 
+@dataclass(frozen=True)
+class OwnKernel(Kernel):
+    """A kernel of one's own, which needs no modules: its root is the image."""
+
+    @property
+    def image(self) -> Path:
+        """The image."""
+        return self.root
+
+    def load_order(self, names: tuple[str, ...]) -> list[Path]:  # noqa: ARG002
+        """Return no file: all is built in."""
+        return []
+
+
+def get_own_kernel(image: Path) -> OwnKernel:
+    """Return a kernel by its image; its release says what the image holds.
+
+    Raises
+    ------
+    UsageError
+        There is no such file.
+    """
+    if not image.is_file():
+        raise UsageError(f"{image}: no such kernel image")
+    return OwnKernel("", f"own-{digest([image.read_bytes()])}", image)
+
+
 def apt_options() -> list[str]:
     """Return options with which apt-get and apt-cache know arm64 packages; the lists are fetched the first time.
 

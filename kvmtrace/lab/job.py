@@ -39,6 +39,7 @@ class Job:
     memory_mib : of the lab host
     module_dir : directory with replacements for kvm.ko, kvm-intel.ko, kvm-amd.ko (any subset), or None
     kernel_args : added to the kernel's command line; "kvm_amd.npt=0" sets a module's parameter
+    kernel_image : arm64: a kernel to boot instead of Debian's, with all that the lab needs built in, or None
     mode : arm64: "vhe" or "nvhe", how KVM runs; None for the usual one
     with_bcc : VMX: put bcc and the kernel's headers into the host's image (the SVM host has this machine's)
     environment : added to the command's environment
@@ -54,6 +55,7 @@ class Job:
     cpus: int = 1
     memory_mib: int = 2048
     module_dir: Path | None = None
+    kernel_image: Path | None = None
     kernel_args: tuple[str, ...] = ()
     mode: str | None = None
     with_bcc: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import UsageError
 from kvmtrace.lab import arm64_host, results_disk, svm_host, vmx_host
-from kvmtrace.lab.arm64_packages import arm64_busybox, get_arm64_kernel
+from kvmtrace.lab.arm64_packages import arm64_busybox, get_arm64_kernel, get_own_kernel
 from kvmtrace.lab.emulator import LabFailedError, run_emulator
 from kvmtrace.lab.job import LAB_DIRECTORY, Job, write_job
 from kvmtrace.lab.kernels import get_kernel
@@ -21,6 +21,8 @@ from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kvmtrace.lab.kernels import Kernel
 
 HOSTS = {"vmx": vmx_host, "svm": svm_host, "arm64": arm64_host}
 
@@ -87,7 +89,7 @@ def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabR
             target.write(data)
             target.flush()
 
-    kernel = get_arm64_kernel(job.kernel) if job.isa == "arm64" else get_kernel(job.kernel)
+    kernel = _kernel_of(job)
     with run_folder(job.isa) as folder:
         (folder / "job").mkdir()
         write_job(job, folder / "job")
@@ -118,11 +120,19 @@ def _run_once(job: Job, *, stream: bool, phase: Callable[[str], object]) -> LabR
     )
 
 
+def _kernel_of(job: Job) -> Kernel:
+    if job.kernel_image is not None:
+        return get_own_kernel(job.kernel_image)
+    return get_arm64_kernel(job.kernel) if job.isa == "arm64" else get_kernel(job.kernel)
+
+
 def _validate(job: Job) -> None:
     if job.isa not in HOSTS:
         raise UsageError(f"no ISA {job.isa}; there are {', '.join(HOSTS)}")
     if job.mode and job.isa != "arm64":
         raise UsageError("--mode belongs to --isa arm64")
+    if job.kernel_image is not None and job.isa != "arm64":
+        raise UsageError("a kernel image of one's own is for --isa arm64")
     if not job.command:
         raise UsageError("no command")
     if job.isa == "vmx" and job.cpus != 1:

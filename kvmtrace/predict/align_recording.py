@@ -55,7 +55,7 @@ def replay_events(
     guest, arguments : what ran, for captures whose metadata do not say; default arguments for those not given
     max_events : for more, None is returned
     """
-    named = find_guest(capture)
+    named = find_guest(capture, _isa_of(capture, events))
     if guest is not None:
         named = machine_of(_isa_of(capture, events)).guests[guest], arguments or {}
     if named is None or len(events) > max_events:
@@ -71,14 +71,20 @@ def replay_events(
     return _sum_up(which, complete, facts, aligned, events)
 
 
-def find_guest(capture: Capture) -> tuple[Guest, dict[str, int]] | None:
-    """Return the bundled guest that a capture says it recorded, with its arguments."""
+def find_guest(capture: Capture, isa: str | None = None) -> tuple[Guest, dict[str, int]] | None:
+    """Return the bundled guest that a capture says it recorded, with its arguments.
+
+    Parameters
+    ----------
+    isa : what the events say, for a guest that did not live to tell; None: any that has such a guest
+    """
     run = capture.meta.get("guest_run") or {}
     target = capture.meta.get("target") or {}
     name = run.get("guest") or target.get("guest")
     arguments = run.get("arguments") or target.get("guest_arguments") or {}
-    isa = run.get("isa")
-    guests = machine_of(isa if isinstance(isa, str) else None).guests
+    isa = run["isa"] if isinstance(run.get("isa"), str) else isa
+    machines = [machine_of(isa)] if isa else list(map(machine_of, BY_NAME))
+    guests = next((machine.guests for machine in machines if name in machine.guests), {})
     if not isinstance(name, str) or name not in guests or not isinstance(arguments, dict):
         return None
     given = {str(key): int(value) for key, value in arguments.items() if isinstance(value, int)}
@@ -154,7 +160,7 @@ def vcpu_threads(capture: Capture, events: EventTable) -> dict[int, int]:
     reported = run.get("vcpu_tids")
     if isinstance(reported, dict) and reported:
         return {int(vcpu_id): int(tid) for vcpu_id, tid in reported.items()}
-    if events.count("kvm_entry"):
+    if events.count("kvm_entry") and events.has("kvm_entry", "vcpu_id"):  # which arm64's has not
         ids = events.field("kvm_entry", "vcpu_id")
         tids = events.tid[events.rows("kvm_entry")]
         return {int(vcpu_id): int(tids[np.flatnonzero(ids == vcpu_id)[0]]) for vcpu_id in distinct(ids)}
@@ -162,8 +168,8 @@ def vcpu_threads(capture: Capture, events: EventTable) -> dict[int, int]:
         names = events.field("task_rename", "newcomm")
         pairs = zip(names, events.field("task_rename", "pid"), strict=True)
         return {int(found[1]): int(tid) for name, tid in pairs if (found := _COMM.match(bytes(name)))}
-    loads = events.tid[events.rows("kvm_fpu")]
-    first = dict.fromkeys(int(tid) for tid in loads)
+    running = events.tid[events.rows("kvm_entry" if events.count("kvm_entry") else "kvm_fpu")]
+    first = dict.fromkeys(int(tid) for tid in running)
     return dict(enumerate(first))
 
 

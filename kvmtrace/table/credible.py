@@ -20,7 +20,7 @@ BYTES = frozenset({"insn"})
 FLAGS = frozenset(
     (
         "coalesced", "dm", "entering", "exception", "failed", "fast", "found", "ft", "gpa_match", "grow",
-        "has_error", "immediate_exit", "is_wfe", "is_write", "load", "need_flush_tlb", "now", "offset_matched",
+        "has_error", "immediate_exit", "is_wfe", "is_write", "level", "load", "need_flush_tlb", "now", "offset_matched",
         "reinjected", "rw", "set", "smm", "soft", "tdp_enabled", "use_master_clock", "used_max_basic", "valid",
         "waited", "was", "write",
     )
@@ -35,7 +35,7 @@ NUMBERS = frozenset(
         "fault_address", "fd", "filp", "flags", "function", "gpa", "gsi", "guest_pgd", "guest_rip", "gva",
         "host_clock", "hsr", "hv_timer_in_use", "hxfar", "icr_low", "icrh", "icrl", "id", "imm", "imr", "index",
         "info1", "info2", "ingpa", "inhibits", "int_ctl", "intercept1", "intercept2", "intercept3", "intr_info",
-        "ipa", "irq", "irq_num", "irq_source_id", "irqchip", "isa", "len", "level", "msr", "nested_rip", "new",
+        "ipa", "irq", "irq_num", "irq_source_id", "irqchip", "isa", "len", "msr", "nested_rip", "new",
         "next_pid", "next_prio", "next_tsc_offset", "nr", "nr_vcpus_matched_tsc", "ns", "offset", "old",
         "online_vcpus", "opcode", "orig_cpu", "outgpa", "parent_pid", "pid", "pin", "port", "prev_pid",
         "prev_prio", "prev_state", "previous_tsc_offset", "r0", "rax", "rbx", "rcx", "rdx", "reason", "reg",

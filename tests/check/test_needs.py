@@ -136,6 +136,22 @@ def test_dropped_from_a_table(isa: str) -> None:
         assert_named(checker.finish(), need, rules)
 
 
+ARM64 = "arm64-6.1-interrupt.dat"
+
+
+def test_dropped_from_an_arm64_recording() -> None:
+    recording = open_recording(FIXTURES / ARM64)
+    capture, table = dataclasses.replace(recording.capture, events=()), recording.events()
+    met = needs_met(capture, table)
+    own = {need: rules for need, rules in met.items() if need.startswith(("kvm_timer_", "vgic_", "kvm_wfx"))}
+    assert {"kvm_timer_update_irq.irq", "vgic_update_irq_pending.level", "kvm_wfx_arm64.is_wfe"} <= own.keys()
+    for need, rules in own.items():
+        kind, _, field = need.partition(".")
+        checker = Checker(capture)
+        checker.feed(without(table, set() if field else {kind}, {(kind, field)} if field else set()))
+        assert_named(checker.finish(), need, rules)
+
+
 def lines_without(text: str, need: str) -> str:
     """Return a text trace without the events or fields of a need."""
     for one in need.split("|"):
@@ -167,6 +183,7 @@ def test_every_need_is_taken_away_somewhere(tmp_path: Path) -> None:
     covered = set().union(*(needs_of_fixture(name) for name in PLAIN))
     for isa in ("vmx", "svm"):
         covered |= needs_met(*joined(isa)).keys()
+    covered |= needs_of_fixture(ARM64).keys()
     path = tmp_path / "example.txt"
     for rule in RULES.values():
         path.write_text(text_trace(rule.healthy))

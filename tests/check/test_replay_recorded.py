@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvmtrace.formats import open_recording
-from kvmtrace.predict.align_recording import replay_recording
+from kvmtrace.predict.align_recording import replay_events, replay_recording
 from kvmtrace.predict.replayed import replayed
 from kvmtrace.render.text.replay_text import render_replay
 from kvmtrace.workload.arm64_guests import ARM64_GUESTS
@@ -42,6 +43,18 @@ def test_arm64_fixture_is_as_predicted(path: Path) -> None:
     assert replay.isa == "arm64"
     assert replay.guest in ARM64_GUESTS
     assert {"kvm_entry", "kvm_exit", "sys_enter_ioctl", "kvm_vcpu_ioctl"} <= set(replay.events)
+
+
+@pytest.mark.parametrize("name", ["arm64-6.1-smp", "arm64-6.1-dabt-split", "vmx-6.1-lifecycle"])
+def test_a_guest_that_did_not_live_to_tell_is_compared_too(name: str) -> None:
+    """What the recorder knows beforehand: the guest's name; ISA and threads are the events'."""
+    recording = open_recording(str(FIXTURES / f"{name}.dat"))
+    guest = name.split("-", 2)[2]
+    target = {"kind": "guest", "guest": guest, "guest_arguments": []}
+    capture = replace(recording.capture, meta={**recording.capture.meta, "guest_run": None, "target": target})
+    replay = replay_events(capture, recording.events())
+    assert replay is not None
+    assert (replay.guest, replay.differences) == (guest, ())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--count", "3"]], ids=["default", "count-3"])

@@ -249,3 +249,57 @@ def test_a_vm_exit_is_explained() -> None:
     assert done.exit_code == 0, done.exception
     assert "DABT_LOW" in done.stdout
     assert "kvm_guest_fault" in done.stdout
+
+
+IRQ_AT = (ENTRY.format(0x8), EXIT.format(0, 0, 0x8))
+REFAULT = (ENTRY.format(0x8), EXIT.format(2, 0x24, 0x8), FAULT_AT.format(0x8, 0x92000047, 0x5008, 0x5000))
+ANOTHER = (ENTRY.format(0x8), EXIT.format(2, 0x24, 0x8), FAULT_AT.format(0x8, 0x92000047, 0x6008, 0x6000))
+LEFT = ("kvm_userspace_exit: reason=10 errno=-4",)
+END = (ENTRY.format(0x8), EXIT.format(0, 0, 0x8))
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (REFAULT * 270, {"H3"}),
+        ((*REFAULT * 9, *IRQ_AT) * 30, {"H3"}),  # the host's interrupts, at the same instruction, are no progress
+        (REFAULT * 200, set()),
+        ((*REFAULT, *ANOTHER) * 135, set()),
+        ((*REFAULT * 99, ENTRY.format(0x8), EXIT.format(0, 0, 0xC)) * 3, set()),
+        ((*REFAULT * 99, *LEFT) * 3, set()),
+    ],
+    ids=["swallowed", "with interrupts", "not long enough", "two pages", "went on", "left to userspace"],
+)
+def test_a_fault_that_is_never_handled(tmp_path: Path, texts: tuple[str, ...], found: set[str]) -> None:
+    assert set(violated(tmp_path, *texts, *END)) == found
+
+
+WFI = (ENTRY.format(0x8), EXIT.format(2, 0x1, 0x8), "kvm_wfx_arm64: vcpu_pc=0x8 is_wfe=0")
+WFE = (ENTRY.format(0x8), EXIT.format(2, 0x1, 0x8), "kvm_wfx_arm64: vcpu_pc=0x8 is_wfe=1")
+WOKEN = "kvm_vcpu_wakeup: ns=900 waited=1 valid=1"
+
+
+def test_wfi_blocks(tmp_path: Path) -> None:
+    assert violated(tmp_path, *WFI, WOKEN, *WFE, *END) == {}
+    assert set(violated(tmp_path, *WFI, WOKEN, *WFI, *END)) == {"H7"}
+
+
+RISES, FALLS = (f"kvm_timer_update_irq: vcpu_id=0 irq=27 level={level}" for level in (1, 0))
+TOLD, TOLD_OF_FALL = (f"vgic_update_irq_pending: vcpu_id=3 irq=27 level={level}" for level in (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ((RISES, TOLD, FALLS, TOLD_OF_FALL), set()),
+        ((RISES, TOLD_OF_FALL), {"V14"}),
+        ((RISES, TOLD.replace("irq=27", "irq=26")), {"V14"}),
+        ((FALLS, TOLD_OF_FALL, RISES, FALLS, TOLD_OF_FALL), {"V14"}),
+        # a VM whose interrupt controller is in userspace has no vGIC; one thread may run such a VM after another
+        ((RISES, FALLS), set()),
+        ((RISES, TOLD, "kvm_userspace_exit: reason=10 errno=-4", *END, RISES, FALLS), set()),
+    ],
+    ids=["told", "of another level", "of another interrupt", "not told", "no vGIC", "another VM"],
+)
+def test_the_gic_is_told_of_the_timers_line(tmp_path: Path, texts: tuple[str, ...], found: set[str]) -> None:
+    assert set(violated(tmp_path, *END, TOLD, *texts, *END, *END)) == found

@@ -7,31 +7,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY
+from kvmtrace.check.excerpt import owed_events
 from kvmtrace.check.injected_events import injections_of
-from kvmtrace.check.rule import SUSPICION, Rule
+from kvmtrace.check.rule import SUSPICION, RowPart, Rule
 from kvmtrace.check.runs_of_exits import report_runs
 from kvmtrace.model.states import PROGRESS_EVENTS
 from kvmtrace.model.thresholds import threshold
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
+    from kvmtrace.isa.base import ExitRow
+
+    Group = NDArray[np.intp]
 
 RULE = Rule(
     "H3",
     "no progress",
     SUSPICION,
-    (
-        "kvm_exit.exit_reason",
-        "kvm_exit.isa",
-        "kvm_exit.guest_rip",
-        "kvm_exit.info1",
-        "kvm_exit.info2",
-        "kvm_entry.rip",
-        "kvm_page_fault.fault_address",  # REP instructions fault page after page at one RIP
-    ),
+    ("kvm_exit.exit_reason", "kvm_exit.isa", "kvm_exit.guest_rip", "kvm_entry.rip"),
     "The same exit at the same instruction is not repeated without end.",
     "each handler resumes, advances or leaves to userspace",
     healthy="""
@@ -50,8 +48,11 @@ kvm_fpu: load=1
 """,
 )
 
+FAULT = "kvm_guest_fault"
 
-@RULE.part()
+
+# REP instructions fault page after page at one RIP
+@RULE.part(needs=("kvm_exit.info1", "kvm_exit.info2", "kvm_page_fault.fault_address"))
 def _stuck(excerpt: Excerpt, found: Found) -> None:
     if len(excerpt.exits):
         report_runs(excerpt, found, _repeats(excerpt), threshold("no_progress"))
@@ -80,6 +81,38 @@ def _fault_addresses(excerpt: Excerpt) -> NDArray[np.uint64]:
     there = position >= 0
     address[there] = excerpt.sequence.values("kvm_page_fault", "fault_address", position[there])
     return address
+
+
+@RULE.each_row
+def _of_row(row: ExitRow) -> Iterator[RowPart]:
+    if FAULT in owed_events(row):
+        needs = tuple(f"{FAULT}.{name}" for name in ("fault_address", "hsr", "hxfar"))
+        yield RowPart("faults of the second stage", needs, _refaults)
+
+
+def _refaults(excerpt: Excerpt, group: Group, found: Found) -> None:
+    """Report the same fault again and again: the page is neither mapped, nor is the guest told, nor userspace asked.
+
+    An interrupt of the host that comes between, at the same instruction, is no progress.
+    """
+    exits, rip = excerpt.exits, excerpt.exits.get("guest_rip")
+    if len(group) < threshold("no_progress"):
+        found.check(len(group))
+        return
+    number = np.full(len(exits), -1, np.intp)
+    number[group] = np.arange(len(group))
+    latest = np.maximum.accumulate(number)
+    waits = excerpt.of_kind("asynchronous") & (exits.next_kind == ENTRY) & (rip == rip[group[np.maximum(latest, 0)]])
+    others = np.cumsum((number < 0) & ~waits)
+    position = excerpt.first_in_exit(FAULT, group)
+    stays = (exits.next_kind[group] == ENTRY) & ~exits.has(*PROGRESS_EVENTS)[group] & (position >= 0)
+    same = np.zeros(len(group), bool)
+    same[1:] = stays[:-1] & (others[group[1:]] == others[group[:-1]])
+    for name in ("fault_address", "hsr", "hxfar"):
+        told = excerpt.sequence.values(FAULT, name, position)
+        same[1:] &= told[1:] == told[:-1]
+    same[1:] &= rip[group[1:]] == rip[group[:-1]]
+    report_runs(excerpt, found, same, threshold("no_progress"), group)
 
 
 def _injections(excerpt: Excerpt) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -8,37 +8,32 @@ import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.arrivals import arrivals
-from kvmtrace.check.rule import SUSPICION, Rule
+from kvmtrace.check.excerpt import owed_events
+from kvmtrace.check.findings import constant
+from kvmtrace.check.rule import SUSPICION, RowPart, Rule
 from kvmtrace.model.wake_ups import HARDWARE_DELIVERY, WAKES_FROM_HLT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
+    from kvmtrace.isa.base import ExitRow
 
     Group = NDArray[np.intp]
 
+WAIT = "kvm_wfx_arm64"
 RULE = Rule(
     "H7",
     "HLT left without cause",
     SUSPICION,
-    (
-        "kvm_exit.exit_reason",
-        "kvm_exit.isa",
-        "kvm_exit.vcpu_id",
-        "kvm_exit.guest_rip",
-        "kvm_entry.rip",
-        "kvm_inj_virq",
-        "kvm_inj_exception",
-        "kvm_apic_accept_irq.apicid",
-        "kvm_apic_accept_irq.dm",
-        "kvm_apic_accept_irq.vec",
-    ),
+    ("kvm_exit.exit_reason", "kvm_exit.isa"),
     "A vCPU that halted in the kernel goes on only for an interrupt, an exception, an NMI, SMI, INIT or SIPI, or "
-    "another vCPU's kick.",
+    "another vCPU's kick; WFI blocks the vCPU until it is woken up.",
     "kvm_vcpu_check_block (virt/kvm/kvm_main.c), kvm_vcpu_has_events (x86.c)",
-    "events that hardware delivers (APICv, AVIC)",
+    "events that hardware delivers (APICv, AVIC); the vGIC's interrupts; WFIT past its deadline looks like a fault",
     places=lambda excerpt: len(_resumed(excerpt)),
     blames_handler=False,
     healthy="""
@@ -89,7 +84,18 @@ def _resumed(excerpt: Excerpt) -> Group:
     return group
 
 
-@RULE.part()
+@RULE.part(
+    needs=(
+        "kvm_exit.vcpu_id",
+        "kvm_exit.guest_rip",
+        "kvm_entry.rip",
+        "kvm_inj_virq",
+        "kvm_inj_exception",
+        "kvm_apic_accept_irq.apicid",
+        "kvm_apic_accept_irq.dm",
+        "kvm_apic_accept_irq.vec",
+    )
+)
 def _cause(excerpt: Excerpt, found: Found) -> None:
     exits, whole = excerpt.exits, _resumed(excerpt)
     seen = excerpt.capability.seen
@@ -134,3 +140,24 @@ def _others_arrived(excerpt: Excerpt, group: Group) -> tuple[NDArray[np.bool_], 
     since = np.where(same, sequence.row[exits.start[last]], 0)
     found: NDArray[np.bool_] = others[arrived.before(vcpu, until)] != others[arrived.before(vcpu, since)]
     return found, same & (since >= excerpt.whole.n_parked)
+
+
+@RULE.each_row
+def _of_row(row: ExitRow) -> Iterator[RowPart]:
+    if WAIT in owed_events(row):
+        source = "kvm_handle_wfx (handle_exit.c), kvm_vcpu_halt (virt/kvm/kvm_main.c)"
+        yield RowPart("WFI", (f"{WAIT}.is_wfe", "kvm_vcpu_wakeup"), _blocks, source=source)
+
+
+def _blocks(excerpt: Excerpt, group: Group, found: Found) -> None:
+    """Check that WFI waits: kvm_vcpu_halt tells of it, however short it was."""
+    exits = excerpt.exits
+    group = group[exits.next_kind[group] == ENTRY]
+    position = excerpt.first_in_exit(WAIT, group)
+    group, position = group[position >= 0], position[position >= 0]
+    waits = excerpt.sequence.values(WAIT, "is_wfe", position) == 0
+    found.check(np.count_nonzero(waits))
+    found.violate(
+        position[waits & ~exits.has("wake-up")[group]],
+        constant("kvm_vcpu_wakeup behind WFI, which blocks the vCPU", "VM-entry without it"),
+    )

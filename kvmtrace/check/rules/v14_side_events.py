@@ -11,6 +11,7 @@ from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.check.side_rows import last_steps, neighbours, side_rows
 from kvmtrace.kvm.apic import APIC_ICR
 from kvmtrace.model.side_events import ICR_BUSY, SIDE_EVENTS
+from kvmtrace.table.distinct import among, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _IN_THE_RUN_LOOP = tuple(row.kind for row in SIDE_EVENTS.values() if row.place == "run loop")
 _CAUSED = tuple(row for row in SIDE_EVENTS.values() if row.after)
+TIMER, LINE, USERSPACE = "kvm_timer_update_irq", "vgic_update_irq_pending", "kvm_userspace_exit"
 _PAGE = np.uint64(4096)
 _ICR_BITS = np.uint64(0xFFFFFFFF & ~ICR_BUSY)
 
@@ -37,7 +39,7 @@ RULE = Rule(
     VIOLATION,
     ("kvm_entry|kvm_exit",),
     "Interrupt lines, IPIs, clocks and the emulator's page look-ups are traced where KVM does them, behind what "
-    "caused them; an IPI is what the guest wrote, and MMIO is where the look-up found it.",
+    "caused them; an IPI is what the guest wrote, MMIO is where the look-up found it, a timer's line is the GIC's.",
     "kvm_set_irq (virt/kvm/irqchip.c), kvm_apic_send_ipi (lapic.c), vcpu_enter_guest, vcpu_is_mmio_gpa (x86.c)",
     "what is traced by threads that run no vCPU",
     places=_count(*SIDE_EVENTS),
@@ -148,6 +150,40 @@ def _known_mmio(excerpt: Excerpt, found: Found) -> None:
     found.check(len(rows))
     found.violate_rows(
         access[at], lambda i: (f"kvm_mmio at {int(gpa[at[i]]):#x}, as looked up", f"gpa {int(told[at[i]]):#x}")
+    )
+
+
+@RULE.part(
+    "timer lines",
+    needs=tuple(f"{kind}.{field}" for kind in (TIMER, LINE) for field in ("irq", "level")),
+    places=_count(TIMER),
+    adds=False,
+    source="kvm_timer_update_irq (arch_timer.c)",
+)
+def _timer_lines(excerpt: Excerpt, found: Found) -> None:
+    """Check that the vGIC is told of a timer's line at once, and as it is.
+
+    A VM whose interrupt controller is in userspace has no vGIC: of a KVM_RUN that never told it, nothing is asked.
+    """
+    rows, lines = side_rows(excerpt, TIMER), side_rows(excerpt, LINE, parked=True)
+    if not len(rows) or not len(lines):
+        return
+    steps, steps_of_lines = last_steps(excerpt, rows), last_steps(excerpt, lines)
+    _, line = neighbours(excerpt, rows, lines)
+    _, again = neighbours(excerpt, rows, rows)
+    told = (line >= 0) & (steps_of_lines[line] == steps) & ((again < 0) | (lines[line] < rows[again]))
+    wrong = np.zeros(len(rows), bool)
+    for field in ("irq", "level"):
+        wrong |= told & (_field(excerpt, TIMER, field, rows) != _field(excerpt, LINE, field, lines[line]))
+    table = excerpt.whole.table
+    run, _ = neighbours(excerpt, rows, table.rows(USERSPACE) if USERSPACE in table.kind_index else rows[:0])
+    which = table.tid[rows].astype(np.int64) << 32 | (run + 1)
+    known = steps >= 0
+    missed = ~told & among(which, distinct(which[told & known]))
+    found.check(np.count_nonzero(known & (told | missed)), np.count_nonzero(~known))
+    found.violate_rows(
+        rows[known & (wrong | missed)],
+        constant(f"{LINE} behind {TIMER}, with its interrupt and level", "none, or of another"),
     )
 
 

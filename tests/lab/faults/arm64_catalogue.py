@@ -79,15 +79,14 @@ ARM64_FAULTS: tuple[Arm64Fault, ...] = (
         "dabt-split", frozenset({"V5"}), "An access that the syndrome does not describe is done as MMIO of one byte."),
     Arm64Fault(
         "mmio-read-never-completed",
-        _edit("arm.c", "int kvm_arch_vcpu_ioctl_run", r"if \(run->exit_reason == KVM_EXIT_MMIO\) \{",
-              "if (run->exit_reason == KVM_EXIT_MMIO && !{on}) {"),
-        "lifecycle", frozenset({"V8"}), "MMIO that userspace served is neither completed nor stepped over.",
-        endless=True),
+        _edit("mmio.c", "int kvm_handle_mmio_return", r"if \(!kvm_vcpu_dabt_iswrite\(vcpu\)\) \{",
+              "if (!kvm_vcpu_dabt_iswrite(vcpu) && !{on}) {"),
+        "lifecycle", frozenset({"V8"}), "What userspace read never reaches the guest's register."),
     Arm64Fault(
-        "mmio-exit-lost",
-        _edit("mmio.c", "int io_mem_abort", r"(?<=run->exit_reason\t= KVM_EXIT_MMIO;\n\t)return 0;", "return {on};"),
-        "dabt-split", frozenset({"H3"}), "MMIO that userspace should serve goes back to the guest.",
-        endless=True),
+        "mmio-read-exit-lost",
+        _edit("mmio.c", "int io_mem_abort", r"(?<=run->exit_reason\t= KVM_EXIT_MMIO;\n\t)return 0;",
+              "return {on} && !is_write;"),
+        "dabt-split", frozenset({"V8"}), "A read that userspace should serve goes back to the guest.", endless=True),
     Arm64Fault(
         "mmio-not-stepped-over",
         _edit("mmio.c", "int kvm_handle_mmio_return", r"kvm_incr_pc\(vcpu\);", "if (!{on}) kvm_incr_pc(vcpu);"),
@@ -129,13 +128,13 @@ ARM64_FAULTS: tuple[Arm64Fault, ...] = (
         "wfi-not-stepped-over",
         _edit("handle_exit.c", "static int kvm_handle_wfx", r"out:\n\tkvm_incr_pc\(vcpu\);",
               "out:\n\tif (!{on}) kvm_incr_pc(vcpu);"),
-        "interrupt", frozenset(), "The guest executes WFI again.", endless=True,
-        why_not="a loop around WFI looks the same"),
+        "interrupt", frozenset(), "The guest executes WFI again.", replay=False,
+        why_not="a loop around WFI looks the same; the interrupt ends it"),
     Arm64Fault(
         "wfi-does-not-block",
         _edit("handle_exit.c", "static int kvm_handle_wfx", r"\t\tkvm_vcpu_wfi\(vcpu\);",
               "\t\tif (!{on}) kvm_vcpu_wfi(vcpu);"),
-        "interrupt", frozenset({"H7"}), "WFI returns at once, although no interrupt is pending."),
+        "interrupt", frozenset({"H7"}), "WFI returns at once, although no interrupt is pending.", replay=False),
     Arm64Fault(
         "timer-interrupt-lost",
         _edit("arch_timer.c", "static void kvm_timer_update_irq", r"if \(!userspace_irqchip\(vcpu->kvm\)\) \{",
@@ -184,6 +183,12 @@ ARM64_FAULTS: tuple[Arm64Fault, ...] = (
               "trace_kvm_userspace_exit(vcpu->run->exit_reason, r); r = r ? r : {on};"),
         "lifecycle", frozenset({"V12"}), "The ioctl KVM_RUN returns another value than KVM says it does.",
         replay=False),
+    Arm64Fault(
+        "mmio-write-exit-lost",
+        _edit("mmio.c", "int io_mem_abort", r"(?<=run->exit_reason\t= KVM_EXIT_MMIO;\n\t)return ",
+              "return ({on} && is_write) || "),
+        "lifecycle", frozenset(), "A write that userspace should serve goes back to the guest.", endless=True,
+        why_not="a loop of writes to a device in the kernel looks the same"),
 )
 # fmt: on
 

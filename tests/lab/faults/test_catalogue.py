@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from faults.arm64_catalogue import ARM64_FAULTS
 from faults.catalogue import FAULTS, Fault, apply_fault
 from faults.nested import NESTED_FAULTS
 from kvmtrace.check.findings import handler_of
 from kvmtrace.check.rule_registry import all_rules
+from kvmtrace.workload.arm64_guests import ARM64_GUESTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,3 +114,14 @@ def test_the_function_of_a_lab_fault_can_be_named(fault: Fault) -> None:
         sources += [rule.source, *(part.source for part in rule.parts)]
     function = fault.function.rsplit(" ", maxsplit=1)[-1].removesuffix("_noskip")
     assert any(function in source for source in sources), (function, sources)
+
+
+def test_arm64s_faults_are_seen_or_it_is_said_why_not() -> None:
+    assert len({fault.name for fault in ARM64_FAULTS}) == len(ARM64_FAULTS) >= 20
+    assert sum(bool(fault.rules) for fault in ARM64_FAULTS) >= 12
+    for fault in ARM64_FAULTS:
+        assert "{on}" in fault.edit.replacement
+        assert fault.guest in ARM64_GUESTS
+        assert fault.rules <= set(all_rules())
+        assert bool(fault.rules) != bool(fault.why_not)
+        assert fault.what.endswith(".")
