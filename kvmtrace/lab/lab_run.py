@@ -137,6 +137,10 @@ def _validate(job: Job) -> None:
         raise UsageError("no command")
     if job.isa == "vmx" and job.cpus != 1:
         raise UsageError("the VMX lab has one CPU (Bochs emulates them in turn); use --isa svm for more")
+    if job.isa == "vmx" and job.memory_mib > vmx_host.MOST_MEMORY_MIB:
+        raise UsageError(
+            f"the VMX lab has at most {vmx_host.MOST_MEMORY_MIB} MiB of memory (Bochs); --isa svm has more"
+        )
 
 
 def _rescue(source: Path, target: Path | None) -> tuple[str, ...]:

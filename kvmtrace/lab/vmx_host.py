@@ -47,6 +47,7 @@ KERNEL_ARGS = (
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/bochs/VGABIOS-lgpl-latest")
 ISOLINUX = (Path("/usr/lib/ISOLINUX/isolinux.bin"), Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"))
+MOST_MEMORY_MIB = 2048  # of Bochs's host_size
 
 
 def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:

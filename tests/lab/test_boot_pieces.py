@@ -192,7 +192,16 @@ def test_job_quotes_its_command_and_copies_modules(tmp_path: Path):
         write_job(Job("svm", ("true",), module_dir=cwd), tmp_path / "job2")
 
 
-@pytest.mark.parametrize("job", [Job("arm", ("true",)), Job("svm", ()), Job("vmx", ("true",), cpus=2)])
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job("arm", ("true",)),
+        Job("svm", ()),
+        Job("vmx", ("true",), cpus=2),
+        Job("vmx", ("true",), memory_mib=3072),
+    ],
+    ids=["no ISA", "no command", "CPUs", "memory"],
+)
 def test_senseless_jobs_are_refused(job: Job):
     with pytest.raises(UsageError):
         run_lab(job)

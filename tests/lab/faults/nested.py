@@ -6,8 +6,8 @@ from faults.catalogue import Fault
 
 _NESTED_C, _SVM_C = "arch/x86/kvm/svm/nested.c", "arch/x86/kvm/svm/svm.c"
 # a guest that goes astray does not end
-_GUEST = ("-d", "10", "--guest", "nested", "--count", "2")
-_DELIVERY = ("-d", "10", "--", "./trigger", "nested-delivery")
+_GUEST = ("-d", "4", "--guest", "nested", "--count", "2")
+_DELIVERY = ("-d", "4", "--", "./trigger", "nested-delivery")
 
 
 def _fault(
@@ -38,13 +38,13 @@ NESTED_FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "l2-goes-on-elsewhere",
-        (_SVM_C, "static int io_interception"),
+        (_SVM_C, "static int svm_skip_emulated_instruction"),
         (
-            r"svm->next_rip = svm->vmcb->control\.exit_info_2;",
-            "svm->next_rip = svm->vmcb->control.exit_info_2 + is_guest_mode(vcpu);",
+            r"return (__svm_skip_emulated_instruction\(.*\));",
+            r"int done = \1; if (is_guest_mode(vcpu)) kvm_rip_write(vcpu, kvm_rip_read(vcpu) + 1); return done;",
         ),
         {"V6"},
-        "After L2's OUT, which KVM handles itself, L2 goes on one byte too far.",
+        "After L2's RDMSR, which KVM handles itself, L2 goes on one byte too far.",
     ),
     _fault(
         "intercept-ignored",

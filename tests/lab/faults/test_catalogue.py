@@ -99,7 +99,7 @@ EXIT_OF_FAULT = {
     "svm-in-skips-a-byte-more": (2, 0x7B),
     "halt-reported-as-signal": (2, 0x78),
     "gp-forgotten": (1, 32),
-    "nested-l2-goes-on-elsewhere": (2, 0x7B),
+    "nested-l2-goes-on-elsewhere": (2, 0x7C),
     "nested-entry-not-skipped": (2, 0x80),
     "nested-delivery-lost": (2, 0x4B),
 }

@@ -29,6 +29,7 @@ PASSED, SKIPPED = 0, 4
 LIMIT_S = 60  # a test's own; `timeout` reports 124
 TIMED_OUT = (124, 137)
 MAX_SIZE = "24M"
+MEMORY_MIB = {"svm": 3072, "vmx": 2048}  # Bochs has no more
 BATCH = 16  # tests per boot: files come back at its end only
 _LOOP = f"""
 one() {{
@@ -91,7 +92,7 @@ def run_batch(isa: str, kernel: str, tests: Sequence[str], out: Path, *, timeout
                 shutil.copy(programs / test, work)
         folder = "." if isa == "vmx" else str(programs)
         command = ("sh", "-c", _script(folder, tests))
-        job = Job(isa, command, kernel, cwd=Path(work), out=out, timeout_s=timeout_s, memory_mib=3072)
+        job = Job(isa, command, kernel, cwd=Path(work), out=out, timeout_s=timeout_s, memory_mib=MEMORY_MIB[isa])
         try:
             run_lab(job)
         except LabFailedError as problem:
