@@ -8,7 +8,7 @@ import numpy as np
 
 from kvmtrace.check.findings import constant
 from kvmtrace.check.guest_levels import chain_owner, nestings
-from kvmtrace.check.nested_entries import ENTRY_EVENT, switches
+from kvmtrace.check.nested_entries import ENTRY_EVENT, followed_by, preceded_by, switches
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.model.nesting import ENTERS_L2, REFUSED, TELLS_L2, WITH_ENTRY
 from kvmtrace.model.thresholds import threshold
@@ -228,18 +228,12 @@ def _why(excerpt: Excerpt, found: Found) -> None:
 @RULE.part("what L1 asked for", needs=("kvm_nested_intercepts", "kvm_exit.isa"), adds=False)
 def _with_intercepts(excerpt: Excerpt, found: Found) -> None:
     """Check that the intercepts are traced with each nested entry, directly behind it, on ISAs that trace them."""
-    sequence, segments = excerpt.sequence, excerpt.segments
-    entries, words = segments.positions(ENTRY_EVENT), segments.positions(WITH_ENTRY)
+    entries, words = excerpt.segments.positions(ENTRY_EVENT), excerpt.segments.positions(WITH_ENTRY)
     if not any(nesting.intercepts for nesting, _, _ in nestings(excerpt)):
         return
-    if not len(entries) and not len(words):
-        return
-    cls, last = sequence.cls, len(sequence) - 1
-    after, before = np.minimum(entries + 1, last), np.maximum(words - 1, 0)
-    lone = (cls[after] != cls[words[0]] if len(words) else np.ones(len(entries), bool)) | sequence.first[after]
-    lone &= (entries < last) & ~sequence.broken[after]
-    stray = (cls[before] != cls[entries[0]] if len(entries) else np.ones(len(words), bool)) | sequence.first[words]
-    stray &= ~sequence.broken[words]
-    found.check(len(entries))
-    found.violate(entries[lone], constant("kvm_nested_intercepts directly behind kvm_nested_vmenter", "another event"))
-    found.violate(words[stray], constant("kvm_nested_intercepts directly behind kvm_nested_vmenter", "elsewhere"))
+    follows, told = followed_by(excerpt, entries, WITH_ENTRY)
+    precedes, known = preceded_by(excerpt, words, ENTRY_EVENT)
+    lone, stray = entries[told & ~follows], words[known & ~precedes]
+    found.check(np.count_nonzero(told), np.count_nonzero(~told))
+    found.violate(lone, constant("kvm_nested_intercepts directly behind kvm_nested_vmenter", "another event"))
+    found.violate(stray, constant("kvm_nested_intercepts directly behind kvm_nested_vmenter", "elsewhere"))
