@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kvmtrace.isa.shared import NESTED_STRUCTURE
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -42,7 +44,7 @@ NUMBERS = frozenset(
         "rep_cnt", "rep_idx", "req", "ret", "rflags", "rip", "runtime", "size", "slb", "smbase", "system_time", "tgid",
         "time_now", "timer_idx", "timer_index", "tm", "token", "tsc_offset", "tsc_shift", "tsc_timestamp",
         "tsc_to_system_mul", "type", "val", "vcpu", "vcpu_id", "vcpu_idx", "vcpu_pc", "vec", "vector",
-        "version", "vmcb", "vp_index",
+        "version", NESTED_STRUCTURE, "vp_index",
     )
 )
 # fmt: on

@@ -143,11 +143,6 @@ def _l2_never_left_for(mutation: Mutation, table: EventTable) -> bool:
     return INTERCEPTED[mutation.variant] not in table.field("kvm_exit", "exit_reason")[inside]
 
 
-def _l1_gets_the_exit(mutation: Mutation, table: EventTable) -> bool:
-    """Say whether L1 gets an exit before the vCPU is entered."""
-    return _next_row(table, mutation.row, "kvm_nested_vmexit_inject") < _next_row(table, mutation.row, "kvm_entry")
-
-
 def _within(word: str, allowed: str) -> bool:
     return not allowed or word in allowed.split("|")
 
@@ -341,13 +336,6 @@ _NESTED: tuple[Excuse, ...] = (
         "alter",
         "kvm_nested_intercepts",
         when=_l2_never_left_for,
-    ),
-    Excuse(
-        "what KVM decoded for an exit that L1 gets has no further consequence",
-        "alter",
-        "kvm_emulate_insn",
-        "len+1|len-1|rip+1",
-        when=_l1_gets_the_exit,
     ),
     Excuse(
         "how long an instruction with an operand in memory is, the recording does not have",
