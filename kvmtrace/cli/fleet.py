@@ -101,15 +101,11 @@ def summarize(
         sys.exit(3)
 
 
-def _opened(dest: str, where: str | None) -> Fleet:
-    from kvmtrace.fleet.reduce import Fleet
-
-    fleet = Fleet(dest)
-    if where:
-        fleet.narrow(where)
-        if not fleet.n_recordings:
-            raise UsageError(f"no recording for which {where}")
-    return fleet
+def _part(fleet: Fleet, where: str) -> Fleet:
+    part = fleet.part(where)
+    if not part.n_recordings:
+        raise UsageError(f"no recording for which {where}")
+    return part
 
 
 @command.command(
@@ -130,10 +126,11 @@ def report(
     """Report over all summaries: hosts unlike their peers, broken rules, totals and percentiles per group."""
     check_output(output, force=force)
     from kvmtrace.fleet.fleet_report import build_fleet_report
+    from kvmtrace.fleet.reduce import Fleet
 
     columns = tuple(name.strip() for name in by.split(",") if name.strip())
-    with _opened(dest, where) as fleet:
-        document = build_fleet_report(fleet, columns, where)
+    with Fleet(dest) as fleet:
+        document = build_fleet_report(_part(fleet, where) if where else fleet, columns, where)
     if output_format == "json":
         write(document.to_json() + "\n", output)
     elif output_format == "html":
@@ -166,10 +163,11 @@ def compare(
     """Compare two groups of hosts, within each CPU model; the host is the statistical unit."""
     check_output(output, force=force)
     from kvmtrace.fleet.cohorts import compare_cohorts
+    from kvmtrace.fleet.reduce import Fleet
     from kvmtrace.render.text.fleet_text import render_fleet_comparison
 
-    with _opened(dest, base) as one, _opened(dest, new) as other:
-        result = compare_cohorts(one, other, (base, new))
+    with Fleet(dest) as fleet:
+        result = compare_cohorts(_part(fleet, base), _part(fleet, new), (base, new))
     if output_format == "json":
         document = {"schema": "kvmtrace.fleet-compare/1", **dataclasses.asdict(result)}
         for row, change in zip(document["changes"], result.changes, strict=True):
@@ -192,8 +190,10 @@ def sql(*, dest: str, query: str) -> None:
     """Answer a query over the summaries with CSV (DuckDB's SQL).
 
     Tables: recordings, exits, userspace_exits, vcpus, vms, ports, msrs, gpas, calls, rules, findings, failures.
+    The query reaches these alone: no file is read or written (kvmtrace.load_fleet in Python joins your own).
     """
     from kvmtrace.fleet.reduce import Fleet
 
     with Fleet(dest) as fleet:
+        fleet.lock(query)
         click.echo(fleet.csv(query), nl=False)

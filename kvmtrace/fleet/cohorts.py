@@ -131,6 +131,7 @@ def _n_hosts(fleet: Fleet) -> int:
 
 def _sides(fleet: Fleet) -> Sides:
     """Return each metric's values over the fleet's hosts."""
+    fleet.load("exits", "vcpus", "calls")
     metrics = host_metrics(fleet)
     found: dict[tuple[str | None, str | None, str, str], list[float]] = {}
     for metric in METRICS:

@@ -117,6 +117,7 @@ def build_fleet_report(
     unknown = [name for name in by if name not in GROUP_COLUMNS]
     if unknown:
         raise UsageError(f"--by {','.join(unknown)}: no such column; there are {', '.join(GROUP_COLUMNS)}")
+    fleet.load("recordings", "exits", "vcpus", "failures")
     metrics = host_metrics(fleet)
     totals = fleet.arrow(
         "SELECT count(*) AS recordings, count(DISTINCT host) AS hosts, coalesce(sum(n_events), 0)::BIGINT AS events, "
@@ -140,7 +141,7 @@ def build_fleet_report(
         events_lost=totals["lost"],
         groups=_groups(fleet, by),
         outliers=find_outliers(metrics),
-        findings=_findings(fleet),
+        findings=_findings(fleet.part("violations > 0 OR suspicions > 0")),
         failures=tuple(failures),
         n_failures=n_failures,
         reasons=reasons,
@@ -179,15 +180,15 @@ def _groups(fleet: Fleet, by: tuple[str, ...]) -> tuple[GroupRow, ...]:
 
 def _findings(fleet: Fleet) -> tuple[FindingRow, ...]:
     """Count broken rules by kernel and CPU model, each with its first example."""
+    fleet.load("rules", "findings")
     counted = fleet.arrow(
         "SELECT rule, kernel, cpu_model, count(DISTINCT host) AS hosts, count(*) AS recordings, "
         "sum(violated)::BIGINT AS count FROM rules WHERE violated > 0 GROUP BY rule, kernel, cpu_model"
     ).to_pylist()
     examples: dict[tuple[Any, ...], dict[str, Any]] = {}
     rows = fleet.arrow(
-        "SELECT rule, severity, kernel, cpu_model, host, recording, expected, observed, source, event_index, tid FROM "
-        "(SELECT kernel, cpu_model, host, source AS recording, unnest(findings, recursive := true) FROM summaries) "
-        "ORDER BY host, recording, event_index"
+        "SELECT rule, severity, kernel, cpu_model, host, source AS recording, expected, observed, "
+        "kernel_source AS source, event_index, tid FROM findings ORDER BY host, recording, event_index"
     ).to_pylist()
     for row in rows:
         examples.setdefault((row["rule"], row["kernel"], row["cpu_model"]), row)

@@ -11,6 +11,8 @@ from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.stats.exponential_histogram import PER_OCTAVE, ZERO
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from kvmtrace.fleet.reduce import Fleet
@@ -26,6 +28,7 @@ METRICS = {
 TAIL_SAMPLES = 500  # fewer say nothing of a 99th percentile
 MEAN_SAMPLES = 50  # ... of a mean: VM-exits have heavy tails
 RATE_COUNT = 10  # ... of a rate
+BUCKET_BITS = 16  # a bucket's number fits
 HALF_BUCKET = math.log(2) / PER_OCTAVE / 2
 
 _PER_HOST = """
@@ -35,22 +38,10 @@ SELECT host, kernel, cpu_model, isa, exit_reason, any_value(name) AS name,
 FROM exits GROUP BY host, kernel, cpu_model, isa, exit_reason
 ORDER BY host, kernel, cpu_model, isa, exit_reason
 """
-_QUANTILE = """
-WITH bins AS (
-  SELECT host, kernel, cpu_model, isa, exit_reason, unnest(buckets) AS bucket, unnest(counts) AS n FROM exits
-), added AS (
-  SELECT host, kernel, cpu_model, isa, exit_reason, bucket, sum(n)::BIGINT AS n
-  FROM bins GROUP BY ALL
-), ranked AS (
-  SELECT *, sum(n) OVER (PARTITION BY host, kernel, cpu_model, isa, exit_reason ORDER BY bucket) AS seen,
-         sum(n) OVER (PARTITION BY host, kernel, cpu_model, isa, exit_reason) AS total
-  FROM added
-)
-SELECT host, kernel, cpu_model, isa, exit_reason,
-       min(bucket) FILTER (seen >= ceil($q * total))::BIGINT AS bucket,
-       min(bucket) FILTER (seen >= ceil($q * total - 2 * sqrt($q * (1 - $q) * total)))::BIGINT AS low,
-       min(bucket) FILTER (seen >= least(total, ceil($q * total + 2 * sqrt($q * (1 - $q) * total))))::BIGINT AS high
-FROM ranked GROUP BY host, kernel, cpu_model, isa, exit_reason
+# each row's place in the order of _PER_HOST
+_HISTOGRAMS = """
+SELECT dense_rank() OVER (ORDER BY host, kernel, cpu_model, isa, exit_reason) - 1 AS place, buckets, counts
+FROM exits ORDER BY place
 """
 _WALL = """
 SELECT host, kernel, cpu_model, recordings.isa AS isa, sum(wall)::BIGINT AS wall_ns FROM recordings JOIN (
@@ -97,6 +88,7 @@ def _objects(table: Any, name: str) -> NDArray[np.object_]:
 
 def host_metrics(fleet: Fleet) -> HostMetrics:
     """Return the metrics of every host, several recordings of one added up."""
+    fleet.load("exits", "vcpus", "recordings")
     rows = fleet.arrow(_PER_HOST)
     key = list(zip(*(rows.column(name).to_pylist() for name in ("host", "kernel", "cpu_model", "isa")), strict=True))
     walls = fleet.arrow(_WALL)
@@ -113,8 +105,7 @@ def host_metrics(fleet: Fleet) -> HostMetrics:
     }
     count, samples, total, squares = (numbers[name] for name in ("count", "samples", "total_ns", "squares"))
     reasons = rows.column("exit_reason").to_numpy()
-    median, median_error = _quantiles(fleet, key, reasons, 0.5)
-    tail, tail_error = _quantiles(fleet, key, reasons, 0.99)
+    (median, median_error), (tail, tail_error) = _quantiles(fleet, len(key), (0.5, 0.99))
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = total / samples
         spread = np.sqrt(np.maximum(squares / samples - mean**2, 0)) / mean
@@ -150,18 +141,52 @@ def host_metrics(fleet: Fleet) -> HostMetrics:
 
 
 def _quantiles(
-    fleet: Fleet, key: list[tuple[object, ...]], reasons: NDArray[np.int64], q: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the logarithm of each row's q-quantile and its error, NaN where it has none.
+    fleet: Fleet, n: int, quantiles: tuple[float, ...]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return the logarithm of each of n rows' quantiles and its error, NaN where it has none.
 
     The error is half the way between the percentiles that lie two standard deviations of the rank away.
     """
-    rows = fleet.arrow(_QUANTILE.replace("$q", str(q)))
-    names = ("host", "kernel", "cpu_model", "isa", "exit_reason")
-    at = zip(*(rows.column(name).to_pylist() for name in ("bucket", "low", "high")), strict=True)
-    found = dict(zip(zip(*(rows.column(name).to_pylist() for name in names), strict=True), at, strict=True))
-    none = (None, None, None)
-    own = [found.get((*one, reason), none) for one, reason in zip(key, reasons.tolist(), strict=True)]
-    buckets = np.array([[np.nan if b is None or b == ZERO else b for b in row] for row in own], np.float64)
-    octaves = (buckets.reshape(-1, 3) - 0.5) / PER_OCTAVE
-    return np.log(2) * octaves[:, 0], np.log(2) * (octaves[:, 2] - octaves[:, 1]) / 2
+    buckets = np.full((len(quantiles), 3, n), np.nan)
+    for place, bucket, count in _bins(fleet):
+        first = np.flatnonzero(np.diff(place, prepend=-1))  # of each row's bins
+        seen = np.cumsum(count)
+        before = seen[first] - count[first]
+        total = np.append(before[1:], seen[-1]) - before
+        for number, q in enumerate(quantiles):
+            spread = 2 * np.sqrt(q * (1 - q) * total)
+            ranks = (q * total, q * total - spread, np.minimum(total, np.ceil(q * total + spread)))
+            for kind, rank in enumerate(ranks):
+                # ranks begin at 1; below are those of the whole run of rows
+                at = np.searchsorted(seen, before + np.maximum(np.ceil(rank), 1).astype(np.int64))
+                buckets[number, kind, place[first]] = bucket[at]
+    octaves = (np.where(buckets == ZERO, np.nan, buckets) - 0.5) / PER_OCTAVE
+    return [(np.log(2) * middle, np.log(2) * (high - low) / 2) for middle, low, high in octaves]
+
+
+def _bins(fleet: Fleet) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Give the histograms by place: (place, bucket, count) of some whole places after the other, in order."""
+    held = [np.empty(0, np.int64)] * 3
+    for batch in fleet.batches(_HISTOGRAMS):
+        lengths = np.diff(batch.column("buckets").offsets.to_numpy())
+        place = np.repeat(batch.column("place").to_numpy(), lengths)
+        new = (place, *(batch.column(name).flatten().to_numpy() for name in ("buckets", "counts")))
+        parts = [np.concatenate(pair) for pair in zip(held, new, strict=True)]
+        whole = int(np.searchsorted(parts[0], parts[0][-1])) if len(parts[0]) else 0
+        held = [part[whole:] for part in parts]
+        if whole:
+            yield _added(*(part[:whole] for part in parts))
+    if len(held[0]):
+        yield _added(*held)
+
+
+def _added(
+    place: NDArray[np.int64], bucket: NDArray[np.int64], count: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sums of counts by place and bucket, in their order."""
+    keys = (place.astype(np.int64) << BUCKET_BITS) + (bucket.astype(np.int64) - ZERO)
+    order = np.argsort(keys, kind="stable")  # which is quick where most of it is in order
+    keys = keys[order]
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    keys = keys[first]
+    return keys >> BUCKET_BITS, (keys & ((1 << BUCKET_BITS) - 1)) + ZERO, np.add.reduceat(count[order], first)

@@ -129,8 +129,10 @@ class Store:
 
         buffer = io.BytesIO()
         table = pa.Table.from_pylist([row], schema=schema)
-        # one row: statistics and dictionaries would be larger than the data
-        pq.write_table(table, buffer, compression="zstd", write_statistics=False, use_dictionary=False)
+        # one row: statistics, dictionaries and Arrow's copy of the schema would be larger than the data
+        pq.write_table(
+            table, buffer, compression="zstd", write_statistics=False, use_dictionary=False, store_schema=False
+        )
         if not self.is_local:
             self.filesystem.pipe_file(path, buffer.getvalue())
             return

@@ -23,8 +23,9 @@ from fuzz.seeds import summary as live_summary
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.fleet.executors import Engine, Failed, run_tasks
-from kvmtrace.fleet.reduce import Fleet
+from kvmtrace.fleet.reduce import TABLES, Fleet
 from kvmtrace.fleet.sources import find_sources
+from kvmtrace.fleet.staging import ObjectReader
 from kvmtrace.fleet.store import Store
 from kvmtrace.fleet.summarize import summarize
 from kvmtrace.fleet.summarizing import summarize_all
@@ -36,6 +37,8 @@ from kvmtrace.table.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pyarrow as pa
 
     from kvmtrace.table.event_table import EventTable
 
@@ -214,6 +217,45 @@ def test_the_commands(dest: Path, tmp_path: Path) -> None:
     assert csv.stdout.split() == ['"n"', str(len(SOURCES))]
 
 
+def test_a_query_reaches_the_summaries_alone(dest: Path, tmp_path: Path) -> None:
+    out, own = tmp_path / "out.csv", tmp_path / "own.csv"
+    own.write_text("host\nnobody\n")
+    for query in (f"COPY exits TO '{out}'", f"SELECT * FROM read_csv('{own}')", "SET enable_external_access = true"):
+        with Fleet(str(dest)) as fleet:
+            fleet.lock(query)
+            with pytest.raises(UsageError):
+                fleet.csv(query)
+    with Fleet(str(dest)) as fleet, pytest.raises(UsageError, match="more than a condition"):
+        fleet.narrow(f"true; COPY recordings TO '{out}'")
+    assert not out.exists()
+
+
+def test_tables_are_read_when_a_query_names_them(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object once for all that is asked at once, and of a part only what lies in it."""
+    read: list[tuple[int, set[str]]] = []
+    whole = ObjectReader.read
+
+    def noted(self: ObjectReader, table: str, objects: list[str], columns: list[str], schema: pa.Schema) -> None:
+        read.append((len(objects), set(columns) & {"exits", "vcpus", "rules"}))
+        whole(self, table, objects, columns, schema)
+
+    monkeypatch.setattr(ObjectReader, "read", noted)
+    monkeypatch.setattr("kvmtrace.fleet.staging.AT_ONCE", 2)
+    n = len(SOURCES)
+    with Fleet(str(dest)) as fleet:
+        fleet.sql("SELECT * FROM exits JOIN vcpus USING (checksum)")
+        fleet.sql("SELECT * FROM Exits")
+        part = fleet.part("isa = 'vmx'")
+        others = fleet.part("isa = 'svm'").part(f"source <> '{SOURCES[-1]}'")
+        assert set(part.sql("SELECT DISTINCT isa FROM exits").isa) == {"vmx"}
+        rules = part.sql("SELECT DISTINCT source FROM rules")
+        assert part.n_recordings + others.n_recordings + 1 == fleet.n_recordings == n
+        assert len(fleet.sql("SHOW TABLES")) >= len(TABLES)
+    assert read[:2] == [(n, {"exits", "vcpus"}), (n, set())]
+    assert read[2] == (len(rules), {"rules"})
+    assert len(rules) < n
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -222,6 +264,7 @@ def test_the_commands(dest: Path, tmp_path: Path) -> None:
         (("report", "{dest}", "--where", "selekt"), 2, "selekt"),
         (("report", "{dest}", "--where", "host = 'nobody'"), 2, "no recording for which"),
         (("sql", "{dest}", "DROP nonsense"), 2, "nonsense"),
+        (("sql", "{dest}", "COPY rules TO '{tmp}/x'"), 2, "disabled"),
         (("summarize", "{tmp}/nothing-*", "-o", "{tmp}/d"), 2, "no recording there"),
         (("summarize", "{dest}", "-o", "nosuch://x"), 2, "nosuch"),
         (("summarize", "x", "-o", "{tmp}/d", "--scheduler", "tcp://x:1"), 2, "--engine dask"),
