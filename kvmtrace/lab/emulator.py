@@ -208,11 +208,13 @@ class _Follower:
             data = tail.read()
             if data:
                 self._write(stream, data)
-        if self.console.started and self._note("running"):
+        done = self.console.finished is not None
+        ended = done or self.console.ended is not None  # a console may lose the line before
+        if (ended or self.console.started) and self._note("running"):
             self._phase("running")
-        if self.console.ended is not None and self._note("ended"):
+        if ended and self._note("ended"):
             self._phase("fetching")
-        if self.console.finished is not None:
+        if done:
             self._note("finished")
         if self.console.problem is not None:
             raise self.failure(f"the lab host failed: {self.console.problem}")
