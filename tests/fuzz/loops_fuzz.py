@@ -64,7 +64,8 @@ def start_target(program: Path, keep: Path, *options: str) -> subprocess.Popen[b
     """Run a target; its log and inputs go to `keep`/.loops, inputs that broke it to `keep`."""
     corpus = keep / ".loops"
     corpus.mkdir(exist_ok=True)
-    limits = ("-max_len=4096", "-len_control=0", "-rss_limit_mb=2048", "-timeout=20", "-print_final_stats=1")
+    # of the time on the wall: a machine that is very busy stands still for a while
+    limits = ("-max_len=4096", "-len_control=0", "-rss_limit_mb=2048", "-timeout=300", "-print_final_stats=1")
     command = [str(program), *limits, *options, f"-artifact_prefix={keep}/loops-", str(corpus)]
     with (keep / ".loops.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
