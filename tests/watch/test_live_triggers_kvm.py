@@ -43,7 +43,7 @@ def waiting_guests(*runs: tuple[int, int], cpu: int | None = None) -> subprocess
 def go(guests: subprocess.Popen[str]) -> None:
     assert guests.stdin is not None
     guests.stdin.write("\n")
-    guests.stdin.flush()
+    guests.stdin.close()
 
 
 def test_a_vcpu_that_waits_for_a_cpu_is_caught_with_who_had_it(tmp_path: Path) -> None:
