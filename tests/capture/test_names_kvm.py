@@ -63,18 +63,7 @@ def test_who_is_who_whatever_threads_are_called(tmp_path: Path) -> None:
     for name, uuid in UUIDS.items():
         row = rows[started[name].pid]
         assert (row["kind"], row["name"], row["uuid"]) == ("qemu", name, uuid)
-        asked = [
-            sys.executable,
-            "-m",
-            "kvmtrace",
-            "report",
-            "--vm",
-            name,
-            "--no-model",
-            "--format",
-            "json",
-            str(output),
-        ]
+        asked = [sys.executable, "-m", "kvmtrace", "report", "--vm", name, "--no-model", "--format", "json"]
         own = json.loads(subprocess.run([*asked, str(output)], check=True, capture_output=True).stdout)
         assert {(vcpu["pid"], vcpu["vm"]) for vcpu in own["vcpus"]} == {(started[name].pid, name)}
     report = build_report(recording, ReportOptions(model=False))

@@ -56,12 +56,18 @@ def watching(folder: Path, *arguments: str, target: tuple[str, ...] = ("-a",)) -
         running.communicate()
 
 
-def saved(running: subprocess.Popen[str]) -> Path:
-    """Wait for the next recording; that the buffers reach back less far than asked for is no matter."""
+def next_line(running: subprocess.Popen[str]) -> str:
+    """Wait for what it says next; that the buffers reach back less far than asked for is no matter."""
     assert running.stderr is not None
     line = running.stderr.readline()
     while "reach back" in line:
         line = running.stderr.readline()
+    return line
+
+
+def saved(running: subprocess.Popen[str]) -> Path:
+    """Wait for the next recording."""
+    line = next_line(running)
     match = re.search(r"saved (\S+\.dat):", line)
     assert match, line
     return Path(match[1])
@@ -214,8 +220,7 @@ def test_a_folder_that_is_full_is_told_and_the_watch_goes_on(tmp_path: Path) -> 
         with watching(place, "--on", "signal USR1") as running:
             run_guest("lifecycle", "--count", "3000")
             os.kill(running.pid, signal.SIGUSR1)
-            assert running.stderr is not None
-            assert re.search(r"nothing was saved|saved ", running.stderr.readline())
+            assert re.search(r"nothing was saved|saved ", next_line(running))
             assert running.poll() is None
             stop(running)
         left: list[Any] = [path for path in place.iterdir() if path.name.startswith(".")]
