@@ -1,6 +1,6 @@
 """Trials of the flight recorder: guests of which one exit in many is slow, or breaks a rule, or none.
 
-    python trials.py FOLDER --trials 50 --count 1000000 --slow-ms 40 --on 'slower-than 30ms'
+    python trials.py FOLDER --trials 50 --count 1000000 --slow-ms 40 --on 'slower-than 30ms:IO' --judge
     python trials.py FOLDER --trials 50 --count 20000 --fault kvm/parameters/repeat_cpuid=10000 --on model
     python trials.py FOLDER --trials 10 --count 1000000 --quiet --on 'slower-than 10s'
 
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--slow-ms", type=int, default=0, help="how long the VMM takes for the one")
     parser.add_argument("--fault", default="", help="MODULE/parameters/NAME=VALUE, written before each trial")
     parser.add_argument("--keep", type=float, default=1.0)
+    parser.add_argument("--judge", action="store_true", help="look at what was saved, and print what came of it")
     parser.add_argument("--quiet", action="store_true", help="nothing is expected to be saved")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,8 @@ def main() -> None:
         running.send_signal(signal.SIGTERM)
         result["status"] = running.wait(PATIENCE_S)
     note(options.folder, result)
+    if options.judge:
+        print(json.dumps(judge(options.folder), indent=1))
 
 
 def note(folder: Path, result: dict[str, Any]) -> None:
