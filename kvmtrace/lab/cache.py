@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvmtrace.errors import CapabilityError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -24,14 +26,26 @@ KEEP_S = 7 * 24 * 3600.0
 
 
 def cache_dir() -> Path:
-    """Return the cache directory, made if missing: $KVMTRACE_LAB_CACHE, or kvmtrace/lab in the XDG cache."""
+    """Return the cache directory, made if missing: $KVMTRACE_LAB_CACHE, or kvmtrace/lab in the XDG cache.
+
+    Raises
+    ------
+    CapabilityError
+        What it is to lie in is missing: root would make even a home that no user has (/nonexistent).
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
-        path = Path(chosen)
+        made = [Path(chosen)]
     else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmtrace" / "lab"
-    path.mkdir(parents=True, exist_ok=True)
-    return path.resolve()
+        xdg = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        made = [xdg, xdg / "kvmtrace", xdg / "kvmtrace" / "lab"]
+    if not made[0].absolute().parent.is_dir():
+        raise CapabilityError(
+            f"{made[0].parent}: no such directory for the labs' files", f"set {CACHE_VARIABLE} to another place"
+        )
+    for folder in made:
+        folder.mkdir(exist_ok=True)
+    return made[-1].resolve()
 
 
 @contextlib.contextmanager

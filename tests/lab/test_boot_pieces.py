@@ -14,7 +14,7 @@ from iced_x86 import Code, Decoder, FlowControl, Formatter, FormatterSyntax
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab import kernels, repack
-from kvmtrace.lab.cache import cached, digest
+from kvmtrace.lab.cache import cache_dir, cached, digest
 from kvmtrace.lab.cpio import CpioArchive
 from kvmtrace.lab.image import CYLINDER_BYTES, pad_to_cylinder
 from kvmtrace.lab.job import Job, write_job
@@ -205,3 +205,20 @@ def test_job_quotes_its_command_and_copies_modules(tmp_path: Path):
 def test_senseless_jobs_are_refused(job: Job):
     with pytest.raises(UsageError):
         run_lab(job)
+
+
+@pytest.mark.parametrize("variable", ["KVMTRACE_LAB_CACHE", "XDG_CACHE_HOME", "HOME"])
+def test_the_cache_is_made_but_no_folders_above_it(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root, a home that no user has (/nonexistent) would be made, too."""
+    for name in ("KVMTRACE_LAB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    below = tmp_path if variable == "HOME" else tmp_path / "cache"
+    monkeypatch.setenv(variable, str(below))
+    assert cache_dir().is_dir()
+    assert cache_dir().is_relative_to(below)
+    monkeypatch.setenv(variable, str(tmp_path / "no" / "such"))
+    with pytest.raises(CapabilityError, match="no such directory"):
+        cache_dir()
+    assert not (tmp_path / "no").exists()
