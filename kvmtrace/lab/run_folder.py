@@ -42,8 +42,20 @@ def run_folder(kind: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run's folder, its lock last: what is left of a removal that is killed is known for what it is."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def remove_dead(runs: Path) -> None:
@@ -52,6 +64,9 @@ def remove_dead(runs: Path) -> None:
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()  # nobody makes one now, as this is locked: a kill came between its lock and itself
+                continue
             if time.time() - folder.stat().st_mtime > UNLOCKED_KEEP_S:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
@@ -63,7 +78,7 @@ def remove_dead(runs: Path) -> None:
             continue
         else:
             _end_emulators(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         finally:
             os.close(lock)
 

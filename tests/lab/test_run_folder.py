@@ -74,7 +74,7 @@ def test_a_killed_run_leaves_no_emulator_and_its_folder_goes_with_the_next() -> 
 
 
 CALLS = ("mkdir", "flock", "unlink", "unlinkat", "rmdir", "clone", "vfork", "clone3", "write", "openat")
-SMALL = ("mkdir", "flock", "vfork")
+SMALL = ("mkdir", "flock", "vfork", "rmdir")
 RUN_TO_THE_END = RUN.replace("exec sleep 600", "echo 'kvmtrace-lab: exit 0' >console")
 
 
@@ -129,10 +129,11 @@ def test_an_emulator_that_outlived_its_run_is_ended(tmp_path: Path) -> None:
 def test_runs_in_use_and_young_ones_without_a_lock_stay(tmp_path: Path) -> None:
     other = tmp_path / "cache" / "runs" / "svm-of-an-older-version"
     other.mkdir(parents=True)
+    (other / "log").touch()
     with run_folder("svm") as first, run_folder("vmx") as second:
         assert first.is_dir()
         assert second.is_dir()
-    assert other.is_dir()
+    assert (other / "log").exists()
     os.utime(other, (1, 1))
     with run_folder("svm"):
         assert not other.exists()
