@@ -158,8 +158,12 @@ class Findings:
         exits = exits[whose[exits] == whose[at]]
         if not len(exits):
             return ""
-        fields = self._event_of_row(int(exits[-1] if row is None else row[exits[-1]])).fields
-        return handler_of(fields.get("isa"), fields.get("exit_reason"))
+        table = self.sequence.table
+        if not table.has("kvm_exit", "isa") or not table.has("kvm_exit", "exit_reason"):
+            return ""
+        which = table.position_in_kind[exits[-1] if row is None else row[exits[-1]]]
+        # some ISAs' are made of other fields, which an event as it is told has not
+        return handler_of(*(int(table.field("kvm_exit", name)[which]) for name in ("isa", "exit_reason")))
 
     def _described(
         self,

@@ -165,6 +165,9 @@ _ROWS: tuple[ExitRow, ...] = (
           userspace=_CALL_LEAVES, rip_when=(("powered_off", _ANY),)),
     _trap(0x13, "", "handle_smc (handle_exit.c)", "AArch32: SMC.", steps=True, userspace=_CALL_LEAVES,
           rip_when=(("sleeps", _ANY),)),
+    _trap(0x15, "SVC64", "handle_svc (handle_exit.c)",
+          "6.12: of a guest hypervisor's guest, which that one is given; earlier kernels know no such trap.",
+          rip=_ANY),
     _trap(0x16, "HVC64", "handle_hvc (handle_exit.c), kvm_smccc_call_handler (hypercalls.c)",
           "The processor has stepped over it already. PSCI may end the VM, restart it or start another vCPU.",
           rip=_SAME, must=(_CALL,), checks=("call_pc",), userspace=_CALL_LEAVES, rip_when=(("powered_off", _ANY),)),
@@ -175,6 +178,9 @@ _ROWS: tuple[ExitRow, ...] = (
           kinds=("msr", "msr_read", "msr_write"), must=(Must(("kvm_handle_sys_reg",), (1, 1)),), may=_SYS_REG_MAY,
           checks=("trap_class", "trap_pc", "trap_register")),
     _undefined(0x19, "SVE", "handle_sve (handle_exit.c)", "SVE is hidden from the guest."),
+    _trap(0x1A, "ERET", "kvm_handle_eret (handle_exit.c)",
+          "6.12: a guest hypervisor enters its guest; undefined on earlier kernels, or of hidden pointer keys.",
+          rip=_ANY),
     _trap(0x20, "IABT_LOW", "kvm_handle_guest_abort (mmu.c)", "The page of an instruction is mapped, or refused.",
           kinds=("memory_fault",), must=(_FAULT,), may=frozenset({"kvm_access_fault"}),
           checks=(*_ABORT, "abort_fetch"),
@@ -193,7 +199,7 @@ _ROWS: tuple[ExitRow, ...] = (
 
 # classes that the kernel names and no guest traps with
 _OTHER_NAMES = {
-    _TRAP | 0x15: "SVC64", _TRAP | 0x1F: "IMP_DEF", _TRAP | 0x21: "IABT_CUR", _TRAP | 0x22: "PC_ALIGN",
+    _TRAP | 0x1F: "IMP_DEF", _TRAP | 0x21: "IABT_CUR", _TRAP | 0x22: "PC_ALIGN",
     _TRAP | 0x25: "DABT_CUR", _TRAP | 0x26: "SP_ALIGN", _TRAP | 0x28: "FP_EXC32", _TRAP | 0x2C: "FP_EXC64",
     _TRAP | 0x2F: "SERROR trap", _TRAP | 0x31: "BREAKPT_CUR", _TRAP | 0x33: "SOFTSTP_CUR",
     _TRAP | 0x35: "WATCHPT_CUR", _TRAP | 0x3A: "VECTOR32",

@@ -24,7 +24,8 @@ def test_numbers_and_names() -> None:
     names = {0: "IRQ", 0x40: "SERROR", WFX: "WFx", HVC: "HVC64", SYS: "SYS64", 0xA0: "IABT_LOW", DABT: "DABT_LOW"}
     assert {code: ARM64.names[code] for code in names} == names
     assert describe_exit_reason(128, DABT) == "DABT_LOW"
-    assert describe_exit_reason(128, 0x9A) == "UNKNOWN(0x9a)"
+    assert describe_exit_reason(128, 0x9A) == "ERET"
+    assert describe_exit_reason(128, 0x9B) == "UNKNOWN(0x9b)"
 
 
 def test_data_abort() -> None:
@@ -303,3 +304,10 @@ TOLD, TOLD_OF_FALL = (f"vgic_update_irq_pending: vcpu_id=3 irq=27 level={level}"
 )
 def test_the_gic_is_told_of_the_timers_line(tmp_path: Path, texts: tuple[str, ...], found: set[str]) -> None:
     assert set(violated(tmp_path, *END, TOLD, *texts, *END, *END)) == found
+
+
+def test_the_exits_handler_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "swallowed.txt"
+    path.write_text(trace(*REFAULT * 270, *END))
+    (found,) = check_recording(open_recording(str(path))).violations
+    assert found.source.startswith("kvm_handle_guest_abort (mmu.c)")
