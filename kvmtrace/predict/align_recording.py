@@ -134,7 +134,7 @@ def _isa_of(capture: Capture, events: EventTable) -> str | None:
 
 def _skips_by_emulation(events: EventTable) -> bool:
     """Say whether a kvm_emulate_insn at the same RIP follows CPUID, MSR or HLT exits: no next RIPs."""
-    if not events.count("kvm_emulate_insn"):
+    if not events.count("kvm_emulate_insn") or not events.count("kvm_exit"):
         return False
     exits, emulated = events.rows("kvm_exit"), events.rows("kvm_emulate_insn")
     isa = BY_NUMBER.get(int(events.field("kvm_exit", "isa")[0]))

@@ -364,6 +364,15 @@ def test_facts_come_from_the_recording() -> None:
     assert "kvm_exit" not in facts.events
 
 
+def test_facts_of_emulated_instructions_whose_exits_are_all_missing() -> None:
+    events = as_events(predict(GUESTS["lifecycle"], {"count": 1}, Facts("svm", nrips=False))[0])
+    rest = [event for event in events if event.kind != "kvm_exit"]
+    assert any(event.kind == "kvm_emulate_insn" for event in rest)
+    facts = facts_of(replace(CAPTURE, meta={"guest_run": {"isa": "svm"}}), table(rest))
+    assert facts is not None
+    assert facts.isa == "svm"
+
+
 def test_threads_are_found_without_metadata() -> None:
     silent = replace(CAPTURE, meta={})
     first, second = (as_events(prediction) for prediction in predicted("smp", count=2))
