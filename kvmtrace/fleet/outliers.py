@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.fleet.host_metrics import METRICS, RATE_COUNT
+from kvmtrace.fleet.host_metrics import HALF_BUCKET, METRICS, RATE_COUNT
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -124,8 +124,10 @@ def _test(
         if len(told) < MIN_PEERS or (metric == "rate" and np.median(metrics.count[told]) < RATE_COUNT):
             continue
         middle = np.median(values[told])
-        spread = MAD_TO_SIGMA * float(np.median(np.abs(values[told] - middle)))
-        spread = max(spread * (1 + 1 / math.sqrt(len(told))), MIN_SPREAD)  # which is itself an estimate from few hosts
+        # percentiles are whole buckets, and so would be their median deviation: hosts of one bucket need not be alike
+        spread = MAD_TO_SIGMA * (float(np.median(np.abs(values[told] - middle))) + HALF_BUCKET)
+        # which is an estimate from few hosts, and may be two of its own standard errors too small
+        spread = max(spread * (1 + 2 / math.sqrt(len(told))), MIN_SPREAD)
         # the cohort's spread holds the usual error already; a host that lacks the rare long exit looks surer than it is
         own = np.maximum(np.nan_to_num(errors[told]), np.nanmedian(errors[told]))
         score = np.abs(values[told] - middle) / np.maximum(spread, own)

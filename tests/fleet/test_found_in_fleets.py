@@ -20,7 +20,8 @@ N_HOSTS = 600
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Planted]:
     folder = tmp_path_factory.mktemp("fleet")
-    return folder, make_fleet(folder, N_HOSTS, seed=1)
+    # of this one, many peers' medians share a bucket: they look more alike than they are
+    return folder, make_fleet(folder, N_HOSTS, seed=13)
 
 
 def assert_all_found_and_nothing_else(folder: Path, planted: Planted) -> None:
@@ -46,6 +47,6 @@ def test_one_fleet(made: tuple[Path, Planted]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 22))
+@pytest.mark.parametrize("seed", range(1, 21))
 def test_twenty_fleets(seed: int, tmp_path: Path) -> None:
     assert_all_found_and_nothing_else(tmp_path, make_fleet(tmp_path, N_HOSTS, seed))
