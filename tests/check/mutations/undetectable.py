@@ -354,6 +354,13 @@ _NESTED: tuple[Excuse, ...] = (
 UNDETECTABLE += (*_ARM64, *_NESTED)
 
 NOT_YET: tuple[Excuse, ...] = (
+    Excuse(
+        "who accepted an interrupt is not asked where it is injected behind an instruction that enters L2",
+        "insert",
+        "kvm_inj_virq",
+        "behind kvm_exit",
+        exits=("vmrun", "VMLAUNCH", "VMRESUME"),
+    ),
     Excuse("the order of a wake-up and the adapted interval is not looked at", "swap", "kvm_halt_poll_ns", isa="arm64"),
     Excuse(
         "an emulator leaves EXITINTINFO bits behind, so a vector below 32 of type 0 is taken for stale",
