@@ -53,6 +53,9 @@ def _describe_errno(ret: int) -> str:
     return errno.errorcode.get(-ret, str(-ret))
 
 
+MAX_ERRNO = 4095  # the kernel has no more; what a damaged file says may be any number
+
+
 def _judge_refusal(ret: int, refusal: Refusal) -> Judgement:
     """Compare an answer with the refusal that was due."""
     must = errno.errorcode[refusal.errno]
@@ -78,7 +81,7 @@ def _judge_failure(call: Call, misuse: str, *, of_unknown_process: bool) -> Judg
     if call.cmd == ioctls.KVM_RUN and -call.ret in RUN_AGAIN:
         sentence = f"back to userspace with {_describe_errno(call.ret)}, to be called again"
         return Judgement("ok", sentence, SOURCES)
-    return Judgement("unknown", f"failed with {_describe_errno(call.ret)}: {os.strerror(-call.ret)}")
+    return Judgement("unknown", f"failed with {_describe_errno(call.ret)}: {os.strerror(min(-call.ret, MAX_ERRNO))}")
 
 
 def contract_of(call: Call) -> Contract:

@@ -93,7 +93,7 @@ class Accelerator:
             return f"{self.name} was not seen to be initialised"
         if self.ret >= 0:
             return f"{self.name} was taken"
-        reason = f"{errno.errorcode.get(-self.ret, str(self.ret))}: {os.strerror(-self.ret)}"
+        reason = f"{errno.errorcode.get(-self.ret, str(self.ret))}: {os.strerror(min(-self.ret, 4095))}"
         return f"{self.name} failed to initialise ({reason})"
 
 

@@ -272,3 +272,11 @@ def test_a_grandchild_has_the_files_of_its_ancestors() -> None:
     result = follow(*START, *forks, ioctl(3, ioctls.KVM_GET_API_VERSION, 12, tid=9), processes={7: 7, 8: 8, 9: 9})
     assert result.steps[-1].object == "kvm0"
     assert sum(item.kind == "system" for item in result.objects) == 1
+
+
+def test_an_answer_that_is_no_errno_is_told() -> None:
+    from kvmtrace.bring_up.contract_check import _judge_failure
+    from kvmtrace.bring_up.calls import Call
+
+    call = Call("ioctl", 0, 0, 1, 212, 10, 44672, 0, -(2**63))
+    assert _judge_failure(call, "", of_unknown_process=False).verdict == "unknown"
