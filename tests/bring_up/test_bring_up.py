@@ -275,8 +275,8 @@ def test_a_grandchild_has_the_files_of_its_ancestors() -> None:
 
 
 def test_an_answer_that_is_no_errno_is_told() -> None:
-    from kvmtrace.bring_up.contract_check import _judge_failure
     from kvmtrace.bring_up.calls import Call
+    from kvmtrace.bring_up.contract_check import _judge_failure
 
     call = Call("ioctl", 0, 0, 1, 212, 10, 44672, 0, -(2**63))
     assert _judge_failure(call, "", of_unknown_process=False).verdict == "unknown"
