@@ -23,7 +23,7 @@ THRESHOLDS: dict[str, Threshold] = {
                                                 "free (H1)"),
     "init_served_within": Threshold(10_000_000, "ns", "an INIT that was accepted so long ago may be served now "
                                                       "(guard init_reset)"),
-    "clocks_differ": Threshold(1_000_000, "ns", "the clocks of two CPUs may differ by so much (V5, V11, H8)"),
+    "clocks_differ": Threshold(1_000_000, "ns", "the clocks of two CPUs may differ by so much (V5, V11, H8, I5)"),
     "clock_measures": Threshold(100_000, "ns", "a trace clock that goes on by less while a vCPU waits may count events "
                                                "(V5)"),
     "look_ahead": Threshold(4096, "events", "so far a guard looks for the thread's next or last step"),

@@ -141,7 +141,13 @@ def _interrupt_rows() -> dict[str, Any]:
             "level": interrupts.ENTRY_LEVEL,
             "masked": interrupts.ENTRY_MASKED,
             "remote_irr": interrupts.ENTRY_REMOTE_IRR,
+            "logical": interrupts.ENTRY_LOGICAL,
+            "mode_at": interrupts.ENTRY_MODE,
+            "destination_at": interrupts.ENTRY_DESTINATION,
         },
+        "broadcast": interrupts.BROADCAST,
+        "apic_id": interrupts.APIC_ID,
+        "rtc_pin": interrupts.RTC_PIN,
     }
 
 

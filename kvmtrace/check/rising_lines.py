@@ -1,0 +1,170 @@
+"""Edge-triggered pins of the IOAPIC: a line that rises interrupts once, one that stays up does not interrupt again.
+
+Source: ioapic_set_irq, ioapic_service (ioapic.c)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvmtrace.check.doubts import Doubt
+from kvmtrace.check.interrupt_log import ACCEPT, NONE, NUMBER, InterruptLog, acceptances, interrupt_log
+from kvmtrace.check.routing_changes import all_are_recorded, ioctl_rows, known_senders, routing_changes
+from kvmtrace.check.vcpu_owners import vcpu_owners
+from kvmtrace.model.interrupts import (
+    APIC_ID,
+    BROADCAST,
+    ENTRY_DESTINATION,
+    ENTRY_LEVEL,
+    ENTRY_LOGICAL,
+    ENTRY_MASKED,
+    ENTRY_MODE,
+    ROUTING_IOCTLS,
+    RTC_PIN,
+)
+from kvmtrace.model.thresholds import threshold
+from kvmtrace.table.distinct import among
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvmtrace.check.excerpt import Excerpt
+
+    Rows = NDArray[np.intp]
+    Flags = NDArray[np.bool_]
+    Numbers = NDArray[np.int64]
+
+SEVERAL = -2
+SETTLES_NS = 1_000_000_000  # so long after userspace set a chip's state lines are not judged
+VCPU_BITS = 32
+
+
+@dataclass
+class Edges:
+    """What following the lines of edge-triggered pins found.
+
+    Parameters
+    ----------
+    n_judged, n_unknown : raised lines of this excerpt
+    wrong : an interrupt without an edge, or an edge without an interrupt
+    renamed : a guest wrote an APIC_ID: a destination may be any vCPU's
+    source_of : pin -> the one who drives its line; SEVERAL
+    """
+
+    n_judged: int = 0
+    n_unknown: int = 0
+    wrong: list[Doubt] = field(default_factory=list)
+    renamed: bool = False
+    source_of: dict[int, int] = field(default_factory=dict)
+
+    def add(self, excerpt: Excerpt) -> bool:
+        """Follow the lines through an excerpt's new rows."""
+        self.n_judged, self.n_unknown, self.wrong = 0, 0, []
+        log = interrupt_log(excerpt)
+        writes = log.of_kind("kvm_apic")
+        named = (log.values("kvm_apic", "rw", writes) == 1) & (log.values("kvm_apic", "reg", writes) == APIC_ID)
+        self.renamed |= bool(named.any())
+        uses = _uses(log)
+        raised = uses.level == 1
+        known = raised & self._known(excerpt, uses)
+        edge = known & (uses.bits & (ENTRY_LEVEL | ENTRY_MASKED) == 0)
+        again = edge & (np.append(-1, uses.level)[:-1] == 1)
+        rises = edge & ~again & self._reaches_a_vcpu(excerpt, uses)
+        self.n_judged = int(np.count_nonzero(again | rises))
+        self.n_unknown = int(np.count_nonzero(raised & ~known))
+        self._report(uses, again & uses.accepted, "no interrupt: its line was up already", "another one is accepted")
+        self._report(uses, rises & ~uses.accepted, "an interrupt: its line rises", "nobody accepts one")
+        return True
+
+    def _report(self, uses: _Uses, bad: Flags, expected: str, observed: str) -> None:
+        times = uses.log.table.ts_ns
+        for i in np.flatnonzero(bad).tolist():
+            row, since = int(uses.row[i]), int(uses.row[i - 1])
+            words = f"edge-triggered pin {int(uses.pin[i])} of the IOAPIC: {expected}"
+            self.wrong.append(Doubt(row, int(times[since]), int(times[row]), words, observed))
+
+    def _known(self, excerpt: Excerpt, uses: _Uses) -> Flags:
+        """Say of which changes the one before is known, with nobody else who drives the line, or sets it."""
+        for pin, source in distinct_pairs(uses.pin, uses.source):
+            self.source_of[pin] = source if self.source_of.get(pin, source) == source else SEVERAL
+        if vcpu_owners(excerpt).ambiguous or not all_are_recorded(excerpt):
+            return np.zeros(len(uses.pin), bool)
+        alone = [pin for pin, source in self.source_of.items() if source >= 0 and pin != RTC_PIN]
+        known = among(uses.pin, alone) & (np.append(-1, uses.level)[:-1] >= 0)
+        known &= np.append(NONE, uses.pin)[:-1] == uses.pin
+        times, lane = uses.log.table.ts_ns[uses.row], uses.log.lane[uses.entry]
+        # clocks of CPUs may differ
+        apart = np.diff(times, prepend=0) > threshold("clocks_differ")
+        known &= apart | (np.append(NONE, lane)[:-1] == lane)
+        sets = np.sort(ioctl_rows(excerpt, ROUTING_IOCTLS))
+        latest = np.append(-SETTLES_NS, uses.log.table.ts_ns[sets])[np.searchsorted(sets, uses.row)]
+        found: Flags = known & (np.append(0, times)[:-1] - latest > SETTLES_NS)
+        return found
+
+    def _reaches_a_vcpu(self, excerpt: Excerpt, uses: _Uses) -> Flags:
+        """Say which entries name a vCPU whose LAPIC is on: it accepts other interrupts, with the same routing."""
+        mode, destination = uses.bits >> ENTRY_MODE & 7, uses.bits >> ENTRY_DESTINATION & BROADCAST
+        plain: Flags = (mode == 0) & (uses.bits & ENTRY_LOGICAL == 0) & (destination != BROADCAST)
+        if self.renamed or not known_senders(excerpt).created:
+            return np.zeros(len(plain), bool)
+        accepted, changes = acceptances(excerpt), routing_changes(excerpt)
+        seen = changes.epoch(uses.log.row[accepted.entry]).astype(np.int64) << VCPU_BITS | accepted.vcpu
+        meant = changes.epoch(uses.row).astype(np.int64) << VCPU_BITS | destination
+        return plain & np.isin(meant, seen) & changes.is_settled(uses.row)
+
+
+@dataclass(frozen=True, eq=False)
+class _Uses:
+    """Changes of lines as the IOAPIC's pins saw them, under its lock: pin by pin, each in its order.
+
+    Parameters
+    ----------
+    entry : in the log
+    row : of the table
+    source : who drives the line, and which; -1 if that is not known
+    level : 0, 1; -1 if that is not known
+    bits : redirection entry
+    accepted : a LAPIC accepted an interrupt meanwhile
+    """
+
+    log: InterruptLog
+    entry: Rows
+    row: Rows
+    pin: Numbers
+    source: Numbers
+    level: Numbers
+    bits: Numbers
+    accepted: Flags
+
+
+def distinct_pairs(first: Numbers, second: Numbers) -> list[tuple[int, int]]:
+    """Return the pairs of values that occur."""
+    return sorted(set(zip(first.tolist(), second.tolist(), strict=True)))
+
+
+def _uses(log: InterruptLog) -> _Uses:
+    entry = log.of_kind("kvm_ioapic_set_irq")
+    pin = log.values("kvm_ioapic_set_irq", "pin", entry)
+    order = np.lexsort((log.row[entry], pin))
+    entry, pin = entry[order], pin[order]
+    line = log.before[entry]
+    pic = log.is_kind(line, "kvm_pic_set_irq")
+    line[pic] = log.before[line[pic]]
+    told = log.is_kind(line, "kvm_set_irq") & log.whole(line, entry)
+    source, level = np.full(len(entry), NONE, np.int64), np.full(len(entry), NONE, np.int64)
+    driver = log.values("kvm_set_irq", "irq_source_id", line[told])
+    source[told] = driver << 32 | log.values("kvm_set_irq", "gsi", line[told]) & 0xFFFFFFFF
+    level[told] = log.values("kvm_set_irq", "level", line[told]) != 0
+    accepted = (entry > 0) & (log.code[entry - 1] == NUMBER[ACCEPT]) & (log.lane[entry - 1] == log.lane[entry])
+    bits = log.values("kvm_ioapic_set_irq", "e", entry)
+    return _Uses(log, entry, log.row[entry], pin, source, level, bits, accepted)
+
+
+def edges(excerpt: Excerpt) -> Edges:
+    """Return what following the lines of an excerpt found."""
+    memory = excerpt.remember("edges", Edges)
+    excerpt.once("edges", memory.add)
+    return memory
