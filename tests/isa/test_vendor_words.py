@@ -17,7 +17,7 @@ from kvmtrace.isa.registry import ISAS
 PACKAGE = Path(__file__).parents[2] / "kvmtrace"
 # isa: its place. lab, workload: hosts and guests of one ISA each. capture: probes on KVM's own structures. The numbers
 # of registers, the fields of events and the symbols of VMMs are vocabulary, whosever they are
-ALLOWED = {"isa", "lab", "workload", "capture", "cli/lab.py", "kvm/msrs.py", "kvm/vmm_symbols.py", "table/credible.py"}
+ALLOWED = {"isa", "lab", "workload", "capture", "cli/lab.py", "kvm/msrs.py", "kvm/vmm_symbols.py"}
 WORDS = re.compile(r"(?<![a-z])(vmx|svm|ept|npf|vmcs|vmcb)(?![a-z])", re.IGNORECASE)
 CITATION = re.compile(
     r"\b\w+(?:,? \w+)* \((?:arch/\w+/kvm/)?\w+/\w+\.[cSh][^)]*\)|\b_*(?:vmx|svm|npf)_\w+\b|\b\w+_(?:vmx|npf|ept)_\w+\b"
