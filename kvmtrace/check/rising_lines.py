@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
     Numbers = NDArray[np.int64]
 
-SEVERAL = -2
 SETTLES_NS = 1_000_000_000  # so long after userspace set a chip's state lines are not judged
 VCPU_BITS = 32
 
@@ -51,14 +50,16 @@ class Edges:
     n_judged, n_unknown : raised lines of this excerpt
     wrong : an interrupt without an edge, or an edge without an interrupt
     renamed : a guest wrote an APIC_ID: a destination may be any vCPU's
-    source_of : pin -> the one who drives its line; SEVERAL
+    latest : pin -> (who drove its line last, to which level)
+    shared : pins whose line somebody raised while somebody else held it up, perhaps
     """
 
     n_judged: int = 0
     n_unknown: int = 0
     wrong: list[Doubt] = field(default_factory=list)
     renamed: bool = False
-    source_of: dict[int, int] = field(default_factory=dict)
+    latest: dict[int, tuple[int, int]] = field(default_factory=dict)
+    shared: set[int] = field(default_factory=set)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Follow the lines through an excerpt's new rows."""
@@ -88,12 +89,10 @@ class Edges:
 
     def _known(self, excerpt: Excerpt, uses: _Uses) -> Flags:
         """Say of which changes the one before is known, with nobody else who drives the line, or sets it."""
-        for pin, source in distinct_pairs(uses.pin, uses.source):
-            self.source_of[pin] = source if self.source_of.get(pin, source) == source else SEVERAL
+        self._note_sources(uses)
         if vcpu_owners(excerpt).ambiguous or not all_are_recorded(excerpt):
             return np.zeros(len(uses.pin), bool)
-        alone = [pin for pin, source in self.source_of.items() if source >= 0 and pin != RTC_PIN]
-        known = among(uses.pin, alone) & (np.append(-1, uses.level)[:-1] >= 0)
+        known = ~among(uses.pin, {*self.shared, RTC_PIN}) & (np.append(-1, uses.level)[:-1] >= 0)
         known &= np.append(NONE, uses.pin)[:-1] == uses.pin
         times, lane = uses.log.table.ts_ns[uses.row], uses.log.lane[uses.entry]
         # clocks of CPUs may differ
@@ -103,6 +102,19 @@ class Edges:
         latest = np.append(-SETTLES_NS, uses.log.table.ts_ns[sets])[np.searchsorted(sets, uses.row)]
         found: Flags = known & (np.append(0, times)[:-1] - latest > SETTLES_NS)
         return found
+
+    def _note_sources(self, uses: _Uses) -> None:
+        """Note whose line each pin is; one that another takes over while it is down is that one's."""
+        follows = np.append(NONE, uses.pin)[:-1] == uses.pin
+        other = follows & (np.append(NONE, uses.source)[:-1] != uses.source)
+        self.shared |= set(uses.pin[(uses.source < 0) | other & (np.append(NONE, uses.level)[:-1] != 0)].tolist())
+        for i in np.flatnonzero(~follows).tolist():
+            pin, source = int(uses.pin[i]), int(uses.source[i])
+            before, level = self.latest.get(pin, (source, 0))
+            if before != source and level:
+                self.shared.add(pin)
+        for i in np.flatnonzero(np.append(uses.pin[1:] != uses.pin[:-1], True)[: len(uses.pin)]).tolist():
+            self.latest[int(uses.pin[i])] = int(uses.source[i]), int(uses.level[i])
 
     def _reaches_a_vcpu(self, excerpt: Excerpt, uses: _Uses) -> Flags:
         """Say which entries name a vCPU whose LAPIC is on: it accepts other interrupts, with the same routing."""
@@ -138,11 +150,6 @@ class _Uses:
     level: Numbers
     bits: Numbers
     accepted: Flags
-
-
-def distinct_pairs(first: Numbers, second: Numbers) -> list[tuple[int, int]]:
-    """Return the pairs of values that occur."""
-    return sorted(set(zip(first.tolist(), second.tolist(), strict=True)))
 
 
 def _uses(log: InterruptLog) -> _Uses:
