@@ -64,9 +64,10 @@ def bpf_runs(output: Path) -> bool:
 
 
 def ftrace_runs(pid: int) -> bool:
+    """Say whether the recorder records: a trace instance that was just made says so, too, but has no events yet."""
     try:
         return any(
-            (path / "tracing_on").read_text().strip() == "1"
+            (path / "set_event").read_text() and (path / "tracing_on").read_text().strip() == "1"
             for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*")
         )
     except FileNotFoundError:  # it is just being made

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmtrace.formats import open_recording
-from tests.capture.record_twice import bpf_runs, start_guest, wait_until
+from tests.capture.record_twice import bpf_runs, ftrace_runs, start_guest, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ def test_a_user_with_capabilities_records_as_well_as_root(folder: Path, backend:
     guest, go = start_guest("lifecycle", [])
     argv = command(folder, capabilities, "record", "--backend", backend, "-o", "x.dat", "-p", str(guest.pid))
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as recorder:
-        wait_until(lambda: bpf_runs(output) if backend == "bpf" else _traces(recorder.pid), recorder)
+        wait_until(lambda: bpf_runs(output) if backend == "bpf" else ftrace_runs(recorder.pid), recorder)
         os.write(go, b"G")
         os.close(go)
         guest.wait()
@@ -98,14 +98,7 @@ def test_a_user_with_capabilities_records_as_well_as_root(folder: Path, backend:
     report = run(folder, "-all", "report", "x.dat")  # which takes no privilege at all
     assert (report.returncode, report.stderr) == (0, "")
     assert "KVM_EXIT_IO" in report.stdout
-    assert not list(Path("/sys/kernel/tracing/instances").glob("kvmtrace-*"))
-
-
-def _traces(pid: int) -> bool:
-    return any(
-        (path / "tracing_on").read_text().strip() == "1"
-        for path in Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{pid}-*")
-    )
+    assert not list(Path("/sys/kernel/tracing/instances").glob(f"kvmtrace-{recorder.pid}-*"))
 
 
 def test_doctor_says_what_the_capabilities_allow(folder: Path) -> None:
