@@ -177,7 +177,7 @@ def run_service(ready: str, *arguments: str) -> Callable[[Load, Path], Run]:
 
 
 WATCH = ("watching", "watch", "-a", "-o", ".", "--on", "slower-than 10s")
-EXPORTER = ("exporting at", "exporter", "--listen", "127.0.0.1:0")
+EXPORTER = ("exporting to", "exporter", "--no-listen", "--textfile", "kvmtrace.prom")
 
 
 def run_perf(*options: str) -> Callable[[Load, Path], Run]:
