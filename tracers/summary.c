@@ -282,10 +282,10 @@ static __always_inline int count_userspace_exit(u32 reason, s32 error)
 	t->userspace[cell & (N_USERSPACE - 1)].count++;
 	t->left_cell = cell;
 	t->left_ns = now;
-#ifdef MAP_ALARMS
-	t->left_waited = waited(t);
-#endif
 	enter_phase(t, PHASE_USERSPACE, now);
+#ifdef MAP_ALARMS
+	t->left_waited = waited(t);  /* behind enter_phase: a switch to it may not have been traced, and it waited until now */
+#endif
 	return 1;
 }
 

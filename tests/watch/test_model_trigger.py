@@ -128,11 +128,16 @@ def test_a_check_goes_on_while_another_recording_is_saved(asked: Asked) -> None:
     assert asked.found() == {path.name: "part 2"}
 
 
-@pytest.mark.parametrize("answer", [2, 3, 70, -9])
+@pytest.mark.parametrize("answer", [2, 4, 70, -9])
 def test_a_check_that_fails_is_told(answer: int, asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked.part(answer) is None
     assert "the model was not asked" in capsys.readouterr().err
     assert not asked.recordings()
+
+
+def test_a_part_without_vms_is_no_matter(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked.part(3) is None
+    assert not capsys.readouterr().err
 
 
 def test_what_a_killed_one_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
