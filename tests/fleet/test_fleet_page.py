@@ -36,3 +36,5 @@ def test_pages(tmp_path: Path) -> None:
                     assert page.see(f"{charts}.length") > 3
                     legend = page.see("document.querySelector('.u-legend').textContent")
                     assert "AMD EPYC Processor" in legend
+                    page.see("location.hash = '#host=no%20such%20host'")
+                    page.wait("document.getElementById('heat-shown').textContent.startsWith('0 of ')")

@@ -86,5 +86,14 @@
   });
   sort.addEventListener("change", arrange);
   search.addEventListener("input", arrange);
+  function follow() {
+    const match = /^#host=(.+)$/.exec(location.hash);
+    if (!match) return;
+    try { search.value = decodeURIComponent(match[1]); } catch { return; }
+    arrange();
+    document.getElementById("heat-map").scrollIntoView();
+  }
+  window.addEventListener("hashchange", follow);
   arrange();
+  follow();
 })();

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -83,10 +84,15 @@ def _chart(name: str, rows: list[GroupRow]) -> Chart:
     }
 
 
+def _host_cell(host: str | None) -> Cell:
+    """Return a host's name, which leads to its row of the heat map (fleet.js)."""
+    return Cell("-") if host is None else Cell(escape(host), link=f"#host={quote(host, errors='replace')}")
+
+
 def _outlier_table(report: FleetReport) -> HtmlTable:
     rows = tuple(
         (
-            Cell(escape(one.host)),
+            _host_cell(one.host),
             Cell(escape(one.name)),
             Cell(one.metric),
             Cell(describe_value(one.metric, one.value), one.value),
@@ -112,6 +118,7 @@ def _finding_table(report: FleetReport) -> HtmlTable:
             Cell(escape(one.cpu_model)),
             Cell(count(one.hosts), one.hosts),
             Cell(count(one.count), one.count),
+            _host_cell(one.example_host),
             Cell(f"expected {escape(one.expected)}; observed {escape(one.observed)}"),
             Cell(f"kvmtrace report {escape(one.example_source)} --tid {one.tid}"),
         )
@@ -119,7 +126,7 @@ def _finding_table(report: FleetReport) -> HtmlTable:
     )
     columns = (
         ("rule", False), ("severity", False), ("kernel", False), ("CPU model", False), ("hosts", True), ("count", True),
-        ("first example", False), ("see it", False),
+        ("first host", False), ("there", False), ("see it", False),
     )  # fmt: skip
     return HtmlTable("findings", "Rules that were broken", "By kernel and CPU model.", columns, rows)
 

@@ -103,7 +103,8 @@ def _outliers(report: FleetReport, style: Style, *, everything: bool) -> list[st
     shown = report.outliers if everything else report.outliers[:ROWS]
     hosts = len({outlier.host for outlier in report.outliers})
     lines = [style.title(f"{plural(hosts, 'host')} unlike their peers" if hosts > 1 else "1 host unlike its peers")]
-    lines += [f"  {escape(outlier.host)}  {escape(describe_outlier(outlier))}" for outlier in shown]
+    for outlier in shown:
+        lines += style.wrapped(f"{escape(outlier.host)}  {escape(describe_outlier(outlier))}", "  ", "      ")
     return [*lines, *_left_out(len(report.outliers) - len(shown), style), ""]
 
 
@@ -122,9 +123,9 @@ def _finding(row: FindingRow, style: Style) -> list[str]:
     paint = style.bad if row.severity == "violation" else style.warn
     hosts = plural(row.hosts, "host")
     return [
-        f"  {paint(row.severity)} of {escape(row.rule)}: {hosts}, {count(row.count)} times; {where}",
-        f"    expected {escape(row.expected)}",
-        f"    observed {escape(row.observed)}",
+        f"  {paint(row.severity)} of {escape(row.rule)}: {hosts}, {plural(row.count, 'time')}; {where}",
+        *style.wrapped(f"expected {escape(row.expected)}", "    ", "      "),
+        *style.wrapped(f"observed {escape(row.observed)}", "    ", "      "),
         style.faint(f"    kvmtrace report {escape(row.example_source)} --tid {row.tid}   ({escape(row.source)})"),
     ]
 
