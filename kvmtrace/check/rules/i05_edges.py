@@ -41,13 +41,13 @@ RULE = Rule(
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 +2s
-(200) kvm_set_irq: gsi 4 level 0 source 0
-(200) kvm_ioapic_set_irq: pin 4 dst 0 vec 33 (Fixed|physical|edge)
-(200) kvm_set_irq: gsi 4 level 1 source 0
+(200) kvm_set_irq: gsi 7 level 0 source 0
+(200) kvm_ioapic_set_irq: pin 7 dst 0 vec 33 (Fixed|physical|edge)
+(200) kvm_set_irq: gsi 7 level 1 source 0
 (200) kvm_apic_accept_irq: apicid 0 vec 33 (Fixed|edge)
-(200) kvm_ioapic_set_irq: pin 4 dst 0 vec 33 (Fixed|physical|edge)
-(200) kvm_set_irq: gsi 4 level 1 source 0
-(200) kvm_ioapic_set_irq: pin 4 dst 0 vec 33 (Fixed|physical|edge) (coalesced)
+(200) kvm_ioapic_set_irq: pin 7 dst 0 vec 33 (Fixed|physical|edge)
+(200) kvm_set_irq: gsi 7 level 1 source 0
+(200) kvm_ioapic_set_irq: pin 7 dst 0 vec 33 (Fixed|physical|edge) (coalesced)
 kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
 kvm_inj_virq: vector=0x21 soft=0 reinjected=0
 kvm_entry: vcpu_id=0 rip=0x1000
@@ -61,14 +61,14 @@ kvm_entry: vcpu_id=0 rip=0x1002
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 +2s
-(200) kvm_set_irq: gsi 4 level 0 source 0
-(200) kvm_ioapic_set_irq: pin 4 dst 0 vec 33 (Fixed|physical|edge)
-(200) kvm_set_irq: gsi 4 level 1 source 0
+(200) kvm_set_irq: gsi 7 level 0 source 0
+(200) kvm_ioapic_set_irq: pin 7 dst 0 vec 33 (Fixed|physical|edge)
+(200) kvm_set_irq: gsi 7 level 1 source 0
 (200) kvm_apic_accept_irq: apicid 0 vec 33 (Fixed|edge)
-(200) kvm_ioapic_set_irq: pin 4 dst 0 vec 33 (Fixed|physical|edge)
-(200) kvm_set_irq: gsi 4 level 1 source 0
+(200) kvm_ioapic_set_irq: pin 7 dst 0 vec 33 (Fixed|physical|edge)
+(200) kvm_set_irq: gsi 7 level 1 source 0
 (200) kvm_apic_accept_irq: apicid 0 vec 33 (Fixed|edge)
-(200) kvm_ioapic_set_irq: pin 4 dst 0 vec 33 (Fixed|physical|edge)
+(200) kvm_ioapic_set_irq: pin 7 dst 0 vec 33 (Fixed|physical|edge)
 kvm_exit: exit_reason=1 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
 kvm_inj_virq: vector=0x21 soft=0 reinjected=0
 kvm_entry: vcpu_id=0 rip=0x1000
