@@ -55,6 +55,10 @@ kvm_entry: vcpu_id=0 rip=0x1000
 )
 
 
+# told of an enlightened VMCS (Hyper-V's), which L1 writes like any memory: nothing shows that it does (nested_vmx_run)
+NO_ADDRESS = np.uint64((1 << 64) - 1)
+
+
 @RULE.part("behind the instruction", needs=("kvm_nested_vmenter.rip",))
 def _behind(excerpt: Excerpt, found: Found) -> None:
     if not len(excerpt.segments.positions(REFLECTS)):
@@ -123,6 +127,7 @@ def _handler(excerpt: Excerpt, found: Found) -> None:
         order = own[np.lexsort((own, structure[own], excerpt.thread[made.exit[own]]))]
         this, last = order[1:], order[:-1]
         same = (structure[this] == structure[last]) & (before[this] >= 0) & (before[last] >= 0)
+        same &= structure[this] != NO_ADDRESS
         same &= excerpt.thread[made.exit[this]] == excerpt.thread[made.exit[last]]
         same &= rewrites[made.exit[this] + 1] == rewrites[made.exit[last] + 1]
         same &= broken[made.position[this]] == broken[made.position[last]]
