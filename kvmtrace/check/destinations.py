@@ -150,12 +150,9 @@ def _raised_and_free(excerpt: Excerpt) -> NDArray[np.bool_]:
 def line_levels(excerpt: Excerpt, entries: Rows) -> Numbers:
     """Return the level that kvm_set_irq gave the line whose pin changes at each entry, -1 if that is not known."""
     log = interrupt_log(excerpt)
-    level = np.full(len(entries), -1, np.int64)
-    before = log.before[entries]
-    pic = log.is_kind(before, "kvm_pic_set_irq")
-    before[pic] = log.before[before[pic]]
-    line = log.is_kind(before, "kvm_set_irq")
-    level[line] = log.values("kvm_set_irq", "level", before[line]) != 0
+    level, line = np.full(len(entries), -1, np.int64), log.lines(entries)
+    told = line >= 0
+    level[told] = log.values("kvm_set_irq", "level", line[told]) != 0
     return level
 
 

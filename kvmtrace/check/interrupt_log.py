@@ -79,6 +79,19 @@ class InterruptLog:
         row = SENDERS[kind]
         return self.recorded.issuperset(row.beside) and all(self.table.has(kind, field) for field in row.fields)
 
+    def lines(self, entries: Rows) -> Rows:
+        """Return the kvm_set_irq behind which each pin's change stands, a PIC's pin between perhaps; else NONE."""
+        line = self.before[entries]
+        pic = self.is_kind(line, "kvm_pic_set_irq")
+        line[pic] = self.before[line[pic]]
+        return np.where(self.is_kind(line, "kvm_set_irq"), line, NONE)
+
+    def accepted_before(self, entries: Rows) -> Flags:
+        """Say which entries stand right behind an acceptance of their lane."""
+        found: Flags = (entries > 0) & (self.code[entries - 1] == NUMBER[ACCEPT])
+        found &= self.lane[entries - 1] == self.lane[entries]
+        return found
+
     def own(self) -> Flags:
         """Say which entries a thread traced outside interrupt context."""
         found: Flags = self.lane & 3 == 0

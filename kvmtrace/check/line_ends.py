@@ -193,7 +193,7 @@ def _use_of_level(
         expected = f"a level-triggered pin with {words[held[0]]}"
         found.wrong.append(_doubt(log, held[3], one, expected, f"entry {bits & (1 << 64) - 1:#x}"))
     found.n_judged += held is not None
-    return waiting or _accepted_before(log, one), row, bits, one
+    return waiting or bool(log.accepted_before(np.array([one]))[0]), row, bits, one
 
 
 def _end_of_level(
@@ -211,20 +211,13 @@ def _end_of_level(
     return again, until, held[2], one
 
 
-def _accepted_before(log: InterruptLog, one: int) -> bool:
-    """Say whether a pin's change was accepted by a LAPIC."""
-    return one > 0 and bool(log.code[one - 1] == NUMBER["kvm_apic_accept_irq"]) and log.lane[one - 1] == log.lane[one]
-
-
 def _raised(log: InterruptLog, ack: int, until: int) -> bool:
     """Say whether the one source that drives a pin's line had raised it, until its EOI is over."""
     uses = log.of_kind("kvm_ioapic_set_irq")
     pin = int(log.values("kvm_ack_irq", "pin", np.array([ack]))[0])
     uses = uses[log.values("kvm_ioapic_set_irq", "pin", uses) == pin]
-    line = log.before[uses]
-    pic = log.is_kind(line, "kvm_pic_set_irq")
-    line = np.where(pic, log.before[np.maximum(line, 0)], line)
-    if not log.is_kind(line, "kvm_set_irq").all() or not len(line):
+    line = log.lines(uses)
+    if not len(line) or (line < 0).any():
         return False
     sources = log.values("kvm_set_irq", "irq_source_id", line) << 32 | log.values("kvm_set_irq", "gsi", line)
     rows = log.row[line]

@@ -23,7 +23,7 @@ from kvmtrace.model.interrupts import PENDING_SETTERS, SENDERS
 from kvmtrace.model.nesting import LEVEL_EVENTS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.wake_ups import HARDWARE_DELIVERY
-from kvmtrace.table.distinct import among, distinct
+from kvmtrace.table.distinct import among
 from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Pending:
     ----------
     history : vCPU << 8 | vector -> (what, time) of its latest events since knowledge began
     raised_ns : time at which each pin of a PIC was last raised; chips share the numbers
-    accepted_ns : vector -> when any LAPIC accepted it for the first time
+    accepted_ns : by vector, when any LAPIC accepted it for the first time
     restored : userspace wrote a LAPIC, or queued an interrupt: what is pending is not all accepted here
     inner, outer : vectors that vCPUs' own threads sent, and that devices did
     n_judged, n_unknown : injections of this excerpt
@@ -60,7 +60,7 @@ class Pending:
 
     history: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     raised_ns: NDArray[np.int64] = field(default_factory=lambda: np.full(8, -1, np.int64))
-    accepted_ns: dict[int, int] = field(default_factory=dict)
+    accepted_ns: NDArray[np.int64] = field(default_factory=lambda: np.full(_VECTORS, NEVER, np.int64))
     restored: bool = False
     inner: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VECTORS, bool))
     outer: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VECTORS, bool))
@@ -94,10 +94,7 @@ class Pending:
         self.inner[accepted.vector[own]] = True
         self.outer[accepted.vector[~own]] = True
         self.restored |= len(ioctl_rows(excerpt, PENDING_SETTERS)) > 0
-        times = log.table.ts_ns[log.row[accepted.entry]]
-        for vector in distinct(accepted.vector).tolist():
-            earliest = int(times[accepted.vector == vector].min())
-            self.accepted_ns[vector] = min(earliest, self.accepted_ns.get(vector, earliest))
+        np.minimum.at(self.accepted_ns, accepted.vector, log.table.ts_ns[log.row[accepted.entry]])
 
     def _judge(self, excerpt: Excerpt, events: Events) -> None:
         taken = np.flatnonzero((events.what == TAKEN) & (events.row >= 0))
@@ -117,8 +114,7 @@ class Pending:
         soon = events.ts_ns[following] - events.ts_ns[taken] < threshold("clocks_differ")
         wrong &= ~((following > taken) & (events.key[following] == events.key[taken]) & soon)
         # the first of its vector: nobody ever accepted it
-        accepted = np.array([self.accepted_ns.get(v, NEVER) for v in vector.tolist()], np.int64)
-        wrong |= never & (accepted > events.ts_ns[taken] + threshold("clocks_differ"))
+        wrong |= never & (self.accepted_ns[vector] > events.ts_ns[taken] + threshold("clocks_differ"))
         pic_ns = self._raise(excerpt)
         for i in np.flatnonzero(wrong).tolist():
             at, since = int(taken[i]), 0 if never[i] else int(events.ts_ns[max(taken[i] - 2, 0)])

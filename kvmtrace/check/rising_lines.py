@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.doubts import Doubt
-from kvmtrace.check.interrupt_log import ACCEPT, NONE, NUMBER, InterruptLog, acceptances, interrupt_log
+from kvmtrace.check.interrupt_log import NONE, InterruptLog, acceptances, interrupt_log
 from kvmtrace.check.routing_changes import all_are_recorded, ioctl_rows, known_senders, routing_changes
 from kvmtrace.check.vcpu_owners import vcpu_owners
+from kvmtrace.kvm.apic import APIC_ID
 from kvmtrace.model.interrupts import (
-    APIC_ID,
     BROADCAST,
     ENTRY_DESTINATION,
     ENTRY_LEVEL,
@@ -26,7 +26,7 @@ from kvmtrace.model.interrupts import (
     RTC_PIN,
 )
 from kvmtrace.model.thresholds import threshold
-from kvmtrace.table.distinct import among
+from kvmtrace.table.distinct import among, within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +72,7 @@ class Edges:
         raised = uses.level == 1
         known = raised & self._known(excerpt, uses)
         edge = known & (uses.bits & (ENTRY_LEVEL | ENTRY_MASKED) == 0)
-        again = edge & (np.append(-1, uses.level)[:-1] == 1)
+        again = edge & (_before(uses.level) == 1)
         rises = edge & ~again & self._reaches_a_vcpu(excerpt, uses)
         self.n_judged = int(np.count_nonzero(again | rises))
         self.n_unknown = int(np.count_nonzero(raised & ~known))
@@ -92,22 +92,22 @@ class Edges:
         self._note_sources(uses)
         if vcpu_owners(excerpt).ambiguous or not all_are_recorded(excerpt):
             return np.zeros(len(uses.pin), bool)
-        known = ~among(uses.pin, {*self.shared, RTC_PIN}) & (np.append(-1, uses.level)[:-1] >= 0)
-        known &= np.append(NONE, uses.pin)[:-1] == uses.pin
+        known = ~among(uses.pin, {*self.shared, RTC_PIN}) & (_before(uses.level) >= 0)
+        known &= _before(uses.pin) == uses.pin
         times, lane = uses.log.table.ts_ns[uses.row], uses.log.lane[uses.entry]
         # clocks of CPUs may differ
         apart = np.diff(times, prepend=0) > threshold("clocks_differ")
-        known &= apart | (np.append(NONE, lane)[:-1] == lane)
+        known &= apart | (_before(lane) == lane)
         sets = np.sort(ioctl_rows(excerpt, ROUTING_IOCTLS))
         latest = np.append(-SETTLES_NS, uses.log.table.ts_ns[sets])[np.searchsorted(sets, uses.row)]
-        found: Flags = known & (np.append(0, times)[:-1] - latest > SETTLES_NS)
+        found: Flags = known & (_before(times) - latest > SETTLES_NS)
         return found
 
     def _note_sources(self, uses: _Uses) -> None:
         """Note whose line each pin is; one that another takes over while it is down is that one's."""
-        follows = np.append(NONE, uses.pin)[:-1] == uses.pin
-        other = follows & (np.append(NONE, uses.source)[:-1] != uses.source)
-        self.shared |= set(uses.pin[(uses.source < 0) | other & (np.append(NONE, uses.level)[:-1] != 0)].tolist())
+        follows = _before(uses.pin) == uses.pin
+        other = follows & (_before(uses.source) != uses.source)
+        self.shared |= set(uses.pin[(uses.source < 0) | other & (_before(uses.level) != 0)].tolist())
         for i in np.flatnonzero(~follows).tolist():
             pin, source = int(uses.pin[i]), int(uses.source[i])
             before, level = self.latest.get(pin, (source, 0))
@@ -125,7 +125,7 @@ class Edges:
         accepted, changes = acceptances(excerpt), routing_changes(excerpt)
         seen = changes.epoch(uses.log.row[accepted.entry]).astype(np.int64) << VCPU_BITS | accepted.vcpu
         meant = changes.epoch(uses.row).astype(np.int64) << VCPU_BITS | destination
-        return plain & np.isin(meant, seen) & changes.is_settled(uses.row)
+        return plain & within(meant, seen) & changes.is_settled(uses.row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,22 +152,24 @@ class _Uses:
     accepted: Flags
 
 
+def _before(values: Numbers) -> Numbers:
+    """Return the value before each, NONE before the first."""
+    return np.append(NONE, values)[:-1]
+
+
 def _uses(log: InterruptLog) -> _Uses:
     entry = log.of_kind("kvm_ioapic_set_irq")
     pin = log.values("kvm_ioapic_set_irq", "pin", entry)
     order = np.lexsort((log.row[entry], pin))
     entry, pin = entry[order], pin[order]
-    line = log.before[entry]
-    pic = log.is_kind(line, "kvm_pic_set_irq")
-    line[pic] = log.before[line[pic]]
-    told = log.is_kind(line, "kvm_set_irq") & log.whole(line, entry)
+    line = log.lines(entry)
+    told = log.whole(line, entry)
     source, level = np.full(len(entry), NONE, np.int64), np.full(len(entry), NONE, np.int64)
     driver = log.values("kvm_set_irq", "irq_source_id", line[told])
     source[told] = driver << 32 | log.values("kvm_set_irq", "gsi", line[told]) & 0xFFFFFFFF
     level[told] = log.values("kvm_set_irq", "level", line[told]) != 0
-    accepted = (entry > 0) & (log.code[entry - 1] == NUMBER[ACCEPT]) & (log.lane[entry - 1] == log.lane[entry])
     bits = log.values("kvm_ioapic_set_irq", "e", entry)
-    return _Uses(log, entry, log.row[entry], pin, source, level, bits, accepted)
+    return _Uses(log, entry, log.row[entry], pin, source, level, bits, log.accepted_before(entry))
 
 
 def edges(excerpt: Excerpt) -> Edges:

@@ -65,7 +65,7 @@ def check_folder(folder: str | Path, *, made: bool = True) -> None:
     CapabilityError
         It is not there, or its own folder is not, or not writable.
     """
-    path = Path(os.path.abspath(folder))  # noqa: PTH100 - a symbolic link's name is kept
+    path = Path(folder).absolute()
     holder = path.parent if made and not path.exists() else path
     if not holder.is_dir():
         raise CapabilityError(f"{holder}: no such directory", "make it, or choose another place")

@@ -88,6 +88,5 @@ ENTRY_MASKED = 1 << 16
 ENTRY_LOGICAL = 1 << 11
 ENTRY_MODE, ENTRY_DESTINATION = 8, 56  # lowest bit of: the delivery mode (three), the destination (eight)
 BROADCAST = 0xFF
-APIC_ID = 0x20
 RTC_PIN = 8  # held back until its last interrupt was ended, for userspace's sake (rtc_irq_check_coalesced)
 ENTRY_REMOTE_IRR = 1 << 14

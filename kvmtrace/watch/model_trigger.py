@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kvmtrace.errors import KvmtraceError
@@ -27,7 +28,6 @@ from kvmtrace.watch.triggers import Fired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from kvmtrace.watch.rings import Rings
     from kvmtrace.watch.triggers import Trigger
@@ -198,6 +198,6 @@ def remove_left(folder: Path) -> None:
     """Remove the parts of watches that were killed."""
     for path in folder.iterdir():
         match = PART.match(path.name)
-        if match is not None and not os.path.exists(f"/proc/{match[1]}"):  # noqa: PTH110 (a short name for it)
+        if match is not None and not Path("/proc", match[1]).exists():
             with contextlib.suppress(OSError):
                 path.unlink()

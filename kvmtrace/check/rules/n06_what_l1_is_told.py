@@ -124,11 +124,12 @@ def _taken(excerpt: Excerpt, found: Found) -> None:
         found.check(len(made.position))
         found.violate(
             made.position[bad],
-            lambda i, bad=bad, told=told: (  # type: ignore[misc]
-                "an external interrupt (type 0), which L1's exit acknowledges",
-                f"{int(told[bad[i]]):#x}",
-            ),
+            partial(_no_external_interrupt, told=told[bad].tolist()),
         )
+
+
+def _no_external_interrupt(number: int, told: list[int]) -> tuple[str, str]:
+    return "an external interrupt (type 0), which L1's exit acknowledges", f"{told[number]:#x}"
 
 
 def _double_fault(excerpt: Excerpt, made: Reflections, at: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ from kvmtrace.formats.trace_dat.page_streams import Fault
 from kvmtrace.formats.trace_dat.pages import KEPT_TABLES, MAX_CPU, prepare_mapped, release_mapped
 from kvmtrace.formats.trace_dat.ring_rows import loaded_count, stored_count
 from kvmtrace.table.common_fields import gather_common, has_usual_common
-from kvmtrace.table.distinct import distinct
+from kvmtrace.table.distinct import distinct, within
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.kinds import make_kind_table
 from kvmtrace.table.merge import Rows, RowsBuilder, concat_rows, no_rows, occurring
@@ -264,7 +264,7 @@ class PerfDataRecording(Recording):
         if not len(at) or self._is_coarse:
             return rows
         if len(late):
-            at = at[~np.isin(rows.start[at], late)]
+            at = at[~within(rows.start[at], late)]
         copied, _ = self._copies(rows, at)
         n_copies = int(np.count_nonzero(copied))
         if not n_copies:

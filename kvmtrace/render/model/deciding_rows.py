@@ -146,7 +146,6 @@ def _interrupt_rows() -> dict[str, Any]:
             "destination_at": interrupts.ENTRY_DESTINATION,
         },
         "broadcast": interrupts.BROADCAST,
-        "apic_id": interrupts.APIC_ID,
         "rtc_pin": interrupts.RTC_PIN,
     }
 
