@@ -17,7 +17,7 @@ from kvmtrace.isa.base import RipClass
 from kvmtrace.isa.words import INTR_TYPE_SOFT_INTR, decode_intr_info
 from kvmtrace.kvm.userspace_exits import KVM_EXIT_MMIO
 from kvmtrace.lazy_dataclass import dataclass
-from kvmtrace.model.injection import INSTEAD_OF_A_STEP, RESET_RIPS, SMI_RIP, SOFT_VECTORS
+from kvmtrace.model.injection import ASYNCHRONOUS_WITHOUT_CODE, INSTEAD_OF_A_STEP, RESET_RIPS, SMI_RIP, SOFT_VECTORS
 from kvmtrace.model.thresholds import threshold
 from kvmtrace.model.userspace_actions import EXECUTED_EVENTS
 from kvmtrace.table.distinct import among
@@ -40,6 +40,7 @@ SAME, ADVANCE, EMULATED, TRAP, ANY, PENDING, NEVER = range(len(CLASSES))
 MAX_INSTRUCTION = threshold("longest_instruction")
 _STEPS = (2, 4)  # bytes of an instruction that KVM steps over later, Thumb's short ones included
 EMULATION_PREFIX = threshold("emulation_prefix")
+_RAISED = "kvm_inj_exception"
 
 
 def classes_of(excerpt: Excerpt, group: Group, row: ExitRow) -> NDArray[np.uint8]:
@@ -191,10 +192,11 @@ def stepped_and_raised(excerpt: Excerpt, group: Group, row: ExitRow, new: NDArra
     """
     raised = excerpt.segments.positions("inject exception")
     found: Mask = np.zeros(len(group), bool)
-    if not len(raised) or not excerpt.has_field("kvm_inj_exception", "exception"):
+    if not len(raised) or not excerpt.has_field(_RAISED, "exception"):
         return found
-    vector = excerpt.sequence.values("kvm_inj_exception", "exception", raised)
-    fresh = excerpt.values_or("kvm_inj_exception", "reinjected", raised, 0) == 0
+    vector = excerpt.sequence.values(_RAISED, "exception", raised)
+    fresh = excerpt.values_or(_RAISED, "reinjected", raised, 0) == 0
+    fresh &= ~among(vector, ASYNCHRONOUS_WITHOUT_CODE) | (excerpt.values_or(_RAISED, "error_code", raised, 0) != 0)
     chain = excerpt.segments.chain
     marked = np.zeros(len(excerpt.segments) + 1, bool)
     marked[chain[excerpt.segments.of[raised[fresh & among(vector, INSTEAD_OF_A_STEP)]]]] = True

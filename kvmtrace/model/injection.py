@@ -9,7 +9,7 @@ from kvmtrace.isa.words import (
     INTR_TYPE_SOFT_EXCEPTION,
     INTR_TYPE_SOFT_INTR,
 )
-from kvmtrace.kvm.vectors import BP_VECTOR, GP_VECTOR, OF_VECTOR, UD_VECTOR
+from kvmtrace.kvm.vectors import BP_VECTOR, GP_VECTOR, OF_VECTOR, PF_VECTOR, UD_VECTOR
 
 # interruption types (SDM "Format of the VM-Exit Interruption-Information Field", APM "EXITINTINFO") that each
 # tracepoint injects; an NMI's injection has no tracepoint
@@ -29,7 +29,10 @@ LEGAL_LOSSES: dict[str, str] = {
 SOFT_VECTORS: tuple[int, ...] = (BP_VECTOR, OF_VECTOR)
 
 # faults that a handler raises in place of stepping over the instruction (V6): never both
-INSTEAD_OF_A_STEP: tuple[int, ...] = (UD_VECTOR, GP_VECTOR)
+INSTEAD_OF_A_STEP: tuple[int, ...] = (UD_VECTOR, GP_VECTOR, PF_VECTOR)
+# of these, with error code 0 that tells the guest of a page instead, behind any instruction (kvm_inject_page_fault,
+# kvm_arch_async_page_not_present)
+ASYNCHRONOUS_WITHOUT_CODE: tuple[int, ...] = (PF_VECTOR,)
 
 RESET_RIPS: dict[int, str] = {
     0xFFF0: "INIT or reset: kvm_vcpu_reset (x86.c)",

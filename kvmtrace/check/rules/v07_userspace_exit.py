@@ -219,6 +219,25 @@ def _behind_good(excerpt: Excerpt, entries: Group) -> NDArray[np.bool_]:
     return good
 
 
+def _failures(excerpt: Excerpt) -> tuple[Group, NDArray[np.bool_]]:
+    """Return the segments of VM-entries that failed, and which of them the processor refused outright (VMfail)."""
+    exits, segments = excerpt.exits, excerpt.segments
+    failed = exits.seg[exits.failed_entry & (exits.seg > 0)] - 1
+    failed = failed[segments.linked[failed] & (segments.kind[failed] == ENTRY)]
+    refused = np.empty(0, np.intp)
+    if excerpt.recorded("kvm_exit") and excerpt.recorded("kvm_userspace_exit") and not excerpt.capability.filtered:
+        refused = np.flatnonzero((segments.kind == ENTRY) & (segments.next_kind == USERSPACE))
+        refused = refused[segments.linked[refused]]
+        at = segments.start[refused + 1]
+        reason = excerpt.sequence.values("kvm_userspace_exit", "reason", at).astype(np.int64)
+        errno = excerpt.sequence.values("kvm_userspace_exit", "errno", at).astype(np.int64)
+        refused = refused[(reason == KVM_EXIT_FAIL_ENTRY) & (errno == 0)]
+    entries = np.concatenate((failed, refused))
+    outright = np.repeat([False, True], [len(failed), len(refused)])
+    order = np.argsort(entries, kind="stable")
+    return entries[order], outright[order]
+
+
 @RULE.part("failed entries", needs=("kvm_entry",), places="VM-entry", adds=False)
 def _failed_entry(excerpt: Excerpt, found: Found) -> None:
     """Check that a VM-entry does not fail behind a good exit: nobody but KVM has touched the state between."""
@@ -227,26 +246,27 @@ def _failed_entry(excerpt: Excerpt, found: Found) -> None:
         return
     threads = sequence.thread[segments.start]
     ends = np.flatnonzero(np.append(threads[1:] != threads[:-1], True)) if len(threads) else np.empty(0, np.intp)
-    failed = np.flatnonzero(exits.failed_entry & (exits.seg > 0))
-    failed = failed[segments.linked[exits.seg[failed] - 1] & (segments.kind[exits.seg[failed] - 1] == ENTRY)]
+    failed, outright = _failures(excerpt)
     # an excerpt begins with the entry that the one before ended with
     last: dict[int, bool] = excerpt.remember("last entry is behind a good exit", dict)
-    before, behind_good = dict(last), _behind_good(excerpt, np.append(exits.seg[failed] - 1, ends))
+    before, behind_good = dict(last), _behind_good(excerpt, np.append(failed, ends))
     repeated = sequence.repeated[segments.start]
-    for number, entry in enumerate(np.append(exits.seg[failed] - 1, ends).tolist()):
+    for number, entry in enumerate(np.append(failed, ends).tolist()):
         if repeated[entry] and segments.kind[entry] == ENTRY:
             behind_good[number] = before.get(sequence.key_of(int(threads[entry])), False)
     last.update(
         (sequence.key_of(int(threads[end])), bool(good))
         for end, good in zip(ends.tolist(), behind_good[len(failed) :], strict=True)
     )
-    bad = failed[behind_good[: len(failed)]]
+    bad, outright = failed[behind_good[: len(failed)]], outright[behind_good[: len(failed)]]
     found.check(len(failed))
     found.violate(
-        exits.start[bad],
+        segments.start[bad + 1],
         lambda i: (
             "a VM-entry that succeeds: the exit before was good, and userspace did not run",
-            excerpt.exit_name(bad[i]),
+            "KVM_EXIT_FAIL_ENTRY without a VM-exit: the processor refused it outright"
+            if outright[i]
+            else excerpt.exit_name(int(np.searchsorted(exits.seg, bad[i] + 1))),
         ),
     )
 

@@ -174,6 +174,7 @@ def _injection_rows() -> dict[str, Any]:
         "legal_losses": injection.LEGAL_LOSSES,
         "soft_vectors": list(injection.SOFT_VECTORS),
         "instead_of_a_step": list(injection.INSTEAD_OF_A_STEP),
+        "asynchronous_without_code": list(injection.ASYNCHRONOUS_WITHOUT_CODE),
         "reset_rips": {f"{rip:#x}": why for rip, why in injection.RESET_RIPS.items()},
         "smi_rip": injection.SMI_RIP,
         "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},

@@ -57,6 +57,7 @@ class Bug:
     trace : str, what a recording shows
     expect : for each ISA one of FOUND
     rules : rules that are to find it
+    sign : for each ISA in which it is invisible: how it is known that the fault happened; "none: ..." if it did not
     why : str, invisible: which field of an event or which probe would show it
     at : where the fault is in the recording, None if it cannot be told
     """
@@ -77,8 +78,13 @@ class Bug:
     trace: str = ""
     expect: dict[str, str] | None = None
     rules: tuple[str, ...] = ()
+    sign: dict[str, str] | None = None
     why: str = ""
     at: Moment | None = None
+
+    def happened(self, isa: str) -> bool:
+        """Say whether the guest made the fault happen in an ISA's lab, as far as it is known."""
+        return not (self.sign or {}).get(isa, "").startswith("none: ")
 
 
 def read_bug(path: Path) -> Bug:

@@ -119,7 +119,8 @@ def _verdict(path: Path) -> Comparison | None:
 def _kernels_word(log: str) -> str:
     for line in log.splitlines():
         if _CAUGHT.search(line):
-            return re.sub(r"^\[ *[\d.]+\] *", "", line)[:100]
+            word = re.sub(r"^\[ *[\d.]+\] *", "", line)
+            return re.sub(r"/\S*/(?=arch/|virt/)", "", word)[:100]
     return ""
 
 

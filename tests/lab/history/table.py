@@ -44,7 +44,7 @@ def page(results: list[Told]) -> str:
     bugs = {bug.name: bug for bug in all_bugs()}
     built = [bug for bug in bugs.values() if bug.edits]
     lines = [HEAD.read_text().format(judged=len(bugs), built=len(built)), "## Results", ""]
-    lines += [*_totals(results), "", _table(_COLUMNS, (_row(one, bugs[one["bug"]]) for one in results)), ""]
+    lines += [*_totals(results, bugs), "", _table(_COLUMNS, (_row(one, bugs[one["bug"]]) for one in results)), ""]
     lines += ["## What was put back, one by one", ""]
     for bug in built:
         lines += _about(bug, [result for result in results if result["bug"] == bug.name])
@@ -69,7 +69,7 @@ def _row(result: Told, bug: Bug) -> list[str]:
         f"[{bug.name}](#{bug.name})",
         bug.fault,
         result["isa"],
-        result["found"],
+        result["found"] if bug.happened(result["isa"]) else f"{result['found']}: did not happen",
         ", ".join(f"{rule} {count}" for rule, count in result["rules"].items()) or "-",
         "-" if result["distance"] is None else str(result["distance"]),
         result["named"] or "-",
@@ -77,7 +77,7 @@ def _row(result: Told, bug: Bug) -> list[str]:
     ]
 
 
-def _totals(results: list[Told]) -> list[str]:
+def _totals(results: list[Told], bugs: dict[str, Bug]) -> list[str]:
     lines = []
     for isa in ("svm", "vmx"):
         mine = [result for result in results if result["isa"] == isa]
@@ -86,6 +86,8 @@ def _totals(results: list[Told]) -> list[str]:
             continue
         counts = Counter(result["found"] for result in mine)
         words = ", ".join(f"{counts[word]} {word}" for word in FOUND if counts[word])
+        idle = sum(not bugs[result["bug"]].happened(isa) for result in mine)
+        words += f" ({idle} of them did not happen in the lab)" if idle else ""
         alarms = sum(result["false_alarms"] for result in mine)
         lines.append(f"* {isa}: {len(mine)} run: {words or '-'}. Findings on the healthy twins: {alarms}.")
     found = [result for result in results if result["first"]]
@@ -111,6 +113,9 @@ def _about(bug: Bug, results: list[Told]) -> list[str]:
             lines.append(f"* {result['isa']}: {result['first']} ({result['source']})")
         if result["kernel_log"]:
             lines.append(f"* {result['isa']}, the kernel's own word: {result['kernel_log']}")
+        sign = (bug.sign or {}).get(result["isa"], "")
+        if sign and result["found"] == "invisible":
+            lines.append(f"* {result['isa']}, the fault's own sign: {sign}")
     if bug.why:
         lines.append(f"* What would show it: {bug.why}")
     return [*lines, ""]

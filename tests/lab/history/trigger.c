@@ -21,7 +21,7 @@
 
 enum {
 	GDT = 0x800, IDT = 0x1000, STUBS = 0x2000, CODE = 0x4000, STACK = 0x9000, DATA = 0xa000,
-	DIRECTORY = 0xc000, TABLE = 0xd000, VMCB = 0x21000, BITMAPS = 0x22000, AREA = 0x28000,
+	DIRECTORY = 0xc000, TABLE = 0xd000, LONG_TABLES = 0x10000, VMCB = 0x21000, BITMAPS = 0x22000, AREA = 0x28000,
 	SMRAM = 0x38000, MEMORY = 0x100000,
 };
 
@@ -280,11 +280,21 @@ static void make_vmcb(const unsigned char *l2)
 	*(unsigned long *)(save + 0x1d8) = STACK - 0x800;
 }
 static void prepare_bad_vmcb(void) { set_gate(13, bad_vmcb_gp); }
+/* In long mode: elsewhere VMLOAD exits whatever is intercepted (APM, "VMSAVE and VMLOAD Virtualization"). */
 static void prepare_vmload(void)
 {
+	unsigned long *tables = (unsigned long *)(memory + LONG_TABLES);
+	unsigned char *save = memory + VMCB + 0x400;
+
 	make_vmcb(vmload_l2);
-	*(unsigned long *)(memory + VMCB + 0x400 + 0x150) = DIRECTORY; /* KVM wants paging for instructions of SVM */
-	*(unsigned long *)(memory + VMCB + 0x400 + 0x158) = 0x80000011;
+	set_segment(0x10, 8, 0xa9b);
+	tables[0] = (LONG_TABLES + 0x1000) | 7;
+	tables[512] = (LONG_TABLES + 0x2000) | 7;
+	tables[1024] = 0x87; /* the first 2 MiB, as they are */
+	*(unsigned long *)(save + 0xd0) = 0x1500; /* SVME, LMA, LME */
+	*(unsigned long *)(save + 0x148) = 0x20;  /* CR4.PAE */
+	*(unsigned long *)(save + 0x150) = LONG_TABLES;
+	*(unsigned long *)(save + 0x158) = 0x80000011;
 }
 static void prepare_lmsw(void)
 {
