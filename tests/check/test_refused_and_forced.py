@@ -83,7 +83,9 @@ def test_an_entry_that_kvm_itself_made_fail(tmp_path: Path) -> None:
 
 def test_an_instruction_that_faults_is_not_stepped_over(tmp_path: Path) -> None:
     assert conforms(OPERAND_FAULTS, tmp_path / "faults.txt")
-    stepped = OPERAND_FAULTS.replace("1.000005: kvm_entry: vcpu_id=0 rip=0x1000", "1.000005: kvm_entry: vcpu_id=0 rip=0x1003")
+    stepped = OPERAND_FAULTS.replace(
+        "1.000005: kvm_entry: vcpu_id=0 rip=0x1000", "1.000005: kvm_entry: vcpu_id=0 rip=0x1003"
+    )
     assert not conforms(stepped, tmp_path / "stepped.txt")
     told_of_a_page = stepped.replace("error_code=0x2", "error_code=0x0")
     assert conforms(told_of_a_page, tmp_path / "asynchronous.txt")

@@ -77,6 +77,29 @@ def _row(result: Told, bug: Bug) -> list[str]:
     ]
 
 
+def short_table(results: list[Told]) -> str:
+    """Return the table that README has."""
+    bugs = {bug.name: bug for bug in all_bugs()}
+    rows = []
+    for isa in ("svm", "vmx"):
+        mine = [result for result in results if result["isa"] == isa]
+        counts = Counter(result["found"] for result in mine)
+        idle = sum(not bugs[result["bug"]].happened(isa) for result in mine)
+        alarms = sum(result["false_alarms"] for result in mine)
+        told = (len(mine), *(counts[word] for word in FOUND), idle, alarms)
+        rows.append([f"{isa} lab", *map(str, told)])
+    columns = (
+        "",
+        "faulty builds",
+        "violation",
+        "suspicion",
+        "not found",
+        "of these did not happen there",
+        "findings on twins",
+    )
+    return _table(columns, rows)
+
+
 def _totals(results: list[Told], bugs: dict[str, Bug]) -> list[str]:
     lines = []
     for isa in ("svm", "vmx"):

@@ -13,7 +13,7 @@ from history.catalogue import AREAS, FOUND, all_bugs, put_back
 from history.evaluate import evaluate, named
 from history.run import _script, record_all
 from history.steps import step_of, steps_for, twin_of
-from history.table import PAGE, page, read_results
+from history.table import PAGE, page, read_results, short_table
 from kvmtrace.check.rule_registry import all_rules
 
 HERE = Path(__file__).parent
@@ -76,6 +76,13 @@ def test_the_guests_compile(tmp_path: Path) -> None:
 
 def test_the_page_is_that_of_the_results() -> None:
     assert PAGE.read_text() == page(read_results())
+    assert short_table(read_results()) in (HERE.parents[2] / "README.md").read_text()
+
+
+def test_every_run_has_a_result() -> None:
+    assert {(told["bug"], told["isa"]) for told in read_results()} == {
+        (bug.name, isa) for bug in put_back() for isa in bug.isas
+    }
 
 
 def test_the_results_are_as_expected() -> None:
