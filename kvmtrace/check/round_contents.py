@@ -30,6 +30,7 @@ ALSO_READ: tuple[Name, ...] = (
     ("kvm_inj_virq", "soft"),
     ("kvm_inj_exception", "exception"),
     ("kvm_inj_exception", "reinjected"),
+    ("kvm_inj_exception", "error_code"),
 )
 ROOM = 200_000  # events of a sequence of repeated rounds
 FEW, BASE_OF_FEW, BASE = 2_000, 64, 4  # so few events of all contents are sooner judged several times at once
