@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import kvmtrace
+from kvmtrace.spans.time_parts import EXIT_PARTS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RECORDINGS = sorted(FIXTURES.glob("*.dat"))
@@ -103,6 +104,38 @@ def test_parts_of_vm_exits_add_up(rec: kvmtrace.LoadedRecording) -> None:
     assert (parts == known["dur_ns"]).all()
     assert (exits.groupby("tid")["number"].diff().dropna() == 1).all()
     assert exits["guest_rip"].dtype == "UInt64"
+
+
+@pytest.mark.parametrize("name", ["svm-6.12-linux-2vcpu.dat", "svm-6.1-smp.dat", "vmx-6.1-lifecycle.dat"])
+def test_one_word_means_one_thing_in_json_and_frames(name: str) -> None:
+    rec = kvmtrace.load(FIXTURES / name)
+    frame, document = rec.vm_exits, rec.report().document
+    sums = frame[~frame["lost"]].groupby("name")[list(EXIT_PARTS)].sum(min_count=1)
+    rows = {row.name: row for row in document.exits if row.samples}
+    assert rows
+    for reason, row in rows.items():
+        for part in EXIT_PARTS:
+            told, framed = getattr(row, part), sums.loc[reason, part]
+            assert (told is None and pd.isna(framed)) or told == framed, (reason, part)
+    by_number = frame.set_index(["tid", "number"])
+    for slow in document.slowest:
+        one = by_number.loc[(slow.tid, slow.number)]
+        assert (slow.dur_ns, slow.preempted_ns) == (one["dur_ns"], one["preempted_ns"])
+        assert slow.waiting_ns == one["waiting_ns"]
+
+
+def test_what_was_not_recorded_is_absent_not_zero(tmp_path: Path) -> None:
+    path = tmp_path / "no-scheduling.txt"
+    path.write_text(
+        " vmm-100 [000] d..1. 1.000002: kvm_entry: vcpu_id=0 rip=0x1000\n"
+        " vmm-100 [000] d..1. 1.000003: kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0\n"
+        " vmm-100 [000] d..1. 1.000005: kvm_entry: vcpu_id=0 rip=0x1002\n"
+    )
+    rec = kvmtrace.load(path)
+    (row,) = rec.report().document.exits
+    assert (row.kernel_ns, row.userspace_ns, row.waiting_ns, row.preempted_ns) == (2000, None, None, None)
+    assert rec.vm_exits["kernel_ns"].tolist() == [2000]
+    assert rec.vm_exits[["waiting_ns", "preempted_ns", "userspace_ns"]].isna().all(axis=None)
 
 
 def test_vm_exits_say_what_they_were_about() -> None:

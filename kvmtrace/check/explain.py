@@ -15,6 +15,7 @@ from kvmtrace.model.nesting import ENTERS_L2, REFLECTS
 from kvmtrace.model.states import STAND_INS
 from kvmtrace.model.world_switch import STEPS_BY_ISA, UNSEEN_BY_ISA
 from kvmtrace.table.event_table import TRACE_FLAG_HARDIRQ
+from kvmtrace.table.vcpu_ids import listed, vcpus_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,6 +83,20 @@ def exits_of(events: EventTable, tid: int | None, vcpu: int | None) -> NDArray[n
     if len(rows):
         rows = rows[events.tid[rows] == (events.tid[rows[0]] if tid is None else tid)]
     return rows
+
+
+def describe_missing(events: EventTable, number: int, tid: int | None, vcpu: int | None) -> str:
+    """Say why there is no such VM-exit, and which there are."""
+    known = vcpus_of(events)
+    ids = sorted({vcpu_id for vcpu_id, _ in known})
+    threads = sorted(set(np.unique(events.tid[events.rows("kvm_exit")]).tolist()))
+    if vcpu is not None and vcpu not in ids:
+        return f"there is no VM-exit of vCPU {vcpu}: the recording has {listed('vCPU', ids)}"
+    if tid is not None and tid not in threads:
+        return f"there is no VM-exit of thread {tid}: vCPUs ran on {listed('thread', threads)}"
+    if tid is not None and vcpu is not None and (vcpu, tid) not in known:
+        return f"there is no VM-exit of vCPU {vcpu} in thread {tid}"
+    return f"there is no VM-exit {number}: the recording has {len(exits_of(events, tid, vcpu))} of that vCPU"
 
 
 def _window(events: EventTable, row: int) -> tuple[NDArray[np.intp], int]:
@@ -180,7 +195,7 @@ def explain_exit(events: EventTable, number: int, *, tid: int | None = None, vcp
     """
     exits = exits_of(events, tid, vcpu)
     if not 1 <= number <= len(exits):
-        raise UsageError(f"there is no VM-exit {number}: the recording has {len(exits)} of that vCPU")
+        raise UsageError(describe_missing(events, number, tid, vcpu))
     if not events.has("kvm_exit", "exit_reason"):
         raise MissingEventError("the recording has no field exit_reason of event kvm_exit")
     row = int(exits[number - 1])

@@ -29,7 +29,7 @@ Examples:
 
 \b
 Triggers, as many --on as wanted:
-  slower-than TIME[:REASON]        an exit takes so long, waiting left out; decided in the kernel, at its end
+  slower-than TIME[:REASON]        an exit takes so long, without wait and preemption; decided at its end
   run-delay TIME                   a vCPU waits so long for a CPU, after a wake-up or a preemption
   rate REASON>N/s                  a VM's exits of that reason are so many (k, M; * is any)
   slo pNN REASON > TIME over TIME  a quantile of a VM's exits of that reason over a while

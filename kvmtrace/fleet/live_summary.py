@@ -16,6 +16,7 @@ from kvmtrace.formats.common.capture_of_file import capture_of
 from kvmtrace.formats.summary.summary_file import read_summary
 from kvmtrace.isa.registry import BY_NAME, describe_exit_reason
 from kvmtrace.kvm.userspace_exits import describe_errno, describe_userspace_exit_reason
+from kvmtrace.spans.time_parts import EXIT_PARTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +27,7 @@ FORMAT = "kvmtrace-summary"
 # what record --summary cannot tell apart is the kernel's: the handler, entry and exit, polling
 PARTS = {"guest": "guest_ns", "kernel": "handler_ns", "userspace": "userspace_ns", "blocked": "blocked_ns",
          "preempted": "preempted_ns", "unknown": "unknown_ns"}  # fmt: skip
-NOT_COUNTED = ("level", "min_ns", "squares_ns2", "to_userspace", "guest_before_ns", "kernel_ns", "userspace_ns",
-               "waiting_ns", "unknown_ns")  # fmt: skip
+NOT_COUNTED = ("level", "min_ns", "squares_ns2", "to_userspace", "guest_before_ns", *EXIT_PARTS)
 
 
 def summary_row(path: Path) -> dict[str, Any]:

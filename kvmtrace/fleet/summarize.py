@@ -16,6 +16,7 @@ from kvmtrace.formats import open_recording
 from kvmtrace.formats.summary import is_summary_file
 from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.report.build import ReportOptions, build_report
+from kvmtrace.spans.time_parts import EXIT_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from kvmtrace.fleet.vcpu_exits import VcpuExits
     from kvmtrace.report.document import Report
+    from kvmtrace.stats.rows import ExitRow
 
 UNKNOWN_DAY = "unknown"
 _CHUNK = 1 << 20
@@ -134,7 +136,6 @@ def _exit_row(row: VcpuExits, vcpu: Any, timed: dict[Any, Any]) -> dict[str, Any
     told = timed.get((isa, row.exit_reason))
     durations = dataclasses.asdict(row.durations)
     squares = durations.pop("squares_ns2")
-    parts = ("kernel_ns", "userspace_ns", "waiting_ns", "unknown_ns", "guest_before_ns", "count")
     return {
         "vm_pid": vcpu.pid if vcpu else None,
         "vcpu_id": vcpu.vcpu_id if vcpu else None,
@@ -145,12 +146,21 @@ def _exit_row(row: VcpuExits, vcpu: Any, timed: dict[Any, Any]) -> dict[str, Any
         "name": describe_exit_reason(row.isa, row.exit_reason),
         **durations,
         "squares_ns2": Decimal(squares),
-        **{name: getattr(row, name) for name in parts},
+        **{name: getattr(row, name) for name in ("guest_before_ns", "count")},
+        **{name: _part(row, told, name) for name in EXIT_PARTS},
         # null where kvm_userspace_exit was not recorded
         "to_userspace": None if told is None or told.to_userspace is None else row.to_userspace,
         "buckets": list(row.histogram),
         "counts": list(row.histogram.values()),
     }
+
+
+def _part(row: VcpuExits, told: ExitRow | None, name: str) -> int | None:
+    """Return a part of the time; null where the recording does not show it."""
+    if told is not None and told.samples and getattr(told, name) is None:
+        return None
+    ns: int = getattr(row, name)
+    return ns
 
 
 def _top(rows: Sequence[Any], keys: tuple[str, ...], sums: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from kvmtrace.spans.time_parts import EXIT_PARTS
+
 SCHEMA = "kvmtrace.fleet/1"
 TOP = 100  # rows of each list of ports, MSRs, guest addresses
 FINDINGS = 3  # of each rule
@@ -26,7 +28,7 @@ EXIT = pa.struct([
     ("isa", pa.string()), ("exit_reason", pa.int64()), ("name", pa.string()),
     ("count", pa.int64()), *_DURATIONS, ("squares_ns2", pa.decimal128(38, 0)),
     ("to_userspace", pa.int64()), ("guest_before_ns", pa.int64()),
-    ("kernel_ns", pa.int64()), ("userspace_ns", pa.int64()), ("waiting_ns", pa.int64()), ("unknown_ns", pa.int64()),
+    *((part, pa.int64()) for part in EXIT_PARTS),
     ("buckets", pa.list_(pa.int16())), ("counts", pa.list_(pa.int64())),
 ])
 USERSPACE_EXIT = pa.struct([

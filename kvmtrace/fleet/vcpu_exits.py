@@ -33,7 +33,7 @@ class VcpuExits:
     durations : of completed exit→entry pairs
     to_userspace : exits that left to userspace before the next entry
     guest_before_ns : guest mode that ended with such an exit
-    kernel_ns, userspace_ns, waiting_ns, unknown_ns : parts of the durations' sum
+    kernel_ns, userspace_ns, waiting_ns, preempted_ns, unknown_ns : parts of the durations' sum
     histogram : bucket -> pairs, see stats/exponential_histogram.py
     """
 
@@ -48,6 +48,7 @@ class VcpuExits:
     kernel_ns: int
     userspace_ns: int
     waiting_ns: int
+    preempted_ns: int
     unknown_ns: int
     histogram: dict[int, int]
 
@@ -101,7 +102,6 @@ class VcpuExitStatistic:
         for number, key in enumerate(self._groups.keys()):
             isa, exit_reason = split_pair(reasons[key & REASON_MASK])
             thread, level = divmod(key >> REASON_BITS, 3)
-            kernel, in_vmm, waiting, unknown = self._split.of(number)
             rows.append(
                 VcpuExits(
                     tid=tids[thread],
@@ -112,10 +112,7 @@ class VcpuExitStatistic:
                     durations=self._sums[number],
                     to_userspace=self._to_userspace[number],
                     guest_before_ns=self._guest[number],
-                    kernel_ns=kernel,
-                    userspace_ns=in_vmm,
-                    waiting_ns=waiting,
-                    unknown_ns=unknown,
+                    **self._split.of(number),
                     histogram=histograms.get(number, {}),
                 )
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvmtrace.check.explain import StoryEvent, exits_of, read_event
+from kvmtrace.check.explain import StoryEvent, describe_missing, exits_of, read_event
 from kvmtrace.errors import UsageError
 from kvmtrace.isa.registry import BY_NUMBER, ISAS
 from kvmtrace.lazy_dataclass import dataclass
@@ -66,7 +66,7 @@ def reproduce(events: EventTable, number: int, *, tid: int | None = None, vcpu: 
     """
     exits = exits_of(events, tid, vcpu)
     if not 1 <= number <= len(exits):
-        raise UsageError(f"there is no VM-exit {number}: the recording has {len(exits)} of that vCPU")
+        raise UsageError(describe_missing(events, number, tid, vcpu))
     mine = np.flatnonzero(events.tid == events.tid[exits[0]])
     first = max(number - MOST_EXITS, 0)
     while True:

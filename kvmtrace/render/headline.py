@@ -101,7 +101,7 @@ def _of_time(report: Report, timed: list[ExitRow]) -> str:
 
 
 def work_ns(row: ExitRow) -> int:
-    """Return the time that a reason kept the host busy: in the kernel and in the VMM, waiting left out."""
+    """Return the time that a reason kept the host busy: in the kernel and in the VMM, not waiting, not preempted."""
     known = (row.kernel_ns, row.userspace_ns, row.unknown_ns)
     return sum(part or 0 for part in known) if any(part is not None for part in known) else row.total_ns or 0
 

@@ -19,7 +19,7 @@ from kvmtrace.report.triggers_told import with_triggers
 from kvmtrace.report.vms import vm_rows, with_names
 from kvmtrace.spans.levels import pairs_of_level
 from kvmtrace.spans.span_builder import SpanBuilder
-from kvmtrace.spans.time_parts import ReasonSplit
+from kvmtrace.spans.time_parts import EXIT_PARTS, ReasonSplit
 from kvmtrace.stats.detail import DetailAccumulator
 from kvmtrace.stats.exits import ExitAccumulator
 from kvmtrace.stats.nested import NestedAccumulator
@@ -261,7 +261,7 @@ class ReportBuilder:
         return Report(
             capture=capture,
             loss=self._loss_info(recording),
-            exits=self._exits.finish(keys.reasons, self._split, userspace=knows_userspace),
+            exits=self._exits.finish(keys.reasons, self._split, self._told_parts(), userspace=knows_userspace),
             perf_compatible=perf_tables,
             userspace_exits=self._userspace.finish(keys.userspace),
             vcpus=vcpus,
@@ -271,9 +271,7 @@ class ReportBuilder:
             model=model,
             stolen=stolen,
             wake_ups=wake_ups,
-            slowest=self._slowest.finish(
-                keys, self._spans.tids, self._exits_before, waits=self._spans.recorded.scheduling
-            ),
+            slowest=self._slowest.finish(keys, self._spans.tids, self._exits_before, self._spans.recorded),
         )
 
     def _new_timeline(self) -> TimelineBuilder:
@@ -311,11 +309,15 @@ class ReportBuilder:
         return {
             "guest_ns": len(self._spans.keys.reasons) > 0,
             "entry_exit_ns": not self._described.isdisjoint(run_functions("_return")),
-            "userspace_ns": bool(self._described & {"kvm_userspace_exit", "sys_exit_ioctl"}),
+            "userspace_ns": recorded.userspace,
             "blocked_ns": recorded.scheduling or recorded.wakeups,
             "halt_poll_ns": recorded.wakeups,
             "preempted_ns": recorded.scheduling,
         }
+
+    def _told_parts(self) -> frozenset[str]:
+        """Return which of EXIT_PARTS this capture shows."""
+        return frozenset(filter(self._spans.recorded.tells, EXIT_PARTS))
 
     def _capture_info(self, recording: Recording) -> CaptureInfo:
         capture = recording.capture

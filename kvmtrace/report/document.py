@@ -100,7 +100,7 @@ class Report:
     model: Comparison | None = None  # what the comparison with the reference model says; null: not compared
     replay: ReplayedGuest | None = None  # a bundled guest, predicted and recorded; null: none was recorded
     timeline: Timeline | None = None  # only for renderers that draw over time; null in JSON
-    slowest: tuple[SlowExit, ...] = ()  # VM-exits, slowest first, waiting left out
+    slowest: tuple[SlowExit, ...] = ()  # VM-exits, slowest first, waiting and being preempted left out
     vms: tuple[VmRow, ...] = ()  # processes with VMs, the busiest first
     nested: tuple[NestedVcpu, ...] | None = None  # vCPUs that ran a guest of their guest; null: none did
     stolen: tuple[StolenRow, ...] = ()  # who had the CPU while vCPUs waited for one, longest first

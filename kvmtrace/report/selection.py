@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.table.vcpu_ids import listed, vcpus_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +96,7 @@ class ResolvedSelection:
 
 def _threads_of(tables: Iterator[EventTable], vcpu_id: int, among: set[int] | None) -> set[int]:
     """Return the threads that ran a vCPU of this id."""
-    found = {tid for table in tables for one, tid in _vcpus_of(table) if one == vcpu_id}
+    found = {tid for table in tables for one, tid in vcpus_of(table) if one == vcpu_id}
     return found if among is None else found & among
 
 
@@ -108,32 +109,14 @@ def describe_empty(selection: Selection, recording: Recording) -> str:
         first = int(table.ts_ns[0]) if first is None and len(table) else first
         last = int(table.ts_ns[-1]) if len(table) else last
         tids |= set(np.unique(table.tid).tolist())
-        for vcpu_id, tid in _vcpus_of(table):
+        for vcpu_id, tid in vcpus_of(table):
             vcpus.setdefault(vcpu_id, set()).add(tid)
     threads = sorted({tid for ran in vcpus.values() for tid in ran})
     path = recording.capture.path
     if selection.vcpu_id is not None and selection.vcpu_id not in vcpus:
-        return f"{path} has no vCPU {selection.vcpu_id}; it has {_listed('vCPU', sorted(vcpus))}"
+        return f"{path} has no vCPU {selection.vcpu_id}; it has {listed('vCPU', sorted(vcpus))}"
     if selection.tid is not None and selection.tid not in tids:
-        return f"{path} has no event of thread {selection.tid}; vCPUs ran on {_listed('thread', threads)}"
+        return f"{path} has no event of thread {selection.tid}; vCPUs ran on {listed('thread', threads)}"
     origin = (first or 0) if selection.relative else 0
     begin, end = (f"{((ns or 0) - origin) / 1e9:.6f}" for ns in (first, last))
     return f"{path} has no event ({selection.describe()}); its events are from {begin} to {end} s"
-
-
-def _listed(noun: str, numbers: list[int]) -> str:
-    if not numbers:
-        return f"no {noun} that is known"
-    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
-    return f"{noun}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:8]))}{more}"
-
-
-def _vcpus_of(table: EventTable) -> set[tuple[int, int]]:
-    """Return (vCPU id, thread) of all VM-entries and VM-exits."""
-    found: set[tuple[int, int]] = set()
-    for event in ("kvm_entry", "kvm_exit"):
-        if table.count(event) and table.has(event, "vcpu_id"):
-            ids, tids = table.field(event, "vcpu_id"), table.tid[table.rows(event)]
-            pairs = np.unique(ids.astype(np.int64) << 32 | tids.astype(np.int64) & 0xFFFFFFFF)
-            found |= {(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in pairs}
-    return found

@@ -18,7 +18,7 @@ from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.levels import LevelTracker
 from kvmtrace.spans.pairs import find_pairs
-from kvmtrace.spans.time_parts import Clock, Part, Recorded, halt_polls, sweep
+from kvmtrace.spans.time_parts import USERSPACE_EVENTS, Clock, Part, Recorded, halt_polls, sweep
 from kvmtrace.table.event_table import EventTable
 from kvmtrace.table.parking import materialise
 
@@ -48,6 +48,7 @@ class Spans:
     levels : level of guest of each of the pairs' edges (levels.py); shape (e,)
     nested : bool, nested events were seen so far
     levels_told : bool, every VM-exit tells its level: kvm_nested_vmexit was recorded
+    recorded : Recorded, what the capture describes so far
     keys : LaneKeys, what the arguments of the lanes stand for
     tids : thread number -> tid
     table, index : an event table with the rows of the lanes, and the row in the recording of each of its rows,
@@ -62,6 +63,7 @@ class Spans:
     levels: NDArray[np.uint8]
     nested: bool
     levels_told: bool
+    recorded: Recorded
     keys: LaneKeys
     tids: list[int]
     table: EventTable | None = None
@@ -105,7 +107,7 @@ class SpanBuilder:
         self._clock = Clock()
         self._levels = LevelTracker()
         self._rows = rows
-        self._wakeups = False
+        self._wakeups = self._userspace = False
         self._n_seen = 0
         self._parked: EventTable | None = None  # the events of the lanes that are held back
         self._parked_index = _NO_ROWS
@@ -125,11 +127,12 @@ class SpanBuilder:
     @property
     def recorded(self) -> Recorded:
         """What the capture describes."""
-        return Recorded(self._lanes.scheduling, self._wakeups)
+        return Recorded(self._lanes.scheduling, self._wakeups, self._userspace)
 
     def feed_lanes(self, table: EventTable) -> Lanes:
         """Take in a table; return the lanes that it completes, for those who want nothing more."""
         self._wakeups |= table.has("kvm_vcpu_wakeup")
+        self._userspace |= any(map(table.has, USERSPACE_EVENTS))
         self._levels.look_at(table)
         lanes = self._lanes.feed(table)
         if self._rows:
@@ -162,7 +165,10 @@ class SpanBuilder:
         levels = self._levels.feed(lanes, pairs)
         nested = self._levels.nested
         told = self._levels.described
-        return Spans(lanes, pairs, swept, moves, levels, nested, told, self.keys, self.tids, self._table, index, final)
+        return Spans(
+            lanes, pairs, swept, moves, levels, nested, told, self.recorded, self.keys, self.tids, self._table, index,
+            final,
+        )  # fmt: skip
 
     def _keep_events(self, table: EventTable) -> None:
         """Put the events that waited before a table; then keep those whose lanes wait for the next one."""

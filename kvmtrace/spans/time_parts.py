@@ -52,6 +52,15 @@ class Part(enum.IntEnum):
 
 
 N_PARTS = len(Part)
+# what a VM-exit's time is told as, one word for one thing everywhere: each part's name and what it is made of
+EXIT_PARTS = {
+    "kernel_ns": (Part.HANDLER, Part.ENTRY_EXIT, Part.GUEST),
+    "userspace_ns": (Part.USERSPACE,),
+    "waiting_ns": (Part.BLOCKED, Part.HALT_POLL),
+    "preempted_ns": (Part.PREEMPTED,),
+    "unknown_ns": (Part.UNKNOWN,),
+}
+USERSPACE_EVENTS = ("kvm_userspace_exit", "sys_exit_ioctl")  # without them nobody sees a thread in userspace
 _KEEPS = 255
 
 _AFTER = np.full(32, _KEEPS, np.uint8)
@@ -82,10 +91,21 @@ class Recorded:
     ----------
     scheduling : sched_switch
     wakeups : kvm_vcpu_wakeup
+    userspace : when the thread is in userspace
     """
 
     scheduling: bool = False
     wakeups: bool = False
+    userspace: bool = False
+
+    def tells(self, name: str) -> bool:
+        """Say whether a part of EXIT_PARTS shows; what does not show is absent, not 0."""
+        shows = {
+            "waiting_ns": self.scheduling or self.wakeups,
+            "preempted_ns": self.scheduling,
+            "userspace_ns": self.userspace,
+        }
+        return shows.get(name, True)
 
 
 @dataclass(frozen=True)
@@ -214,9 +234,7 @@ class ReasonSplit:
         reasons = reasons[mine]
         self._sums.move(reasons, moves.ns[mine], moves.target[mine])
 
-    def of(self, reason: int) -> tuple[int, int, int, int]:
-        """Return (kernel, userspace, waiting, unknown) ns of a reason's number."""
-        parts = self._sums.of(reason)
-        kernel = parts[Part.HANDLER] + parts[Part.ENTRY_EXIT] + parts[Part.GUEST]
-        waiting = parts[Part.BLOCKED] + parts[Part.HALT_POLL] + parts[Part.PREEMPTED]
-        return kernel, parts[Part.USERSPACE], waiting, parts[Part.UNKNOWN]
+    def of(self, reason: int) -> dict[str, int]:
+        """Return the ns of a reason's number in each of EXIT_PARTS."""
+        sums = self._sums.of(reason)
+        return {name: sum(sums[part] for part in parts) for name, parts in EXIT_PARTS.items()}

@@ -10,7 +10,7 @@ from kvmtrace.spans.keys import grown
 from kvmtrace.spans.lane_keys import u64
 from kvmtrace.spans.lanes import Step
 from kvmtrace.spans.span_builder import SpanBuilder, iter_spans
-from kvmtrace.spans.time_parts import N_PARTS, Part
+from kvmtrace.spans.time_parts import EXIT_PARTS, N_PARTS, Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,13 +82,6 @@ _ABOUT: dict[Step, tuple[str, dict[str, tuple[str, ...]]]] = {
     Step.USERSPACE_EXIT: ("kvm_userspace_exit", {"userspace_reason": ("reason",), "errno": ("errno",)}),
 }
 # fmt: on
-_PARTS = {
-    "kernel_ns": (Part.HANDLER, Part.ENTRY_EXIT, Part.GUEST),
-    "userspace_ns": (Part.USERSPACE,),
-    "waiting_ns": (Part.BLOCKED, Part.HALT_POLL),
-    "preempted_ns": (Part.PREEMPTED,),
-    "unknown_ns": (Part.UNKNOWN,),
-}
 
 
 def told_fields(rows: NDArray[Any], name: str) -> NDArray[np.bool_]:
@@ -216,8 +209,9 @@ def _fill_parts(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) -> No
     np.add.at(sums, groups + moves.target[moved], moves.ns[moved])
     np.subtract.at(sums, groups + Part.HANDLER, moves.ns[moved])
     parts = sums.reshape(-1, N_PARTS)
-    for name, of in _PARTS.items():
-        out[name][sound] = parts[sound][:, list(of)].sum(axis=1)
+    for name, of in EXIT_PARTS.items():
+        if spans.recorded.tells(name):
+            out[name][sound] = parts[sound][:, list(of)].sum(axis=1)
 
 
 def _fill_accesses(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) -> None:

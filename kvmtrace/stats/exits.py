@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from kvmtrace.isa.registry import describe_exit_reason, isa_name
 from kvmtrace.spans.keys import SUM_LIMIT, Counter
 from kvmtrace.spans.lane_keys import split_pair
 from kvmtrace.spans.lanes import Step
+from kvmtrace.spans.time_parts import EXIT_PARTS
 from kvmtrace.stats.durations import Samples, Summary
 from kvmtrace.stats.rows import ExitRow
 
@@ -52,12 +53,15 @@ class ExitAccumulator:
         owner = owner[np.append(True, owner[1:] != owner[:-1])] if len(owner) else owner
         self.to_userspace.add(lanes.reasons(owner))
 
-    def finish(self, reasons: KeyIndex, split: ReasonSplit | None, *, userspace: bool) -> tuple[ExitRow, ...]:
+    def finish(
+        self, reasons: KeyIndex, split: ReasonSplit | None, told: frozenset[str], *, userspace: bool
+    ) -> tuple[ExitRow, ...]:
         """Return the rows by total time, descending.
 
         Parameters
         ----------
         split : where the time of each reason went, if it was computed
+        told : the names of EXIT_PARTS that the capture shows; the others are null
         userspace : bool, kvm_userspace_exit was recorded
         """
         summaries = self.samples.summaries()
@@ -67,8 +71,8 @@ class ExitAccumulator:
                 continue
             isa, exit_reason = split_pair(key)
             summary = summaries.get(number, Summary())
-            parts = split.of(number) if split and summary.samples else None
-            kernel, in_vmm, waiting, unknown = parts or (None, None, None, None)
+            parts = split.of(number) if split and summary.samples else {}
+            known: dict[str, Any] = {name: parts.get(name) if name in told else None for name in EXIT_PARTS}
             rows.append(
                 ExitRow(
                     isa=isa_name(isa),
@@ -77,10 +81,7 @@ class ExitAccumulator:
                     count=self.count[number],
                     to_userspace=self.to_userspace[number] if userspace else None,
                     guest_before_ns=self.guest_before_ns[number],
-                    kernel_ns=kernel,
-                    userspace_ns=in_vmm,
-                    waiting_ns=waiting,
-                    unknown_ns=unknown,
+                    **known,
                     **vars(summary),
                 )
             )

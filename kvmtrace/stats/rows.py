@@ -33,7 +33,8 @@ class ExitRow:
     guest_before_ns: int | None  # guest mode that ended with an exit of this reason
     kernel_ns: int | None  # of total_ns: in the kernel, entry and exit path included
     userspace_ns: int | None  # of total_ns: in the VMM
-    waiting_ns: int | None  # of total_ns: blocked, halt-polling or preempted
+    waiting_ns: int | None  # of total_ns: blocked or halt-polling; null: not recorded
+    preempted_ns: int | None  # of total_ns: switched out, runnable; null: not recorded
     unknown_ns: int | None  # of total_ns: not attributable
     histogram: tuple[int, ...]  # samples by powers of two: [k] counts 2**k .. 2**(k+1)-1 ns
     fine_histogram: tuple[tuple[int, int], ...] = ()  # [least ns, samples] of each eighth of an octave that has any
@@ -244,7 +245,7 @@ class TriggerRow:
     vcpu_id: int | None
     vm: str | None
     reason: str | None  # exit reason or userspace exit, as KVM prints it
-    dur_ns: int | None  # of what took so long, waiting left out
+    dur_ns: int | None  # of what took so long, waiting and being preempted left out
     value: float | None  # what was measured: exits per second, or a quantile in ns
     detail: str | None  # what a command or the monitor said
     number: int | None = None  # of the VM-exit it is about, as `--explain` takes it; null: not one, or not recorded
@@ -375,7 +376,7 @@ class Detail:
 
 @dataclass(frozen=True)
 class SlowExit:
-    """One of the VM-exits that took the longest, waiting left out."""
+    """One of the VM-exits that took the longest, waiting and being preempted left out."""
 
     number: int  # of the VM-exit in its thread, from 1: what `--explain` takes, with --tid or --vcpu
     tid: int
@@ -385,7 +386,8 @@ class SlowExit:
     exit_reason: int
     name: str
     dur_ns: int  # to the thread's next kvm_entry
-    waiting_ns: int | None  # of dur_ns: blocked, halt-polling or preempted; null: not recorded
+    waiting_ns: int | None  # of dur_ns: blocked or halt-polling; null: not recorded
+    preempted_ns: int | None  # of dur_ns: switched out, runnable; null: not recorded
     guest_rip: int | None
     access: str | None  # its first access: "port" "mmio" "page" "msr" "cr" "hypercall"; null: none was recorded
     access_key: int | None  # the port, address, MSR, register or number accessed

@@ -1,4 +1,4 @@
-"""The VM-exits that took the longest once waiting is left out, each with its number in its thread."""
+"""The VM-exits that took the longest, waiting and being preempted left out; each with its number in its thread."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from kvmtrace.spans.lanes import Lanes
     from kvmtrace.spans.span_builder import Spans
+    from kvmtrace.spans.time_parts import Recorded, Sweep
 
-_WAITING = (Part.BLOCKED, Part.HALT_POLL, Part.PREEMPTED)
+_NOT_WORK = (Part.BLOCKED, Part.HALT_POLL, Part.PREEMPTED)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class _Candidate:
     """A VM-exit as the lanes have it; `access` is (step, argument) of its first access, None if it made none."""
 
     work_ns: int
+    preempted_ns: int
     ts_ns: int
     dur_ns: int
     thread: int
@@ -64,7 +66,7 @@ class SlowestAccumulator:
         least = self._kept[-1].work_ns if self._limit and len(self._kept) == self._limit else -1
         columns = lanes.thread, swept.part, swept.dur_ns
         found, work_ns, number = slow_exits(
-            pairs, columns, waiting=_WAITING, moved_ns=moved_ns, least=least, counted=self._counted
+            pairs, columns, waiting=_NOT_WORK, moved_ns=moved_ns, least=least, counted=self._counted
         )
         wanted = np.arange(len(found) if self._limit else 0)
         if len(wanted) > self._limit:
@@ -73,6 +75,7 @@ class SlowestAccumulator:
         self._kept += [
             _Candidate(
                 work_ns=int(work_ns[i]),
+                preempted_ns=_preempted(swept, int(edges[found[i]]), int(edges[found[i] + 1])),
                 ts_ns=int(lanes.ts_ns[edges[found[i]]]),
                 dur_ns=int(pairs.dur_ns[found[i]]),
                 thread=int(lanes.thread[edges[found[i]]]),
@@ -86,7 +89,7 @@ class SlowestAccumulator:
         del self._kept[self._limit :]
 
     def finish(
-        self, keys: LaneKeys, tids: Sequence[int], before: Mapping[int, int], *, waits: bool
+        self, keys: LaneKeys, tids: Sequence[int], before: Mapping[int, int], recorded: Recorded
     ) -> tuple[SlowExit, ...]:
         """Return the rows, slowest first.
 
@@ -94,9 +97,9 @@ class SlowestAccumulator:
         ----------
         tids : thread's number -> tid
         before : tid -> its VM-exits before what was fed, for a selection that begins later
-        waits : the capture shows when a thread waits
+        recorded : what the capture describes
         """
-        return tuple(_row(one, keys, tids, before, waits=waits) for one in self._kept)
+        return tuple(_row(one, keys, tids, before, recorded) for one in self._kept)
 
 
 def _moved(spans: Spans) -> NDArray[np.int64]:
@@ -108,6 +111,11 @@ def _moved(spans: Spans) -> NDArray[np.int64]:
     return moved
 
 
+def _preempted(swept: Sweep, begin: int, end: int) -> int:
+    """Return how long a thread was preempted between two rows of its lane, ns."""
+    return int(swept.dur_ns[begin:end][swept.part[begin:end] == Part.PREEMPTED].sum())
+
+
 def _first_access(lanes: Lanes, begin: int, end: int) -> tuple[int, int] | None:
     steps = lanes.step[begin + 1 : end]
     found = np.flatnonzero((steps >= Step.PIO) & (steps <= Step.PAGE_FAULT))
@@ -117,7 +125,9 @@ def _first_access(lanes: Lanes, begin: int, end: int) -> tuple[int, int] | None:
     return int(lanes.step[at]), int(lanes.arg[at])
 
 
-def _row(one: _Candidate, keys: LaneKeys, tids: Sequence[int], before: Mapping[int, int], *, waits: bool) -> SlowExit:
+def _row(
+    one: _Candidate, keys: LaneKeys, tids: Sequence[int], before: Mapping[int, int], recorded: Recorded
+) -> SlowExit:
     tid = tids[one.thread]
     isa, exit_reason = split_pair(keys.reasons.keys()[one.arg & REASON_MASK])
     kind, key, write = _access(one.access, keys)
@@ -130,7 +140,8 @@ def _row(one: _Candidate, keys: LaneKeys, tids: Sequence[int], before: Mapping[i
         exit_reason=exit_reason,
         name=describe_exit_reason(isa, exit_reason),
         dur_ns=one.dur_ns,
-        waiting_ns=one.dur_ns - one.work_ns if waits else None,
+        waiting_ns=one.dur_ns - one.work_ns - one.preempted_ns if recorded.tells("waiting_ns") else None,
+        preempted_ns=one.preempted_ns if recorded.tells("preempted_ns") else None,
         guest_rip=rip_or_none(keys.rips.keys()[one.arg >> REASON_BITS]),
         access=kind,
         access_key=key,

@@ -1,6 +1,6 @@
 """What makes the flight recorder save: how users write it, and what is noted when it happens.
 
-slower-than TIME[:REASON]       an exit took so long, waiting left out
+slower-than TIME[:REASON]       an exit took so long, waiting and being preempted left out
 rate REASON>N/s                 a VM's exits of a reason are so many
 run-delay TIME                  a vCPU waited so long for a CPU
 slo pNN REASON > TIME over TIME a quantile of a VM's exits over a while

@@ -13,6 +13,7 @@ from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.anonymize import anonymized
 from kvmtrace.report.build import ReportOptions, build_report
 from kvmtrace.report.json_document import to_json
+from kvmtrace.spans.time_parts import EXIT_PARTS
 
 from .tables import TableRecording
 
@@ -44,7 +45,7 @@ def test_parts_sum_to_the_wall_time_exactly(report: Report) -> None:
         assert all(value is None or value >= 0 for value in vars(vcpu.budget).values())
     for row in report.exits:
         if row.samples:
-            parts = (row.kernel_ns, row.userspace_ns, row.waiting_ns, row.unknown_ns)
+            parts = [getattr(row, name) or 0 for name in EXIT_PARTS]
             assert sum(parts) == row.total_ns, row.name
             assert sum(row.histogram) == row.samples
             assert row.min_ns <= row.p50_ns <= row.p90_ns <= row.p99_ns <= row.p999_ns <= row.max_ns

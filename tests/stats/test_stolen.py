@@ -212,7 +212,7 @@ def test_the_first_sentence_says_when_it_matters() -> None:
 
 def test_explain_says_who_ran() -> None:
     report = build_report(open_recording(FIXTURES / SMP))
-    one = max((row for row in report.slowest if row.waiting_ns), key=lambda row: row.waiting_ns or 0)
+    one = max((row for row in report.slowest if row.preempted_ns), key=lambda row: row.preempted_ns or 0)
     arguments = ["report", str(FIXTURES / SMP), "--explain", str(one.number), "--tid", str(one.tid)]
     text = CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout
     assert "While the vCPU waited for a CPU, there ran:" in text

@@ -68,7 +68,7 @@ ALARM_EXIT, ALARM_USERSPACE, ALARM_RUN_DELAY = 1, 2, 3
 
 @dataclass(frozen=True)
 class AlarmLimits:
-    """What the programs tell at once: exits that take so long, waiting left out; vCPUs that wait so long for a CPU."""
+    """Told at once: exits that take so long, waits and preemptions left out; vCPUs waiting so long for a CPU."""
 
     slow_ns: int | None = None
     run_delay_ns: int | None = None

@@ -74,6 +74,7 @@ def exit_table(report: Report) -> HtmlTable:
         _part("kernel", "kernel_ns"),
         _part("VMM", "userspace_ns"),
         _part("wait", "waiting_ns"),
+        _part("preempted", "preempted_ns"),
         number("to VMM", "to_userspace"),
     )
     caption = "Time from kvm_exit to the thread's next kvm_entry."
@@ -130,11 +131,12 @@ def slowest_table(report: Report) -> HtmlTable:
         Column("at", True, lambda r: time_cell(r.ts_ns - start_ns)),
         text("reason", "name"),
         time("took", "dur_ns"),
-        time("waited", "waiting_ns"),
+        time("wait", "waiting_ns"),
+        time("preempted", "preempted_ns"),
         made("about", lambda r: describe_access(r.access, r.access_key, r.access_write)),
         hexadecimal("rip", "guest_rip"),
     )
-    caption = "Waiting left out. The number is what kvmtrace report --explain takes, with --tid."
+    caption = "Waiting and being preempted left out. The number is what kvmtrace report --explain takes, with --tid."
     return table("slowest", "Slowest VM-exits", columns, report.slowest, caption)
 
 

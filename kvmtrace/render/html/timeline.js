@@ -264,7 +264,7 @@
     canvas.closest("details")?.setAttribute("open", "");
     view(Number(wanted[1]), Number(wanted[2]));
     const lane = Math.min(Number(wanted[3] ?? 0), data.lanes.length - 1);
-    show(wanted[4] ? Number(wanted[4]) + 1 : (from + to) / 2, lane);
+    show(wanted[4] ? Number(wanted[4]) : (from + to) / 2, lane);
     return true;
   };
   const size = () => {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from kvmtrace.report.document import Report
+    from kvmtrace.stats.rows import ExitRow, SlowExit
 
     # report, style, sort key, number of rows (None: all) -> lines; none if there is nothing to show
     Table: TypeAlias = Callable[[Report, Style, str | None, int | None], list[str]]
@@ -49,6 +50,11 @@ def _more(left_out: int, by: str) -> str:
     return f"... {count(left_out)} more (--by {by})" if left_out else ""
 
 
+def preempted_column(all_rows: Sequence[ExitRow] | Sequence[SlowExit], texts: list[str]) -> list[Column]:
+    """Return the column of how long VM-exits were preempted; none where none was."""
+    return [Column("preempted", texts, rank=7)] if any(row.preempted_ns for row in all_rows) else []
+
+
 def reason_table(report: Report, style: Style, sort: str | None, limit: int | None) -> list[str]:
     """VM-exits by reason."""
     if not report.exits:
@@ -67,6 +73,7 @@ def reason_table(report: Report, style: Style, sort: str | None, limit: int | No
         Column("kernel", [percent(row.kernel_ns, row.total_ns) for row in rows], rank=1),
         Column("VMM", [percent(row.userspace_ns, row.total_ns) for row in rows], rank=1),
         Column("wait", [percent(row.waiting_ns, row.total_ns) for row in rows], rank=1),
+        *preempted_column(report.exits, [percent(row.preempted_ns, row.total_ns) for row in rows]),
     ]
     return titled(
         "VM-exits by reason", "(time: from kvm_exit to the next kvm_entry)", columns, style, _more(left_out, "reason")
