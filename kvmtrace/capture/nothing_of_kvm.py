@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.host import kvm_modules
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from kvmtrace.capture.settings import RecordSettings, TargetSpec
 
 KVM_SYSTEMS = ("kvm", "kvmmmu")
-VCPU_LINK = "anon_inode:kvm-vcpu"  # virt/kvm/kvm_main.c, create_vcpu_fd()
+# virt/kvm/kvm_main.c, create_vcpu_fd(); "kvm-vcpu-stats:0" is a vCPU's statistics
+VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu(:\d+)?\Z")
+SYS_KCMP = {"x86_64": 312, "aarch64": 272}
+KCMP_FILE = 0
 BEGINNING = "no KVM event was recorded"
 
 
@@ -32,11 +36,24 @@ def vcpus_of(pid: int | None) -> int | None:
         names = os.listdir(folder)  # noqa: PTH208 (thousands of them)
     except OSError:
         return None
-    count = 0
+    found: dict[str, list[int]] = {}  # link -> descriptors of different open files
     for name in names:
         with contextlib.suppress(OSError):  # closed since
-            count += os.readlink(f"{folder}/{name}").startswith(VCPU_LINK)  # noqa: PTH115
-    return count
+            link = os.readlink(f"{folder}/{name}")  # noqa: PTH115
+            if VCPU_LINK.match(link) and not any(_same_file(pid, int(name), one) for one in found.get(link, ())):
+                found.setdefault(link, []).append(int(name))
+    return sum(map(len, found.values()))
+
+
+def _same_file(pid: int, one: int, other: int) -> bool:
+    """Say whether two descriptors of a process are one open file (Python's mmap duplicates what it maps)."""
+    number = SYS_KCMP.get(os.uname().machine)
+    if number is None:
+        return False
+    import ctypes
+
+    arguments = (ctypes.c_long(value) for value in (number, pid, pid, KCMP_FILE, one, other))
+    return int(ctypes.CDLL(None).syscall(*arguments)) == 0
 
 
 def say_nothing(settings: RecordSettings, meta: dict[str, Any], n_vcpus: int | None) -> str:

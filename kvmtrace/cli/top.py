@@ -51,7 +51,7 @@ class Screen:
     pid : the one process that is watched, or None
     vm : only the VMs that this means, or None
     names : process -> its VM's name
-    n_vcpus : how many it has, where nothing of them was seen yet
+    n_vms, n_vcpus : how many are open, where nothing of them was seen yet
     """
 
     sort: str = "exits"
@@ -59,6 +59,7 @@ class Screen:
     rates: list[VcpuRates] = field(default_factory=list)
     seconds: float = 0.0
     pid: int | None = None
+    n_vms: int = 0
     n_vcpus: int = 0
     vm: str | None = None
     names: dict[int, str] = field(default_factory=dict)
@@ -131,7 +132,7 @@ def printable(text: str) -> str:
 def headline(screen: Screen) -> str:
     """Return the first line."""
     rates = screen.rates
-    vms = len({row.pid for row in rates}) or int(screen.n_vcpus > 0)
+    vms = len({row.pid for row in rates}) or screen.n_vms
     vcpus = len(rates) or screen.n_vcpus
     text = (
         f"{vms} VM{'' if vms == 1 else 's'}, {vcpus} vCPU{'' if vcpus == 1 else 's'}, "
@@ -144,12 +145,13 @@ def remark(screen: Screen) -> str:
     """Return what must be said beside the rows; "" if nothing."""
     if screen.rates:
         return "" if any(row.exits for row in screen.rates) else NO_EXITS
-    if screen.pid is None:
+    if not screen.n_vcpus and screen.pid is None:
         return "no vCPU has run yet" if screen.vm is None else f"no vCPU of {screen.vm} has run yet"
     if not screen.n_vcpus:
         return f"process {screen.pid} has no vCPU"
     untraced = ", which this KVM does not trace" if "kvm_pvm" in kvm_modules() else ""
-    return f"nothing was seen of its vCPUs yet: they wait, or run in the guest without leaving it{untraced}"
+    whose = "its" if screen.n_vms == 1 else "their"
+    return f"nothing was seen of {whose} vCPUs yet: they wait, or run in the guest without leaving it{untraced}"
 
 
 def cells(row: VcpuRates, label: str) -> list[str]:
@@ -267,8 +269,15 @@ class Sampler:
             rows = [row for row in rows if row["pid"] in meant]
         screen.seconds = (now - self.at_ns) / 1e9
         screen.rates = rates_between(self.rows, rows, max(screen.seconds, 1e-9))
-        screen.n_vcpus = 0 if screen.rates else vcpus_of(screen.pid) or 0
+        if not screen.rates:
+            self._count_open(screen, [vm.pid for vm in known if screen.vm is None or matches(vm, screen.vm)])
         self.at_ns, self.rows = now, rows
+
+    @staticmethod
+    def _count_open(screen: Screen, pids: list[int]) -> None:
+        """Note how many VMs and vCPUs there are of which nothing was seen."""
+        open_vcpus = [n for pid in ({screen.pid} if screen.pid else set(pids)) if (n := vcpus_of(pid))]
+        screen.n_vms, screen.n_vcpus = len(open_vcpus), sum(open_vcpus)
 
     def _lives(self, row: dict[str, Any]) -> bool:
         """Say whether the thread is still there; in a container, whose ids are others, nobody knows."""

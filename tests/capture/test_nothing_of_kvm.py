@@ -69,6 +69,19 @@ def test_minimal_events_on_pvm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--events lifecycle" in say_nothing(settings, {"loss": {"events": 0}}, None)
 
 
+def test_a_vcpu_is_counted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = os.open(tmp_path / "vcpu", os.O_CREAT | os.O_RDWR)
+    again, second = os.dup(first), os.open(tmp_path / "vcpu", os.O_RDWR)
+    statistics = os.open(tmp_path / "vcpu", os.O_RDWR)
+    links = {first: "kvm-vcpu:0", again: "kvm-vcpu:0", second: "kvm-vcpu:0", statistics: "kvm-vcpu-stats:0"}
+    monkeypatch.setattr(os, "readlink", lambda path: f"anon_inode:{links.get(int(path.split('/')[-1]), 'other')}")
+    try:
+        assert vcpus_of(os.getpid()) == 2, "two VMs may have a vCPU 0 each; a duplicate and statistics are none"
+    finally:
+        for one in links:
+            os.close(one)
+
+
 def test_vcpus_are_counted_by_open_files() -> None:
     assert vcpus_of(os.getpid()) == 0
     assert vcpus_of(None) is None

@@ -116,11 +116,25 @@ def test_the_report_says_what_was_filtered() -> None:
 
 def test_a_process_of_which_nothing_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top, "kvm_modules", lambda: ["kvm", "kvm_pvm"])
-    text = top.render_plain(top.Screen(pid=7, n_vcpus=2))
+    text = top.render_plain(top.Screen(pid=7, n_vms=1, n_vcpus=2))
     assert text.startswith("1 VM, 2 vCPUs, 0 exits/s")
     assert "run in the guest without leaving it, which this KVM does not trace" in text
     assert "process 7 has no vCPU" in top.render_plain(top.Screen(pid=7))
     assert "no vCPU has run yet" in top.render_plain(top.Screen())
+    text = top.render_plain(top.Screen(n_vms=2, n_vcpus=3))
+    assert text.startswith("2 VMs, 3 vCPUs, 0 exits/s")
+    assert "nothing was seen of their vCPUs yet" in text
+    assert "which this KVM does not trace" in text
+
+
+def test_a_vm_that_is_there_is_counted_before_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "vcpus_of", {7: 2, 8: 1, 9: None}.get)
+    screen = top.Screen()
+    top.Sampler._count_open(screen, [7, 8, 9, 7])
+    assert (screen.n_vms, screen.n_vcpus) == (2, 3)
+    screen = top.Screen(pid=8)
+    top.Sampler._count_open(screen, [7])
+    assert (screen.n_vms, screen.n_vcpus) == (1, 1)
 
 
 @pytest.mark.parametrize("interval", ["1e308", "inf", "nan", "0"])

@@ -259,3 +259,19 @@ def test_no_line_is_wider_than_the_terminal(name: str, width: int) -> None:
     report = build_report(open_recording(FIXTURES.parent / name))
     lines = render_text(report, TextOptions(show=frozenset(SHOW)), Style(width=width)).splitlines()
     assert [line for line in lines[1:] if len(line) > width] == []  # the first one is the file's name
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--tid", "99"], "there is no VM-exit of thread 99: vCPUs ran on threads 222, 223"),
+        (["--vcpu", "7"], "there is no VM-exit of vCPU 7: the recording has vCPUs 0, 1"),
+        (["--tid", "222", "--vcpu", "1"], "there is no VM-exit of vCPU 1 in thread 222"),
+        (["--tid", "222"], "there is no VM-exit 99999999: the recording has"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--as-guest"]])
+def test_explain_names_the_vcpus_that_there_are(options: list[str], says: str, more: list[str]) -> None:
+    done = CliRunner().invoke(cli, ["report", str(FIXTURES / f"{BOOT}.dat"), "--explain", "99999999", *options, *more])
+    assert done.exit_code == 2
+    assert says in done.output

@@ -114,6 +114,9 @@ def test_nothing_is_wider_than_the_window(browser: Browser, linux: str, width: i
     page.wait("[...document.querySelectorAll('figure[data-chart]')].every((one) => one.dataset.ready === 'yes')")
     assert page.see("document.documentElement.scrollWidth") == width
     assert page.see(TOO_WIDE) == []
+    captions = "[...document.querySelectorAll('caption span')].filter((one) => one.offsetParent)"
+    assert page.see(f"{captions}.length") > 5
+    assert page.see(f"{captions}.every((one) => one.getBoundingClientRect().right <= innerWidth)")
     background = page.see("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
     assert page.troubles() == []
@@ -202,9 +205,12 @@ def test_the_address_holds_the_view(browser: Browser, linux: str) -> None:
     number = page.see("document.querySelector('#slowest a').textContent")
     assert f": VM-exit {number}, " in said(page)
     page.wait("/^#t=\\d+-\\d+,\\d+,\\d+$/.test(location.hash)")
-    again = ready(browser, page.see("location.href"))
+    address = page.see("location.href")
+    again = ready(browser, address)
     assert shown(again) == pytest.approx(shown(page), abs=2)
     assert said(again) == said(page)
+    again.see("new Promise((done) => setTimeout(done, 400))")  # it writes what it shows into its own address
+    assert again.see("location.hash").split(",")[-1] == address.split(",")[-1], "the cursor has moved"
 
 
 @pytest.mark.browser
