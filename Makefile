@@ -8,9 +8,14 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 APT_PACKAGES := python3-venv python3-dev python3-bpfcc gcc libc6-dev trace-cmd linux-perf \
-	qemu-system-x86 seabios bochs bochsbios vgabios isolinux syslinux-common xorriso \
+	qemu-system-x86 qemu-system-arm seabios bochs bochsbios vgabios isolinux syslinux-common xorriso \
 	busybox-static kmod cpio xz-utils zstd e2fsprogs groff-base mmdebstrap strace bpftrace chromium chromium-driver graphviz \
 	prometheus clang libclang-rt-dev
+# kernels and KVM's selftests for arm64, which only the exhaustive tests build
+LAB_PACKAGES := bc bison flex gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+install_missing = missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing: $$missing"; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 
 .PHONY: help setup demo man test test-lab test-oldest bench bench-record fuzz fixtures lint clean
 
@@ -21,9 +26,7 @@ setup: $(VENV)/.installed ## install what kvmtrace needs (apt, pip), compile wha
 	@$(BIN)/python kvmtrace/_native/compiling.py --if-changed
 
 $(VENV)/.apt: Makefile
-	@missing=$$(for p in $(APT_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then echo "installing: $$missing"; \
-	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	@$(call install_missing,$(APT_PACKAGES))
 	@mkdir -p $(VENV) && touch $@
 
 $(VENV)/.installed: $(VENV)/.apt pyproject.toml .ci/constraints.txt kvmtrace/_native/build_hook.py
@@ -65,7 +68,11 @@ bench: setup ## speed and memory against trace-cmd and perf, and against BASE=CO
 bench-record: setup ## what recording costs, against perf, bpftrace and trace-cmd
 	$(BIN)/python tests/bench/bench_record.py -o bench-results/record.json
 
-test-lab: setup ## the exhaustive tests: the lab matrix (VMX, SVM, 6.1, 6.12, all guests, Linux boots), all mutations
+$(VENV)/.apt-lab: Makefile
+	@$(call install_missing,$(LAB_PACKAGES))
+	@mkdir -p $(VENV) && touch $@
+
+test-lab: setup $(VENV)/.apt-lab ## the exhaustive tests: the lab matrix (VMX, SVM, arm64, 6.1, 6.12, all guests, Linux boots), all mutations
 	$(BIN)/python -m pytest -q -m 'lab or lab_smoke or slow' tests
 
 fixtures: setup ## record the fixtures again, in the labs

@@ -204,12 +204,20 @@ _OTHER_NAMES = {
     _TRAP | 0x2F: "SERROR trap", _TRAP | 0x31: "BREAKPT_CUR", _TRAP | 0x33: "SOFTSTP_CUR",
     _TRAP | 0x35: "WATCHPT_CUR", _TRAP | 0x3A: "VECTOR32",
 }
-# of arch/x86/kvm/trace.h; the vGIC's injections and ends of interrupts are traced by nothing
+# of arch/x86/kvm/trace.h, and what include/trace/events/kvm.h has for an IOAPIC and asynchronous page faults only; the
+# vGIC's injections and ends of interrupts are traced by nothing
 _ABSENT = frozenset({
     "kvm_apic", "kvm_apic_accept_irq", "kvm_apic_ipi", "kvm_cpuid", "kvm_cr", "kvm_emulate_insn", "kvm_eoi",
     "kvm_fast_mmio", "kvm_hv_hypercall", "kvm_hypercall", "kvm_inj_exception", "kvm_inj_virq", "kvm_invlpga",
     "kvm_msr", "kvm_page_fault", "kvm_pio", "kvm_pml_full", "kvm_pv_eoi", "kvm_skinit", "kvm_smm_transition",
-    "kvm_xen_hypercall", "vcpu_match_mmio", "vmx_vcpu_run", "vmx_vcpu_run_return", "svm_vcpu_run",
+    "kvm_xen_hypercall",
+    "kvm_apicv_accept_irq", "kvm_apicv_inhibit_changed", "kvm_async_pf_completed", "kvm_async_pf_not_present",
+    "kvm_async_pf_ready", "kvm_async_pf_repeated_fault", "kvm_avic_doorbell", "kvm_avic_ga_log",
+    "kvm_avic_incomplete_ipi", "kvm_avic_unaccelerated_access", "kvm_ioapic_delayed_eoi_inj", "kvm_ioapic_set_irq",
+    "kvm_msi_set_irq", "kvm_nested_intercepts", "kvm_nested_intr_vmexit", "kvm_nested_vmenter",
+    "kvm_nested_vmenter_failed", "kvm_nested_vmexit", "kvm_nested_vmexit_inject", "kvm_nested_vmrun",
+    "kvm_pic_set_irq", "kvm_try_async_get_page",
+    "vcpu_match_mmio", "vmx_vcpu_run", "vmx_vcpu_run_return", "svm_vcpu_run",
     "svm_vcpu_run_return",
     "kvm_entry.immediate_exit", "kvm_entry.intr_info", "kvm_entry.vcpu_id", "kvm_exit.info1", "kvm_exit.info2",
     "kvm_exit.intr_info", "kvm_exit.isa", "kvm_exit.vcpu_id",

@@ -10,6 +10,7 @@ from kvmtrace.errors import CapabilityError
 
 # program -> Debian package
 PACKAGES: dict[str, str] = {
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "apt-cache": "apt",
     "apt-get": "apt",
     "bochs": "bochs",
@@ -17,6 +18,7 @@ PACKAGES: dict[str, str] = {
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "mke2fs": "e2fsprogs",
+    "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "unshare": "util-linux",

@@ -86,7 +86,7 @@ def test_a_fault_is_forbidden_and_a_violation(tmp_path: Path) -> None:
 
 
 def test_a_suite_in_the_lab(tmp_path: Path) -> None:
-    folder = build_selftests("6.1").folder
+    folder = build_selftests("svm", "6.1").folder
     sources = " ".join(f"{folder}/{name}" for name in SELFTESTS)
     script = f"""
 mkdir tests && cp {sources} crash_test hang_test tests/

@@ -50,15 +50,15 @@ def _fetch(package: str, folder: Path) -> Path:
 def unpack_parts(work: Path, series: str, parts: Iterable[str], version: str = "") -> None:
     """Unpack folders of linux-source, a tar file within a package."""
     name = f"linux-source-{series}"
-    package = _fetch(f"{name}={version}" if version else name, work)
-    _run(["sh", "-c", f"dpkg-deb --fsys-tarfile {package.name} | tar -xf - ./usr/src/{name}.tar.xz"], work)
-    _run(["tar", "-xJf", f"usr/src/{name}.tar.xz", *(f"{name}/{part}" for part in parts)], work)
+    fetched = work / "fetched"  # a part may be named as a folder of the package: usr
+    fetched.mkdir()
+    package = _fetch(f"{name}={version}" if version else name, fetched)
+    _run(["sh", "-c", f"dpkg-deb --fsys-tarfile {package.name} | tar -xf - ./usr/src/{name}.tar.xz"], fetched)
+    _run(["tar", "-xJf", f"usr/src/{name}.tar.xz", *(f"{name}/{part}" for part in parts)], fetched)
     for part in parts:
         (work / part).parent.mkdir(parents=True, exist_ok=True)
-        (work / name / part).rename(work / part)
-    for leftover in (work / name, work / "usr"):
-        shutil.rmtree(leftover)
-    package.unlink()
+        (fetched / name / part).rename(work / part)
+    shutil.rmtree(fetched)
 
 
 def _unpack_source(work: Path, version: str) -> None:

@@ -54,7 +54,7 @@ def _fill(work: Path, isa: str, steps: Sequence[Step], said: bool) -> dict[Step,
         subprocess.run(command, check=True)
     shutil.copy(find_busybox(), work / "busybox")
     tests = {word.removeprefix("./") for step in steps for word in step.trigger if word.startswith("./")}
-    programs = build_selftests("6.1").folder
+    programs = build_selftests("svm", "6.1").folder
     for test in tests - {"trigger", "unusual"}:
         shutil.copy(programs / test, work / test)
     built = build_variants([step.edits for step in steps], print if said else str)

@@ -1,4 +1,7 @@
-"""KVM's own selftests (tools/testing/selftests/kvm), built from Debian's linux-source package into the lab's cache."""
+"""KVM's own selftests (tools/testing/selftests/kvm), built from Debian's linux-source package into the lab's cache.
+
+Those of arm64 are cross-compiled (gcc-aarch64-linux-gnu, libc6-dev-arm64-cross).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 
 from kvmtrace.lab.cache import cached, digest
 from kvmtrace.lab.kernels import apt_options_of, get_kernel
+from kvmtrace.lab.tools import find_program
 
 # what `make headers` and the selftests need of the kernel's tree; the drivers' registers are 7.x's
 _PARTS = (
@@ -19,7 +23,6 @@ _PARTS = (
     "Kconfig",
     "scripts/*",
     "include/*",
-    "arch/x86/*",
     "tools/*",
     "usr/*",
     "lib/*",
@@ -32,12 +35,40 @@ _LAYOUT = 1
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What the selftests are built for.
+
+    Parameters
+    ----------
+    make : arguments of make
+    parts : of the kernel's tree, beside what all need
+    listed : what a Makefile's lists of programs are called, a pattern
+    compiler : the program
+    """
+
+    make: tuple[str, ...]
+    parts: tuple[str, ...]
+    listed: str
+    compiler: str = "gcc"
+
+
+_X86 = Architecture(("ARCH=x86_64",), ("arch/x86/*",), "COMMON|x86|x86_64")
+_ARM64 = Architecture(
+    ("ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"),
+    ("arch/arm64/*",),
+    "COMMON|arm64|aarch64",
+    "aarch64-linux-gnu-gcc",
+)
+ARCHITECTURES = {"svm": _X86, "vmx": _X86, "arm64": _ARM64}
+
+
+@dataclass(frozen=True)
 class Selftests:
     """The selftests of one kernel series.
 
     Parameters
     ----------
-    folder : Path, the programs, under their own names without "x86_64/"
+    folder : Path, the programs, under their own names without "x86_64/" or "aarch64/"
     version : str, of the source package
     built, not_built : names of the programs that the Makefile lists
     """
@@ -68,12 +99,12 @@ def _newest_version(series: str) -> str:
     return next(line.split(": ")[1] for line in lines if line.startswith("Version: "))
 
 
-def _unpack(series: str, version: str, work: Path) -> Path:
+def _unpack(series: str, version: str, work: Path, parts: tuple[str, ...]) -> Path:
     """Return the unpacked part of the source tree."""
     name = _package(series)
     _run(["apt-get", *apt_options_of(series), "download", "-q", f"{name}={version}"], work)
     package = next(work.glob("*.deb"))
-    members = " ".join(f"'{name}/{part}'" for part in _PARTS)
+    members = " ".join(f"'{name}/{part}'" for part in parts)
     pipeline = (
         f"dpkg-deb --fsys-tarfile {package.name} | tar -xf - --to-stdout ./usr/src/{name}.tar.xz"
         f" | xz -dc | tar -xf - --wildcards {members}"
@@ -83,22 +114,23 @@ def _unpack(series: str, version: str, work: Path) -> Path:
     return work / name
 
 
-def _listed(makefile: str) -> list[str]:
-    """Return the x86 programs that a Makefile lists, "x86_64/smm_test" (7.x: "x86/smm_test")."""
-    names = re.findall(r"^TEST_GEN_PROGS_(?:COMMON|x86|x86_64) \+= (\S+)$", makefile, re.MULTILINE)
+def _listed(makefile: str, lists: str) -> list[str]:
+    """Return the programs that a Makefile lists for an architecture, "x86_64/smm_test" (7.x: "x86/smm_test")."""
+    names = re.findall(rf"^TEST_GEN_PROGS_(?:{lists}) \+= (\S+)$", makefile, re.MULTILINE)
     return [name for name in names if not name.startswith("$")]
 
 
-def _build(series: str, version: str, work: Path) -> None:
-    source = _unpack(series, version, work)
+def _build(series: str, version: str, architecture: Architecture, work: Path) -> None:
+    find_program(architecture.compiler)
+    source = _unpack(series, version, work, (*_PARTS, *architecture.parts))
     tests = source / _FOLDER
-    nice = ["nice", "-n", "10", "make", "-s", "ARCH=x86_64"]
+    nice = ["nice", "-n", "10", "make", "-s", *architecture.make]
     _run([*nice, "headers"], source)
     # a stable kernel's source may hold a test that does not compile: keep going, and say which
     jobs = f"-j{len(os.sched_getaffinity(0))}"
     _run([*nice, jobs, "-k"], tests, work / "build.log", check=False)
     (work / "programs").mkdir()
-    listed = _listed("".join(path.read_text() for path in sorted(tests.glob("Makefile*"))))
+    listed = _listed("".join(path.read_text() for path in sorted(tests.glob("Makefile*"))), architecture.listed)
     for name in listed:
         if (tests / name).is_file():
             shutil.copy(tests / name, work / "programs" / Path(name).name)
@@ -106,11 +138,13 @@ def _build(series: str, version: str, work: Path) -> None:
     shutil.rmtree(source)
 
 
-def build_selftests(series: str) -> Selftests:
-    """Return the selftests of a kernel series of the lab, built if they are not cached (some minutes)."""
+def build_selftests(isa: str, series: str) -> Selftests:
+    """Return the selftests of a kernel series for the lab of an ISA, built if they are not cached (some minutes)."""
     version = _newest_version(series)
-    name = f"selftests-{series}-{digest([series, version, str(_LAYOUT)])}"
-    item = cached(name, lambda work: _build(series, version, work))
+    architecture = ARCHITECTURES[isa]
+    recipe = [series, version, str(_LAYOUT)] + [isa] * (architecture is _ARM64)
+    name = f"selftests-{series}-{digest(recipe)}"
+    item = cached(name, lambda work: _build(series, version, architecture, work))
     listed = (item / "listed").read_text().split()
     built = tuple(test for test in listed if (item / "programs" / test).exists())
     return Selftests(item / "programs", version, built, tuple(sorted({*listed} - {*built})))

@@ -20,7 +20,17 @@ NOT_RUN: dict[str, str] = dict.fromkeys(
     ),
     _LOAD,
 )
-_OTHER_ISA = {"svm": ("vmx_", "evmcs_"), "vmx": ("svm_", "sev_")}
+_OTHER_ISA = {"svm": ("vmx_", "evmcs_"), "vmx": ("svm_", "sev_"), "arm64": ("x86",)}
+# arguments that make a test small enough for the lab of an ISA
+ARGUMENTS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("arm64", "access_tracking_perf_test"): ("-b", "4M"),
+    ("arm64", "arch_timer"): ("-n", "1", "-i", "2"),
+    ("arm64", "demand_paging_test"): ("-b", "4M"),
+    ("arm64", "dirty_log_perf_test"): ("-b", "4M", "-i", "2"),
+    ("arm64", "kvm_page_table_test"): ("-m", "0", "-b", "4M", "-v", "1"),
+    ("arm64", "memslot_modification_stress_test"): ("-v", "1", "-b", "4M", "-i", "3"),
+    ("arm64", "memslot_perf_test"): ("-s", "64", "-l", "1"),
+}
 _NOT_RUN_ON: dict[tuple[str, str], str] = {
     ("vmx", "vmx_preemption_timer_test"): "hangs the emulated host (Bochs delivers no interrupt while IF=0)",
 }
@@ -37,6 +47,8 @@ def why_not(isa: str, test: str) -> str | None:
     """Return why a test is not run in the lab of an ISA, None if it is."""
     if test.startswith(_OTHER_ISA[isa]):
         return "of the other instruction set"
+    if (isa, test) in ARGUMENTS:
+        return None
     return NOT_RUN.get(test) or _NOT_RUN_ON.get((isa, test))
 
 

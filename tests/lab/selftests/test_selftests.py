@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
     from selftests.run import Outcome
 
-HOSTS = [("svm", "6.1"), ("svm", "6.12"), ("svm", "7"), ("vmx", "6.1")]
+HOSTS = [
+    *(("svm", kernel, None) for kernel in ("6.1", "6.12", "7")),
+    ("vmx", "6.1", None),
+    ("arm64", "6.1", "vhe"),
+    ("arm64", "6.12", "nvhe"),
+]
 
 
 def row(outcome: Outcome) -> tuple[str, int, int]:
@@ -32,11 +37,11 @@ def row(outcome: Outcome) -> tuple[str, int, int]:
 
 @pytest.mark.lab
 @pytest.mark.slow
-@pytest.mark.parametrize(("isa", "kernel"), HOSTS)
-def test_selftests_conform(isa: str, kernel: str, tmp_path: Path) -> None:
-    outcomes = run_selftests(isa, kernel, tmp_path)
+@pytest.mark.parametrize(("isa", "kernel", "mode"), HOSTS)
+def test_selftests_conform(isa: str, kernel: str, mode: str | None, tmp_path: Path) -> None:
+    outcomes = run_selftests(isa, kernel, tmp_path, mode=mode)
     found = [(outcome, *row(outcome)) for outcome in outcomes]
-    selftests = build_selftests(kernel)
+    selftests = build_selftests(isa, kernel)
     _, left_out = split(isa, selftests.built)
     print(f"\nselftests of linux-source {selftests.version} on {isa} {kernel}")
     print("\n".join(line for _, line, _, _ in found))
