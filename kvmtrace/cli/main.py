@@ -52,6 +52,7 @@ Exit codes:
   4   the environment lacks something; the line says what and how to get it
   5   recorded, but --strict, and events were lost or nothing of KVM was recorded
   70  an error that nobody foresaw; please report it
+  130 interrupted: Ctrl-C
 """
 
 # what people try first -> the command that does it

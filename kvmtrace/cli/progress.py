@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,15 +93,30 @@ def opened(path: str, *, vm: str | None = None, any_architecture: bool = False) 
 
     Parameters
     ----------
-    path : as the user named it
+    path : as the user named it; an fsspec URL is copied to this machine
     any_architecture : see open_recording
     """
     from kvmtrace.formats import open_recording
     from kvmtrace.table.one_vm import only_vm
 
-    progress = Progress(path)
-    try:
-        recording = open_recording(path, any_architecture=True) if any_architecture else open_recording(path)
-        yield progress.follow(only_vm(recording, vm)), progress
-    finally:
-        progress.done()
+    with _at_hand(path) as here:
+        progress = Progress(here)
+        try:
+            recording = open_recording(here, any_architecture=True) if any_architecture else open_recording(here)
+            if here != path:
+                recording.capture = replace(recording.capture, path=path)
+            yield progress.follow(only_vm(recording, vm)), progress
+        finally:
+            progress.done()
+
+
+@contextlib.contextmanager
+def _at_hand(path: str) -> Iterator[str]:
+    """Give the path of a recording on this machine."""
+    if "://" not in path:
+        yield path
+        return
+    from kvmtrace.fleet.sources import at_hand
+
+    with at_hand(path) as here:
+        yield str(here)

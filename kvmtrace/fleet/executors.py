@@ -13,7 +13,7 @@ import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.errors import CapabilityError, UsageError
@@ -93,12 +93,23 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out the work
 
 
+def dask_setup(worker: Any) -> None:
+    """Prepare a worker of a Dask cluster of this machine; Dask calls it where this module is preloaded."""
+    del worker
+    _ignore_interrupts()
+
+
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor]:
     """Give a pool whose processes are gone when the block is left, finished or not."""
+    others = set(active_children())
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
         yield pool
+    except KeyboardInterrupt:  # nobody waits for what takes long: a rerun makes it
+        for process in set(active_children()) - others:
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -257,6 +268,7 @@ def _connect(engine: Engine, stack: ExitStack) -> Any:
             dashboard_address="127.0.0.1:0",  # any free port: others may run a cluster here
             host="127.0.0.1",
             silence_logs=50,
+            preload=__name__,
             **limit,
         )
         stack.enter_context(cluster)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvmtrace.errors import UsageError
-from kvmtrace.fleet.host_metrics import host_metrics
+from kvmtrace.fleet.host_metrics import host_metrics, vm_metrics
 from kvmtrace.fleet.outliers import Outlier, find_outliers
 from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.stats.exponential_histogram import quantile_ns
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = "kvmtrace.fleet-report/1"
 GROUP_COLUMNS = ("host", "kernel", "cpu_model", "isa", "day")
 MAX_FAILURES = 1000  # rows; all are counted
+_OF_EXAMPLE = ("severity", "expected", "observed", "source", "event_index", "tid", "vm_exit")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class FindingRow:
     source: str
     event_index: int
     tid: int
+    vm_exit: int | None = None  # number that `kvmtrace report --explain` takes; None before the thread's first
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def build_fleet_report(
     unknown = [name for name in by if name not in GROUP_COLUMNS]
     if unknown:
         raise UsageError(f"--by {','.join(unknown)}: no such column; there are {', '.join(GROUP_COLUMNS)}")
-    fleet.load("recordings", "exits", "vcpus", "failures")
+    fleet.load("recordings", "exits", "vcpus", "vms", "failures")
     metrics = host_metrics(fleet)
     totals = fleet.arrow(
         "SELECT count(*) AS recordings, count(DISTINCT host) AS hosts, coalesce(sum(n_events), 0)::BIGINT AS events, "
@@ -140,7 +142,7 @@ def build_fleet_report(
         lossy_recordings=totals["lossy"],
         events_lost=totals["lost"],
         groups=_groups(fleet, by),
-        outliers=find_outliers(metrics),
+        outliers=find_outliers(metrics, vm_metrics(fleet)),
         findings=_findings(fleet.part("violations > 0 OR suspicions > 0")),
         failures=tuple(failures),
         n_failures=n_failures,
@@ -188,7 +190,7 @@ def _findings(fleet: Fleet) -> tuple[FindingRow, ...]:
     examples: dict[tuple[Any, ...], dict[str, Any]] = {}
     rows = fleet.arrow(
         "SELECT rule, severity, kernel, cpu_model, host, source AS recording, expected, observed, "
-        "kernel_source AS source, event_index, tid FROM findings ORDER BY host, recording, event_index"
+        "kernel_source AS source, event_index, tid, vm_exit FROM findings ORDER BY host, recording, event_index"
     ).to_pylist()
     for row in rows:
         examples.setdefault((row["rule"], row["kernel"], row["cpu_model"]), row)
@@ -199,10 +201,7 @@ def _findings(fleet: Fleet) -> tuple[FindingRow, ...]:
             found.append(
                 FindingRow(
                     **row,
-                    **{
-                        name: example[name]
-                        for name in ("severity", "expected", "observed", "source", "event_index", "tid")
-                    },
+                    **{name: example[name] for name in _OF_EXAMPLE},
                     example_host=example["host"],
                     example_source=example["recording"],
                 )

@@ -1,4 +1,4 @@
-"""What each host did per VM-exit reason: rate, share of time, latency. The unit of every statement about a fleet."""
+"""What each host, and each VM of it, did per VM-exit reason: rate, share of time, latency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvmtrace.lazy_dataclass import dataclass
 from kvmtrace.stats.exponential_histogram import PER_OCTAVE, ZERO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -31,32 +31,40 @@ RATE_COUNT = 10  # ... of a rate
 BUCKET_BITS = 16  # a bucket's number fits
 HALF_BUCKET = math.log(2) / PER_OCTAVE / 2
 
-_PER_HOST = """
-SELECT host, kernel, cpu_model, isa, exit_reason, any_value(name) AS name,
+# what tells one host from others; its kernel may have been another at another time
+_HOST = ("host", "kernel", "cpu_model", "isa")
+# A VM is known by its name, which outlives its process; where two of a recording have the same, by the process as well.
+_VMS = """(
+  SELECT checksum, pid AS vm_pid, coalesce(name, uuid, comm, 'VM') ||
+    CASE WHEN coalesce(name, uuid) IS NULL OR count(*) OVER (PARTITION BY checksum, coalesce(name, uuid)) > 1
+    THEN ' (pid ' || pid || ')' ELSE '' END AS vm
+  FROM vms
+)"""
+_NAMED = f"JOIN {_VMS} USING (checksum, vm_pid)"
+_MOST_VMS = f"SELECT max(n) AS n FROM (SELECT count(DISTINCT vm) AS n FROM exits {_NAMED} GROUP BY host)"
+_PER_UNIT = """
+SELECT {unit}, exit_reason, any_value(name) AS name,
        sum(count)::BIGINT AS count, sum(samples)::BIGINT AS samples, sum(total_ns)::BIGINT AS total_ns,
        sum(squares_ns2::DOUBLE) AS squares
-FROM exits GROUP BY host, kernel, cpu_model, isa, exit_reason
-ORDER BY host, kernel, cpu_model, isa, exit_reason
+FROM exits {named} GROUP BY {unit}, exit_reason
+ORDER BY {unit}, exit_reason
 """
-# each row's place in the order of _PER_HOST
+# each row's place in the order of _PER_UNIT
 _HISTOGRAMS = """
-SELECT dense_rank() OVER (ORDER BY host, kernel, cpu_model, isa, exit_reason) - 1 AS place, buckets, counts
-FROM exits ORDER BY place
+SELECT dense_rank() OVER (ORDER BY {unit}, exit_reason) - 1 AS place, buckets, counts
+FROM exits {named} ORDER BY place
 """
-_WALL = """
-SELECT host, kernel, cpu_model, recordings.isa AS isa, sum(wall)::BIGINT AS wall_ns FROM recordings JOIN (
-  SELECT checksum, sum(wall_ns) AS wall FROM vcpus GROUP BY checksum
-) USING (checksum) GROUP BY host, kernel, cpu_model, recordings.isa
-"""
+_WALL = "SELECT {unit}, sum(wall_ns)::BIGINT AS wall_ns FROM vcpus {named} GROUP BY {unit}"
 
 
 @dataclass(frozen=True)
 class HostMetrics:
-    """One row per host, cohort and exit reason; arrays of the same length.
+    """One row per host (or VM of a host), cohort and exit reason; arrays of the same length.
 
     Parameters
     ----------
     host, kernel, cpu_model, isa, name : object; None where not told
+    vm : object, what the VM is called; None in the rows of hosts
     exit_reason : int64
     count, samples : int64
     values : metric -> natural logarithm of its value; NaN where nothing can be said
@@ -67,6 +75,7 @@ class HostMetrics:
     kernel: NDArray[np.object_]
     cpu_model: NDArray[np.object_]
     isa: NDArray[np.object_]
+    vm: NDArray[np.object_]
     exit_reason: NDArray[np.int64]
     name: NDArray[np.object_]
     count: NDArray[np.int64]
@@ -88,24 +97,38 @@ def _objects(table: Any, name: str) -> NDArray[np.object_]:
 
 def host_metrics(fleet: Fleet) -> HostMetrics:
     """Return the metrics of every host, several recordings of one added up."""
-    fleet.load("exits", "vcpus", "recordings")
-    rows = fleet.arrow(_PER_HOST)
-    key = list(zip(*(rows.column(name).to_pylist() for name in ("host", "kernel", "cpu_model", "isa")), strict=True))
-    walls = fleet.arrow(_WALL)
-    wall_of = dict(
-        zip(
-            zip(*(walls.column(name).to_pylist() for name in ("host", "kernel", "cpu_model", "isa")), strict=True),
-            walls.column("wall_ns").to_pylist(),
-            strict=True,
-        )
-    )
-    wall = np.array([wall_of.get(one, 0) for one in key], np.float64)
+    fleet.load("exits", "vcpus")
+    return _metrics(fleet, _HOST, "")
+
+
+def vm_metrics(fleet: Fleet) -> HostMetrics | None:
+    """Return the metrics of every VM; None where no host has more than one, so that they would be the hosts' again."""
+    fleet.load("exits", "vcpus", "vms")
+    most = fleet.arrow(_MOST_VMS).column("n")[0].as_py()
+    return _metrics(fleet, (*_HOST, "vm"), _NAMED) if (most or 0) > 1 else None
+
+
+def _metrics(fleet: Fleet, unit: tuple[str, ...], named: str) -> HostMetrics:
+    """Return a row per unit and exit reason.
+
+    Parameters
+    ----------
+    unit : columns that tell one unit from others
+    named : what joins the column `vm` to a table
+    """
+    words = {"unit": ", ".join(unit), "named": named}
+    rows = fleet.arrow(_PER_UNIT.format(**words))
+    walls = fleet.arrow(_WALL.format(**words))
+    wall_of = dict(zip(_keys(walls, unit), walls.column("wall_ns").to_pylist(), strict=True))
+    wall = np.array([wall_of.get(one, 0) for one in _keys(rows, unit)], np.float64)
     numbers = {
         name: rows.column(name).to_numpy().astype(np.float64) for name in ("count", "samples", "total_ns", "squares")
     }
     count, samples, total, squares = (numbers[name] for name in ("count", "samples", "total_ns", "squares"))
     reasons = rows.column("exit_reason").to_numpy()
-    (median, median_error), (tail, tail_error) = _quantiles(fleet, len(key), (0.5, 0.99))
+    (median, median_error), (tail, tail_error) = _quantiles(
+        fleet.batches(_HISTOGRAMS.format(**words)), len(wall), (0.5, 0.99)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = total / samples
         spread = np.sqrt(np.maximum(squares / samples - mean**2, 0)) / mean
@@ -130,6 +153,7 @@ def host_metrics(fleet: Fleet) -> HostMetrics:
         kernel=_objects(rows, "kernel"),
         cpu_model=_objects(rows, "cpu_model"),
         isa=_objects(rows, "isa"),
+        vm=_objects(rows, "vm") if "vm" in unit else np.full(len(wall), None, np.object_),
         exit_reason=reasons,
         name=_objects(rows, "name"),
         count=count.astype(np.int64),
@@ -140,15 +164,19 @@ def host_metrics(fleet: Fleet) -> HostMetrics:
     )
 
 
+def _keys(table: Any, unit: tuple[str, ...]) -> list[tuple[str | None, ...]]:
+    return list(zip(*(table.column(name).to_pylist() for name in unit), strict=True))
+
+
 def _quantiles(
-    fleet: Fleet, n: int, quantiles: tuple[float, ...]
+    batches: Iterable[Any], n: int, quantiles: tuple[float, ...]
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Return the logarithm of each of n rows' quantiles and its error, NaN where it has none.
 
     The error is half the way between the percentiles that lie two standard deviations of the rank away.
     """
     buckets = np.full((len(quantiles), 3, n), np.nan)
-    for place, bucket, count in _bins(fleet):
+    for place, bucket, count in _bins(batches):
         first = np.flatnonzero(np.diff(place, prepend=-1))  # of each row's bins
         seen = np.cumsum(count)
         before = seen[first] - count[first]
@@ -164,10 +192,10 @@ def _quantiles(
     return [(np.log(2) * middle, np.log(2) * (high - low) / 2) for middle, low, high in octaves]
 
 
-def _bins(fleet: Fleet) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+def _bins(batches: Iterable[Any]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
     """Give the histograms by place: (place, bucket, count) of some whole places after the other, in order."""
     held = [np.empty(0, np.int64)] * 3
-    for batch in fleet.batches(_HISTOGRAMS):
+    for batch in batches:
         lengths = np.diff(batch.column("buckets").offsets.to_numpy())
         place = np.repeat(batch.column("place").to_numpy(), lengths)
         new = (place, *(batch.column(name).flatten().to_numpy() for name in ("buckets", "counts")))

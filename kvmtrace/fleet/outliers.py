@@ -1,8 +1,11 @@
-"""Hosts unlike their peers: same kernel, CPU model and instruction set, another rate, share or latency of some exit.
+"""Hosts and VMs unlike their peers: same kernel, CPU model and instruction set, another rate, share or latency.
 
 Each metric is compared on a logarithmic scale with the median of the cohort, in units of its robust spread (the median
 absolute deviation) together with the error of counting alone. The false-discovery rate over all tests of all hosts,
-reasons and metrics is held by Benjamini and Hochberg's procedure; what is significant but small is not reported.
+VMs, reasons and metrics is held by Benjamini and Hochberg's procedure; what is significant but small is not reported.
+
+VMs are compared with VMs; one that is alone on its host is a peer of others, and what it does is told of its host. If
+most VMs of a host are unlike their peers in the same way, it is the host; if some are, it is they.
 """
 
 from __future__ import annotations
@@ -30,15 +33,16 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 @dataclass(frozen=True)
 class Outlier:
-    """A host's exit reason that is unlike its peers'.
+    """An exit reason of a host, or of one of its VMs, that is unlike its peers'.
 
     Parameters
     ----------
+    vm : what the VM is called; None of a host
     metric : the most unlike of METRICS; `also` names the others that are
     value, usual : of the metric (rate in 1/s, share 0..1, times in ns)
     ratio : value / usual
     q : false-discovery rate at which it would just be reported
-    n_peers : hosts of the cohort, this one included
+    n_peers : hosts (or VMs) of the cohort, this one included
     """
 
     host: str
@@ -54,24 +58,66 @@ class Outlier:
     q: float
     n_peers: int
     also: tuple[str, ...] = ()
+    vm: str | None = None
 
 
-def find_outliers(metrics: HostMetrics) -> tuple[Outlier, ...]:
-    """Return the outliers, the most unlike first."""
-    if not len(metrics):
+# (host, kernel, CPU model, instruction set, exit reason)
+Place = tuple[str, "str | None", "str | None", "str | None", int]
+
+
+def find_outliers(hosts: HostMetrics, vms: HostMetrics | None = None) -> tuple[Outlier, ...]:
+    """Return the outliers, the most unlike first.
+
+    Parameters
+    ----------
+    vms : of all VMs; None: they are not looked at
+    """
+    units = [unit for unit in (hosts, vms) if unit is not None and len(unit)]
+    if not units:
         return ()
+    tests = [_tests(unit) for unit in units]
+    q = adjusted(np.concatenate([p.ravel() for p, _, _ in tests]))
+    ends = np.cumsum([p.size for p, _, _ in tests])[:-1]
+    found: list[Outlier] = []
+    for unit, (p, usual, n_peers), own in zip(units, tests, np.split(q, ends), strict=True):
+        found += _outliers(unit, own.reshape(p.shape), usual, n_peers)
+    kept = found if len(units) == 1 else _told_once(found, units[1])
+    return tuple(sorted(kept, key=lambda one: -abs(math.log(one.ratio))))
+
+
+def _tests(metrics: HostMetrics) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return _test() of each of METRICS, a row each; VMs that are alone on their host are not tested."""
     cohorts = _cohorts(metrics)
-    tests = [_test(metrics, metric, cohorts) for metric in METRICS]
-    q = adjusted(np.concatenate([p for p, _, _ in tests])).reshape(len(METRICS), -1)
+    rows = [_test(metrics, name, cohorts) for name in METRICS]
+    p, usual, n_peers = (np.array(parts) for parts in zip(*rows, strict=True))
+    if metrics.vm[0] is not None:
+        p[:, ~_has_neighbours(metrics)] = np.nan
+    return p, usual, n_peers
+
+
+def _has_neighbours(metrics: HostMetrics) -> NDArray[np.bool_]:
+    """Say of each row whether its VM has others beside it on the same host."""
+    on: dict[tuple[object, ...], set[str]] = {}
+    keys = list(zip(metrics.host, metrics.kernel, metrics.cpu_model, metrics.isa, strict=True))
+    for key, vm in zip(keys, metrics.vm, strict=True):
+        on.setdefault(key, set()).add(vm)
+    return np.array([len(on[key]) > 1 for key in keys])
+
+
+def _outliers(
+    metrics: HostMetrics, q: NDArray[np.float64], usual: NDArray[np.float64], n_peers: NDArray[np.int64]
+) -> list[Outlier]:
+    """Return what is significant and large, one of each unit and exit reason; q and the others: a row per metric."""
+    share = _largest_share(metrics, _cohorts(metrics))
     best: dict[tuple[object, ...], list[Outlier]] = {}
-    for number, (metric, (_, usual, n_peers)) in enumerate(zip(METRICS, tests, strict=True)):
+    for number, metric in enumerate(METRICS):
         values = metrics.values[metric]
-        ratio = np.exp(values - usual)
-        share = _largest_share(metrics, cohorts)
+        ratio = np.exp(values - usual[number])
         large = (np.maximum(ratio, 1 / ratio) >= MIN_RATIO) & (share >= MIN_SHARE)
         for row in np.flatnonzero((q[number] <= FALSE_DISCOVERIES) & large):
             found = Outlier(
                 host=metrics.host[row] or "?",
+                vm=metrics.vm[row],
                 kernel=metrics.kernel[row],
                 cpu_model=metrics.cpu_model[row],
                 isa=metrics.isa[row],
@@ -79,13 +125,36 @@ def find_outliers(metrics: HostMetrics) -> tuple[Outlier, ...]:
                 name=metrics.name[row],
                 metric=metric,
                 value=float(math.exp(values[row])),
-                usual=float(math.exp(usual[row])),
+                usual=float(math.exp(usual[number][row])),
                 ratio=float(ratio[row]),
                 q=float(q[number][row]),
-                n_peers=int(n_peers[row]),
+                n_peers=int(n_peers[number][row]),
             )
-            best.setdefault((found.host, found.kernel, found.cpu_model, found.isa, found.exit_reason), []).append(found)
-    return tuple(sorted((_strongest(own) for own in best.values()), key=lambda one: -abs(math.log(one.ratio))))
+            best.setdefault((*_place(found), found.vm), []).append(found)
+    return [_strongest(own) for own in best.values()]
+
+
+def _place(one: Outlier) -> Place:
+    return one.host, one.kernel, one.cpu_model, one.isa, one.exit_reason
+
+
+def _told_once(found: list[Outlier], vms: HostMetrics) -> list[Outlier]:
+    """Leave out the VMs of a host that is unlike its peers because most of them are, else the host beside its VMs."""
+    of_vms: dict[Place, list[Outlier]] = {}
+    hosts = {_place(one): one for one in found if one.vm is None}
+    for one in found:
+        if one.vm is not None:
+            of_vms.setdefault(_place(one), []).append(one)
+    n_vms: dict[Place, int] = {}
+    for row in range(len(vms)):
+        place = (
+            vms.host[row] or "?", vms.kernel[row], vms.cpu_model[row], vms.isa[row], int(vms.exit_reason[row])
+        )  # fmt: skip
+        n_vms[place] = n_vms.get(place, 0) + 1
+    kept = [one for place, one in hosts.items() if place not in of_vms]
+    for place, some in of_vms.items():
+        kept += [hosts[place]] if place in hosts and 2 * len(some) > n_vms[place] else some
+    return kept
 
 
 def _strongest(found: list[Outlier]) -> Outlier:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvmtrace.errors import UsageError
+from kvmtrace.errors import FormatError, UsageError
 from kvmtrace.fleet.store import filesystem_of
 from kvmtrace.scratch import ScratchFolder
 
@@ -63,6 +63,8 @@ def at_hand(source: str) -> Iterator[Path]:
     ------
     OSError
         It cannot be read.
+    FormatError
+        As it is raised within, told of the source instead of its copy.
     """
     filesystem, path = filesystem_of(source)
     protocols = filesystem.protocol
@@ -72,4 +74,9 @@ def at_hand(source: str) -> Iterator[Path]:
     with ScratchFolder("fleet") as folder:
         copy = folder / "recording"
         filesystem.get_file(path, str(copy))
-        yield copy
+        try:
+            yield copy
+        except FormatError as error:
+            if error.path != str(copy):
+                raise
+            raise FormatError(source, error.offset, error.expected, error.found) from error

@@ -197,7 +197,7 @@ def _verdict(report: Report) -> dict[str, Any]:
         kept[violation.rule] += 1
         if kept[violation.rule] <= FINDINGS:
             names = ("rule", "severity", "ts_ns", "tid", "vcpu_id", "event_index", "event", "expected", "observed")
-            findings.append({name: getattr(violation, name) for name in (*names, "source")})
+            findings.append({name: getattr(violation, name) for name in (*names, "source", "vm_exit")})
     return {
         "rules": [{"rule": rule, **dataclasses.asdict(result)} for rule, result in model.rules.items()],
         "findings": findings,

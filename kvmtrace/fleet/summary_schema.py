@@ -53,7 +53,7 @@ FINDING = pa.struct([
     ("rule", pa.string()), ("severity", pa.string()), ("ts_ns", pa.int64()), ("tid", pa.int32()),
     ("vcpu_id", pa.int32()), ("event_index", pa.int64()), ("event", pa.string()),
     ("expected", pa.string()), ("observed", pa.string()),
-    ("source", pa.string()),
+    ("source", pa.string()), ("vm_exit", pa.int64()),
 ])
 CALL = pa.struct([("name", pa.string()), ("dur_ns", pa.int64()), ("ret", pa.int64()), ("verdict", pa.string())])
 LOSS = pa.struct([("events", pa.int64()), ("truncated", pa.bool_()), ("discarded_intervals", pa.int64()),

@@ -1,14 +1,14 @@
 """A made fleet: summaries of real recordings, varied by a seeded model, with faults planted where the test knows.
 
-Every host varies by its own factors (latency and rate per exit reason, logarithmically normal); what is planted
-stands out of that by a known amount.
+Every VM of every host varies by its own factors (latency and rate per exit reason, logarithmically normal); what is
+planted stands out of that by a known amount.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -32,8 +32,12 @@ KERNELS = ("6.1.0-30-amd64", "6.12.9-amd64")
 # what the hosts run, by instruction set
 BASES = {"svm": "svm-6.1-linux-1vcpu.dat", "vmx": "vmx-6.1-linux-1vcpu.dat"}
 SVM_MODEL = "Model C"
-BROKEN = "rip-skip-wrong"  # a case whose check finds a violation
 ROWS_PER_OBJECT = 500
+VMS = {4: 3, 40: 8}  # of every so many-th host of each model and kernel; of the others one
+N_HOSTS_UNLIKE, N_VMS_UNLIKE = 7, 3
+KINDS = ("rate", "rate", "latency", "latency", "tail", "tail", "silence", *("latency", "rate", "latency"))
+CHANGES = {"rate": (1, 4), "latency": (3, 1), "silence": (1, 0.1)}  # of times, of numbers
+FIRST_DAY = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 @dataclass
@@ -42,14 +46,12 @@ class Planted:
 
     Parameters
     ----------
-    outliers : host -> (exit reason's name, kind)
+    outliers : (host, VM or None) -> (exit reason's name, kind)
     regression : (CPU model, exit reason's name)
-    faulty : hosts whose KVM breaks a rule
     """
 
-    outliers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    outliers: dict[tuple[str, str | None], tuple[str, str]] = field(default_factory=dict)
     regression: tuple[str, str] = ("", "")
-    faulty: set[str] = field(default_factory=set)
 
 
 @lru_cache
@@ -60,13 +62,8 @@ def base_summary(isa: str) -> dict[str, Any]:
 
 
 @lru_cache
-def broken_verdict() -> dict[str, Any]:
-    """Return what the model says of a recording of a faulty KVM."""
-    for path in sorted((ROOT / "tests" / "cases").glob("*.txt")):
-        row = summarize(path, path.name)
-        if row["violations"]:
-            return {name: row[name] for name in ("rules", "findings", "violations", "suspicions")}
-    raise AssertionError("no case breaks a rule")
+def _middle(bucket: int) -> int:
+    return round(middle_ns(bucket))
 
 
 def shifted(row: dict[str, Any], latency: float, rate: float, rng: Generator) -> None:
@@ -82,13 +79,13 @@ def shifted(row: dict[str, Any], latency: float, rate: float, rng: Generator) ->
 def _refill(row: dict[str, Any], buckets: np.ndarray, counts: np.ndarray) -> None:
     kept = counts > 0
     buckets, counts = buckets[kept], counts[kept]
-    middles = np.array([round(middle_ns(int(bucket))) for bucket in buckets], np.int64)
+    middles = np.array([_middle(bucket) for bucket in buckets.tolist()], np.int64)
     row |= {
         "buckets": buckets.tolist(),
         "counts": counts.tolist(),
         "samples": int(counts.sum()),
         "total_ns": int((middles * counts).sum()),
-        "squares_ns2": Decimal(sum(int(m) * int(m) * int(n) for m, n in zip(middles, counts, strict=True))),
+        "squares_ns2": Decimal(sum(m * m * n for m, n in zip(middles.tolist(), counts.tolist(), strict=True))),
         "min_ns": int(middles.min()) if len(middles) else None,
         "max_ns": int(middles.max()) if len(middles) else None,
     }
@@ -110,30 +107,71 @@ def longer_tail(row: dict[str, Any]) -> None:
     _refill(row, np.array(keys), np.array([merged[key] for key in keys]))
 
 
+def _n_vms(number: int) -> int:
+    place = number // (len(MODELS) * len(KERNELS))
+    return next((n for every, n in sorted(VMS.items(), reverse=True) if place % every == 0), 1)
+
+
 def _host(number: int, model: str, kernel: str, rng: Generator) -> dict[str, Any]:
     base = base_summary("svm" if model == SVM_MODEL else "vmx")
-    row = {**base, "exits": copy.deepcopy(base["exits"])}
+    begun = FIRST_DAY + timedelta(seconds=int(rng.integers(0, 3 * 86400)))
+    row = {**base, "exits": [], "vcpus": [], "vms": []}
     row |= {
         "checksum": f"{number:064x}",
         "source": f"s3://traces/host-{number:05}.dat",
         "host": f"host-{number:05}",
         "kernel": kernel,
         "cpu_model": model,
+        "started": begun.isoformat(),
+        "day": begun.date().isoformat(),
     }
+    for place in range(_n_vms(number)):
+        pid = 1000 + place
+        row["vms"].append({"pid": pid, "comm": "qemu-system-x86", "name": f"web-{number}-{place}", "uuid": None})
+        for rows in ("exits", "vcpus"):
+            row[rows] += [{**one, "vm_pid": pid, "tid": one["tid"] + place} for one in base[rows]]
     for exits in row["exits"]:
         shifted(exits, math.exp(rng.normal(0, LATENCY_SPREAD)), math.exp(rng.normal(0, RATE_SPREAD)), rng)
     return row
 
 
 def _busiest(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a host's exit rows that are many enough for every metric, by time."""
-    return sorted((e for e in row["exits"] if e["samples"] > 600), key=lambda e: -e["total_ns"])
+    """Return the exit rows of a host's first VM that are many enough for every metric, by time."""
+    first = row["vms"][0]["pid"]
+    return sorted(
+        (e for e in row["exits"] if e["samples"] > 600 and e["vm_pid"] == first), key=lambda e: -e["total_ns"]
+    )
 
 
 def _is_short_tailed(row: dict[str, Any]) -> bool:
     """Say whether a long tail would be news."""
     counts = dict(zip(row["buckets"], row["counts"], strict=True))
     return (quantile_ns(counts, 0.998) or 0) < 10 * (quantile_ns(counts, 0.5) or 0)
+
+
+def _plant(row: dict[str, Any], kind: str, pid: int | None, rng: Generator) -> tuple[str, str]:
+    """Make one of a host's exit reasons unlike its peers', of one VM or of all; return its name and the kind."""
+    candidates = [e for e in _busiest(row) if kind != "tail" or _is_short_tailed(e)]
+    if not candidates:
+        kind, candidates = "latency", _busiest(row)
+    name = candidates[int(rng.integers(0, len(candidates)))]["name"]
+    for exits in row["exits"]:
+        if exits["name"] != name or (pid is not None and exits["vm_pid"] != pid):
+            continue
+        if kind == "tail":
+            longer_tail(exits)
+        else:
+            shifted(exits, *CHANGES[kind], rng)
+    return name, kind
+
+
+def _unlike(n_hosts: int, rng: Generator) -> dict[int, tuple[str, bool]]:
+    """Return the numbers of the hosts to plant something in -> (kind, whether in one of its VMs alone)."""
+    order = rng.permutation(n_hosts).tolist()
+    of_vms = [next(n for n in order if _n_vms(n) == 8), *[n for n in order if _n_vms(n) == 3][:2]]
+    hosts = [n for n in order if n not in of_vms][:N_HOSTS_UNLIKE]
+    places = [*((host, False) for host in hosts), *((host, True) for host in of_vms[:N_VMS_UNLIKE])]
+    return {host: (kind, vm) for (host, vm), kind in zip(places, KINDS, strict=True)}
 
 
 def make_fleet(folder: Path, n_hosts: int, seed: int) -> Planted:
@@ -144,41 +182,27 @@ def make_fleet(folder: Path, n_hosts: int, seed: int) -> Planted:
     folder : becomes a DEST
     """
     rng = np.random.default_rng(seed)
-    planted = Planted()
-    hosts = rng.permutation(n_hosts)[:10].tolist()
-    unlike, faulty = hosts[:7], hosts[7:]
-    kinds = ("rate", "rate", "latency", "latency", "tail", "tail", "silence")
-    model, regressed = MODELS[0], None
+    planted, unlike = Planted(), _unlike(n_hosts, rng)
+    model, regressed = MODELS[0], ""
     rows: list[dict[str, Any]] = []
-    target = folder / "summaries" / "day=2026-11-27" / "kernel=mixed" / "cpu_model=mixed"
+    target = folder / "summaries" / "day=mixed" / "kernel=mixed" / "cpu_model=mixed"
     target.mkdir(parents=True)
     for number in range(n_hosts):
         own_model, kernel = MODELS[number % 3], KERNELS[(number // 3) % 2]
         row = _host(number, own_model, kernel, rng)
         if own_model == model and kernel == KERNELS[1]:
-            regressed = regressed or _busiest(row)[1]["name"]
+            regressed = regressed or str(_busiest(row)[1]["name"])
             for exits in row["exits"]:
                 if exits["name"] == regressed:
                     shifted(exits, 1.08, 1.0, rng)
         if number in unlike:
-            kind = kinds[unlike.index(number)]
-            candidates = [e for e in _busiest(row) if kind != "tail" or _is_short_tailed(e)]
-            if not candidates:
-                kind, candidates = "latency", _busiest(row)
-            victim = candidates[int(rng.integers(0, len(candidates)))]
-            change = {"rate": (1, 4), "latency": (3, 1), "silence": (1, 0.1)}
-            if kind == "tail":
-                longer_tail(victim)
-            else:
-                shifted(victim, *change[kind], rng)
-            planted.outliers[row["host"]] = (victim["name"], kind)
-        if number in faulty:
-            row |= broken_verdict()
-            planted.faulty.add(row["host"])
+            kind, in_a_vm = unlike[number]
+            vm = row["vms"][int(rng.integers(0, len(row["vms"])))] if in_a_vm else {"pid": None, "name": None}
+            planted.outliers[row["host"], vm["name"]] = _plant(row, kind, vm["pid"], rng)
         rows.append(row)
         if len(rows) == ROWS_PER_OBJECT or number == n_hosts - 1:
             table = pa.Table.from_pylist(rows, schema=SUMMARY)
             pq.write_table(table, target / f"{number:064x}.parquet", compression="zstd")
             rows = []
-    planted.regression = (model, str(regressed))
+    planted.regression = (model, regressed)
     return planted

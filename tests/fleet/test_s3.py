@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fleet.s3_server import s3_server
 from kvmtrace.fleet.executors import Engine
 from kvmtrace.fleet.fleet_report import build_fleet_report
 from kvmtrace.fleet.reduce import Fleet
@@ -21,27 +22,14 @@ FILES = ("svm-6.1-interrupt.dat", "vmx-6.1-interrupt.dat")
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from fsspec.config import conf
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setitem(conf, "s3", {"endpoint_url": f"http://{host}:{port}", "client_kwargs": {"region_name": "x-1"}})
-    import s3fs
-
-    files = s3fs.S3FileSystem(skip_instance_cache=True)
-    files.mkdir("traces")
-    files.mkdir("summaries")
-    for name in FILES:
-        files.put_file(str(ROOT / "fixtures" / name), f"traces/day1/{name}")
-    files.pipe_file("traces/day1/damaged.dat", b"\x17\x08\x44tracing6")
-    yield "s3://traces"
-    server.stop()
+def bucket() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, s3_server(patch) as files:
+        files.mkdir("traces")
+        files.mkdir("summaries")
+        for name in FILES:
+            files.put_file(str(ROOT / "fixtures" / name), f"traces/day1/{name}")
+        files.pipe_file("traces/day1/damaged.dat", b"\x17\x08\x44tracing6")
+        yield "s3://traces"
 
 
 def test_summarise_and_report_from_and_to_s3(bucket: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from kvmtrace.fleet.sources import find_sources
 from kvmtrace.fleet.staging import ObjectReader
 from kvmtrace.fleet.store import Store
 from kvmtrace.fleet.summarize import summarize
-from kvmtrace.fleet.summarizing import summarize_all
+from kvmtrace.fleet.summarizing import summarize_all, summarize_source
 from kvmtrace.formats import open_recording
 from kvmtrace.formats.arrow.arrow_writing import write_parquet
 from kvmtrace.report.build import build_report
@@ -367,6 +368,66 @@ def test_a_scheduler_lost_in_mid_run_is_one_line_and_a_rerun_goes_on(dest: Path,
     assert again.returncode == 0, again.stderr
     made, here = rows_of(Path(out)), rows_of(dest)
     assert made.keys() == here.keys()
+
+
+@pytest.mark.parametrize("engine", ["local", "dask"])
+def test_ctrl_c_leaves_what_is_done_and_a_rerun_goes_on(engine: str, dest: Path, tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for source in SOURCES[:3]:
+        shutil.copy(source, sources)
+    os.mkfifo(sources / "z-never-written")  # whoever summarises it waits: the run is not over before Ctrl-C
+    out = str(tmp_path / "dest")
+    command = ["fleet", "summarize", str(sources / "*"), "-o", out, "--engine", engine, "--workers", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "kvmtrace", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        deadline = time.monotonic() + 120
+        while len(Store(out).objects("summaries")) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
+        _, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors.strip()) == (130, "kvmtrace: interrupted")
+    assert not still_there(running.pid)
+    assert Store(out).objects("failures") == []
+    (sources / "z-never-written").unlink()
+    shutil.copy(SOURCES[3], sources)
+    again = kvmtrace(*command[:-4], "--workers", "1")  # whatever the engine
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.startswith("1 summary made")
+    assert "3 there already" in again.stdout
+    made, here = rows_of(Path(out)), rows_of(dest)
+    assert {name: rows[0]["exits"] for name, rows in made.items()} == {name: here[name][0]["exits"] for name in made}
+
+
+def still_there(group: int) -> bool:
+    """Say whether a process of a group is left after a while."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_what_passes_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A slow or stumbling object store: the source is tried again; if it goes on, it is a row with its attempts."""
+    tried: list[str] = []
+
+    @contextmanager
+    def stumbling(source: str) -> Iterator[Path]:
+        tried.append(source)
+        if len(tried) < 3 or source == "always":
+            raise OSError(errno.EIO, "SlowDown: reduce your request rate")
+        yield Path(SOURCES[0])
+
+    monkeypatch.setattr("kvmtrace.fleet.summarizing.at_hand", stumbling)
+    outcome = summarize_source("twice", dest=str(tmp_path), job=1.0)
+    assert (outcome.status, tried) == ("made", ["twice"] * 3)
+    lost = summarize_source("always", dest=str(tmp_path), job=1.0)
+    assert (lost.status, lost.attempts, lost.kind) == ("failed", 3, "OSError")
 
 
 def test_summaries_of_the_recorder_stand_beside_recordings(tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from kvmtrace import __version__
 from kvmtrace.render.html.html_cells import Cell, HtmlTable
 from kvmtrace.render.html.page import html_environment, own_text, script_json, uplot_script
 from kvmtrace.render.terminal import count, duration, escape, plural
-from kvmtrace.render.text.fleet_text import describe_outlier, describe_ratio, describe_value
+from kvmtrace.render.text.fleet_text import (
+    describe_command,
+    describe_outlier,
+    describe_ratio,
+    describe_unlike,
+    describe_value,
+)
 from kvmtrace.stats.exponential_histogram import PER_OCTAVE, ZERO
 
 if TYPE_CHECKING:
@@ -93,6 +99,7 @@ def _outlier_table(report: FleetReport) -> HtmlTable:
     rows = tuple(
         (
             _host_cell(one.host),
+            Cell(escape(one.vm)),
             Cell(escape(one.name)),
             Cell(one.metric),
             Cell(describe_value(one.metric, one.value), one.value),
@@ -103,10 +110,11 @@ def _outlier_table(report: FleetReport) -> HtmlTable:
         for one in report.outliers
     )
     columns = (
-        ("host", False), ("exit", False), ("metric", False), ("here", True), ("usual", True), ("ratio", True),
-        ("in words", False),
+        ("host", False), ("VM", False), ("exit", False), ("metric", False), ("here", True), ("usual", True),
+        ("ratio", True), ("in words", False),
     )  # fmt: skip
-    return HtmlTable("outliers", "Hosts unlike their peers", "Peers: same kernel, CPU model, ISA.", columns, rows)
+    caption = "Peers: same kernel, CPU model, ISA."
+    return HtmlTable("outliers", "Hosts and VMs unlike their peers", caption, columns, rows)
 
 
 def _finding_table(report: FleetReport) -> HtmlTable:
@@ -120,7 +128,7 @@ def _finding_table(report: FleetReport) -> HtmlTable:
             Cell(count(one.count), one.count),
             _host_cell(one.example_host),
             Cell(f"expected {escape(one.expected)}; observed {escape(one.observed)}"),
-            Cell(f"kvmtrace report {escape(one.example_source)} --tid {one.tid}"),
+            Cell(escape(describe_command(one))),
         )
         for one in report.findings
     )
@@ -167,7 +175,7 @@ def build_fleet_page(report: FleetReport) -> dict[str, Any]:
         "lead": f"{plural(report.recordings, 'recording')} of {plural(report.hosts, 'host')}, "
         f"{plural(report.exits, 'VM-exit')}.",
         "good": not report.outliers and not report.findings,
-        "verdict": f"{plural(len({one.host for one in report.outliers}), 'host')} unlike their peers; "
+        "verdict": f"{describe_unlike(report.outliers)}; "
         f"{plural(len(report.findings), 'kind')} of broken rules; {plural(report.n_failures, 'failure')}.",
         "tables": [table for table in tables if table.rows],
         "charts": [(number, chart["title"]) for number, chart in enumerate(drawn)],

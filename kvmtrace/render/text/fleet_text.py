@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from kvmtrace.fleet.host_metrics import METRICS
 from kvmtrace.render.terminal import Column, count, duration, escape, percent, plural, table
+from kvmtrace.render.text.model_text import explain_command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kvmtrace.fleet.cohorts import Change, FleetComparison
     from kvmtrace.fleet.fleet_report import FindingRow, FleetReport
     from kvmtrace.fleet.outliers import Outlier
@@ -39,8 +43,21 @@ def describe_outlier(outlier: Outlier) -> str:
     return (
         f"{outlier.name}: {METRICS[outlier.metric]} {describe_value(outlier.metric, outlier.value)}, "
         f"{describe_ratio(outlier.ratio)} the median {describe_value(outlier.metric, outlier.usual)} of "
-        f"{plural(outlier.n_peers, 'host')} with {where}{also}"
+        f"{plural(outlier.n_peers, 'host' if outlier.vm is None else 'VM')} with {where}{also}"
     )
+
+
+def describe_unlike(outliers: Iterable[Outlier]) -> str:
+    """Say how many hosts and VMs are unlike their peers: "2 hosts and 1 VM unlike their peers"."""
+    units = {(one.host, one.vm) for one in outliers}
+    hosts = sum(vm is None for _, vm in units)
+    counts = [plural(n, word) for n, word in ((hosts, "host"), (len(units) - hosts, "VM")) if n]
+    return f"{' and '.join(counts) or '0 hosts'} unlike {'its' if len(units) == 1 else 'their'} peers"
+
+
+def name_outlier(outlier: Outlier) -> str:
+    """Return which host, or which VM of it, is unlike its peers."""
+    return outlier.host if outlier.vm is None else f"{outlier.host}, VM {outlier.vm}"
 
 
 def describe_change(change: Change) -> str:
@@ -99,12 +116,11 @@ def _failures(report: FleetReport) -> str:
 
 def _outliers(report: FleetReport, style: Style, *, everything: bool) -> list[str]:
     if not report.outliers:
-        return ["No host is unlike its peers (same kernel, CPU model and instruction set).", ""]
+        return ["No host or VM is unlike its peers (same kernel, CPU model and instruction set).", ""]
     shown = report.outliers if everything else report.outliers[:ROWS]
-    hosts = len({outlier.host for outlier in report.outliers})
-    lines = [style.title(f"{plural(hosts, 'host')} unlike their peers" if hosts > 1 else "1 host unlike its peers")]
+    lines = [style.title(describe_unlike(report.outliers))]
     for outlier in shown:
-        lines += style.wrapped(f"{escape(outlier.host)}  {escape(describe_outlier(outlier))}", "  ", "      ")
+        lines += style.wrapped(f"{escape(name_outlier(outlier))}  {escape(describe_outlier(outlier))}", "  ", "      ")
     return [*lines, *_left_out(len(report.outliers) - len(shown), style), ""]
 
 
@@ -118,15 +134,22 @@ def _findings(report: FleetReport, style: Style, *, everything: bool) -> list[st
     return [*lines, *_left_out(len(report.findings) - len(shown), style), ""]
 
 
+def describe_command(row: FindingRow) -> str:
+    """Return the command that tells the first example step by step."""
+    return explain_command(row, row.example_source) or f"kvmtrace check {shlex.quote(row.example_source)}"
+
+
 def _finding(row: FindingRow, style: Style) -> list[str]:
     where = escape(", ".join(str(part) for part in (row.kernel, row.cpu_model) if part))
     paint = style.bad if row.severity == "violation" else style.warn
-    hosts = plural(row.hosts, "host")
+    counts = f"{plural(row.hosts, 'host')}, {plural(row.count, 'time')}"
+    first, *others = style.wrapped(f"{row.severity} of {escape(row.rule)}: {counts}; {where}", "  ", "      ")
     return [
-        f"  {paint(row.severity)} of {escape(row.rule)}: {hosts}, {plural(row.count, 'time')}; {where}",
+        first.replace(row.severity, paint(row.severity), 1),
+        *others,
         *style.wrapped(f"expected {escape(row.expected)}", "    ", "      "),
         *style.wrapped(f"observed {escape(row.observed)}", "    ", "      "),
-        style.faint(f"    kvmtrace report {escape(row.example_source)} --tid {row.tid}   ({escape(row.source)})"),
+        style.faint(f"    {escape(describe_command(row))}   ({escape(row.source)})"),
     ]
 
 

@@ -11,6 +11,7 @@ from kvmtrace.render.text.event_fields import describe_fields
 
 if TYPE_CHECKING:
     from kvmtrace.check.verdict import Comparison, ContextEvent, Violation
+    from kvmtrace.fleet.fleet_report import FindingRow
     from kvmtrace.report.document import Report
 
 CONTEXT_EVENTS = 12
@@ -188,7 +189,7 @@ def _violation(violation: Violation, title: str, path: str, style: Style) -> lis
     return lines + _context(violation, style)
 
 
-def explain_command(violation: Violation, path: str) -> str:
+def explain_command(violation: Violation | FindingRow, path: str) -> str:
     """Return the command that tells the VM-exit of a violation step by step; "" before the first VM-exit."""
     if violation.vm_exit is None:
         return ""
