@@ -184,11 +184,13 @@ def shift_of(base: NDArray[np.float64], new: NDArray[np.float64]) -> tuple[float
     from scipy.stats import norm
 
     base, new = _thinned(base), _thinned(new)
-    differences = np.sort((new[:, None] - base[None, :]).ravel())
     n, m = len(base), len(new)
     width = norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt(n * m * (n + m + 1) / 12)
     rank = int(max(math.floor(n * m / 2 - width), 0))
-    return float(np.median(differences)), float(differences[rank]), float(differences[len(differences) - 1 - rank])
+    ranks = [rank, (n * m - 1) // 2, n * m // 2, n * m - 1 - rank]  # the median is between the middle two
+    differences = np.partition((new[:, None] - base[None, :]).ravel(), ranks)
+    low, *middle, high = (float(differences[rank]) for rank in ranks)
+    return sum(middle) / 2, low, high
 
 
 def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:

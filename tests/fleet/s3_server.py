@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ def s3_server(patch: pytest.MonkeyPatch) -> Iterator[Any]:
     try:
         yield s3fs.S3FileSystem(skip_instance_cache=True)
     finally:
+        urlopen(Request(f"{url}/moto-api/reset", method="POST"), timeout=60).close()  # buckets outlive a server
         server.stop()
 
 
