@@ -6,11 +6,12 @@ import contextlib
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from kvmtrace.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +105,8 @@ def opened(path: str, *, vm: str | None = None, any_architecture: bool = False) 
         try:
             recording = open_recording(here, any_architecture=True) if any_architecture else open_recording(here)
             if here != path:
+                from dataclasses import replace
+
                 recording.capture = replace(recording.capture, path=path)
             yield progress.follow(only_vm(recording, vm)), progress
         finally:
@@ -118,5 +121,10 @@ def _at_hand(path: str) -> Iterator[str]:
         return
     from kvmtrace.fleet.sources import at_hand
 
-    with at_hand(path) as here:
-        yield str(here)
+    try:
+        with at_hand(path) as here:
+            yield str(here)
+    except FileNotFoundError as error:
+        if error.filename != path:
+            raise
+        raise UsageError(f"{path}: no such file") from error

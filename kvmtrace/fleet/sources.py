@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from kvmtrace.scratch import ScratchFolder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+# object stores raise these without a number
+CODES = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
 # what lies beside recordings and is none: manifests, reports, checksums
 NO_RECORDINGS = (".json", ".html", ".md", ".csv", ".sha256", ".parquet.tmp")
 
@@ -73,10 +76,19 @@ def at_hand(source: str) -> Iterator[Path]:
         return
     with ScratchFolder("fleet") as folder:
         copy = folder / "recording"
-        filesystem.get_file(path, str(copy))
+        try:
+            filesystem.get_file(path, str(copy))
+        except OSError as error:
+            raise _of_source(error, source) from error
         try:
             yield copy
         except FormatError as error:
             if error.path != str(copy):
                 raise
             raise FormatError(source, error.offset, error.expected, error.found) from error
+
+
+def _of_source(error: OSError, source: str) -> OSError:
+    """Return an object store's error as one of this source, with a number."""
+    code = error.errno or CODES.get(type(error), errno.EIO)
+    return type(error)(code, error.strerror or " ".join(str(error).split()), source)

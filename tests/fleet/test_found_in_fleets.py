@@ -101,7 +101,7 @@ def test_a_recording_in_a_bucket_is_told_by_its_url(made: MadeFleet) -> None:
     assert f"kvmtrace check: {url}" in done.stdout
     assert f"kvmtrace report {url} --explain" in " ".join(done.stdout.split())
     assert "s3://traces/damaged-0.dat: " in done.stderr
-    assert "s3://traces/none" in done.stderr
+    assert "s3://traces/none: no such file" in done.stderr
     assert done.returncode == 3
     assert len(done.stderr.splitlines()) == 2
 
