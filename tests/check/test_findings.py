@@ -84,6 +84,38 @@ def test_qemu_leaves_the_type_of_a_delivery_behind() -> None:
     assert 0x430 in words, "type 4, vector 0x30, not valid"
 
 
+def fields_of(name: str, event: str) -> list[dict[str, int | str]]:
+    """Return the fields of each event of a kind."""
+    events = open_recording(FOLDER / name).events()
+    return [read_event(events, int(row)).fields for row in events.rows(event)]
+
+
+def test_the_type_of_an_interrupted_int3() -> None:
+    words = {int(one["intr_info"]) for one in fields_of("qemu-7.2-int3-type.dat", "kvm_exit")}
+    assert 0x80000403 in words, "valid, type 4, vector 3"
+    injected = fields_of("qemu-7.2-int3-type.dat", "kvm_inj_virq")
+    assert {(one["vector"], one["soft"]) for one in injected} == {(3, 1)}
+
+
+def test_icebp_is_an_invalid_opcode() -> None:
+    instructions = {str(one["insn"])[:2] for one in fields_of("qemu-7.2-icebp.dat", "kvm_emulate_insn")}
+    assert instructions == {"f1"}
+    assert {one["exception"] for one in fields_of("qemu-7.2-icebp.dat", "kvm_inj_exception")} == {6}
+
+
+def test_the_error_code_of_an_idt_entry() -> None:
+    (told,) = [one for one in fields_of("qemu-7.2-idt-error-code.dat", "kvm_exit") if one["intr_info"] == 0x80000B0C]
+    vector = 12
+    assert told["info1"] == 16 * vector + 2, "a processor says 8 * vector + 2"
+
+
+def test_no_interrupt_ends_a_masked_loop() -> None:
+    events = open_recording(FOLDER / "bochs-2.7-masked-loop.dat").events()
+    entry, leave = int(events.rows("kvm_entry")[-1]), int(events.rows("kvm_exit")[-1])
+    assert read_event(events, leave).fields["exit_reason"] == 12, "HLT"
+    assert events.ts_ns[leave] - events.ts_ns[entry] > 100 * 4_000_000, "a hundred ticks of the host's timer"
+
+
 def test_every_finding_says_what_a_reader_upstream_asks_for() -> None:
     for section in re.split(r"^## ", DOCS, flags=re.MULTILINE)[1:]:
         for part in ("**Symptom.**", "**Versions.**", "**Status.**", "**Reproducer.**"):

@@ -1,0 +1,144 @@
+"""`kvmtrace suite` in both labs: KVM's selftests and bundled guests, on a healthy KVM and on a faulty one.
+
+Beside them a planted crash and a planted hang; on the faulty KVM every test that passes is a violation. Each output
+form says the same, and keeps to its definition.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from importlib import metadata, util
+from pathlib import Path
+
+import jsonschema
+import junit_layout
+import pytest
+from faults.catalogue import FAULTS, Edit
+from history.build import build_variants
+from selftests.build import build_selftests
+from tap_reader import read_tap
+
+from kvmtrace.lab import Job, run_lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+SARIF = jsonschema.Draft4Validator(
+    json.loads((Path(__file__).parents[1] / "results" / "sarif-2.1.0-rtm.5.json").read_text())
+)
+FAULT = next(fault for fault in FAULTS if fault.name == "fpu-stays-loaded")  # nothing but the model sees it
+VENDOR = {"svm": "kvm-amd", "vmx": "kvm-intel"}
+SELFTESTS = {
+    "svm": ("set_sregs_test", "svm_vmcall_test", "sync_regs_test"),
+    "vmx": ("set_sregs_test", "vmx_set_nested_state_test", "sync_regs_test"),
+}
+GUESTS = ("lifecycle", "string-io", "msr-gp")
+COMMAND = {"svm": "kvmtrace", "vmx": "PYTHONPATH=/usr/lib/kvmtrace:./site python3 -m kvmtrace"}
+PLANTED = {"crash_test": "kill -SEGV $$", "hang_test": "sleep 120"}
+# what numpy consists of that `check` does not need: Bochs is slow at reading files
+_UNUSED = ("tests", "f2py", "include", "__pycache__", "*.pyi", "*.a", "doc", "distutils", "testing")
+SCRIPT = """
+one() {{
+    form=$1 kept=$2
+    shift 2
+    {command} suite --backend ftrace --timeout 20s --keep $kept --format $form -o $kept.$form "$@" \\
+        tests guests 2>$kept.txt
+    echo $? >$kept.status
+}}
+one junit healthy
+for module in {vendor} kvm; do ./busybox rmmod $(echo $module | tr - _) || exit 1; done
+./busybox insmod modules/kvm.ko && ./busybox insmod modules/{vendor}.ko || exit 1
+one tap faulty-tap --only set_sregs_test --only crash_test
+one sarif faulty-sarif --only set_sregs_test --only crash_test
+one junit faulty
+"""
+
+
+def _fill(work: Path, isa: str) -> None:
+    """Put tests, guests, modules and what the host lacks into the lab's directory."""
+    (work / "tests").mkdir()
+    for name, text in PLANTED.items():
+        (work / "tests" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (work / "tests" / name).chmod(0o755)
+    programs = build_selftests("6.1").folder
+    for name in SELFTESTS[isa]:
+        shutil.copy(programs / name, work / "tests")
+    (work / "guests").write_text("".join(f"python3 -m kvmtrace.workload {name} --count 2\n" for name in GUESTS))
+    edits = (Edit(FAULT.file, FAULT.function, FAULT.pattern, FAULT.replacement),)
+    modules = build_variants([edits])[edits]
+    (work / "modules").mkdir()
+    for name in ("kvm", VENDOR[isa]):
+        shutil.copy(modules / f"{name}.ko", work / "modules")
+    shutil.copy(shutil.which("busybox") or "/bin/busybox", work / "busybox")
+    if isa == "vmx":
+        _add_numpy(work / "site")
+
+
+def _add_numpy(site: Path) -> None:
+    """Add the packages that `check` needs, and the library of C++ that numpy is linked to: the VMX host has neither."""
+    for name in ("numpy", "zstandard", "iced_x86"):
+        found = util.find_spec(name)
+        assert found is not None
+        assert found.origin is not None
+        shutil.copytree(Path(found.origin).parent, site / name, ignore=shutil.ignore_patterns(*_UNUSED))
+    for file in metadata.files("numpy") or []:
+        if file.parts[0] == "numpy.libs":
+            (site / "numpy.libs").mkdir(exist_ok=True)
+            shutil.copy(str(file.locate()), site / "numpy.libs")
+    backend = util.find_spec("_cffi_backend")
+    assert backend is not None
+    shutil.copy(str(backend.origin), site)
+    for library in ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1"):
+        found_at = subprocess.run(["cc", f"-print-file-name={library}"], capture_output=True, text=True, check=True)
+        path = Path(found_at.stdout.strip())
+        shutil.copy(path if path.is_absolute() else Path("/lib/x86_64-linux-gnu") / library, site / "numpy.libs")
+
+
+def cases_of(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return what a JUnit file says of each test: the types of its failures and errors."""
+    text = path.read_text()
+    assert junit_layout.problems(text) == []
+    return {
+        case.attrib["name"]: tuple(part.attrib["type"] for part in case if part.tag in ("failure", "error"))
+        for case in ET.fromstring(text)
+    }
+
+
+@pytest.mark.parametrize("isa", ["svm", "vmx"])
+def test_a_suite(isa: str, tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    _fill(work, isa)
+    script = SCRIPT.format(command=COMMAND[isa], vendor=VENDOR[isa])
+    job = Job(
+        isa,
+        ("sh", "-c", script),
+        cwd=work,
+        out=out,
+        timeout_s=1200,
+        memory_mib={"svm": 3072, "vmx": 2048}[isa],
+        environment={"LD_LIBRARY_PATH": "./site/numpy.libs"} if isa == "vmx" else {},
+    )
+    result = run_lab(job)
+    assert result.status == 0, (result.stdout + result.stderr).decode()[-2000:]
+    guests = {f"python3 -m kvmtrace.workload {name} --count 2" for name in GUESTS}
+    planted = {"crash_test": ("test.crash",), "hang_test": ("test.hang",)}
+    assert cases_of(out / "healthy.junit") == dict.fromkeys({*SELFTESTS[isa], *guests}, ()) | planted
+    faulty = cases_of(out / "faulty.junit")
+    assert {name: faulty[name] for name in planted} == planted
+    assert {faulty[name] for name in {*SELFTESTS[isa], *guests}} == {("kvmtrace.violation",)}
+    assert {(out / f"{name}.status").read_text() for name in ("healthy", "faulty", "faulty-tap")} == {"1\n"}
+    points = {point.description: point for point in read_tap((out / "faulty-tap.tap").read_text())}
+    assert {name: point.ok for name, point in points.items()} == {"set_sregs_test": False, "crash_test": False}
+    assert (points["set_sregs_test"].said["test"], points["crash_test"].said["test"]) == ("pass", "crash")
+    log = json.loads((out / "faulty-sarif.sarif").read_text())
+    assert list(SARIF.iter_errors(log)) == []
+    found = {(one["properties"]["test"], one.get("ruleId")) for one in log["runs"][0]["results"]}
+    assert {("set_sregs_test", "V1"), ("crash_test", None)} <= found
+    assert "violation" in (out / "faulty.txt").read_text()
+
+
+def test_the_script_is_shell() -> None:
+    script = SCRIPT.format(command=COMMAND["vmx"], vendor=VENDOR["vmx"])
+    assert subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True, check=False).stderr == ""
