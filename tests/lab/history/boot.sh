@@ -25,13 +25,39 @@ load() {
         { echo "$here: not loaded" >>swap.log; exit 0; }
 }
 
+# probe NAME: switches on what NAME.probes lists, in a trace instance of its own
+tracing=/sys/kernel/tracing instance=$tracing/instances/history
+[ -d $tracing/instances ] || ./busybox mount -t tracefs tracefs $tracing
+probe() {
+    [ -f $1.probes ] || return 0
+    while read -r line; do
+        case $line in [pr]:*) echo "$line" >>$tracing/kprobe_events || echo "$1: $line refused" >>swap.log ;; esac
+    done <$1.probes
+    mkdir $instance
+    while read -r line; do
+        event=$(echo "${line%% *}" | tr : /)
+        case $line in [pr]:*) event=${event#*/} ;; esac
+        echo 1 >$instance/events/$event/enable || echo "$1: $event not enabled" >>swap.log
+    done <$1.probes
+}
+
+# probed NAME: keeps what they told, and takes them away
+probed() {
+    [ -f $1.probes ] || return 0
+    grep -v '^#' $instance/trace >$1.probed
+    rmdir $instance
+    echo >$tracing/kprobe_events
+}
+
 # one NAME ARGUMENTS: a recording
 one() {
     name=$1
     shift
     dmesg -c >/dev/null
+    probe $name
     timeout -k 3 $limit_s kvmtrace record --backend ftrace --events all --max-size $max_size -o $name.dat "$@" \
         >$name.log 2>&1
     echo $? >$name.status
+    probed $name
     dmesg -c >$name.dmesg
 }

@@ -59,6 +59,9 @@ class Bug:
     rules : rules that are to find it
     sign : for each ISA in which it is invisible: how it is known that the fault happened; "none: ..." if it did not
     why : str, invisible: which field of an event or which probe would show it
+    probes : what is recorded beside the events: kprobes as kprobe_events takes them ("p:history/NAME FUNCTION ..."),
+        tracepoints ("timer:hrtimer_start")
+    probe_shows : a pattern that the text of these fits where the fault happened, and does not on the twin
     at : where the fault is in the recording, None if it cannot be told
     """
 
@@ -80,6 +83,8 @@ class Bug:
     rules: tuple[str, ...] = ()
     sign: dict[str, str] | None = None
     why: str = ""
+    probes: tuple[str, ...] = ()
+    probe_shows: str = ""
     at: Moment | None = None
 
     def happened(self, isa: str) -> bool:
@@ -99,7 +104,7 @@ def read_bug(path: Path) -> Bug:
         told: dict[str, Any] = tomllib.load(handle)
     for key in ("edits", "aged"):
         told[key] = tuple(Edit(**edit) for edit in told.get(key, ()))
-    for key in ("isas", "functions", "trigger", "parameters", "rules"):
+    for key in ("isas", "functions", "trigger", "parameters", "rules", "probes"):
         told[key] = tuple(told.get(key, ()))
     if "at" in told:
         told["at"] = Moment(**told["at"])

@@ -39,6 +39,7 @@ class Result:
     named : "function", "file" or "no": what of the faulty code the finding names; "" if nothing was found
     false_alarms : findings on the healthy twin
     kernel_log : the kernel's own word on it ("WARNING: ..."), "" if it said nothing
+    probe : whether the bug's probes show it: "shown" or "not shown"; "" if it has none
     events, healthy_events : recorded
     """
 
@@ -52,6 +53,7 @@ class Result:
     named: str = ""
     false_alarms: int = 0
     kernel_log: str = ""
+    probe: str = ""
     events: int = 0
     healthy_events: int = 0
 
@@ -80,6 +82,7 @@ def judge(bug: Bug, isa: str, folder: Path) -> Result:
     counts: dict[str, Any] = {
         "false_alarms": twin.n_violations + twin.n_suspicions,
         "kernel_log": said,
+        "probe": _probed(bug, faulty.with_suffix(".probed"), healthy.with_suffix(".probed")),
         "events": verdict.n_events,
         "healthy_events": twin.n_events,
     }
@@ -114,6 +117,14 @@ def _verdict(path: Path) -> Comparison | None:
         return check_recording(open_recording(path)) if path.exists() else None
     except KvmtraceError:
         return None
+
+
+def _probed(bug: Bug, faulty: Path, healthy: Path) -> str:
+    """Say whether the probes beside the recordings tell the fault from its twin."""
+    if not bug.probe_shows or not faulty.exists() or not healthy.exists():
+        return ""
+    first, second = (re.search(bug.probe_shows, path.read_text(errors="replace")) for path in (faulty, healthy))
+    return "shown" if first and not second else "not shown"
 
 
 def _kernels_word(log: str) -> str:

@@ -53,6 +53,9 @@ def _fill(work: Path, isa: str, steps: Sequence[Step], said: bool) -> dict[Step,
         command = ["cc", "-static", "-O1", *options, "-o", str(work / source.stem), str(source)]
         subprocess.run(command, check=True)
     shutil.copy(find_busybox(), work / "busybox")
+    for step in steps:
+        if step.probes:
+            (work / f"{step.name}.probes").write_text("".join(f"{line}\n" for line in step.probes))
     tests = {word.removeprefix("./") for step in steps for word in step.trigger if word.startswith("./")}
     programs = build_selftests("svm", "6.1").folder
     for test in tests - {"trigger", "unusual"}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from history.catalogue import put_back
@@ -25,12 +25,14 @@ class Step:
     name : of the files; a bug's own name, or "healthy-..." for a twin, which bugs of the same guest share
     edits : what the modules were built with
     parameters, trigger : as in Bug
+    probes : those of the bugs that it is for
     """
 
     name: str
     edits: tuple[Edit, ...]
     parameters: tuple[str, ...]
     trigger: tuple[str, ...]
+    probes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def twin_of(bug: Bug) -> Step:
@@ -45,7 +47,7 @@ def twin_of(bug: Bug) -> Step:
 
 def step_of(bug: Bug) -> Step:
     """Return the recording of a bug."""
-    return Step(bug.name, (*bug.aged, *bug.edits), bug.parameters, bug.trigger)
+    return Step(bug.name, (*bug.aged, *bug.edits), bug.parameters, bug.trigger, bug.probes)
 
 
 def steps_for(isa: str, names: Iterable[str] = ()) -> list[Step]:
@@ -57,5 +59,8 @@ def steps_for(isa: str, names: Iterable[str] = ()) -> list[Step]:
     """
     wanted = set(names)
     bugs = [bug for bug in put_back(isa) if not wanted or bug.name in wanted]
-    twins = dict.fromkeys(twin_of(bug) for bug in bugs)
+    probes: dict[Step, dict[str, None]] = {}
+    for bug in bugs:
+        probes.setdefault(twin_of(bug), {}).update(dict.fromkeys(bug.probes))
+    twins = [replace(twin, probes=tuple(own)) for twin, own in probes.items()]
     return [*sorted(twins, key=lambda step: (step.parameters, step.name)), *(step_of(bug) for bug in bugs)]

@@ -113,6 +113,11 @@ def _totals(results: list[Told], bugs: dict[str, Bug]) -> list[str]:
         words += f" ({idle} of them did not happen in the lab)" if idle else ""
         alarms = sum(result["false_alarms"] for result in mine)
         lines.append(f"* {isa}: {len(mine)} run: {words or '-'}. Findings on the healthy twins: {alarms}.")
+    probed = [result["probe"] for result in results if result.get("probe")]
+    lines.append(
+        f"* Of those not found, {len(probed)} were recorded with a probe or tracepoint beside the events: it tells "
+        f"{probed.count('shown')} of them from their twins."
+    )
     found = [result for result in results if result["first"]]
     names = Counter(result["named"] for result in found)
     near = [result["distance"] for result in found if result["distance"] is not None]
@@ -139,6 +144,9 @@ def _about(bug: Bug, results: list[Told]) -> list[str]:
         sign = (bug.sign or {}).get(result["isa"], "")
         if sign and result["found"] == "invisible":
             lines.append(f"* {result['isa']}, the fault's own sign: {sign}")
+        if result.get("probe"):
+            probes = ", ".join(f"`{probe}`" for probe in bug.probes)
+            lines.append(f"* {result['isa']}, recorded beside it: {probes}. The fault is {result['probe']} by it.")
     if bug.why:
         lines.append(f"* What would show it: {bug.why}")
     return [*lines, ""]

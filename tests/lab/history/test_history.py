@@ -45,6 +45,8 @@ def test_each_is_told_in_full(bug) -> None:
     assert ("invisible" not in bug.expect.values()) or bug.why, "what would show it?"
     silent = {isa for isa, found in bug.expect.items() if found == "invisible"}
     assert set(bug.sign or {}) == silent, "how is it known that the fault happened?"
+    assert bool(bug.probes) == bool(bug.probe_shows)
+    re.compile(bug.probe_shows)
     assert set(bug.rules) <= set(all_rules())
     assert sum(edit.replacement.count("\n") + 1 for edit in bug.edits) <= 6, "a few lines"
 
