@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from kvmtrace.capture.settings import RecordSettings, TargetSpec
 from kvmtrace.cli.completion import processes
 from kvmtrace.cli.output import check_folder
 from kvmtrace.cli.parameter_types import MAX_PID, Duration, Size
-from kvmtrace.errors import UsageError
+from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.kvm.tracepoints import EVENT_SETS
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ second instance records meanwhile. SIGHUP looks at VMs again. Ending it leaves n
     type=Size(),
     help="Kernel buffer per CPU, of each of two instances; default 32M; both take a quarter of memory at most.",
 )
+@click.option(
+    "--summaries", metavar="DEST", help="Summarise each recording for kvmtrace fleet too: folder or URL, as of its -o."
+)
 @click.option("-d", "--duration", type=Duration(), help="End after so long.")  # fmt: skip
 def command(**options: Any) -> None:
     """Record all the time, in memory, and save the last seconds when something happens.
@@ -136,7 +140,23 @@ def settings_of(options: dict[str, Any]) -> Any:
         vm=options["vm"],
         duration_s=options["duration"],
         automaton=automaton_for(triggers),
+        summaries=summaries_of(options),
     )
+
+
+def summaries_of(options: dict[str, Any]) -> str | None:
+    """Return where summaries go.
+
+    Raises
+    ------
+    CapabilityError
+        What `kvmtrace fleet` needs is not installed.
+    """
+    dest: str | None = options["summaries"]
+    missing = [name for name in ("fsspec", "pyarrow") if dest is not None and find_spec(name) is None]
+    if missing:
+        raise CapabilityError(f"{missing[0]} is not installed", "pip install 'kvmtrace[fleet]'")
+    return dest
 
 
 def automaton_for(triggers: Iterable[Trigger]) -> MonitorTable | None:

@@ -21,6 +21,7 @@ from kvmtrace.watch.model_trigger import ModelTrigger
 from kvmtrace.watch.monitor_trigger import MonitorTrigger
 from kvmtrace.watch.rings import Rings
 from kvmtrace.watch.saved_files import RateLimit, keep_quota, name_of
+from kvmtrace.watch.saved_summaries import SavedSummaries
 from kvmtrace.watch.saving import Wanted, save, with_vm
 from kvmtrace.watch.service import ERROR, NOTICE, STOPS, WARNING, Signals, notify, notify_reload, say
 from kvmtrace.watch.triggers import Fired, Trigger
@@ -55,6 +56,7 @@ class WatchSettings:
     vm : as `--vm` gave it
     duration_s : end after so long
     automaton : of the reference model, for the trigger `monitor`
+    summaries : where each recording is summarised to for `kvmtrace fleet`, None for nowhere
     """
 
     record: RecordSettings
@@ -67,6 +69,7 @@ class WatchSettings:
     vm: str | None = None
     duration_s: float | None = None
     automaton: Table | None = None
+    summaries: str | None = None
 
 
 @dataclass
@@ -103,6 +106,7 @@ class FlightRecorder:
         self._commands = Commands(settings.triggers)
         self._monitor: MonitorTrigger | None = None
         self._model = ModelTrigger.of(settings.triggers, settings.keep_s, settings.folder)
+        self._summaries = None if settings.summaries is None else SavedSummaries(settings.summaries)
         self._pending: _Pending | None = None
         self._second = self._reach = 0.0
         self._told_short = False
@@ -168,6 +172,8 @@ class FlightRecorder:
             fired += self._detectors.look(self.counters.vms())
         if self._model is not None:
             self._ask_the_model(self._model)
+        if self._summaries is not None:
+            self._summaries.look()
         if time.monotonic() >= self._reach:
             self._reach = time.monotonic() + RESERVE_S
             self._look_at_reach()
@@ -190,6 +196,8 @@ class FlightRecorder:
         self.saved.append(path)
         say(f"saved {path}: {why}", NOTICE)
         notify(f"STATUS=saved {len(self.saved)}, the last one {path.name}")
+        if self._summaries is not None:
+            self._summaries.add(path)
         if self.settings.quota_bytes is not None:
             for name in keep_quota(self.settings.folder, self.settings.quota_bytes):
                 say(f"removed {name}: --quota")
@@ -262,6 +270,8 @@ class FlightRecorder:
             for programs in (self.programs, self._monitor):
                 if programs is not None:
                     programs.close()
+        if self._summaries is not None:
+            self._summaries.close()
 
 
 def watch(settings: WatchSettings) -> list[Path]:

@@ -19,6 +19,9 @@ import pytest
 
 from kvmtrace.capture.recover import reclaim, reclaim_file
 from kvmtrace.capture.tracefs import find_tracefs
+from kvmtrace.fleet.executors import Engine
+from kvmtrace.fleet.reduce import Fleet
+from kvmtrace.fleet.summarizing import summarize_all
 from kvmtrace.formats import open_recording
 from kvmtrace.report.build import ReportOptions, build_report
 from tests.capture.bpf_held import forgotten_programs
@@ -106,6 +109,28 @@ def test_a_slow_exit_is_caught_and_nothing_else(tmp_path: Path) -> None:
     assert slow["pid"] in {row.pid for row in report.vms}
     assert left_by(running.pid) == set()
     assert_unloaded(programs)
+
+
+def test_what_is_saved_is_summarised(tmp_path: Path) -> None:
+    """The summary that it writes is the one that `fleet summarize` makes, with the VM in it."""
+    out, dest, again = (tmp_path / name for name in ("out", "dest", "again"))
+    out.mkdir()
+    with watching(out, "--keep", "20s", "--on", "signal USR1", "--summaries", str(dest)) as running:
+        guest = run_guest("lifecycle", "--count", "300")
+        running.send_signal(signal.SIGUSR1)
+        path = saved(running)
+        assert "summarised" not in stop(running)
+    summarize_all(Engine(workers=1), [str(path)], str(again))
+    with Fleet(str(dest)) as written, Fleet(str(again)) as made:
+        for table in ("recordings", "vms", "vcpus", "userspace_exits", "rules"):
+            query = f"SELECT * FROM {table} ORDER BY ALL"
+            assert written.arrow(query).equals(made.arrow(query))
+        vms = written.sql("SELECT pid FROM vms").pid.tolist()
+        (count,) = written.sql(
+            f"SELECT sum(userspace_exits)::BIGINT AS n FROM vcpus WHERE vm_pid = {guest['pid']}"
+        ).n.tolist()
+    assert guest["pid"] in vms
+    assert count == sum(guest["known"]["userspace_exits"].values())
 
 
 def test_it_records_while_it_saves(tmp_path: Path) -> None:
