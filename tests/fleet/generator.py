@@ -112,7 +112,8 @@ def _n_vms(number: int) -> int:
     return next((n for every, n in sorted(VMS.items(), reverse=True) if place % every == 0), 1)
 
 
-def _host(number: int, model: str, kernel: str, rng: Generator) -> dict[str, Any]:
+def make_host(number: int, model: str, kernel: str, rng: Generator) -> dict[str, Any]:
+    """Return the summary of a healthy host."""
     base = base_summary("svm" if model == SVM_MODEL else "vmx")
     begun = FIRST_DAY + timedelta(seconds=int(rng.integers(0, 3 * 86400)))
     row = {**base, "exits": [], "vcpus": [], "vms": []}
@@ -189,7 +190,7 @@ def make_fleet(folder: Path, n_hosts: int, seed: int) -> Planted:
     target.mkdir(parents=True)
     for number in range(n_hosts):
         own_model, kernel = MODELS[number % 3], KERNELS[(number // 3) % 2]
-        row = _host(number, own_model, kernel, rng)
+        row = make_host(number, own_model, kernel, rng)
         if own_model == model and kernel == KERNELS[1]:
             regressed = regressed or str(_busiest(row)[1]["name"])
             for exits in row["exits"]:

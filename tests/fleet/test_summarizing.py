@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -79,6 +80,30 @@ def test_engines_and_order_change_nothing(dest: Path, engine: Engine, tmp_path: 
     assert rows_of(tmp_path) == rows_of(dest)
     with Fleet(str(dest)) as one, Fleet(str(tmp_path)) as other:
         assert one.arrow(SUMS).equals(other.arrow(SUMS))
+
+
+@pytest.fixture(scope="module")
+def all_fixtures(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    sources = sorted(map(str, FIXTURES.glob("*.dat")))
+    folder = tmp_path_factory.mktemp("all")
+    assert summarize_all(Engine(workers=1), sources, str(folder)).counts == {"made": len(sources)}
+    return sources, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("engine", ["local", "dask"])
+def test_all_fixtures_in_any_order(
+    engine: str, workers: int, all_fixtures: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    sources, folder = all_fixtures
+    assert len(sources) >= 36
+    shuffled = random.Random(f"{engine}{workers}").sample(sources, len(sources))
+    summarize_all(Engine(engine, workers=workers), shuffled, str(tmp_path))
+    assert rows_of(tmp_path) == rows_of(folder)
+    with Fleet(str(folder)) as one, Fleet(str(tmp_path)) as other:
+        for query in (SUMS, HISTOGRAMS):
+            assert one.arrow(query).equals(other.arrow(query))
 
 
 def test_numbers_are_those_of_one_report(dest: Path) -> None:
