@@ -28,7 +28,13 @@ ACCEPT = "kvm_apic_accept_irq"
 LOGGED: tuple[str, ...] = (ACCEPT, *SENDERS, *PARTING_EVENTS)
 NUMBER: dict[str, int] = {kind: number for number, kind in enumerate(LOGGED, 1)}
 # looked for by kind: interrupts, registers of the LAPIC, what else is written; the others part what is beside them
-ASKED_FOR = frozenset({ACCEPT, *SENDERS, *LINE_EVENTS}) | {"kvm_eoi", "kvm_apic"} | {"kvm_msr", "kvm_mmio"}
+ASKED_FOR = frozenset({ACCEPT, *SENDERS, *LINE_EVENTS}) | {
+    "kvm_eoi",
+    "kvm_apic",
+    "kvm_msr",
+    "kvm_mmio",
+    "kvm_smm_transition",
+}
 NONE = -1
 
 

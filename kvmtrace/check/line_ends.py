@@ -14,13 +14,14 @@ import numpy as np
 
 from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, NUMBER, InterruptLog, interrupt_log
-from kvmtrace.check.redirection import entry_writes
+from kvmtrace.check.redirection import entry_writes, redirection
 from kvmtrace.check.routing_changes import ioctl_rows, routing_changes
 from kvmtrace.check.vcpu_owners import vcpu_owners
 from kvmtrace.model.interrupts import (
     ENTRY_LEVEL,
     ENTRY_MASKED,
     ENTRY_REMOTE_IRR,
+    ENTRY_VECTOR,
     FOREIGN_LINES,
     LINE_EVENTS,
     SPIV_DIRECTED_EOI,
@@ -67,7 +68,7 @@ def _line_ends(excerpt: Excerpt) -> LineEnds:
         return found
     changes = _changes(excerpt)
     eoi = _causes(log, acks)
-    _compare_vectors(log, acks, eoi, changes, found)
+    _compare_vectors(excerpt, acks, eoi, found)
     _compare_pins(log, acks, eoi, changes, found)
     if not _directed(log):
         _follow_levels(log, acks, changes, found)
@@ -95,24 +96,27 @@ def _causes(log: InterruptLog, acks: Rows) -> Rows:
     return np.where(same & log.is_kind(last, "kvm_eoi"), last, NONE)
 
 
-def _compare_vectors(log: InterruptLog, acks: Rows, eoi: Rows, changes: Rows, found: LineEnds) -> None:
-    """Check that the pins that are told of a vector's EOI have that vector."""
-    pins, uses = log.values("kvm_ack_irq", "pin", acks), log.of_kind("kvm_ioapic_set_irq")
-    of = log.values("kvm_ioapic_set_irq", "pin", uses)
-    order = np.lexsort((log.row[uses], of))
-    uses, n = uses[order], len(log.table)
-    at = np.searchsorted(of[order] * n + log.row[uses], pins * n + log.row[acks]) - 1
+def _compare_vectors(excerpt: Excerpt, acks: Rows, eoi: Rows, found: LineEnds) -> None:
+    """Check that the pins that are told of a vector's EOI have that vector: as written, or as last used."""
+    log, n = interrupt_log(excerpt), len(excerpt.whole.table)
+    pins = log.values("kvm_ack_irq", "pin", acks)
+    told = np.array(redirection(excerpt).vectors, np.int64).reshape(-1, 4)
+    told = told[np.lexsort((np.arange(len(told)), told[:, 0]))]
+    at = np.searchsorted(told[:, 0] * (n + 1) + told[:, 1] + 1, pins * (n + 1) + log.row[acks] + 1) - 1
     known = (at >= 0) & (eoi != NONE)
-    known[known] = of[order][at[known]] == pins[known]
-    known[known] = np.searchsorted(changes, log.row[uses[at[known]]]) == np.searchsorted(changes, log.row[acks[known]])
+    pin, since, vector, settled = told[at[known]].T
+    ended = log.row[eoi[known]]
+    # an entry that is written after the EOI, or about then, may have had another vector
+    known[known] = (pin == pins[known]) & (vector != NONE) & (since < ended) & (settled < ended)
     found.n_judged += int(np.count_nonzero(known))
     found.n_unknown += int(np.count_nonzero(~known))
-    entry = log.values("kvm_ioapic_set_irq", "e", uses[at[known]])
-    ended = log.values("kvm_eoi", "vector", eoi[known])
-    for i in np.flatnonzero(entry & 0xFF != ended & 0xFF).tolist():
-        pin, vector = int(pins[known][i]), int(entry[i]) & 0xFF
-        expected = f"pin {pin} told of the EOI of its vector {vector:#x}"
-        found.wrong.append(_doubt(log, uses[at[known][i]], acks[known][i], expected, f"of {int(ended[i]):#x}"))
+    since, vector, ended = told[at[known], 1], told[at[known], 2], log.values("kvm_eoi", "vector", eoi[known])
+    times = log.table.ts_ns
+    for i in np.flatnonzero(vector != ended & ENTRY_VECTOR).tolist():
+        expected = f"pin {int(pins[known][i])} told of the EOI of its vector {int(vector[i]):#x}"
+        row, began = int(log.row[acks[known][i]]), int(since[i])
+        since_ns = int(times[began]) if began >= 0 else 0
+        found.wrong.append(Doubt(row, since_ns, int(times[row]), expected, f"of {int(ended[i]):#x}"))
 
 
 def _compare_pins(log: InterruptLog, acks: Rows, eoi: Rows, changes: Rows, found: LineEnds) -> None:

@@ -209,7 +209,7 @@ class Pics:
         pin.edges.append(at_ns)
         if len(pin.edges) > _MERGED:
             vector = (self.base[chip] or 0) + number % N_PINS
-            expected = f"vector {vector:#x} injected: pin {number} of the PICs rose three times, each time as a new request"
+            expected = f"vector {vector:#x} injected: pin {number} of the PICs rose three times, each a new request"
             self.wrong.append(Doubt(row, pin.edges[0], at_ns, expected, "it was not"))
             pin.edges.clear()
 
@@ -285,7 +285,8 @@ def _injections(excerpt: Excerpt, marks: Rows, bases: Numbers | None) -> list[Ev
         mine = within(vector & BASE_MASK, bases)
         at, vector = at[mine], vector[mine]
     _, first = np.unique(np.searchsorted(marks, whole.row[at]) << 8 | vector, return_index=True)
-    return [(row, _TAKEN, 0, one) for row, one in zip(whole.row[at[first]].tolist(), vector[first].tolist(), strict=True)]
+    rows = whole.row[at[first]].tolist()
+    return [(row, _TAKEN, 0, one) for row, one in zip(rows, vector[first].tolist(), strict=True)]
 
 
 def _lines(log: InterruptLog, lines: Rows) -> list[Event]:

@@ -17,7 +17,7 @@ from kvmtrace.check.interrupt_log import NONE, interrupt_log
 from kvmtrace.check.routing_changes import ioctl_rows
 from kvmtrace.check.vcpu_owners import vcpu_owners
 from kvmtrace.kvm.apic import IOAPIC_DEFAULT_BASE
-from kvmtrace.model.interrupts import READ_ONLY_ENTRY_BITS, ROUTING_IOCTLS
+from kvmtrace.model.interrupts import ENTRY_VECTOR, READ_ONLY_ENTRY_BITS, ROUTING_IOCTLS
 from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Redirection:
     former : pin -> the same before its latest write, and the row up to which that may be under way
     n_judged, n_unknown : uses of entries in this excerpt
     wrong : uses that differ
+    vectors : (pin, row from which on, its vector or NONE, row up to which a write of it may be under way), by row
     """
 
     selected: int | None = None
@@ -52,14 +53,17 @@ class Redirection:
     n_judged: int = 0
     n_unknown: int = 0
     wrong: list[Doubt] = field(default_factory=list)
+    vectors: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Take note of an excerpt's new rows, in their order."""
-        self.n_judged, self.n_unknown, self.wrong = 0, 0, []
+        self.n_judged, self.n_unknown, self.wrong, self.vectors = 0, 0, [], []
         if vcpu_owners(excerpt).ambiguous:
             self._forget()
             return True
         self.former.clear()
+        for pin in self.bits:
+            self._note(pin, NONE)
         row, what, about, value = _events(excerpt)
         for i in _telling(what, about, value).tolist():
             at_ns = int(excerpt.whole.table.ts_ns[row[i]])
@@ -70,22 +74,32 @@ class Redirection:
     def _take(self, what: int, place: tuple[int, int], about: int, value: int) -> None:
         """Take an event at a row and time; `about`: the pin, or the row up to which a write may be under way."""
         if what == _FORGET:
+            for pin in self.bits:
+                self.vectors.append((pin, place[0], NONE, NONE))
             self._forget()
         elif what == _SELECT:
             self.selected, self.selected_ns = value & 0xFF, place[1]
         elif what == _WINDOW:
-            self._write(value & _HALF, about)
+            self._write(value & _HALF, about, place[0])
         else:
             self._use(place, about, value & ~READ_ONLY_ENTRY_BITS)
+            self._note(about, place[0])
+
+    def _note(self, pin: int, row: int, settled: int = NONE) -> None:
+        """Note which vector a pin has from a row on."""
+        bits, known, _ = self.bits[pin]
+        self.vectors.append((pin, row, bits & ENTRY_VECTOR if known & ENTRY_VECTOR else NONE, settled))
 
     def _forget(self) -> None:
         self.selected = None
         self.bits.clear()
         self.former.clear()
 
-    def _write(self, value: int, settled: int) -> None:
+    def _write(self, value: int, settled: int, row: int) -> None:
         """Take a write to the window; to a register that is not known it may be to any entry."""
         if self.selected is None:
+            for pin in self.bits:
+                self.vectors.append((pin, row, NONE, NONE))
             self.bits.clear()
         elif self.selected >= FIRST_ENTRY:
             pin, high = divmod(self.selected - FIRST_ENTRY, 2)
@@ -97,6 +111,7 @@ class Redirection:
                 known | half,
                 min(since, self.selected_ns),
             )
+            self._note(pin, row, settled)
 
     def _use(self, place: tuple[int, int], pin: int, value: int) -> None:
         bits, known, since = self.bits.get(pin, (0, 0, 0))

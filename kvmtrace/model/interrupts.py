@@ -83,6 +83,7 @@ LINE_EVENTS: tuple[str, ...] = ("kvm_set_irq", "kvm_pic_set_irq", "kvm_ioapic_se
 
 # bits of a redirection entry that the guest does not write: delivery status, remote IRR
 READ_ONLY_ENTRY_BITS = 1 << 12 | 1 << 14
+ENTRY_VECTOR = 0xFF
 ENTRY_LEVEL = 1 << 15
 ENTRY_MASKED = 1 << 16
 ENTRY_LOGICAL = 1 << 11

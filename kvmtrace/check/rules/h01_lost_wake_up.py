@@ -10,6 +10,7 @@ from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.arrivals import arrivals
 from kvmtrace.check.halted_vcpus import NEEDS, halted, idle_ns, slept
 from kvmtrace.check.rule import SUSPICION, Rule
+from kvmtrace.check.starting_vcpus import starting
 from kvmtrace.model.thresholds import threshold
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ RULE = Rule(
     "lost wake-up",
     SUSPICION,
     NEEDS,
-    "A halted vCPU for which an interrupt was accepted wakes up soon.",
+    "A halted vCPU for which an interrupt was accepted wakes up soon; one that waits after INIT starts when a start-up "
+    "message arrives.",
     "kvm_vcpu_halt, kvm_vcpu_block, kvm_vcpu_wake_up (virt/kvm/kvm_main.c)",
     blames_handler=False,
     healthy="""
@@ -59,6 +61,35 @@ def _asleep(excerpt: Excerpt, found: Found) -> None:
     known = halted(excerpt)
     if excerpt.final:
         known.report(excerpt, found, before_halt=False)
+
+
+@RULE.part(
+    "start-up messages",
+    needs=(
+        "kvm_entry.vcpu_id",
+        "kvm_entry.rip",
+        "kvm_fpu.load",
+        "sched_switch.prev_state",
+        "sys_enter_ioctl.cmd|kvm_vcpu_ioctl.cmd",
+    ),
+    adds=False,
+    source="kvm_apic_accept_events, __apic_accept_irq (lapic.c)",
+)
+def _starts(excerpt: Excerpt, found: Found) -> None:
+    """Check that a vCPU that waits after INIT, in KVM_RUN, enters the guest once it got a start-up message."""
+    waiting = starting(excerpt)
+    found.check(len(waiting.new))
+    rows = np.array([row for _, row in waiting.new], np.intp)
+    drafts = found.draft_rows(
+        rows,
+        lambda i: (
+            f"vCPU {waiting.new[i][0]} starts: it waited after INIT and got a start-up message",
+            "it sleeps on, until the end of the recording",
+        ),
+    )
+    waiting.told.update(zip((vcpu for vcpu, _ in waiting.new), drafts, strict=False))
+    if excerpt.final:
+        found.report([one for one in waiting.never_started(excerpt) if one is not None])
 
 
 @RULE.part("how late", needs=("kvm_inj_virq.vector", "kvm_inj_virq.reinjected", "sched_switch.prev_state"), adds=False)

@@ -259,6 +259,22 @@ def _waited(excerpt: Excerpt, found: Found) -> None:
     )
 
 
+@RULE.part(
+    "polling",
+    needs=("kvm_vcpu_wakeup.valid",),
+    places="wake-up",
+    adds=False,
+    source="kvm_vcpu_halt, vcpu_valid_wakeup (virt/kvm/kvm_main.c)",
+    local=True,
+)
+def _valid(excerpt: Excerpt, found: Found) -> None:
+    """Check that polling counts as valid: only s390's KVM ever says otherwise."""
+    positions = excerpt.segments.positions("wake-up")
+    bad = positions[excerpt.sequence.values("kvm_vcpu_wakeup", "valid", positions) == 0]
+    found.check(len(positions))
+    found.violate(bad, constant("kvm_vcpu_wakeup that says polling valid", "invalid"))
+
+
 def _apic_msrs(excerpt: Excerpt) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of accesses to x2APIC registers that raised no #GP, and the numbers of the MSRs."""
     segments, sequence = excerpt.segments, excerpt.sequence

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, EXIT
+from kvmtrace.check.findings import constant
 from kvmtrace.check.rip_continuity import MAX_INSTRUCTION
 from kvmtrace.check.rule import VIOLATION, Rule
+from kvmtrace.check.starting_vcpus import ENTERED, FORGET, INIT, SIPI, started_vcpus, starting_events
+from kvmtrace.check.system_management import system_management
 from kvmtrace.check.userspace_changes import setter_rows
-from kvmtrace.model.injection import INIT_DELIVERY_MODE, RESET_RIPS, SIPI_DELIVERY_MODE, SMI_RIP
-from kvmtrace.model.userspace_actions import MODE_SETTERS, RIP_SETTERS
-from kvmtrace.table.distinct import among, distinct
-from kvmtrace.table.event_table import LOST_EVENTS
+from kvmtrace.model.injection import RESET_RIPS, SMI_RIP
+from kvmtrace.model.userspace_actions import MODE_SETTERS
+from kvmtrace.table.distinct import among
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +65,6 @@ kvm_smm_transition: vcpu_id=0 smbase=30000 entering=1
 kvm_entry: vcpu_id=0 rip=0x8000
 """,
 )
-_STARTS = {INIT_DELIVERY_MODE: "INIT", SIPI_DELIVERY_MODE: "start-up message"}
 _ACCEPTED = ("kvm_apic_accept_irq.apicid", "kvm_apic_accept_irq.dm", "kvm_entry.rip", "kvm_entry.vcpu_id")
 
 
@@ -166,16 +167,27 @@ def _first_rip(excerpt: Excerpt, found: Found) -> None:
     )
 
 
-def _started(excerpt: Excerpt) -> list[int]:
-    """Return the vCPUs that accepted INIT or a start-up message in this part of the recording."""
-    table = excerpt.sequence.table
-    mode = table.field("kvm_apic_accept_irq", "dm").astype(np.int64)
-    apic = table.field("kvm_apic_accept_irq", "apicid").astype(np.int64)
-    started: list[int] = distinct(apic[among(mode, tuple(_STARTS))]).tolist()
-    return started
-
-
-_INIT, _SIPI, _ENTRY, _FORGET = range(4)
+@RULE.part(
+    "causes",
+    needs=(
+        "kvm_smm_transition.entering",
+        "kvm_smm_transition.vcpu_id",
+        "kvm_apic_accept_irq.apicid",
+        "kvm_apic_accept_irq.dm",
+        "kvm_exit.vcpu_id",
+        "sys_enter_ioctl.cmd|kvm_vcpu_ioctl.cmd",
+    ),
+    adds=False,
+    source="process_smi, kvm_check_and_inject_events (x86.c)",
+)
+def _causes(excerpt: Excerpt, found: Found) -> None:
+    """Check that each beginning of system-management mode has an SMI of its own."""
+    followed = system_management(excerpt)
+    found.check(followed.n_judged)
+    found.violate_rows(
+        np.array(followed.uncaused, np.intp),
+        constant("an SMI accepted, or set by userspace, since system-management mode began last", "it begins without"),
+    )
 
 
 @RULE.part("start-up messages", needs=_ACCEPTED, adds=False)
@@ -183,18 +195,18 @@ def _start_up(excerpt: Excerpt, found: Found) -> None:
     """Check that a vCPU that waits, as INIT made it, goes on at RIP 0 once a start-up message arrived."""
     # vCPU -> RIPs at which it was entered since the message; None: there was none yet
     waiting: dict[int, list[int] | None] = excerpt.remember("vCPUs that wait for a start-up message", dict)
-    if not waiting and not _started(excerpt):
+    if not waiting and not started_vcpus(excerpt):
         return
     times = Counter(excerpt.vcpu_ids.values())  # two VMs may have one of the same number
     wrong: list[tuple[int, int]] = []
-    for row, what, vcpu, rip in _starting_events(excerpt):
-        if what == _FORGET:
+    for row, what, vcpu, rip in starting_events(excerpt):
+        if what == FORGET:
             waiting.clear()
-        elif what == _INIT and times.get(vcpu, 0) < 2:
+        elif what == INIT and times.get(vcpu, 0) < 2:
             waiting[vcpu] = None
-        elif what == _SIPI and vcpu in waiting:
+        elif what == SIPI and vcpu in waiting:
             waiting[vcpu] = []
-        elif what == _ENTRY and vcpu in waiting:
+        elif what == ENTERED and vcpu in waiting:
             rips = waiting[vcpu]
             # the entry under way when INIT came may be traced behind the message: one of two is at 0
             if rips is not None and rip and not rips:
@@ -209,28 +221,12 @@ def _start_up(excerpt: Excerpt, found: Found) -> None:
     )
 
 
-def _starting_events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
-    """Return (row, what, vCPU, RIP) of what is new and concerns vCPUs that wait, by row."""
-    whole, table = excerpt.whole, excerpt.whole.table
-    rows = table.rows("kvm_apic_accept_irq")
-    apic, mode = (table.field("kvm_apic_accept_irq", name).astype(np.int64) for name in ("apicid", "dm"))
-    entries = np.flatnonzero(whole.cls == ENTRY)
-    vcpu, rip = (whole.values("kvm_entry", name, entries) for name in ("vcpu_id", "rip"))
-    lost = table.rows(LOST_EVENTS) if LOST_EVENTS in table.kind_index else rows[:0]
-    events = [(row, _FORGET, 0, 0) for row in np.append(setter_rows(excerpt, RIP_SETTERS), lost).tolist()]
-    for one, what in ((INIT_DELIVERY_MODE, _INIT), (SIPI_DELIVERY_MODE, _SIPI)):
-        mine = mode == one
-        events += [(row, what, to, 0) for row, to in zip(rows[mine].tolist(), apic[mine].tolist(), strict=True)]
-    events += zip(whole.row[entries].tolist(), [_ENTRY] * len(entries), vcpu.tolist(), rip.tolist(), strict=True)
-    return sorted(event for event in events if event[0] >= whole.n_parked)
-
-
 @RULE.part("resets", needs=(*_ACCEPTED, "kvm_exit.guest_rip", "kvm_emulate_insn"), adds=False)
 def _resets(excerpt: Excerpt, found: Found) -> None:
     """Check that a vCPU that goes on at a reset's RIP, not by stepping there, got INIT or a start-up message."""
     exits = excerpt.exits
     told: set[int] = excerpt.remember("started vCPUs", set)
-    told |= set(_started(excerpt))
+    told |= set(started_vcpus(excerpt))
     near = (exits.resume_rip - exits.get("guest_rip")) & np.uint64(0xFFFF)
     group = np.flatnonzero(
         (exits.next_kind == ENTRY)

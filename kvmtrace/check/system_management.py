@@ -1,0 +1,100 @@
+"""System-management interrupts, from where they are accepted to where the mode begins.
+
+Each beginning takes one; several may have merged into one (KVM keeps a request and a flag), but nothing begins without.
+Source: process_smi, kvm_check_and_inject_events, enter_smm (x86.c, smm.c); __apic_accept_irq (lapic.c)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kvmtrace.check.interrupt_log import acceptances, interrupt_log
+from kvmtrace.check.routing_changes import known_senders
+from kvmtrace.check.userspace_changes import setter_rows
+from kvmtrace.check.vcpu_owners import vcpu_owners
+from kvmtrace.model.injection import SMI_DELIVERY_MODE
+from kvmtrace.model.userspace_actions import SMI_SETTERS
+from kvmtrace.table.event_table import LOST_EVENTS
+
+if TYPE_CHECKING:
+    from kvmtrace.check.excerpt import Excerpt
+
+_SMI, _SETTER, _TRANSITION, _FORGET = range(4)
+OUTSTANDING = 2  # a request and a flag: so many may wait that were accepted before anything was recorded
+_MOST = OUTSTANDING + 1  # one more is traced before the flag of the one before is taken back
+
+
+@dataclass
+class SystemManagement:
+    """What is known of the vCPUs' SMIs.
+
+    Parameters
+    ----------
+    waiting : vCPU -> how many SMIs may wait, at most
+    n_judged : beginnings of the mode in this excerpt
+    uncaused : rows at which it begins without an SMI
+    """
+
+    waiting: dict[int, int] = field(default_factory=dict)
+    whole: bool = False
+    n_judged: int = 0
+    uncaused: list[int] = field(default_factory=list)
+
+    def add(self, excerpt: Excerpt) -> bool:
+        """Follow the SMIs through an excerpt's new rows."""
+        self.n_judged, self.uncaused = 0, []
+        if vcpu_owners(excerpt).ambiguous:
+            self._forget()
+            return True
+        if known_senders(excerpt).created and not self.waiting:
+            self.whole = True
+        for row, what, vcpu, entering in _events(excerpt):
+            self._take(what, vcpu, row, entering=bool(entering))
+        return True
+
+    def _forget(self) -> None:
+        self.waiting.clear()
+        self.whole = False
+
+    def _take(self, what: int, vcpu: int, row: int, *, entering: bool) -> None:
+        may_wait = self.waiting.get(vcpu, 0 if self.whole else OUTSTANDING)
+        if what == _FORGET:
+            self._forget()
+        elif what == _SMI:
+            self.waiting[vcpu] = min(may_wait + 1, _MOST)
+        elif what == _SETTER:
+            # the descriptor names the vCPU: it may be any of them
+            self.waiting = {one: min(count + 1, _MOST) for one, count in self.waiting.items()}
+            self.whole = False
+        elif entering:
+            self.n_judged += 1
+            if not may_wait:
+                self.uncaused.append(row)
+            self.waiting[vcpu] = max(may_wait - 1, 0)
+
+
+def _events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
+    """Return (row, what, vCPU, entering) of what is new, by row."""
+    log, table = interrupt_log(excerpt), excerpt.whole.table
+    accepted = acceptances(excerpt)
+    mine = accepted.mode == SMI_DELIVERY_MODE >> 8
+    rows, vcpus = log.row[accepted.entry[mine]].tolist(), accepted.vcpu[mine].tolist()
+    found = [(row, _SMI, vcpu, 0) for row, vcpu in zip(rows, vcpus, strict=True)]
+    found += [(row, _SETTER, 0, 0) for row in setter_rows(excerpt, SMI_SETTERS).tolist()]
+    if LOST_EVENTS in table.kind_index:
+        found += [(row, _FORGET, 0, 0) for row in table.rows(LOST_EVENTS).tolist()]
+    found += [(row, _FORGET, 0, 0) for row in vcpu_owners(excerpt).changes]
+    entry = log.of_kind("kvm_smm_transition")
+    # an ioctl that sets the mode traces it, too, and takes no SMI
+    entry = entry[~log.is_kind(log.before[entry], "sys_enter_ioctl", "kvm_vcpu_ioctl")]
+    vcpu, entering = (log.values("kvm_smm_transition", name, entry).tolist() for name in ("vcpu_id", "entering"))
+    found += zip(log.row[entry].tolist(), [_TRANSITION] * len(entry), vcpu, entering, strict=True)
+    return sorted(one for one in found if one[0] >= excerpt.whole.n_parked)
+
+
+def system_management(excerpt: Excerpt) -> SystemManagement:
+    """Return what following the SMIs of an excerpt found."""
+    memory = excerpt.remember("system management", SystemManagement)
+    excerpt.once("system management", memory.add)
+    return memory
