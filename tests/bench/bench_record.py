@@ -287,6 +287,7 @@ def loads(count: int) -> list[tuple[Load, set[str] | None]]:
     """Return the loads, each with the names of its contenders (None: all)."""
     rounds = max(1, count // EXITS_PER_ROUND)
     summary = {"none", "kvmtrace --summary", "kvmtrace --monitor", "bpftrace count", "floor: BPF", "floor: raw BPF",
+               "perf record",
                "kvmtrace watch", "watch --on monitor", "kvmtrace exporter", "exporter --monitor", "kvmtrace ftrace",
                "floor: ftrace"}  # fmt: skip
     return [

@@ -33,6 +33,9 @@ enum {
 #define LABEL(name) extern const unsigned char name[];
 #define END "mov $0, %al\n out %al, $0xf4\n"
 
+#define LONG 2
+#define HIGH 0x100000000ul
+
 static int kvm, vm, vcpu;
 static struct kvm_run *run;
 static unsigned char *memory;
@@ -43,7 +46,7 @@ struct mode {
 	const unsigned char *code, *end;
 	int irqchip;        /* interrupt controllers in the kernel */
 	int real;           /* 16-bit real mode */
-	int paging;         /* identity map of the first MiB, the page at 0x80000 absent */
+	int paging;         /* identity map of the first MiB, the page at 0x80000 absent; LONG: in long mode, above 4 GiB */
 	void (*prepare)(void);
 	void (*serve)(int port); /* a port written by the guest */
 };
@@ -194,6 +197,23 @@ static void serve_smi(int port)
 		CHECKED(ioctl(vcpu, KVM_SMI, 0));
 }
 
+/* an SMI above 4 GiB, whose handler returns at once */
+GUEST(rsm_high, ".code64\n mov $9, %ebx\n 1: out %al, $0x10\n dec %ebx\n jnz 1b\n" END ".code32\n")
+/* The first 2 MiB as they are, at 0 and at 4 GiB. */
+static void make_long_tables(void)
+{
+	unsigned long *tables = (unsigned long *)(memory + LONG_TABLES);
+
+	tables[0] = (LONG_TABLES + 0x1000) | 7;
+	tables[512] = tables[512 + 4] = (LONG_TABLES + 0x2000) | 7;
+	tables[1024] = 0x87;
+}
+static void prepare_rsm(void)
+{
+	memcpy(memory + SMRAM, "\x0f\xaa", 2); /* rsm */
+	make_long_tables();
+}
+
 GUEST(invlpga,
 	"mov $5, %ebx\n mov $0xa000, %eax\n xor %ecx, %ecx\n"
 	"1: invlpga %eax, %ecx\n nop\n dec %ebx\n jnz 1b\n" END
@@ -283,14 +303,11 @@ static void prepare_bad_vmcb(void) { set_gate(13, bad_vmcb_gp); }
 /* In long mode: elsewhere VMLOAD exits whatever is intercepted (APM, "VMSAVE and VMLOAD Virtualization"). */
 static void prepare_vmload(void)
 {
-	unsigned long *tables = (unsigned long *)(memory + LONG_TABLES);
 	unsigned char *save = memory + VMCB + 0x400;
 
 	make_vmcb(vmload_l2);
 	set_segment(0x10, 8, 0xa9b);
-	tables[0] = (LONG_TABLES + 0x1000) | 7;
-	tables[512] = (LONG_TABLES + 0x2000) | 7;
-	tables[1024] = 0x87; /* the first 2 MiB, as they are */
+	make_long_tables();
 	*(unsigned long *)(save + 0xd0) = 0x1500; /* SVME, LMA, LME */
 	*(unsigned long *)(save + 0x148) = 0x20;  /* CR4.PAE */
 	*(unsigned long *)(save + 0x150) = LONG_TABLES;
@@ -386,6 +403,7 @@ static const struct mode modes[] = {
 	{"rdpid", CODE_OF(rdpid), 0, 0, 0, prepare_rdpid, 0},
 	{"fep-out", CODE_OF(fep_out), 0, 0, 0, 0, 0},
 	{"smm-shutdown", CODE_OF(smm_shutdown), 1, 0, 0, prepare_smm, serve_smi},
+	{"rsm-high", CODE_OF(rsm_high), 1, 0, LONG, prepare_rsm, serve_smi},
 	{"invlpga", CODE_OF(invlpga), 0, 0, 0, prepare_invlpga, 0},
 	{"timer-restore", CODE_OF(timer_restore), 1, 0, 0, prepare_timer, 0},
 	{"nested-bad-vmcb", CODE_OF(nested_bad_vmcb), 0, 0, 1, prepare_bad_vmcb, 0},
@@ -405,7 +423,7 @@ static void map_memory(void)
 	memory = mmap(0, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct kvm_userspace_memory_region region = {0, 0, 0, MEMORY, (unsigned long)memory};
 	CHECKED(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
-	if (!strcmp(mode->name, "smm-shutdown")) {
+	if (mode->serve == serve_smi) {
 		region.slot = 1 << 16; /* the same memory within system-management mode */
 		CHECKED(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
 	}
@@ -446,6 +464,14 @@ static void set_state(void)
 	if (mode->paging) {
 		s.cr3 = DIRECTORY;
 		s.cr0 |= 0x80000000;
+	}
+	if (mode->paging == LONG) {
+		s.cr3 = LONG_TABLES;
+		s.cr4 |= 0x20;   /* PAE */
+		s.efer |= 0x500; /* LME, LMA */
+		s.cs.l = 1;
+		s.cs.db = 0;
+		regs.rip += HIGH;
 	}
 	CHECKED(ioctl(vcpu, KVM_SET_SREGS, &s));
 	CHECKED(ioctl(vcpu, KVM_SET_REGS, &regs));
