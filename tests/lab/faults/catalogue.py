@@ -84,8 +84,9 @@ FAULTS: tuple[Fault, ...] = (
         r"svm->next_rip = svm->vmcb->control\.exit_info_2;",
         "svm->next_rip = svm->vmcb->control.exit_info_2 + in;",
         ("--guest", "lifecycle", "--count", "2"),
-        frozenset({"V6"}),
+        frozenset({"H5"}),
         "After IN the guest continues one byte too far.",
+        suspicion=True,
     ),
     Fault(
         "halt-reported-as-signal",
