@@ -142,7 +142,7 @@ def build_fleet_report(
         lossy_recordings=totals["lossy"],
         events_lost=totals["lost"],
         groups=_groups(fleet, by),
-        outliers=find_outliers(metrics, vm_metrics(fleet)),
+        outliers=find_outliers(metrics, vm_metrics(fleet, metrics)),
         findings=_findings(fleet.part("violations > 0 OR suspicions > 0")),
         failures=tuple(failures),
         n_failures=n_failures,

@@ -41,7 +41,8 @@ _VMS = """(
   FROM vms
 )"""
 _NAMED = f"JOIN {_VMS} USING (checksum, vm_pid)"
-_MOST_VMS = f"SELECT max(n) AS n FROM (SELECT count(DISTINCT vm) AS n FROM exits {_NAMED} GROUP BY host)"
+_SEVERAL = f"SELECT host FROM exits {_NAMED} GROUP BY host HAVING count(DISTINCT vm) > 1"
+ALONE = "the only one"  # what a VM is called in the rows of a host that has no other
 _PER_UNIT = """
 SELECT {unit}, exit_reason, any_value(name) AS name,
        sum(count)::BIGINT AS count, sum(samples)::BIGINT AS samples, sum(total_ns)::BIGINT AS total_ns,
@@ -89,9 +90,10 @@ class HostMetrics:
 
 
 def _objects(table: Any, name: str) -> NDArray[np.object_]:
-    values = table.column(name).to_pylist()
-    found = np.empty(len(values), np.object_)
-    found[:] = values
+    """Return a column of strings; equal ones are one object, of which a fleet has few."""
+    column = table.column(name).combine_chunks().dictionary_encode()
+    words: NDArray[np.object_] = np.array([*column.dictionary.to_pylist(), None], np.object_)
+    found: NDArray[np.object_] = words[column.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)]
     return found
 
 
@@ -101,11 +103,33 @@ def host_metrics(fleet: Fleet) -> HostMetrics:
     return _metrics(fleet, _HOST, "")
 
 
-def vm_metrics(fleet: Fleet) -> HostMetrics | None:
-    """Return the metrics of every VM; None where no host has more than one, so that they would be the hosts' again."""
+def vm_metrics(fleet: Fleet, hosts: HostMetrics) -> HostMetrics | None:
+    """Return the metrics of every VM; of one that is alone on its host they are the host's.
+
+    Returns
+    -------
+    HostMetrics, None where no host has more than one VM
+    """
     fleet.load("exits", "vcpus", "vms")
-    most = fleet.arrow(_MOST_VMS).column("n")[0].as_py()
-    return _metrics(fleet, (*_HOST, "vm"), _NAMED) if (most or 0) > 1 else None
+    several = set(fleet.arrow(_SEVERAL).column("host").to_pylist())
+    if not several:
+        return None
+    together = _metrics(fleet, (*_HOST, "vm"), f"{_NAMED} WHERE host IN ({_SEVERAL})")
+    return _joined(together, hosts, np.array([host not in several for host in hosts.host]))
+
+
+def _joined(vms: HostMetrics, hosts: HostMetrics, chosen: NDArray[np.bool_]) -> HostMetrics:
+    """Return the rows of VMs and behind them those chosen of the hosts, as VMs that are ALONE."""
+
+    def both(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate([one, other[chosen]])
+
+    made: dict[str, Any] = {}
+    for name, one in vars(vms).items():
+        other = getattr(hosts, name)
+        made[name] = {key: both(one[key], other[key]) for key in one} if isinstance(one, dict) else both(one, other)
+    made["vm"][len(vms) :] = ALONE
+    return HostMetrics(**made)
 
 
 def _metrics(fleet: Fleet, unit: tuple[str, ...], named: str) -> HostMetrics:
@@ -165,7 +189,7 @@ def _metrics(fleet: Fleet, unit: tuple[str, ...], named: str) -> HostMetrics:
 
 
 def _keys(table: Any, unit: tuple[str, ...]) -> list[tuple[str | None, ...]]:
-    return list(zip(*(table.column(name).to_pylist() for name in unit), strict=True))
+    return list(zip(*(_objects(table, name).tolist() for name in unit), strict=True))
 
 
 def _quantiles(

@@ -38,6 +38,7 @@ LISTS = {
     "findings": "findings",
 }
 TABLES = ("recordings", *LISTS, "failures")
+ROWS_AT_ONCE = 20_000  # of what is given piece by piece
 # a list's members that are called as members of its recording: what they are called in the tables
 RENAMED = {"isa": "exit_isa", "source": "kernel_source"}
 
@@ -213,7 +214,7 @@ class Fleet:
 
     def batches(self, query: str) -> Iterator[pa.RecordBatch]:
         """Give the result of a query piece by piece, as pyarrow.RecordBatch."""
-        yield from self._result(query, "to_arrow_reader")
+        yield from self._result(query, "to_arrow_reader", ROWS_AT_ONCE)
 
     def csv(self, query: str) -> str:
         """Return the result of a query as CSV with a header; lists and structures as DuckDB prints them."""
@@ -229,12 +230,12 @@ class Fleet:
         pa_csv.write_csv(table, out)
         return str(out.getvalue().to_pybytes(), "utf-8")
 
-    def _result(self, query: str, form: str) -> Any:
+    def _result(self, query: str, form: str, *arguments: Any) -> Any:
         import duckdb
 
         self._load_for(query)
         try:
-            return getattr(self.connection.sql(query), form)()
+            return getattr(self.connection.sql(query), form)(*arguments)
         except duckdb.Error as error:
             raise UsageError(" ".join(str(error).split())) from error
         except AttributeError:

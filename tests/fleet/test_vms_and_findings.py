@@ -13,7 +13,7 @@ import pytest
 from fleet.generator import KERNELS, MODELS, make_host
 from fleet.real_sources import FAULTY
 from kvmtrace.fleet.fleet_report import build_fleet_report
-from kvmtrace.fleet.host_metrics import host_metrics, vm_metrics
+from kvmtrace.fleet.host_metrics import ALONE, METRICS, host_metrics, vm_metrics
 from kvmtrace.fleet.reduce import Fleet
 from kvmtrace.fleet.store import Store
 from kvmtrace.fleet.summarize import summarize
@@ -42,7 +42,8 @@ def test_a_vm_is_known_by_its_name_over_recordings(tmp_path: Path) -> None:
                 vcpu["vm_pid"] = pid if vcpu["vm_pid"] == before else vcpu["vm_pid"]
         Store(str(tmp_path)).write_summary(row)
     with Fleet(str(tmp_path)) as fleet:
-        vms, hosts = vm_metrics(fleet), host_metrics(fleet)
+        hosts = host_metrics(fleet)
+        vms = vm_metrics(fleet, hosts)
     assert vms is not None
     assert set(vms.vm) == {"db", *(f"web (pid {pid})" for pid in (11, 12, 21, 22))}
     assert vms.count.sum() == hosts.count.sum()
@@ -52,7 +53,21 @@ def test_a_vm_is_known_by_its_name_over_recordings(tmp_path: Path) -> None:
 def test_hosts_of_one_vm_are_not_told_twice(tmp_path: Path) -> None:
     Store(str(tmp_path)).write_summary(host(6))
     with Fleet(str(tmp_path)) as fleet:
-        assert vm_metrics(fleet) is None
+        assert vm_metrics(fleet, host_metrics(fleet)) is None
+
+
+def test_a_vm_that_is_alone_is_a_peer_of_others(tmp_path: Path) -> None:
+    for number in (6, 24):
+        Store(str(tmp_path)).write_summary(host(number))
+    with Fleet(str(tmp_path)) as fleet:
+        hosts = host_metrics(fleet)
+        vms = vm_metrics(fleet, hosts)
+    assert vms is not None
+    lone = vms.host == "host-00006"
+    assert set(vms.vm[lone]) == {ALONE}
+    assert set(vms.vm[~lone]) == {f"web-24-{place}" for place in range(3)}
+    for name in METRICS:
+        np.testing.assert_array_equal(vms.values[name][lone], hosts.values[name][hosts.host == "host-00006"])
 
 
 @pytest.mark.parametrize("older", [False, True])
