@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvmtrace.check.thread_events import Sequence
 
 TASK_INTERRUPTIBLE = 1
+WAIT = "kvm_wfx_arm64"
 ASLEEP_NS = threshold("wakes_within")
 # what H1 and H4 look at
 NEEDS = (
@@ -141,12 +142,33 @@ def _slept(excerpt: Excerpt) -> NDArray[np.intp]:
         return np.empty(0, np.intp)
     halted = excerpt.of_kind("halt") & ~excerpt.nested & ~failed_segments(excerpt)[exits.seg]
     group = np.flatnonzero(halted & (exits.next_kind != 0) & exits.has("sched_switch"))
-    switches = segments.positions("sched_switch")
-    states = excerpt.sequence.values("sched_switch", "prev_state", switches).astype(np.int64) & 0xFF
     asleep = np.zeros(len(segments), bool)
-    asleep[segments.of[switches[states == TASK_INTERRUPTIBLE]]] = True
-    found: NDArray[np.intp] = group[asleep[exits.seg[group]]]
+    asleep[segments.of[sleeps(excerpt)]] = True
+    group = group[asleep[exits.seg[group]]]
+    found: NDArray[np.intp] = group[~_yields(excerpt, group)]
     return found
+
+
+def sleeps(excerpt: Excerpt) -> NDArray[np.intp]:
+    """Return the positions of the switches with which threads went to sleep."""
+    switches = excerpt.segments.positions("sched_switch")
+    states = excerpt.sequence.values("sched_switch", "prev_state", switches).astype(np.int64) & 0xFF
+    found: NDArray[np.intp] = switches[states == TASK_INTERRUPTIBLE]
+    return found
+
+
+def _yields(excerpt: Excerpt, group: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Say which exits did not halt the vCPU, or may not have: WFE only yields, and shares its exit reason with WFI.
+
+    Such a vCPU may sleep as any may that another one stops (kvm_vcpu_sleep, arm64's arm.c).
+    """
+    shared = excerpt.of_isa(lambda isa: WAIT in isa.follow_ups)[group]
+    if not shared.any() or excerpt.capability.missing((f"{WAIT}.is_wfe",)):
+        return shared
+    position = excerpt.first_in_exit(WAIT, group)
+    told = position >= 0
+    shared[told] &= excerpt.sequence.values(WAIT, "is_wfe", position[told]) != 0
+    return shared
 
 
 def slept(excerpt: Excerpt) -> NDArray[np.intp]:

@@ -99,8 +99,10 @@ class MmioChain:
         return (first_gpa + length) % _PAGE == 0 == gpa % _PAGE
 
     def _complete(self, position: int, length: int, gpa: int) -> None:
-        if self.read is None:
-            return  # a device in the kernel answered, or the chain's begin is not known
+        if self.read is None:  # a device in the kernel answered, or the chain's begin is not known
+            if self.announced and self.known:
+                self._note(position, "no kvm_mmio read: none was traced as unsatisfied", "one that is complete")
+            return
         last_part, first_gpa = self.read
         self.checked += 1
         self.read = None

@@ -101,6 +101,9 @@ def _abort_mmio(excerpt: Excerpt, group: Group, found: Found) -> None:
     writes = values("kvm_mmio", "type", positions) == MMIO_WRITE
     early = np.flatnonzero(positions < faults)
     found.violate(positions[early], constant("kvm_guest_fault before what is done about it", "kvm_mmio first"))
+    # a device in the kernel that answers a read makes a second event of it
+    more = np.flatnonzero(excerpt.segment_counts("kvm_mmio")[excerpt.exits.seg[exits]] > np.where(writes, 1, 2))
+    found.violate(positions[more], constant("one access: KVM does not divide it", "several kvm_mmio"))
     at = np.flatnonzero((writes != (access.write != 0)) | (access.valid == 0))
     found.violate(
         positions[at],

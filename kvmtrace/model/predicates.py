@@ -108,7 +108,7 @@ CHECKS: dict[str, Comparison] = {
         "V5", "the syndrome of an instruction's fault describes no access, and its address is the program counter's",
         ("kvm_guest_fault.hsr", "kvm_guest_fault.hxfar", "kvm_exit.guest_rip"), "kvm_handle_guest_abort (mmu.c)"),
     "abort_mmio": Comparison(
-        "V5", "kvm_mmio follows kvm_guest_fault, with the address, size and direction that its syndrome tells",
+        "V5", "one kvm_mmio access follows kvm_guest_fault, with the address, size and direction of its syndrome",
         ("kvm_guest_fault.hsr", "kvm_guest_fault.hxfar", "kvm_guest_fault.ipa", "kvm_mmio.gpa", "kvm_mmio.len",
          "kvm_mmio.type"), "io_mem_abort (mmio.c)"),
     "abort_left": Comparison(

@@ -22,6 +22,7 @@ LISTS = {
     "kvm_cr": "crs",
     "kvm_hypercall": "hypercalls",
     "kvm_page_fault": "gpas",
+    "kvm_guest_fault": "gpas",
 }
 
 

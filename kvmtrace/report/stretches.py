@@ -31,7 +31,7 @@ FAMILIES: tuple[tuple[tuple[Step, ...], str], ...] = (
     ((Step.MSR,), "msrs"),
     ((Step.CR,), "crs"),
     ((Step.HYPERCALL,), "hypercalls"),
-    ((Step.PAGE_FAULT,), "pages"),
+    ((Step.PAGE_FAULT, Step.GUEST_FAULT), "pages"),
     ((Step.INJECT,), "vectors"),
 )
 

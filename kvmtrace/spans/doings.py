@@ -43,6 +43,7 @@ FOLLOW_UPS = (
     Step.CR,
     Step.HYPERCALL,
     Step.PAGE_FAULT,
+    Step.GUEST_FAULT,
     Step.INJECT,
     Step.EMULATE,
 )  # fmt: skip

@@ -41,6 +41,7 @@ _SIMPLE_STEPS = {
     "kvm_cr": Step.CR,
     "kvm_hypercall": Step.HYPERCALL,
     "kvm_page_fault": Step.PAGE_FAULT,
+    "kvm_guest_fault": Step.GUEST_FAULT,
     **NESTED_STEP_OF,
 }
 _MORE_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}

@@ -97,10 +97,10 @@ def _mmio(table: EventTable) -> NDArray[np.uint64]:
     return keys
 
 
-def _page(table: EventTable) -> NDArray[np.uint64]:
+def _page(table: EventTable, event: str) -> NDArray[np.uint64]:
     # the field was renamed when kvm_page_fault gained vcpu_id
-    name = "fault_address" if table.has("kvm_page_fault", "fault_address") else "address"
-    return u64(table, "kvm_page_fault", name) >> np.uint64(PAGE_SHIFT)
+    name = "fault_address" if table.has(event, "fault_address") else "address"
+    return u64(table, event, name) >> np.uint64(PAGE_SHIFT)
 
 
 def _vector(table: EventTable, event: str) -> NDArray[np.uint64]:
@@ -120,7 +120,8 @@ KEYED: dict[str, tuple[str, Callable[[EventTable], NDArray[np.uint64]]]] = {
     "kvm_msr": ("msrs", lambda table: _pair(table, "kvm_msr", "write", "ecx")),
     "kvm_cr": ("crs", lambda table: _pair(table, "kvm_cr", "rw", "cr")),
     "kvm_hypercall": ("hypercalls", lambda table: u64(table, "kvm_hypercall", "nr")),
-    "kvm_page_fault": ("pages", _page),
+    "kvm_page_fault": ("pages", lambda table: _page(table, "kvm_page_fault")),
+    "kvm_guest_fault": ("pages", lambda table: _page(table, "kvm_guest_fault")),
     "kvm_inj_virq": ("vectors", lambda table: _vector(table, "kvm_inj_virq")),
     "kvm_inj_exception": ("vectors", lambda table: _vector(table, "kvm_inj_exception")),
 }

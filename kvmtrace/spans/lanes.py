@@ -58,10 +58,11 @@ class Step(enum.IntEnum):
         20  # kvm_inj_virq, kvm_inj_exception; arg: number of (exception, vector); only with LaneBuilder's every_step
     )
     EMULATE = 21  # kvm_emulate_insn; likewise, without arg
-    NESTED_EXIT = 22  # kvm_nested_vmexit: the exit was taken in L2
-    NESTED_ENTRY = 23  # kvm_nested_vmenter, kvm_nested_vmrun: the vCPU goes on in L2
-    REFLECT = 24  # kvm_nested_vmexit_inject: ... in L1, which gets an exit
-    NESTED_FAILED = 25  # kvm_nested_vmenter_failed: ... in L1, L2 was not entered
+    GUEST_FAULT = 22  # kvm_guest_fault: a fault on a guest's page, or on no memory, which kvm_mmio tells; arg: likewise
+    NESTED_EXIT = 23  # kvm_nested_vmexit: the exit was taken in L2
+    NESTED_ENTRY = 24  # kvm_nested_vmenter, kvm_nested_vmrun: the vCPU goes on in L2
+    REFLECT = 25  # kvm_nested_vmexit_inject: ... in L1, which gets an exit
+    NESTED_FAILED = 26  # kvm_nested_vmenter_failed: ... in L1, L2 was not entered
 
 
 NESTED_STEP_OF: dict[str, Step] = {

@@ -53,7 +53,7 @@ EXIT_DTYPE = np.dtype([
     ("write", np.int8),  # the access to a port, MMIO, MSR or CR writes; -1: none of them
     ("size", np.int64),  # bytes of the port's or MMIO access
     ("data", np.uint64),  # value of the access; has_data
-    ("gpa", np.uint64),  # kvm_mmio, else kvm_page_fault; has_gpa
+    ("gpa", np.uint64),  # kvm_mmio, else kvm_page_fault or kvm_guest_fault; has_gpa
     ("told", np.uint8),  # bit i: kvm_exit tells RECORDED_FIELDS[i]; of others the value means nothing
     ("has_entry_rip", np.bool_),
     ("has_data", np.bool_),
@@ -71,16 +71,18 @@ _ABSENT: tuple[str, ...] = (
     "entry_row",
 )  # are -1 until something is known
 RECORDED_FIELDS = ("isa", "exit_reason", "guest_rip", "info1", "info2", "intr_info", "error_code")
+_FAULT_ADDRESS: dict[str, tuple[str, ...]] = {"gpa": ("fault_address", "address")}
 # what an event says of the VM-exit that it belongs to: column -> its field
-_ABOUT: dict[Step, tuple[str, dict[str, tuple[str, ...]]]] = {
-    Step.PIO: ("kvm_pio", {"port": ("port",), "write": ("rw",), "size": ("size",), "data": ("val",)}),
-    Step.MMIO_READ: ("kvm_mmio", {"gpa": ("gpa",), "size": ("len",), "data": ("val",)}),
-    Step.MMIO_WRITE: ("kvm_mmio", {"gpa": ("gpa",), "size": ("len",), "data": ("val",)}),
-    Step.MSR: ("kvm_msr", {"msr": ("ecx",), "write": ("write",), "data": ("data",)}),
-    Step.CR: ("kvm_cr", {"cr": ("cr",), "write": ("rw",), "data": ("val",)}),
-    Step.PAGE_FAULT: ("kvm_page_fault", {"gpa": ("fault_address", "address")}),
-    Step.USERSPACE_EXIT: ("kvm_userspace_exit", {"userspace_reason": ("reason",), "errno": ("errno",)}),
-}
+_ABOUT: tuple[tuple[Step, str, dict[str, tuple[str, ...]]], ...] = (
+    (Step.PIO, "kvm_pio", {"port": ("port",), "write": ("rw",), "size": ("size",), "data": ("val",)}),
+    (Step.MMIO_READ, "kvm_mmio", {"gpa": ("gpa",), "size": ("len",), "data": ("val",)}),
+    (Step.MMIO_WRITE, "kvm_mmio", {"gpa": ("gpa",), "size": ("len",), "data": ("val",)}),
+    (Step.MSR, "kvm_msr", {"msr": ("ecx",), "write": ("write",), "data": ("data",)}),
+    (Step.CR, "kvm_cr", {"cr": ("cr",), "write": ("rw",), "data": ("val",)}),
+    (Step.PAGE_FAULT, "kvm_page_fault", _FAULT_ADDRESS),
+    (Step.GUEST_FAULT, "kvm_guest_fault", _FAULT_ADDRESS),
+    (Step.USERSPACE_EXIT, "kvm_userspace_exit", {"userspace_reason": ("reason",), "errno": ("errno",)}),
+)
 # fmt: on
 
 
@@ -218,10 +220,10 @@ def _fill_accesses(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) ->
     """Fill in what the events behind each exit say of it; the first of a kind counts."""
     table, step = spans.table, spans.lanes.step
     assert table is not None
-    for which, (event, columns) in _ABOUT.items():
+    for which, event, columns in _ABOUT:
         rows = np.flatnonzero((step == which) & (owner >= 0))
         rows = rows[np.append(True, owner[rows][1:] != owner[rows][:-1])] if len(rows) else rows
-        if which == Step.PAGE_FAULT:  # the access itself tells more
+        if columns is _FAULT_ADDRESS:  # the access itself tells more
             rows = rows[~out["has_gpa"][owner[rows]]]
         if not len(rows):
             continue

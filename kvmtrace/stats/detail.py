@@ -65,6 +65,16 @@ class _Family:
         return self.total_ns[number] if self.timed[number] else None
 
 
+def _faults_on_memory(lanes: Lanes, pairs: Pairs) -> NDArray[np.intp]:
+    """Return the lane rows of kvm_guest_fault whose VM-exit was no MMIO, which is told by its own event."""
+    is_mmio = np.zeros(len(lanes) + 1, bool)  # of a VM-exit at a lane row; the last: owner -1
+    access = np.flatnonzero((lanes.step == Step.MMIO_READ) | (lanes.step == Step.MMIO_WRITE))
+    is_mmio[pairs.owner[access]] = True
+    is_mmio[-1] = False
+    faults = np.flatnonzero(lanes.step == Step.GUEST_FAULT)
+    return faults[~is_mmio[pairs.owner[faults]]]
+
+
 class DetailAccumulator:
     """Collects attributions over consecutive pieces of lanes and tables."""
 
@@ -92,18 +102,32 @@ class DetailAccumulator:
         handled, handled_ns = edges[is_handled], pairs.dur_ns[is_handled[:-1]]
         self._site_ns.add(sites[is_handled[pairs.is_exit]], handled_ns)
         present = np.bincount(lanes.step, minlength=len(Step)) > 0
-        if not any(present[step] for steps in FAMILIES.values() for step in steps):
+        if not any(present[step] for steps in FAMILIES.values() for step in steps) and not present[Step.GUEST_FAULT]:
             return
         dur_ns = np.full(len(lanes), -1, np.int64)
         dur_ns[handled] = handled_ns
         for name, steps in FAMILIES.items():
             if any(present[step] for step in steps):
                 rows = np.flatnonzero((lanes.step >= steps[0]) & (lanes.step <= steps[-1]))
-                if owned:
-                    rows = rows[pairs.owner[rows] >= 0]
-                edge = pairs.owner[rows]
-                owner = np.where((edge >= 0) & (dur_ns[edge] >= 0), edge, np.int32(-1))
-                self._families[name].feed(lanes, rows, owner, dur_ns)
+                self._feed_family(name, rows, lanes, pairs, dur_ns, owned=owned)
+        if present[Step.GUEST_FAULT]:
+            self._feed_family("pages", _faults_on_memory(lanes, pairs), lanes, pairs, dur_ns, owned=owned)
+
+    def _feed_family(
+        self,
+        name: str,
+        rows: NDArray[np.intp],
+        lanes: Lanes,
+        pairs: Pairs,
+        dur_ns: NDArray[np.int64],
+        *,
+        owned: bool,
+    ) -> None:
+        if owned:
+            rows = rows[pairs.owner[rows] >= 0]
+        edge = pairs.owner[rows]
+        owner = np.where((edge >= 0) & (dur_ns[edge] >= 0), edge, np.int32(-1))
+        self._families[name].feed(lanes, rows, owner, dur_ns)
 
     def feed_table(self, table: EventTable, keys: LaneKeys) -> None:
         """Take in what needs no lanes."""

@@ -120,6 +120,8 @@ def _first_access(lanes: Lanes, begin: int, end: int) -> tuple[int, int] | None:
     steps = lanes.step[begin + 1 : end]
     found = np.flatnonzero((steps >= Step.PIO) & (steps <= Step.PAGE_FAULT))
     if not len(found):
+        found = np.flatnonzero(steps == Step.GUEST_FAULT)
+    if not len(found):
         return None
     at = begin + 1 + int(found[0])
     return int(lanes.step[at]), int(lanes.arg[at])
@@ -157,7 +159,7 @@ def _access(access: tuple[int, int] | None, keys: LaneKeys) -> tuple[str | None,
     if step in {Step.MMIO_READ, Step.MMIO_WRITE}:
         key = keys.mmio.keys()[number]
         return "mmio", key >> 1, bool(key & 1)
-    if step == Step.PAGE_FAULT:
+    if step in {Step.PAGE_FAULT, Step.GUEST_FAULT}:
         return "page", keys.pages.keys()[number] << PAGE_SHIFT, None
     if step == Step.HYPERCALL:
         return "hypercall", keys.hypercalls.keys()[number], None

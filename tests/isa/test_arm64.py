@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kvmtrace.api import load
 from kvmtrace.check.engine import check_recording
 from kvmtrace.cli.main import cli
 from kvmtrace.formats import open_recording
@@ -119,6 +120,7 @@ OTHERS = (
     ENTRY.format(0x24), EXIT.format(2, 0x16, 0x28), "kvm_hvc_arm64: vcpu_pc=0x28 r0=0x84000000 imm=0",
     ENTRY.format(0x28), EXIT.format(0, 0, 0x2C),
 )  # fmt: skip
+END = (ENTRY.format(0x8), EXIT.format(0, 0, 0x8))
 PAYLOADS = (*MMIO_WRITE, *IN_KERNEL, *OTHERS)
 
 
@@ -163,6 +165,29 @@ def test_payloads_that_disagree_are_found(tmp_path: Path, old: str, new: str) ->
     texts = [text.replace(old, new, 1) for text in PAYLOADS]
     assert sum(before != after for before, after in zip(PAYLOADS, texts, strict=True)) == 1
     assert "V5" in violated(tmp_path, *PAYLOADS, *texts)
+
+
+IN_KERNEL_WRITE = (*MMIO_WRITE[:-1],)
+BEHIND_IT = (ENTRY.format(0x10), EXIT.format(0, 0, 0x10))
+LEFT_FOR_A_READ = (
+    *IN_KERNEL[:-1], "kvm_userspace_exit: reason=6 errno=0", "kvm_mmio: type=1 len=1 gpa=0x10000 val=0x7",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ((*IN_KERNEL_WRITE, *END), set()),
+        ((*IN_KERNEL_WRITE, IN_KERNEL_WRITE[-1], *END), {"V5"}),
+        ((*IN_KERNEL, *END), set()),
+        ((*IN_KERNEL, IN_KERNEL[-1], *END), {"V5"}),
+        ((*LEFT_FOR_A_READ, *BEHIND_IT), set()),
+        ((*LEFT_FOR_A_READ, LEFT_FOR_A_READ[-1], *BEHIND_IT), {"V8"}),
+    ],
+    ids=["write", "write twice", "read", "read twice", "left", "completed twice"],
+)
+def test_an_access_is_one(tmp_path: Path, texts: tuple[str, ...], found: set[str]) -> None:
+    assert set(violated(tmp_path, *END, *texts)) == found
 
 
 def behind_healthy(*texts: str) -> tuple[str, ...]:
@@ -256,7 +281,6 @@ IRQ_AT = (ENTRY.format(0x8), EXIT.format(0, 0, 0x8))
 REFAULT = (ENTRY.format(0x8), EXIT.format(2, 0x24, 0x8), FAULT_AT.format(0x8, 0x92000047, 0x5008, 0x5000))
 ANOTHER = (ENTRY.format(0x8), EXIT.format(2, 0x24, 0x8), FAULT_AT.format(0x8, 0x92000047, 0x6008, 0x6000))
 LEFT = ("kvm_userspace_exit: reason=10 errno=-4",)
-END = (ENTRY.format(0x8), EXIT.format(0, 0, 0x8))
 
 
 @pytest.mark.parametrize(
@@ -283,6 +307,25 @@ WOKEN = "kvm_vcpu_wakeup: ns=900 waited=1 valid=1"
 def test_wfi_blocks(tmp_path: Path) -> None:
     assert violated(tmp_path, *WFI, WOKEN, *WFE, *END) == {}
     assert set(violated(tmp_path, *WFI, WOKEN, *WFI, *END)) == {"H7"}
+
+
+OUT = "sched_switch: prev_comm=vm prev_pid=100 prev_prio=120 prev_state={} next_comm=x next_pid=9 next_prio=120"
+SLEEPS, POLLED = OUT.format(1), "kvm_vcpu_wakeup: ns=0 waited=0 valid=1"
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ((*WFI, SLEEPS, WOKEN), set()),
+        ((*WFI, SLEEPS, POLLED), {"V4"}),
+        ((*WFI, POLLED, SLEEPS), set()),  # stopped by another vCPU's SYSTEM_OFF (kvm_vcpu_sleep), which traces nothing
+        ((*WFE, SLEEPS), set()),
+        ((*WFI, WOKEN, *WFI, SLEEPS), {"V4", "H7"}),
+    ],
+    ids=["slept", "slept and polled", "stopped behind it", "stopped behind WFE", "slept for nothing"],
+)
+def test_sleep_of_a_halted_vcpu(tmp_path: Path, texts: tuple[str, ...], found: set[str]) -> None:
+    assert set(violated(tmp_path, *END, *texts, *END)) == found
 
 
 RISES, FALLS = (f"kvm_timer_update_irq: vcpu_id=0 irq=27 level={level}" for level in (1, 0))
@@ -320,3 +363,26 @@ def test_nothing_is_missed_that_no_arm64_kernel_has(path: Path) -> None:
     """Rules on what only the other architectures trace do not apply; nobody is sent to record it."""
     lacking = [one for one in check_recording(open_recording(str(path))).not_checked if one.applies and not one.part]
     assert lacking == []
+
+
+def accesses(guest: str) -> dict[tuple[int, str], int]:
+    """Return how often each guest-physical address was accessed or faulted, as the report has it."""
+    fixture = Path(__file__).parents[2] / "fixtures" / f"arm64-6.1-{guest}.dat"
+    detail = build_report(open_recording(str(fixture))).detail
+    return {(row.gpa, row.kind): row.count for row in detail.gpas}
+
+
+def test_faults_on_memory_are_told_and_mmio_is_none() -> None:
+    assert {gpa for gpa, kind in accesses("stage2") if kind == "page fault"} == {0x1000, 0x2000, 0x3000, 0x5000, 0x6000}
+    assert accesses("lifecycle") == {
+        (0x1000, "page fault"): 1,
+        (0x9000, "mmio write"): 19,
+        (0x9000, "mmio read"): 17,
+        (0xF000, "mmio write"): 1,
+    }
+
+
+def test_frames_have_the_address_of_a_fault() -> None:
+    frame = load(Path(__file__).parents[2] / "fixtures" / "arm64-6.1-stage2.dat").vm_exits
+    assert frame["name"].tolist() == ["IABT_LOW", "DABT_LOW", "DABT_LOW", "DABT_LOW", "IABT_LOW", "DABT_LOW"]
+    assert frame["gpa"].tolist() == [0x1000, 0x2000, 0x3000, 0x5000, 0x6000, 0xF000]

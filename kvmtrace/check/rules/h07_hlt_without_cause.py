@@ -10,6 +10,7 @@ from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.arrivals import arrivals
 from kvmtrace.check.excerpt import owed_events
 from kvmtrace.check.findings import constant
+from kvmtrace.check.halted_vcpus import WAIT
 from kvmtrace.check.rule import SUSPICION, RowPart, Rule
 from kvmtrace.model.wake_ups import HARDWARE_DELIVERY, WAKES_FROM_HLT
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     Group = NDArray[np.intp]
 
-WAIT = "kvm_wfx_arm64"
+
 RULE = Rule(
     "H7",
     "HLT left without cause",

@@ -12,7 +12,7 @@ from kvmtrace.check.decoding import decodes, failed_segments
 from kvmtrace.check.excerpt import EXPECTATIONS, class_of_kind
 from kvmtrace.check.exit_conditions import any_holds, complete, needs_of
 from kvmtrace.check.findings import constant
-from kvmtrace.check.halted_vcpus import slept
+from kvmtrace.check.halted_vcpus import sleeps, slept
 from kvmtrace.check.instruction_bytes import CS_L, is_string
 from kvmtrace.check.mmio_chain import MMIO_WRITE
 from kvmtrace.check.rule import VIOLATION, RowPart, Rule
@@ -124,6 +124,11 @@ def _waited(excerpt: Excerpt, found: Found) -> None:
     wakes = segments.positions("wake-up")
     waited = np.zeros(len(segments), bool)
     waited[segments.of[wakes[excerpt.sequence.values("kvm_vcpu_wakeup", "waited", wakes) != 0]]] = True
+    # a vCPU that was woken up may sleep again, without a word, as another one stops it (kvm_vcpu_sleep, arm64's arm.c)
+    last = np.full(len(segments), -1, np.intp)
+    last[segments.of[wakes]] = wakes
+    asleep = sleeps(excerpt)
+    waited[segments.of[asleep[asleep > last[segments.of[asleep]]]]] = True
     polled = excerpt.first_in_exit("wake-up", group)
     polled = polled[(polled >= 0) & ~waited[excerpt.exits.seg[group]]]
     found.violate(polled, constant("kvm_vcpu_wakeup with waited 1: the thread slept", "waited 0 (polled)"))

@@ -279,6 +279,7 @@ TABLES: dict[str, Table] = {
     **{look.by or look.member: _table_of(look) for look in _ACCESSES},
 }
 
+_MEMORY = ("kvm_mmio", "kvm_page_fault", "kvm_guest_fault", "kvm_fast_mmio")
 # --by KEY -> what its rows are, and the events that they come from
 EVENTS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "reason": ("VM-exit", ("kvm_exit",)),
@@ -287,7 +288,7 @@ EVENTS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "vcpu": ("vCPU", ("kvm_entry", "kvm_exit", "kvm_userspace_exit")),
     "waits": ("wait of a vCPU for a CPU", ("sched_switch",)),
     "port": ("access to an I/O port", ("kvm_pio",)),
-    "gpa": ("access to MMIO and no fault on a guest page", ("kvm_mmio", "kvm_page_fault", "kvm_fast_mmio")),
+    "gpa": ("access to MMIO and no fault on a guest page", _MEMORY),
     "msr": ("access to an MSR", ("kvm_msr",)),
     "cr": ("access to a control register", ("kvm_cr",)),
     "rip": ("VM-exit", ("kvm_exit",)),

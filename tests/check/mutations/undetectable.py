@@ -329,6 +329,14 @@ _ARM64: tuple[Excuse, ...] = (
         when=_other_ioctl,
     ),
     Excuse(_PROBE, "swap", "kvm_vcpu_ioctl", "with kvm_mmio", isa="arm64"),
+    Excuse(
+        "a device in the kernel may take a write, and a CPU that cannot run the vCPU be found before it is entered",
+        "alter",
+        "kvm_userspace_exit",
+        "fail entry",
+        isa="arm64",
+        exits=("DABT_LOW",),
+    ),
 )
 _NESTED: tuple[Excuse, ...] = (
     Excuse(
@@ -370,13 +378,18 @@ NOT_YET: tuple[Excuse, ...] = (
         isa="svm",
     ),
     Excuse(
-        "the operand's size is decoded for the known forms of instructions only", "alter|duplicate", "kvm_mmio", "|len"
+        "the operand's size is decoded for the known forms of instructions only",
+        "alter|duplicate",
+        "kvm_mmio",
+        "|len",
+        isa="vmx|svm",
     ),
     Excuse(
         "reasons of the second and later userspace exits of one access are not looked at",
         "alter",
         "kvm_userspace_exit",
         "fail entry|intr",
+        isa="vmx|svm",
     ),
     Excuse(
         "usual lengths are compared for resumes in the kernel, not behind a userspace exit",

@@ -11,8 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from faults import arm64_catalogue
-from faults.arm64_catalogue import apply_all
+from faults.arm64_catalogue import ARM64_FAULTS, DECLARATIONS, apply_all
 from faults.build import SERIES, unpack_parts
 from kvmtrace.lab.cache import cached, digest
 from kvmtrace.lab.tools import find_program
@@ -29,7 +28,8 @@ _PARTS = (
 
 def faulty_kernel() -> Path:
     """Return the image of the kernel with all faults, built if it is not cached."""
-    recipe = [CONFIG.read_bytes(), Path(arm64_catalogue.__file__).read_bytes()]
+    edits = (*DECLARATIONS, *(fault.edit for fault in ARM64_FAULTS))
+    recipe = [CONFIG.read_bytes(), *map(repr, edits)]
     return cached(f"arm64-faults-{digest(recipe)}", _build) / "Image"
 
 

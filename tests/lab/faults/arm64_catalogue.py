@@ -181,8 +181,7 @@ ARM64_FAULTS: tuple[Arm64Fault, ...] = (
         _edit("virt/kvm/kvm_main.c", "static long kvm_vcpu_ioctl",
               r"trace_kvm_userspace_exit\(vcpu->run->exit_reason, r\);",
               "trace_kvm_userspace_exit(vcpu->run->exit_reason, r); r = r ? r : {on};"),
-        "lifecycle", frozenset({"V12"}), "The ioctl KVM_RUN returns another value than KVM says it does.",
-        replay=False),
+        "lifecycle", frozenset({"V12"}), "The ioctl KVM_RUN returns another value than KVM says it does."),
     Arm64Fault(
         "mmio-write-exit-lost",
         _edit("mmio.c", "int io_mem_abort", r"(?<=run->exit_reason\t= KVM_EXIT_MMIO;\n\t)return ",

@@ -24,10 +24,13 @@ _OTHER_ISA = {"svm": ("vmx_", "evmcs_"), "vmx": ("svm_", "sev_"), "arm64": ("x86
 # arguments that make a test small enough for the lab of an ISA
 ARGUMENTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("arm64", "access_tracking_perf_test"): ("-b", "4M"),
-    ("arm64", "arch_timer"): ("-n", "1", "-i", "2"),
+    ("arm64", "arch_timer"): ("-n", "1", "-i", "2", "-m", "0"),
+    ("arm64", "arch_timer_edge_cases"): ("-i", "20"),
+    ("arm64", "debug-exceptions"): ("-i", "100"),
     ("arm64", "demand_paging_test"): ("-b", "4M"),
     ("arm64", "dirty_log_perf_test"): ("-b", "4M", "-i", "2"),
-    ("arm64", "kvm_page_table_test"): ("-m", "0", "-b", "4M", "-v", "1"),
+    ("arm64", "kvm_page_table_test"): ("-b", "4M", "-v", "1"),
+    ("arm64", "vgic_lpi_stress"): ("-i", "20"),
     ("arm64", "memslot_modification_stress_test"): ("-v", "1", "-b", "4M", "-i", "3"),
     ("arm64", "memslot_perf_test"): ("-s", "64", "-l", "1"),
 }
@@ -37,6 +40,7 @@ _NOT_RUN_ON: dict[tuple[str, str], str] = {
 # what fails for the emulator's sake; the recording is checked all the same
 ENVIRONMENT: dict[str, str] = {
     "debug_regs": "QEMU raises no #DB for what the test single-steps",
+    "memslot_perf_test": "its alarm of 10 s goes off first",
     "monitor_mwait_test": "the emulated MONITOR faults otherwise",
     "nested_exceptions_test": "QEMU 7.2 gives another error code for a page fault in a page-table walk",
     "svm_nested_soft_inject_test": "QEMU's CPU lacks NRIPS",
