@@ -82,6 +82,7 @@ SIDE_EVENTS: dict[str, SideEvent] = {row.kind: row for row in (
            "Debug registers change hands around each entry; caches are switched or cleaned.",
            "kvm_arm_setup_debug", "kvm_arm_clear_debug", "kvm_arm_set_dreg32", "kvm_arm_set_regset",
            "kvm_set_guest_debug", "kvm_toggle_cache", "kvm_set_way_flush"),
+    SideEvent("trap_reg", "run loop", "trap_debug_regs (sys_regs.c)", "A trapped debug register is accessed."),
     # asynchronous page faults
     *_rows("anywhere", "kvm_arch_async_page_not_present, kvm_check_async_pf_completion",
            "A page is fetched while the guest goes on.",

@@ -386,3 +386,11 @@ def test_frames_have_the_address_of_a_fault() -> None:
     frame = load(Path(__file__).parents[2] / "fixtures" / "arm64-6.1-stage2.dat").vm_exits
     assert frame["name"].tolist() == ["IABT_LOW", "DABT_LOW", "DABT_LOW", "DABT_LOW", "IABT_LOW", "DABT_LOW"]
     assert frame["gpa"].tolist() == [0x1000, 0x2000, 0x3000, 0x5000, 0x6000, 0xF000]
+
+
+def test_trapped_debug_registers_are_explained(tmp_path: Path) -> None:
+    """Their event alone has no kvm_ in its name (trace_handle_exit.h)."""
+    path = tmp_path / "trace.txt"
+    trap = (*END, ENTRY.format(0x20), EXIT.format(2, 0x18, 0x20), f"kvm_handle_sys_reg: hsr={MRS:#x}")
+    path.write_text(trace(*trap, "trap_reg: trap_debug_regs write reg 0 (0x0)", ENTRY.format(0x20)))
+    assert check_recording(open_recording(str(path))).unexplained == {}
