@@ -5,17 +5,19 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def cpu_model() -> str | None:
-    """Return the CPU's name as /proc/cpuinfo has it."""
+    """Return the CPU's name as /proc/cpuinfo has it; arm64's has numbers, which lscpu knows by name."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = CPUINFO.read_text()
     except OSError:
         return None
-    for line in text.splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return None
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    if "CPU part" in values:
+        return f"Arm CPU of implementer {values.get('CPU implementer', '?')}, part {values['CPU part']}"
+    return values.get("model name")
 
 
 def host_facts() -> dict[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kvmtrace.lazy_dataclass import dataclass
 OK, MISSING, OPTIONAL = "ok", "missing", "optional"  # optional: missing, and recording works without
 KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0x00), include/uapi/linux/kvm.h
 KVM_API_VERSION = 12
+DEVICE = Path("/dev/kvm")
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class Check:
 def check_kvm_device() -> Check:
     """/dev/kvm: needed to run a guest, not to record one that others run."""
     try:
-        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return Check(
             "/dev/kvm",
             OPTIONAL,
             "not there",
-            "load KVM: modprobe kvm_intel or kvm_amd; without VMX or SVM, `kvmtrace lab run` brings an emulated host",
+            "load KVM: modprobe kvm_intel or kvm_amd (arm64 has it built in); without VMX, SVM or EL2, "
+            "`kvmtrace lab run` brings an emulated host",
         )
     except OSError as error:
         return Check(
@@ -63,8 +66,18 @@ def check_kvm_device() -> Check:
     return Check("/dev/kvm", OK if version == KVM_API_VERSION else OPTIONAL, found)
 
 
+def _check_arm64() -> Check:
+    """KVM/arm64 is built in, and there is /dev/kvm where the kernel was started at EL2."""
+    if DEVICE.exists():
+        return Check("virtualization", OK, "EL2, KVM is built in")
+    remedy = "the firmware or boot loader must start the kernel at EL2; or use `kvmtrace lab run --isa arm64`"
+    return Check("virtualization", OPTIONAL, "no KVM at EL2", remedy)
+
+
 def check_hardware() -> Check:
-    """VMX or SVM, and the KVM modules."""
+    """VMX or SVM, and the KVM modules; arm64's EL2."""
+    if platform.machine() == "aarch64":
+        return _check_arm64()
     text = _read(Path("/proc/cpuinfo"))
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
     isa = "VMX" if "vmx" in flags else "SVM" if "svm" in flags else None

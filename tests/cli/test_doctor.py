@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kvmtrace.capture import diagnosis as doctor
+from kvmtrace.capture import host, host_checks
 from kvmtrace.capture.diagnosis import Diagnosis
 from kvmtrace.capture.host_checks import MISSING, OK, OPTIONAL, Check
 from kvmtrace.cli.doctor import render
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def run(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -87,3 +91,24 @@ def test_rendering_wraps_remedies() -> None:
     assert not diagnosis.can_record
     assert max(len(line) for line in lines if not line.startswith("\x1b")) <= 60
     assert "unknown CPU" in lines[0]
+
+
+@pytest.mark.parametrize(("there", "state"), [(True, OK), (False, OPTIONAL)])
+def test_arm64_has_neither_vmx_nor_svm(
+    there: bool, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There KVM needs EL2, and nothing is switched on in the firmware of a host whose /dev/kvm works."""
+    monkeypatch.setattr(host_checks.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(host_checks, "DEVICE", tmp_path / "kvm")
+    if there:
+        (tmp_path / "kvm").touch()
+    check = host_checks.check_hardware()
+    assert check.state == state
+    assert "VMX" not in check.found
+    assert check.remedy == "" if there else "--isa arm64" in check.remedy
+
+
+def test_an_arm_cpu_is_named_by_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd07\nCPU revision\t: 0\n")
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
+    assert host.cpu_model() == "Arm CPU of implementer 0x41, part 0xd07"
