@@ -146,3 +146,16 @@ def test_arm64s_text_says_what_the_recording_says(guest: str, arguments: list[st
         for field in fields:
             if whole.count(name) and told.has(name, field):
                 assert np.array_equal(told.field(name, field), whole.field(name, field)), (name, field)
+
+
+@pytest.mark.parametrize("max_events", [None, 100])
+def test_a_part_that_trace_cmd_split_from_before_the_beginning(max_events: int | None, tmp_path: Path) -> None:
+    """It writes the first event twice: once is counted, the repeat is stated."""
+    fixture = Path(__file__).parents[2] / "fixtures" / "svm-6.12-lifecycle.dat"
+    command = ["trace-cmd", "split", "-i", str(fixture), "-o", str(tmp_path / "part.dat"), "1.0"]
+    subprocess.run(command, check=True, capture_output=True)
+    whole, part = open_recording(fixture).events(), open_recording(tmp_path / "part.dat.1")
+    tables = [part.events()] if max_events is None else list(part.iter_events(max_events))
+    assert [ts for table in tables for ts in table.ts_ns.tolist()] == whole.ts_ns.tolist()
+    assert part.loss.repeated == 1
+    assert open_recording(fixture).loss.repeated == 0

@@ -49,22 +49,16 @@ RULE = Rule(
 (200) sys_enter_ioctl: fd: 0x5, cmd: 0xc008ae67, arg: 0x0
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
+kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x200000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: pio_write at 0x20 size 1 count 1 val 0x10
+kvm_entry: vcpu_id=0 rip=0x1002
+kvm_exit: exit_reason=30 guest_rip=0x1002 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: pio_write at 0x21 size 1 count 1 val 0x8
+kvm_entry: vcpu_id=0 rip=0x1004
+kvm_exit: exit_reason=30 guest_rip=0x1004 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
+kvm_pio: pio_write at 0x21 size 1 count 1 val 0x4
+kvm_entry: vcpu_id=0 rip=0x1006
 2 times:
-  kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x200000 info2=0x0 intr_info=0x0 vcpu_id=0
-  kvm_pio: pio_write at 0x20 size 1 count 1 val 0x11
-  kvm_entry: vcpu_id=0 rip=0x1002
-  kvm_exit: exit_reason=30 guest_rip=0x1002 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
-  kvm_pio: pio_write at 0x21 size 1 count 1 val 0x8
-  kvm_entry: vcpu_id=0 rip=0x1004
-  kvm_exit: exit_reason=30 guest_rip=0x1004 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
-  kvm_pio: pio_write at 0x21 size 1 count 1 val 0x4
-  kvm_entry: vcpu_id=0 rip=0x1006
-  kvm_exit: exit_reason=30 guest_rip=0x1006 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
-  kvm_pio: pio_write at 0x21 size 1 count 1 val 0x1
-  kvm_entry: vcpu_id=0 rip=0x1008
-2 times:
-  (200) kvm_set_irq: gsi 1 level 0 source 0
-  (200) kvm_pic_set_irq: chip 0 pin 1 (edge)
   (200) kvm_set_irq: gsi 1 level 1 source 0
   (200) kvm_pic_set_irq: chip 0 pin 1 (edge)
   kvm_exit: exit_reason=1 guest_rip=0x1008 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0
@@ -81,7 +75,7 @@ kvm_entry: vcpu_id=0 rip=0x1000
 kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x200000 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_pio: pio_write at 0x20 size 1 count 1 val 0x11
+kvm_pio: pio_write at 0x20 size 1 count 1 val 0x10
 kvm_entry: vcpu_id=0 rip=0x1002
 kvm_exit: exit_reason=30 guest_rip=0x1002 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_pio: pio_write at 0x21 size 1 count 1 val 0x8
@@ -89,12 +83,7 @@ kvm_entry: vcpu_id=0 rip=0x1004
 kvm_exit: exit_reason=30 guest_rip=0x1004 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_pio: pio_write at 0x21 size 1 count 1 val 0x4
 kvm_entry: vcpu_id=0 rip=0x1006
-kvm_exit: exit_reason=30 guest_rip=0x1006 isa=1 info1=0x210000 info2=0x0 intr_info=0x0 vcpu_id=0
-kvm_pio: pio_write at 0x21 size 1 count 1 val 0x1
-kvm_entry: vcpu_id=0 rip=0x1008
 2 times:
-  (200) kvm_set_irq: gsi 1 level 0 source 0
-  (200) kvm_pic_set_irq: chip 0 pin 1 (edge)
   (200) kvm_set_irq: gsi 1 level 1 source 0
   (200) kvm_pic_set_irq: chip 0 pin 1 (edge)
   kvm_exit: exit_reason=1 guest_rip=0x1008 isa=1 info1=0x0 info2=0x0 intr_info=0x800000ec vcpu_id=0

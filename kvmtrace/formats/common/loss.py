@@ -73,6 +73,7 @@ class LossCounter:
         self._uncounted: set[int] = set()
         self._damage: dict[tuple[int, int | None], Damage] = {}
         self._truncated = False
+        self._repeated = 0
 
     def restart(self) -> None:
         """Begin another pass over the recording: what is marked in it is met, and counted, anew."""
@@ -80,6 +81,11 @@ class LossCounter:
             cpu: max(self._marked.get(cpu, 0), self._told[-1].get(cpu, 0)) for cpu in {*self._marked, *self._told[-1]}
         }
         self._marked = {}
+        self._repeated = 0
+
+    def add_repeated(self, n_events: int) -> None:
+        """Take in events that were written twice, and are given out once."""
+        self._repeated += n_events
 
     def add_faults(self, faults: Iterable[Fault], *, truncated: bool = False) -> None:
         """Take in parts that could not be read; `truncated`: the file ends before its time."""
@@ -109,4 +115,4 @@ class LossCounter:
         unknown = bool(self._uncounted - counted) or bool(self._damage)
         known = {cpu: n for cpu, n in sorted(by_cpu.items()) if n}
         total = None if unknown else max(sum(known.values()), self._total)
-        return Loss(total, known, self._truncated, tuple(self._damage.values()))
+        return Loss(total, known, self._truncated, tuple(self._damage.values()), self._repeated)

@@ -32,6 +32,7 @@ END_OF_TIME = np.iinfo(np.int64).max
 TYPICAL_EVENT_BYTES = 40
 SMALLEST_EVENT_BYTES = 16  # head, common fields and one more
 WINDOW_BYTES = 16 << 20  # pages decoded and merged at once
+_HEAD_WORDS = 2  # of an event at most: time and length
 
 
 @dataclass
@@ -61,6 +62,7 @@ class TraceDatRecording(Recording):
         self._converter = read_time_converter(trace)
         self._kinds: KindTable = make_kind_table(trace.formats, trace.page_size)
         self._events: EventTable | None = None
+        self._begins = True  # no event of this pass was read yet
         self.kinds = self._kinds.kinds
         self.comms = dict(trace.comms)
         self.processes = processes_of_meta(trace.meta)
@@ -86,10 +88,15 @@ class TraceDatRecording(Recording):
         self.loss = self._loss.loss()
         self._units: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
+    def _restart(self) -> None:
+        """Begin another pass."""
+        self._loss.restart()
+        self._begins = True
+
     def events(self) -> EventTable:
         """Return all events (cached)."""
         if self._events is None:
-            self._loss.restart()
+            self._restart()
             positions = [_Position() for _ in self._source.streams]
             words, rows = self._read_windows(positions, START_OF_TIME, END_OF_TIME)
             self._events = self._table(words, rows)
@@ -117,7 +124,7 @@ class TraceDatRecording(Recording):
 
     def iter_events(self, max_events: int = 4_000_000) -> Iterator[EventTable]:
         """Yield tables of about `max_events` consecutive rows; memory is bounded by the largest of them."""
-        self._loss.restart()
+        self._restart()
         positions = [_Position() for _ in self._source.streams]
         low, event_bytes = START_OF_TIME, float(TYPICAL_EVENT_BYTES)
         begin, total = self._unit_order()
@@ -195,7 +202,13 @@ class TraceDatRecording(Recording):
             keys.append(got.keys[first:last])
         if not parts:
             return loaded.words, no_rows(np.dtype(np.uint32))
-        return loaded.words, merge_rows(parts, keys)
+        rows = merge_rows(parts, keys)
+        if self._begins and len(rows):
+            self._begins = False
+            if _first_is_doubled(loaded.words, rows):
+                self._loss.add_repeated(1)
+                rows = rows.slice(1, len(rows))
+        return loaded.words, rows
 
     def _table(self, words: NDArray[np.uint32], rows: Rows) -> EventTable:
         by_kind = RowsByKind(rows.kind, len(self.kinds))
@@ -213,6 +226,22 @@ class TraceDatRecording(Recording):
             self._loss.add_lost(rows.cpu[mine], count)
             return ColumnPayload({"count": count})
         return RawPayload(words, lambda: start[by_kind.of(index)], self._kinds.described[index])
+
+
+def _first_is_doubled(words: NDArray[np.uint32], rows: Rows) -> bool:
+    """Say whether the second event is the first one again, word by word.
+
+    `trace-cmd split` writes it twice where it begins before the first event: it has read that event already as it sets
+    the CPUs to the time from which on they are read (parse_cpu, tracecmd/trace-split.c).
+    """
+    if len(rows) < 2:
+        return False
+    columns = (rows.ts_ns, rows.cpu, rows.kind, rows.tid, rows.irq_flags, rows.preempt_count)
+    first, second = int(rows.start[0]), int(rows.start[1])
+    n_words = second - first - _HEAD_WORDS
+    if n_words <= 0 or any(column[0] != column[1] for column in columns):
+        return False
+    return bool((words[first : first + n_words] == words[second : second + n_words]).all())
 
 
 def _first_at(ascending: NDArray[np.int64], time: int) -> int:
