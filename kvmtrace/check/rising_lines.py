@@ -22,6 +22,7 @@ from kvmtrace.model.interrupts import (
     ENTRY_LOGICAL,
     ENTRY_MASKED,
     ENTRY_MODE,
+    N_ISA_PINS,
     ROUTING_IOCTLS,
     RTC_PIN,
 )
@@ -90,9 +91,11 @@ class Edges:
     def _known(self, excerpt: Excerpt, uses: _Uses) -> Flags:
         """Say of which changes the one before is known, with nobody else who drives the line, or sets it."""
         self._note_sources(uses)
-        if vcpu_owners(excerpt).ambiguous or not all_are_recorded(excerpt):
+        if vcpu_owners(excerpt).ambiguous or known_senders(excerpt).others:
             return np.zeros(len(uses.pin), bool)
-        known = ~among(uses.pin, {*self.shared, RTC_PIN}) & (_before(uses.level) >= 0)
+        # nobody shares an edge-triggered line of an ISA device: who is not recorded does not drive it
+        driven = np.ones(len(uses.pin), bool) if all_are_recorded(excerpt) else uses.pin < N_ISA_PINS
+        known = driven & ~among(uses.pin, {*self.shared, RTC_PIN}) & (_before(uses.level) >= 0)
         known &= _before(uses.pin) == uses.pin
         times, lane = uses.log.table.ts_ns[uses.row], uses.log.lane[uses.entry]
         # clocks of CPUs may differ

@@ -89,5 +89,6 @@ ENTRY_MASKED = 1 << 16
 ENTRY_LOGICAL = 1 << 11
 ENTRY_MODE, ENTRY_DESTINATION = 8, 56  # lowest bit of: the delivery mode (three), the destination (eight)
 BROADCAST = 0xFF
+N_ISA_PINS = 16  # of the IOAPIC: wired to the lines of ISA, which are edge-triggered and of one device each
 RTC_PIN = 8  # held back until its last interrupt was ended, for userspace's sake (rtc_irq_check_coalesced)
 ENTRY_REMOTE_IRR = 1 << 14

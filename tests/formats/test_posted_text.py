@@ -549,3 +549,14 @@ def test_a_line_wrapped_before_its_events_name_stays_an_event(tmp_path):
     events = open_recording(path).events()
     names = [events.kinds[kind].name for kind in events.kind]
     assert names == ["kvm_update_master_clock", "kvm_apicv_inhibit_changed", "kvm_entry"]
+
+
+def test_more_forms_than_are_told_apart_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    names = ["x" * i for i in range(1, 51)] + ["y" * i for i in range(1, 51)]
+    lines = [f" vmm-100 [000] d..1. 1.{i:06d}: kvm_exit: exit_reason=10 {x}=1 isa=1" for i, x in enumerate(names, 2)]
+    path.write_text("\n".join([" vmm-100 [000] d..1. 1.000001: kvm_entry: vcpu 0, rip 0x1000", *lines]) + "\n")
+    recording = open_recording(path)
+    assert len(recording.events()) == 101
+    (name,) = recording.loss.not_understood
+    assert name == "kvm_exit (whose text has more than 64 forms)"

@@ -134,6 +134,7 @@ class TextKind:
     partly : fields that some events do not tell
     sample : the first text that no reader fits; ""
     known : bool, it is an event whose text has patterns here: a line that fits none is not understood
+    crowded : bool, it has more forms than are told apart: lines of further ones are not understood
     """
 
     name: str
@@ -144,6 +145,7 @@ class TextKind:
     sample: str = ""
     printed: set[str] = field(default_factory=set)
     partly: set[str] = field(default_factory=set)
+    crowded: bool = False
     _always: set[str] | None = None
 
     def __post_init__(self) -> None:
@@ -159,7 +161,8 @@ class TextKind:
                 self.era.note(self.name, self.read(body))
             return
         found = _find(self.readers, body)
-        if found is None and len(self.readers) < MAX_FORMS:
+        self.crowded |= found is None and len(self.readers) >= MAX_FORMS
+        if found is None and not self.crowded:
             pairs = Pairs.of(body, alone=self.known)
             if pairs is not None:
                 self.readers.append(pairs)

@@ -13,7 +13,7 @@ from kvmtrace.formats.common.loss import LossCounter
 from kvmtrace.formats.common.metadata import PRINTED_NAMES
 from kvmtrace.formats.ftrace_text.disguises import Disguise, decode_text, is_utf16
 from kvmtrace.formats.ftrace_text.eras import Era
-from kvmtrace.formats.ftrace_text.text_fields import TextKind, decode_bodies
+from kvmtrace.formats.ftrace_text.text_fields import MAX_FORMS, TextKind, decode_bodies
 from kvmtrace.formats.ftrace_text.text_gaps import TextGaps
 from kvmtrace.formats.ftrace_text.text_lines import Lines, decode_lines
 from kvmtrace.formats.ftrace_text.wrapped import join_wrapped
@@ -218,8 +218,10 @@ class TextRecording(Recording):
             self._unread[NO_EVENTS] = self._unread.get(NO_EVENTS, 0) + len(rows)
             return ColumnPayload({"text": np.array([b.encode() for b in bodies], "S")})
         name = self.kinds[index].name
-        decoded = decode_bodies(self._text_kinds[name], bodies)
+        text = self._text_kinds[name]
+        decoded = decode_bodies(text, bodies)
         if decoded.unread:
+            name += f" (whose text has more than {MAX_FORMS} forms)" if text.crowded else ""
             self._unread[name] = self._unread.get(name, 0) + len(decoded.unread)
         return ColumnPayload(decoded.columns, decoded.told)
 
