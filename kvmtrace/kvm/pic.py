@@ -10,6 +10,8 @@ MASTER_PORT, SLAVE_PORT = 0x20, 0xA0
 PIC_PORTS: tuple[int, ...] = (MASTER_PORT, MASTER_PORT + 1, SLAVE_PORT, SLAVE_PORT + 1)
 CASCADE_PIN = 2  # the pin of the master that the slave is wired to
 N_PINS = 8  # of each
+SPURIOUS_PIN = 7  # whose vector stands for a request that was gone when it was to be acknowledged
+FIRST_LAPIC_VECTOR = 16  # a LAPIC takes no lower one
 
 INITIALIZE = 0x10  # command: the words behind it set vector base, wiring and, if HAS_LAST_WORD, modes
 HAS_LAST_WORD = 0x01
