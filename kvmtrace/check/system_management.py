@@ -9,19 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from kvmtrace.check.alphabet import CLASS, ENTRY
 from kvmtrace.check.interrupt_log import acceptances, interrupt_log
 from kvmtrace.check.routing_changes import known_senders
 from kvmtrace.check.userspace_changes import setter_rows
 from kvmtrace.check.vcpu_owners import vcpu_owners
 from kvmtrace.model.injection import SMI_DELIVERY_MODE
+from kvmtrace.model.nesting import LEVEL_EVENTS
 from kvmtrace.model.userspace_actions import SMI_SETTERS
+from kvmtrace.table.distinct import within
 from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
     from kvmtrace.check.excerpt import Excerpt
 
-_SMI, _SETTER, _TRANSITION, _FORGET = range(4)
+_SMI, _SETTER, _TRANSITION, _MODE, _FORGET = range(5)
 OUTSTANDING = 2  # a request and a flag: so many may wait that were accepted before anything was recorded
+_OTHERS = np.array([CLASS[name] for name in ("inject interrupt", "inject exception", "FPU unload", "userspace exit")])
 _MOST = OUTSTANDING + 1  # one more is traced before the flag of the one before is taken back
 
 
@@ -34,28 +40,40 @@ class SystemManagement:
     waiting : vCPU -> how many SMIs may wait, at most
     n_judged : beginnings of the mode in this excerpt
     uncaused : rows at which it begins without an SMI
+    outside : vCPUs that are not in the mode, as their latest transition told, or from their creation on
+    without : rows of VM-entries before which an SMI that a vCPU sent to itself had no effect
     """
 
     waiting: dict[int, int] = field(default_factory=dict)
     whole: bool = False
     n_judged: int = 0
     uncaused: list[int] = field(default_factory=list)
+    outside: dict[int, bool] = field(default_factory=dict)
+    created: bool = False
+    without: list[int] = field(default_factory=list)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Follow the SMIs through an excerpt's new rows."""
-        self.n_judged, self.uncaused = 0, []
+        self.n_judged, self.uncaused, self.without = 0, [], []
         if vcpu_owners(excerpt).ambiguous:
             self._forget()
             return True
+        self.created |= known_senders(excerpt).created and not self.outside
         if known_senders(excerpt).created and not self.waiting:
             self.whole = True
+        owed = _owed_entries(excerpt)
         for row, what, vcpu, entering in _events(excerpt):
+            if row in owed and self.outside.get(vcpu, self.created):
+                entry, effect = owed[row]
+                self.n_judged += 1
+                self.without += [entry] if not effect else []
             self._take(what, vcpu, row, entering=bool(entering))
         return True
 
     def _forget(self) -> None:
         self.waiting.clear()
-        self.whole = False
+        self.outside.clear()
+        self.whole = self.created = False
 
     def _take(self, what: int, vcpu: int, row: int, *, entering: bool) -> None:
         may_wait = self.waiting.get(vcpu, 0 if self.whole else OUTSTANDING)
@@ -67,11 +85,16 @@ class SystemManagement:
             # the descriptor names the vCPU: it may be any of them
             self.waiting = {one: min(count + 1, _MOST) for one, count in self.waiting.items()}
             self.whole = False
+        elif what == _MODE:
+            self.outside[vcpu] = not entering
         elif entering:
+            self.outside[vcpu] = False
             self.n_judged += 1
             if not may_wait:
                 self.uncaused.append(row)
             self.waiting[vcpu] = max(may_wait - 1, 0)
+        else:
+            self.outside[vcpu] = True
 
 
 def _events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
@@ -87,10 +110,37 @@ def _events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
     found += [(row, _FORGET, 0, 0) for row in vcpu_owners(excerpt).changes]
     entry = log.of_kind("kvm_smm_transition")
     # an ioctl that sets the mode traces it, too, and takes no SMI
-    entry = entry[~log.is_kind(log.before[entry], "sys_enter_ioctl", "kvm_vcpu_ioctl")]
+    by_ioctl = log.is_kind(log.before[entry], "sys_enter_ioctl", "kvm_vcpu_ioctl")
+    what = np.where(by_ioctl, _MODE, _TRANSITION).tolist()
     vcpu, entering = (log.values("kvm_smm_transition", name, entry).tolist() for name in ("vcpu_id", "entering"))
-    found += zip(log.row[entry].tolist(), [_TRANSITION] * len(entry), vcpu, entering, strict=True)
+    found += zip(log.row[entry].tolist(), what, vcpu, entering, strict=True)
     return sorted(one for one in found if one[0] >= excerpt.whole.n_parked)
+
+
+def _owed_entries(excerpt: Excerpt) -> dict[int, tuple[int, bool]]:
+    """Return, by row, the SMIs that vCPUs sent to themselves: the row of the next VM-entry, and whether it had effect.
+
+    Left out are those behind which something else was injected first, or userspace was asked.
+    """
+    log, accepted, whole = interrupt_log(excerpt), acceptances(excerpt), excerpt.whole
+    mine = np.flatnonzero((accepted.mode == SMI_DELIVERY_MODE >> 8) & log.is_kind(accepted.sender, "kvm_apic_ipi"))
+    if not len(mine) or not excerpt.capability.seen.isdisjoint(LEVEL_EVENTS):
+        return {}
+    rows = log.row[accepted.entry[mine]]
+    tids = log.table.tid[rows].astype(np.int64)
+    own = (vcpu_owners(excerpt).vcpus(tids) == accepted.vcpu[mine]) & log.own()[accepted.entry[mine]]
+    found: dict[int, tuple[int, bool]] = {}
+    for row, tid in zip(rows[own].tolist(), tids[own].tolist(), strict=True):
+        # a thread that runs several vCPUs has a lane for each
+        lanes = np.flatnonzero(np.asarray(whole.tids) == tid)
+        positions = np.flatnonzero(within(whole.thread, lanes) & (whole.row > row))
+        positions = positions[np.argsort(whole.row[positions], kind="stable")]
+        cls = whole.cls[positions]
+        entries = np.flatnonzero(cls == ENTRY)
+        if len(entries) and not within(cls[: entries[0]], _OTHERS).any():
+            effect = bool((cls[: entries[0]] == CLASS["kvm_smm_transition"]).any())
+            found[row] = int(whole.row[positions[entries[0]]]), effect
+    return found
 
 
 def system_management(excerpt: Excerpt) -> SystemManagement:

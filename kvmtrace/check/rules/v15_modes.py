@@ -181,12 +181,16 @@ def _first_rip(excerpt: Excerpt, found: Found) -> None:
     source="process_smi, kvm_check_and_inject_events (x86.c)",
 )
 def _causes(excerpt: Excerpt, found: Found) -> None:
-    """Check that each beginning of system-management mode has an SMI of its own."""
+    """Check that each beginning of system-management mode has an SMI, and that what a vCPU sends itself begins it."""
     followed = system_management(excerpt)
     found.check(followed.n_judged)
     found.violate_rows(
         np.array(followed.uncaused, np.intp),
         constant("an SMI accepted, or set by userspace, since system-management mode began last", "it begins without"),
+    )
+    found.violate_rows(
+        np.array(followed.without, np.intp),
+        constant("system-management mode begins: the vCPU sent itself an SMI", "VM-entry without"),
     )
 
 
