@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.model.interrupts import LINE_EVENTS, PARTING_EVENTS, SENDERS
+from kvmtrace.model.interrupts import FOLLOWED_EVENTS, LINE_EVENTS, PARTING_EVENTS, SENDERS
 from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import LOST_EVENTS, TRACE_FLAG_HARDIRQ, TRACE_FLAG_NMI, TRACE_FLAG_SOFTIRQ
 
@@ -28,13 +28,7 @@ ACCEPT = "kvm_apic_accept_irq"
 LOGGED: tuple[str, ...] = (ACCEPT, *SENDERS, *PARTING_EVENTS)
 NUMBER: dict[str, int] = {kind: number for number, kind in enumerate(LOGGED, 1)}
 # looked for by kind: interrupts, registers of the LAPIC, what else is written; the others part what is beside them
-ASKED_FOR = frozenset({ACCEPT, *SENDERS, *LINE_EVENTS}) | {
-    "kvm_eoi",
-    "kvm_apic",
-    "kvm_msr",
-    "kvm_mmio",
-    "kvm_smm_transition",
-}
+ASKED_FOR = frozenset({ACCEPT, *SENDERS, *LINE_EVENTS, *FOLLOWED_EVENTS})
 NONE = -1
 
 

@@ -17,7 +17,7 @@ from kvmtrace.check.routing_changes import known_senders
 from kvmtrace.check.userspace_changes import setter_rows
 from kvmtrace.check.vcpu_owners import vcpu_owners
 from kvmtrace.model.injection import SMI_DELIVERY_MODE
-from kvmtrace.model.nesting import LEVEL_EVENTS
+from kvmtrace.model.nesting import DOINGS, LEVEL_EVENTS
 from kvmtrace.model.userspace_actions import SMI_SETTERS
 from kvmtrace.table.distinct import within
 from kvmtrace.table.event_table import LOST_EVENTS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SMI, _SETTER, _TRANSITION, _MODE, _FORGET = range(5)
 OUTSTANDING = 2  # a request and a flag: so many may wait that were accepted before anything was recorded
-_OTHERS = np.array([CLASS[name] for name in ("inject interrupt", "inject exception", "FPU unload", "userspace exit")])
+_OTHERS = np.array([CLASS[name] for name in DOINGS])
 _MOST = OUTSTANDING + 1  # one more is traced before the flag of the one before is taken back
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from kvmtrace.check.engine import check_recording
@@ -12,6 +14,9 @@ from kvmtrace.render.html.page import render_html
 from kvmtrace.render.text.report_text import render_text
 from kvmtrace.report.build import build_report
 from kvmtrace.report.json_document import from_json, to_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FULL = "info1 0x0000000000000000 info2 0x0000000000000000 intr_info 0x00000000 error_code 0x00000000"
 

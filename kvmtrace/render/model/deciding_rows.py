@@ -121,6 +121,7 @@ def _interrupt_rows() -> dict[str, Any]:
     return {
         "senders": {kind: row._asdict() for kind, row in interrupts.SENDERS.items()},
         "parting_events": list(interrupts.PARTING_EVENTS),
+        "followed_events": list(interrupts.FOLLOWED_EVENTS),
         "routing_registers": {f"{register:#x}": name for register, name in interrupts.ROUTING_REGISTERS.items()},
         "routing_msrs": {f"{msr:#x}": name for msr, name in interrupts.ROUTING_MSRS.items()},
         "routing_ioctls": list(interrupts.ROUTING_IOCTLS),
@@ -138,6 +139,7 @@ def _interrupt_rows() -> dict[str, Any]:
         "lvt_masked": interrupts.LVT_MASKED,
         "entry_bits": {
             "read_only": interrupts.READ_ONLY_ENTRY_BITS,
+            "vector": interrupts.ENTRY_VECTOR,
             "level": interrupts.ENTRY_LEVEL,
             "masked": interrupts.ENTRY_MASKED,
             "remote_irr": interrupts.ENTRY_REMOTE_IRR,
@@ -147,6 +149,7 @@ def _interrupt_rows() -> dict[str, Any]:
         },
         "broadcast": interrupts.BROADCAST,
         "rtc_pin": interrupts.RTC_PIN,
+        "isa_pins": interrupts.N_ISA_PINS,
     }
 
 
@@ -180,6 +183,7 @@ def _injection_rows() -> dict[str, Any]:
         "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},
         "auto_eoi": injection.AUTO_EOI,
         "not_traced_beside": {event: list(others) for event, others in injection.NOT_TRACED_BESIDE.items()},
+        "smi_delivery_mode": injection.SMI_DELIVERY_MODE,
         "init_delivery_mode": injection.INIT_DELIVERY_MODE,
         "sipi_delivery_mode": injection.SIPI_DELIVERY_MODE,
     }
@@ -202,6 +206,7 @@ def _userspace_rows() -> dict[str, Any]:
         "state_setters": list(userspace_actions.STATE_SETTERS),
         "rip_setters": list(userspace_actions.RIP_SETTERS),
         "mode_setters": list(userspace_actions.MODE_SETTERS),
+        "smi_setters": list(userspace_actions.SMI_SETTERS),
         "setter_traces": list(userspace_actions.SETTER_TRACES),
         "completed": [describe_userspace_exit_reason(reason) for reason in userspace_actions.COMPLETED],
         "completed_by": {describe_userspace_exit_reason(r): by for r, by in userspace_actions.COMPLETED_BY.items()},
