@@ -14,6 +14,7 @@ import numpy as np
 
 from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, NUMBER, InterruptLog, interrupt_log
+from kvmtrace.check.pending_interrupts import UNTRACED_DELIVERY
 from kvmtrace.check.redirection import entry_writes, redirection
 from kvmtrace.check.routing_changes import ioctl_rows, routing_changes
 from kvmtrace.check.vcpu_owners import vcpu_owners
@@ -69,6 +70,7 @@ def _line_ends(excerpt: Excerpt) -> LineEnds:
     changes = _changes(excerpt)
     eoi = _causes(log, acks)
     _compare_vectors(excerpt, acks, eoi, found)
+    _compare_times(excerpt, acks, eoi, found)
     _compare_pins(log, acks, eoi, changes, found)
     if not _directed(log):
         _follow_levels(log, acks, changes, found)
@@ -117,6 +119,20 @@ def _compare_vectors(excerpt: Excerpt, acks: Rows, eoi: Rows, found: LineEnds) -
         row, began = int(log.row[acks[known][i]]), int(since[i])
         since_ns = int(times[began]) if began >= 0 else 0
         found.wrong.append(Doubt(row, since_ns, int(times[row]), expected, f"of {int(ended[i]):#x}"))
+
+
+def _compare_times(excerpt: Excerpt, acks: Rows, eoi: Rows, found: LineEnds) -> None:
+    """Check that an EOI is told to a pin once; where hardware ends interrupts, more of them may be told."""
+    if not excerpt.capability.seen.isdisjoint(UNTRACED_DELIVERY):
+        return
+    log = interrupt_log(excerpt)
+    pins = log.values("kvm_ack_irq", "pin", acks)
+    order = np.lexsort((acks, pins, eoi))
+    now, last = order[1:], order[:-1]
+    again = now[(eoi[now] != NONE) & (eoi[now] == eoi[last]) & (pins[now] == pins[last])]
+    for i in again.tolist():
+        expected = f"pin {int(pins[i])} of the IOAPIC told once of an EOI"
+        found.wrong.append(_doubt(log, int(eoi[i]), int(acks[i]), expected, "told again"))
 
 
 def _compare_pins(log: InterruptLog, acks: Rows, eoi: Rows, changes: Rows, found: LineEnds) -> None:
