@@ -3,7 +3,8 @@
 bcc compiles; loading is done here, because it needs what bcc 0.26 does not offer: maps created before the
 program is compiled, ring buffers inside an array of maps, kernel variables, functions of modules.
 
-Numbers and layouts: include/uapi/linux/bpf.h, include/uapi/linux/perf_event.h; x86-64 syscall numbers.
+Numbers and layouts: include/uapi/linux/bpf.h, include/uapi/linux/perf_event.h; numbers of system calls:
+arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h (arm64).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import struct
 from kvmtrace.errors import RESOURCES, CapabilityError
 from kvmtrace.lazy_dataclass import dataclass
 
-SYS_BPF = 321
-SYS_PERF_EVENT_OPEN = 298
-SYS_MEMBARRIER = 324
+# machine -> bpf, perf_event_open, membarrier
+SYSTEM_CALLS = {"x86_64": (321, 298, 324), "aarch64": (280, 241, 283)}
+# of another machine they are refused
+SYS_BPF, SYS_PERF_EVENT_OPEN, SYS_MEMBARRIER = SYSTEM_CALLS.get(os.uname().machine, (-1, -1, -1))
 MEMBARRIER_CMD_GLOBAL = 1
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD = range(6)
