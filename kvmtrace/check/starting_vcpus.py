@@ -20,6 +20,8 @@ from kvmtrace.table.distinct import among, distinct
 from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.verdict import Violation
     from kvmtrace.table.event_table import EventTable
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 STARTS = {INIT_DELIVERY_MODE: "INIT", SIPI_DELIVERY_MODE: "start-up message"}
 INIT, SIPI, ENTERED, FORGET = range(4)
 _INTERRUPTIBLE = 1
+_WAITS_NO_LONGER = 3  # VM-entries; one of them may have been under way when INIT came
 
 
 def started_vcpus(excerpt: Excerpt) -> list[int]:
@@ -39,12 +42,23 @@ def started_vcpus(excerpt: Excerpt) -> list[int]:
 
 
 def starting_events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
-    """Return (row, what, vCPU, RIP) of what is new and concerns vCPUs that wait, by row."""
+    """Return (row, what, vCPU, RIP) of what is new and concerns vCPUs that wait, by row (made once).
+
+    Of VM-entries, the first ones of the table and those behind INIT and start-up messages: none waits behind them.
+    """
+    return excerpt.once("starting events", _starting_events)
+
+
+def _starting_events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
     whole, table = excerpt.whole, excerpt.whole.table
     rows = table.rows("kvm_apic_accept_irq")
     apic, mode = (table.field("kvm_apic_accept_irq", name).astype(np.int64) for name in ("apicid", "dm"))
     entries = np.flatnonzero(whole.cls == ENTRY)
-    vcpu, rip = (whole.values("kvm_entry", name, entries) for name in ("vcpu_id", "rip"))
+    entries = entries[whole.row[entries] >= whole.n_parked]
+    vcpu = whole.values("kvm_entry", "vcpu_id", entries).astype(np.int64)
+    kept = _near(whole.row[entries], vcpu, np.append(whole.n_parked, rows[among(mode, tuple(STARTS))]))
+    entries, vcpu = entries[kept], vcpu[kept]
+    rip = whole.values("kvm_entry", "rip", entries)
     lost = table.rows(LOST_EVENTS) if LOST_EVENTS in table.kind_index else rows[:0]
     events = [(row, FORGET, 0, 0) for row in np.append(setter_rows(excerpt, RIP_SETTERS), lost).tolist()]
     for one, what in ((INIT_DELIVERY_MODE, INIT), (SIPI_DELIVERY_MODE, SIPI)):
@@ -52,6 +66,18 @@ def starting_events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
         events += [(row, what, to, 0) for row, to in zip(rows[mine].tolist(), apic[mine].tolist(), strict=True)]
     events += zip(whole.row[entries].tolist(), [ENTERED] * len(entries), vcpu.tolist(), rip.tolist(), strict=True)
     return sorted(event for event in events if event[0] >= whole.n_parked)
+
+
+def _near(row: NDArray[np.intp], vcpu: NDArray[np.int64], marks: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return which VM-entries are among their vCPU's first behind one of these rows, ascending."""
+    found = []
+    for one in distinct(vcpu):
+        mine = np.flatnonzero(vcpu == one)
+        mine = mine[np.argsort(row[mine], kind="stable")]
+        first = np.searchsorted(row[mine], marks)
+        at = (first[:, None] + np.arange(_WAITS_NO_LONGER)).ravel()
+        found.append(mine[distinct(at[at < len(mine)])])
+    return np.sort(np.concatenate(found)) if found else np.empty(0, np.intp)
 
 
 @dataclass
