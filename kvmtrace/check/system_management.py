@@ -15,7 +15,7 @@ from kvmtrace.check.alphabet import CLASS, ENTRY
 from kvmtrace.check.interrupt_log import acceptances, interrupt_log
 from kvmtrace.check.routing_changes import known_senders
 from kvmtrace.check.userspace_changes import setter_rows
-from kvmtrace.check.vcpu_owners import vcpu_owners
+from kvmtrace.check.vcpu_owners import NOBODY, vcpu_owners
 from kvmtrace.model.injection import SMI_DELIVERY_MODE
 from kvmtrace.model.nesting import DOINGS, LEVEL_EVENTS
 from kvmtrace.model.userspace_actions import SMI_SETTERS
@@ -25,10 +25,8 @@ from kvmtrace.table.event_table import LOST_EVENTS
 if TYPE_CHECKING:
     from kvmtrace.check.excerpt import Excerpt
 
-_SMI, _SETTER, _TRANSITION, _MODE, _FORGET = range(5)
-OUTSTANDING = 2  # a request and a flag: so many may wait that were accepted before anything was recorded
+_OWN, _OTHER, _TRANSITION, _MODE, _FORGET = range(5)
 _OTHERS = np.array([CLASS[name] for name in DOINGS])
-_MOST = OUTSTANDING + 1  # one more is traced before the flag of the one before is taken back
 
 
 @dataclass
@@ -37,14 +35,16 @@ class SystemManagement:
 
     Parameters
     ----------
-    waiting : vCPU -> how many SMIs may wait, at most
+    waiting : vCPU -> an SMI may wait
+    late : vCPU -> ... that another thread sent, so that it may come behind the beginning that is traced next
     n_judged : beginnings of the mode in this excerpt
     uncaused : rows at which it begins without an SMI
     outside : vCPUs that are not in the mode, as their latest transition told, or from their creation on
     without : rows of VM-entries before which an SMI that a vCPU sent to itself had no effect
     """
 
-    waiting: dict[int, int] = field(default_factory=dict)
+    waiting: dict[int, bool] = field(default_factory=dict)
+    late: dict[int, bool] = field(default_factory=dict)
     whole: bool = False
     n_judged: int = 0
     uncaused: list[int] = field(default_factory=list)
@@ -72,27 +72,27 @@ class SystemManagement:
 
     def _forget(self) -> None:
         self.waiting.clear()
+        self.late.clear()
         self.outside.clear()
         self.whole = self.created = False
 
     def _take(self, what: int, vcpu: int, row: int, *, entering: bool) -> None:
-        may_wait = self.waiting.get(vcpu, 0 if self.whole else OUTSTANDING)
         if what == _FORGET:
             self._forget()
-        elif what == _SMI:
-            self.waiting[vcpu] = min(may_wait + 1, _MOST)
-        elif what == _SETTER:
-            # the descriptor names the vCPU: it may be any of them
-            self.waiting = {one: min(count + 1, _MOST) for one, count in self.waiting.items()}
-            self.whole = False
+        elif what in (_OWN, _OTHER):
+            for one in [vcpu] if vcpu != NOBODY else [*self.waiting]:
+                self.waiting[one] = True
+                self.late[one] = what == _OTHER or self.late.get(one, False)
+            self.whole &= vcpu != NOBODY
         elif what == _MODE:
             self.outside[vcpu] = not entering
         elif entering:
             self.outside[vcpu] = False
             self.n_judged += 1
-            if not may_wait:
+            if not self.waiting.get(vcpu, not self.whole):
                 self.uncaused.append(row)
-            self.waiting[vcpu] = max(may_wait - 1, 0)
+            # all that came before is one now; but what another thread sent may have come behind it
+            self.waiting[vcpu] = self.late.pop(vcpu, False)
         else:
             self.outside[vcpu] = True
 
@@ -103,8 +103,13 @@ def _events(excerpt: Excerpt) -> list[tuple[int, int, int, int]]:
     accepted = acceptances(excerpt)
     mine = accepted.mode == SMI_DELIVERY_MODE >> 8
     rows, vcpus = log.row[accepted.entry[mine]].tolist(), accepted.vcpu[mine].tolist()
-    found = [(row, _SMI, vcpu, 0) for row, vcpu in zip(rows, vcpus, strict=True)]
-    found += [(row, _SETTER, 0, 0) for row in setter_rows(excerpt, SMI_SETTERS).tolist()]
+    owners = vcpu_owners(excerpt)
+    tids = table.tid[rows].astype(np.int64) if rows else np.empty(0, np.int64)
+    own = (owners.vcpus(tids) == accepted.vcpu[mine]).tolist()
+    found = [(row, _OWN if one else _OTHER, vcpu, 0) for row, vcpu, one in zip(rows, vcpus, own, strict=True)]
+    setters = setter_rows(excerpt, SMI_SETTERS)
+    for row, vcpu in zip(setters.tolist(), owners.vcpus(table.tid[setters].astype(np.int64)).tolist(), strict=True):
+        found.append((row, _OTHER if vcpu == NOBODY else _OWN, vcpu, 0))
     if LOST_EVENTS in table.kind_index:
         found += [(row, _FORGET, 0, 0) for row in table.rows(LOST_EVENTS).tolist()]
     found += [(row, _FORGET, 0, 0) for row in vcpu_owners(excerpt).changes]
