@@ -48,7 +48,7 @@ PARTING_EVENTS: tuple[str, ...] = (
 )  # fmt: skip
 
 # those of them, and of the senders, that tell of registers, ends and modes: followed for themselves
-FOLLOWED_EVENTS: tuple[str, ...] = ("kvm_eoi", "kvm_apic", "kvm_msr", "kvm_mmio", "kvm_smm_transition")
+FOLLOWED_EVENTS: tuple[str, ...] = ("kvm_eoi", "kvm_apic", "kvm_msr", "kvm_mmio")
 
 # LAPIC registers and MSRs whose writes may change which vCPUs a destination names (kvm_recalculate_apic_map)
 ROUTING_REGISTERS: dict[int, str] = {0x20: "APIC_ID", 0xD0: "APIC_LDR", 0xE0: "APIC_DFR", 0xF0: "APIC_SPIV"}

@@ -27,8 +27,8 @@ RULE = Rule(
     "Behind a reflected exit L1 goes on behind the instruction that entered L2, or at the exit handler that it named "
     "for L2: always the same until it writes another.",
     "nested_svm_vmexit (svm/nested.c), load_vmcs12_host_state (vmx/nested.c)",
-    "a wrong RIP of L1 where L1 may have named another exit handler since the last reflected exit, which with an "
-    "enlightened VMCS it does in its own memory: such exits count as unknown",
+    "a wrong RIP of L1 where L1 may have named another exit handler since the last reflected exit, which with "
+    "Hyper-V's enlightened nesting it does in its own memory: such exits count as unknown",
     places=REFLECTS,
     healthy=f"""
 kvm_fpu: load=1

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, EXIT
-from kvmtrace.check.findings import constant
 from kvmtrace.check.rip_continuity import MAX_INSTRUCTION
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.check.starting_vcpus import ENTERED, FORGET, INIT, SIPI, started_vcpus, starting_events
-from kvmtrace.check.system_management import system_management
 from kvmtrace.check.userspace_changes import setter_rows
 from kvmtrace.model.injection import RESET_RIPS, SMI_RIP
 from kvmtrace.model.userspace_actions import MODE_SETTERS
@@ -164,33 +162,6 @@ def _first_rip(excerpt: Excerpt, found: Found) -> None:
     found.violate(
         entry[at],
         lambda i: (f"rip {SMI_RIP:#x} of SMBASE: system-management mode begins", f"rip {int(rip[at[i]]):#x}"),
-    )
-
-
-@RULE.part(
-    "causes",
-    needs=(
-        "kvm_smm_transition.entering",
-        "kvm_smm_transition.vcpu_id",
-        "kvm_apic_accept_irq.apicid",
-        "kvm_apic_accept_irq.dm",
-        "kvm_exit.vcpu_id",
-        "sys_enter_ioctl.cmd|kvm_vcpu_ioctl.cmd",
-    ),
-    adds=False,
-    source="process_smi, kvm_check_and_inject_events (x86.c)",
-)
-def _causes(excerpt: Excerpt, found: Found) -> None:
-    """Check that each beginning of system-management mode has an SMI, and that what a vCPU sends itself begins it."""
-    followed = system_management(excerpt)
-    found.check(followed.n_judged)
-    found.violate_rows(
-        np.array(followed.uncaused, np.intp),
-        constant("an SMI accepted, or set by userspace, since system-management mode began last", "it begins without"),
-    )
-    found.violate_rows(
-        np.array(followed.without, np.intp),
-        constant("system-management mode begins: the vCPU sent itself an SMI", "VM-entry without"),
     )
 
 
