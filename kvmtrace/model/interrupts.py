@@ -47,7 +47,7 @@ PARTING_EVENTS: tuple[str, ...] = (
     "kvm_vcpu_ioctl", "sys_enter_ioctl", "sys_exit_ioctl", "kvm_emulate_insn", "kvm_smm_transition",
 )  # fmt: skip
 
-# those of them, and of the senders, that tell of registers, ends and modes: followed for themselves
+# those of them, and of the senders, that tell of registers and ends: followed for themselves
 FOLLOWED_EVENTS: tuple[str, ...] = ("kvm_eoi", "kvm_apic", "kvm_msr", "kvm_mmio")
 
 # LAPIC registers and MSRs whose writes may change which vCPUs a destination names (kvm_recalculate_apic_map)
