@@ -1,13 +1,8 @@
 /*
  * Entry and return of kernel (or, as uprobes, user) functions. One body, two ways to be called: as a kprobe, kretprobe
- * or uprobe it is shown the registers, as fentry/fexit the arguments. struct pt_regs of x86-64,
- * arch/x86/include/asm/ptrace.h.
+ * or uprobe it is shown the registers, as fentry/fexit the arguments. The loader defines REGS_ARG1(ctx) to
+ * REGS_ARG4(ctx) and REGS_RESULT(ctx), by this machine's struct pt_regs.
  */
-#define REGS_ARG1(ctx) (*(volatile u64 *)(ctx + 112))
-#define REGS_ARG2(ctx) (*(volatile u64 *)(ctx + 104))
-#define REGS_ARG3(ctx) (*(volatile u64 *)(ctx + 96))
-#define REGS_ARG4(ctx) (*(volatile u64 *)(ctx + 88))
-#define REGS_RESULT(ctx) (*(volatile u64 *)(ctx + 80))
 #define ARRAY_ARG(ctx, n) (*(volatile u64 *)(ctx + 8 * (n)))
 
 /* What stands at a kernel address; 0 where nothing can be read. */

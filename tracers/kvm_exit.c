@@ -4,7 +4,7 @@
  * A VM-exit is kept or dropped whole: kvm_exit, what KVM does about it, and the kvm_entry that ends it. With
  * FILTER_SLOWER_NS the verdict falls at kvm_entry, so kvm_exit waits in the thread's state and both are written then,
  * with their own time stamps; what happened between is not held. The loader defines, by the format files:
- * EXIT_REASON_OFFSET, EXIT_VCPU_OFFSET, ENTRY_VCPU_OFFSET, EXIT_WORDS, and FILTER_REASONS(r) as a condition.
+ * EXIT_REASON(ctx), EXIT_VCPU_OFFSET, ENTRY_VCPU_OFFSET, EXIT_WORDS, and FILTER_REASONS(r) as a condition.
  */
 #if defined(FILTER_VCPU) || defined(FILTER_REASONS) || defined(FILTER_SAMPLE) || defined(FILTER_SLOWER_NS)
 #define EXITS_FILTERED
@@ -53,7 +53,7 @@ static __always_inline int in_kept_exit(void)
 
 static __always_inline int is_wanted_exit(void *ctx, struct thread *t)
 {
-	u32 reason = *(volatile u32 *)(ctx + EXIT_REASON_OFFSET);
+	u32 reason = EXIT_REASON(ctx);
 
 #ifdef FILTER_VCPU
 	t->other_vcpu = *(volatile u32 *)(ctx + EXIT_VCPU_OFFSET) != FILTER_VCPU;

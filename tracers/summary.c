@@ -167,7 +167,22 @@ static __always_inline struct cell *find_cell(struct thread *t)
 	return find_other(t->exit_code);
 }
 
-#ifdef EXIT_REASON_OFFSET
+/* The thread is back in KVM_RUN. */
+static __always_inline void end_stay(struct thread *t, u64 now)
+{
+	u32 cell = t->left_cell;
+
+	opaque(cell);
+	if (t->left_ns) {
+		add_sample(&t->userspace[cell & (N_USERSPACE - 1)], now - t->left_ns);
+#ifdef MAP_ALARMS
+		watch_exit(t, ALARM_USERSPACE, cell, now, t->left_ns, t->left_waited);
+#endif
+	}
+	t->left_ns = 0;
+}
+
+#ifdef EXIT_REASON
 static __always_inline struct thread *begin_exit(u32 code, u32 isa)
 {
 	u64 now = bpf_ktime_get_ns();
@@ -200,6 +215,9 @@ static __always_inline int count_entry(void)
 
 	if (!t)
 		return 1;
+#ifdef KVM_RUN_UNSEEN
+	end_stay(t, now);
+#endif
 	if (t->exit_ns) {
 		cell = find_cell(t);
 		if (cell)
@@ -216,7 +234,7 @@ static __always_inline int count_entry(void)
 
 int on_kvm_exit(void *ctx)
 {
-	struct thread *t = begin_exit(RECORD(u32, EXIT_REASON_OFFSET), RECORD(u32, EXIT_ISA_OFFSET));
+	struct thread *t = begin_exit(EXIT_REASON(ctx), EXIT_ISA(ctx));
 
 #ifdef EXIT_VCPU_OFFSET
 	if (t)
@@ -293,7 +311,6 @@ static __always_inline int count_userspace_exit(u32 reason, s32 error)
 static __always_inline int count_kvm_run(u32 loads)
 {
 	struct thread *t;
-	u32 cell;
 	u64 now;
 
 	if (!loads)
@@ -302,15 +319,7 @@ static __always_inline int count_kvm_run(u32 loads)
 	t = this_thread(now);
 	if (!t)
 		return 1;
-	cell = t->left_cell;
-	opaque(cell);
-	if (t->left_ns) {
-		add_sample(&t->userspace[cell & (N_USERSPACE - 1)], now - t->left_ns);
-#ifdef MAP_ALARMS
-		watch_exit(t, ALARM_USERSPACE, cell, now, t->left_ns, t->left_waited);
-#endif
-	}
-	t->left_ns = 0;
+	end_stay(t, now);
 	enter_phase(t, PHASE_KERNEL, now);
 	return 1;
 }

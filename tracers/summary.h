@@ -7,7 +7,7 @@
 #define PHASE_UNKNOWN 0     /* before its first event */
 #define PHASE_GUEST 1       /* kvm_entry to kvm_exit */
 #define PHASE_KERNEL 2      /* in KVM_RUN, not in the guest; with a KVM that has no kvm_entry: in KVM_RUN */
-#define PHASE_USERSPACE 3   /* kvm_userspace_exit to the next KVM_RUN */
+#define PHASE_USERSPACE 3   /* kvm_userspace_exit to the next KVM_RUN; KVM_RUN_UNSEEN: to the next kvm_entry */
 #define PHASE_BLOCKED 4     /* off its CPU, sleeping */
 #define PHASE_PREEMPTED 5   /* off its CPU, runnable */
 #define PHASE_ENDED 6       /* the thread is gone */
@@ -29,7 +29,7 @@ struct cell {
 	u32 buckets[N_BUCKETS];
 };
 
-/* Exit cells: VMX basic reasons and SVM codes below 0xb0 directly, SVM 0x400..0x40f from 0xb0 on. */
+/* Exit cells: VMX basic reasons, SVM and arm64 codes below 0xb0 directly, SVM 0x400..0x40f from 0xb0 on. */
 #define N_EXITS 256
 #define SVM_NPF 0x400
 #define FIRST_NPF 0xb0

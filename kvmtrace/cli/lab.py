@@ -1,4 +1,4 @@
-"""`kvmtrace lab`: emulated hosts with real kvm_intel and kvm_amd."""
+"""`kvmtrace lab`: emulated hosts with real kvm_intel, kvm_amd and KVM/arm64."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ HOST_OPTIONS = (
     click.option(
         "--with-bcc",
         is_flag=True,
-        help="VMX: an image that also holds bcc and the kernel's headers, for the bpf back end.",
+        help="VMX, arm64: a root file system that also holds bcc, for the bpf back end.",
     ),
     click.option(
         "--kernel-arg",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmtrace import __version__
+from kvmtrace.cli.ctrl_c import CtrlC
 from kvmtrace.cli.error_line import explain
 from kvmtrace.errors import CapabilityError
 from kvmtrace.scratch import remove_dead
@@ -123,14 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args[:1] or bool(os.environ.get("KVMTRACE_DEBUG"))
     try:
-        remove_dead()
-        try:
-            status = cli.main(args=args, prog_name="kvmtrace", standalone_mode=False)
-        except SystemExit:  # a verdict
-            _flush_stdout()
-            raise
-        _flush_stdout()
-        sys.exit(status if isinstance(status, int) else 0)
+        with CtrlC():
+            status = _run(args)
+        sys.exit(status)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -152,6 +148,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if "duckdb" not in sys.modules:  # which complains of whatever is not collected
             gc.freeze()  # the process ends: nobody needs the 20 ms that a search for cycles in what it leaves takes
+
+
+def _run(args: list[str]) -> int:
+    """Run a command; return its exit code."""
+    remove_dead()
+    try:
+        status = cli.main(args=args, prog_name="kvmtrace", standalone_mode=False)
+    except SystemExit:  # a verdict
+        _flush_stdout()
+        raise
+    _flush_stdout()
+    return status if isinstance(status, int) else 0
 
 
 def _flush_stdout() -> None:

@@ -58,7 +58,7 @@ def prepare(job: Job, kernel: Kernel, folder: Path) -> Emulator:
         *("-append", " ".join((*KERNEL_ARGS, *job.kernel_args))),
         *("-chardev", f"file,id=console,path={folder / 'console'}", "-serial", "chardev:console"),
         *("-device", "virtio-rng-pci"),
-        *share(str(arm64_root()), "root", readonly=True),
+        *share(str(arm64_root(with_bcc=job.with_bcc)), "root", readonly=True),
         *share(str(folder / "job"), "job", readonly=False),
     ]
     results = folder / "job"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kvmtrace.errors import CapabilityError, UsageError
 from kvmtrace.lab.cache import cache_dir, cached, digest, locked
-from kvmtrace.lab.image import SYSTEM_PYTHON, compile_tree
+from kvmtrace.lab.image import BCC_PACKAGE, SYSTEM_PYTHON, compile_tree
 from kvmtrace.lab.kernels import Kernel
 from kvmtrace.lab.tools import run_tool
 from kvmtrace.lazy_dataclass import dataclass
@@ -34,6 +34,8 @@ ROOT_PACKAGES = (
     "coreutils",
     "qemu-system-arm",
 )
+# 210 MB more, most of it LLVM, and what the exporter needs; kvmtrace's own programs need no kernel headers
+BCC_PACKAGES = ("python3-bpfcc", "python3-prometheus-client")
 # directories of a merged /usr; Debian's packages still ship files in both places
 MERGED = ("bin", "sbin", "lib", "lib64")
 REMEDY = "check the network, or Debian's sources"
@@ -145,25 +147,30 @@ def _unpack_kernel(release: str, root: Path) -> None:
     run_tool(["depmod", "-b", str(root), release])
 
 
-def arm64_root() -> Path:
+def arm64_root(*, with_bcc: bool = False) -> Path:
     """Return the root file system: ROOT_PACKAGES and all that they depend on, with a merged /usr.
+
+    Parameters
+    ----------
+    with_bcc : one that also holds bcc, for the bpf back end
 
     Raises
     ------
     CapabilityError
         apt cannot provide them.
     """
+    packages = (*ROOT_PACKAGES, *(BCC_PACKAGES if with_bcc else ()))
     recipe = Path(__file__).read_bytes()
-    return cached(f"arm64-root-{digest([recipe, *ROOT_PACKAGES])}", _unpack_root)
+    return cached(f"arm64-root-{digest([recipe, *packages])}", lambda work: _unpack_root(work, packages))
 
 
-def _unpack_root(root: Path) -> None:
+def _unpack_root(root: Path, names: tuple[str, ...]) -> None:
     options = apt_options()
     archives = cache_dir() / "apt-arm64" / "cache" / "archives"
     with locked("apt-arm64"):
         shutil.rmtree(archives, ignore_errors=True)
         (archives / "partial").mkdir(parents=True)
-        fetch = ["install", "--download-only", "-y", "-q", "--no-install-recommends", *ROOT_PACKAGES]
+        fetch = ["install", "--download-only", "-y", "-q", "--no-install-recommends", *names]
         run_tool(["apt-get", *options, *fetch], remedy=REMEDY)
         packages = sorted(archives.glob("*.deb"))
         for name in MERGED:
@@ -180,6 +187,8 @@ def _unpack_root(root: Path) -> None:
     (root / "etc" / "group").write_text("root:x:0:\n")
     _add_busybox(root)
     _compile_library(root)
+    if (root / BCC_PACKAGE.relative_to("/")).is_dir():
+        compile_tree(root / BCC_PACKAGE.relative_to("/"))
 
 
 def _compile_library(root: Path) -> None:

@@ -41,7 +41,7 @@ class Job:
     kernel_args : added to the kernel's command line; "kvm_amd.npt=0" sets a module's parameter
     kernel_image : arm64: a kernel to boot instead of Debian's, with all that the lab needs built in, or None
     mode : arm64: "vhe" or "nvhe", how KVM runs; None for the usual one
-    with_bcc : VMX: put bcc and the kernel's headers into the host's image (the SVM host has this machine's)
+    with_bcc : VMX, arm64: a root file system with bcc (VMX: and the kernel's headers); SVM has this machine's
     environment : added to the command's environment
     retries : run again so often if the lab host itself fails (a boot that hangs, a kernel panic)
     """

@@ -48,12 +48,55 @@ def test_probes_describe_themselves_like_tracepoints() -> None:
 def test_filters_become_conditions_and_are_stated() -> None:
     filters = {"vcpu": 2, "exit_reason": (48, 0x400), "sample": 7, "slower_than_ns": 50_000}
     defines = bpf_events.filter_defines(filters, [ENTRY, EXIT])
-    assert defines["EXIT_REASON_OFFSET"] == "8"
+    assert defines["EXIT_REASON(ctx)"] == "(*(volatile u32 *)((ctx) + 8))"
+    assert defines["EXIT_ISA(ctx)"] == "(*(volatile u32 *)((ctx) + 24))"
     assert defines["EXIT_VCPU_OFFSET"] == "56"
     assert defines["ENTRY_VCPU_OFFSET"] == "8"
     assert defines["FILTER_REASONS(r)"] == "(((r) & 0xffff) == 48U || ((r) & 0xffff) == 1024U)"
     assert (defines["FILTER_VCPU"], defines["FILTER_SAMPLE"], defines["FILTER_SLOWER_NS"]) == ("2", "7", "50000ULL")
     assert set(bpf_events.describe_filters(filters)) == set(filters)
+
+
+# of another ISA: the reason is made of two fields, and nothing tells the vCPU
+ARM64_ENTRY = bpf_events.TracedEvent("kvm_entry", "kvm", "", None, {"vcpu_pc": (8, 8)})
+ARM64_EXIT = bpf_events.TracedEvent("kvm_exit", "kvm", "", None, {"ret": (8, 4), "esr_ec": (12, 4), "vcpu_pc": (16, 8)})
+
+
+def test_an_exit_reason_in_two_fields() -> None:
+    defines = bpf_events.filter_defines({"exit_reason": (0x96,)}, [ARM64_ENTRY, ARM64_EXIT])
+    ret, exception_class = ("(*(volatile u32 *)((ctx) + 8))", "(*(volatile u32 *)((ctx) + 12))")
+    assert defines["EXIT_REASON(ctx)"] == f"(({ret} & 0x1fU) << 6 | ({exception_class} & 0x3fU) << 0)"
+    assert defines["EXIT_ISA(ctx)"] == "128U"
+    assert defines["FILTER_REASONS(r)"] == "(((r) & 0xffff) == 150U)"
+    with pytest.raises(CapabilityError, match="do not tell the vCPU"):
+        bpf_events.filter_defines({"vcpu": 0}, [ARM64_ENTRY, ARM64_EXIT])
+
+
+def test_registers_are_those_of_the_machine() -> None:
+    """Without this the probe on kvm_vcpu_ioctl told arm64's third argument as its second."""
+    x86, arm64 = (bpf_events.register_macros(machine) for machine in ("x86_64", "aarch64"))
+    assert x86["REGS_ARG2(ctx)"] == "(*(volatile u64 *)(ctx + 104))"
+    assert arm64["REGS_ARG2(ctx)"] == "(*(volatile u64 *)(ctx + 8))"
+    assert arm64["REGS_RESULT(ctx)"] == arm64["REGS_ARG1(ctx)"]
+    with pytest.raises(CapabilityError, match="registers of riscv64"):
+        bpf_events.register_macros("riscv64")
+
+
+def test_an_unknown_kvm_exit_has_no_reason() -> None:
+    strange = bpf_events.TracedEvent("kvm_exit", "kvm", "", None, {"vcpu_pc": (8, 8)})
+    assert bpf_events.exit_macros(strange) == {}
+
+
+def test_the_summary_compiles_for_an_exit_reason_in_two_fields() -> None:
+    """KVM_RUN's begin is told by no event there: a stay in the VMM ends at the VM-entry."""
+    names = ("THREADS", "SLOTS", "FREE", "HERE", "OTHERS", "TIDS")
+    offsets = {"USERSPACE_REASON": 8, "USERSPACE_ERRNO": 12, "NEXT_PID": 16, "PREV_STATE": 24, "FPU_LOAD": 8}
+    defines = {f"MAP_{name}": str(0x7E570000 + i) for i, name in enumerate(names)}
+    defines |= {f"{name}_OFFSET": str(offset) for name, offset in offsets.items()}
+    defines |= bpf_events.exit_macros(ARM64_EXIT) | {"KVM_RUN_UNSEEN": "1", "CHECK_TID": "1"}
+    source = bpf_events.build_source(defines, ["target.h", "summary.h", "summary.c"], [])
+    code = bpf_compile.compile_source(source)
+    assert {"on_kvm_exit", "on_kvm_entry", "raw_kvm_entry", "on_kvm_userspace_exit"} <= code.keys()
 
 
 def test_without_kvm_exit_there_is_nothing_to_filter_by() -> None:

@@ -5,12 +5,15 @@ No numpy here; the decoder parses the same texts once more, from the capture.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from kvmtrace.capture.bpf.compiler import find_tracers
 from kvmtrace.capture.run_fields import probes_here
+from kvmtrace.errors import CapabilityError
+from kvmtrace.isa.registry import recognise
 from kvmtrace.kvm.tracepoints import EVENT_SETS, LIFECYCLE, PROBE_SYSTEM
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -222,6 +225,26 @@ def _expression(source: str, n_arguments: int, *, arguments_are_array: bool) -> 
     return f"ARRAY_ARG(ctx, {number - 1})" if arguments_are_array else f"REGS_ARG{number}(ctx)"
 
 
+# machine -> where its struct pt_regs holds the first arguments, and the result of a function
+# (arch/x86/include/asm/ptrace.h; user_pt_regs of arch/arm64/include/uapi/asm/ptrace.h)
+_REGISTERS = {"x86_64": ((112, 104, 96, 88), 80), "aarch64": ((0, 8, 16, 24), 0)}
+
+
+def register_macros(machine: str) -> dict[str, str]:
+    """Return how function.h's programs read a probed function's arguments and its result.
+
+    Raises
+    ------
+    CapabilityError
+        Nothing is known of this machine's registers.
+    """
+    if machine not in _REGISTERS:
+        raise CapabilityError(f"the bpf back end does not know the registers of {machine}", "use --backend ftrace")
+    arguments, result = _REGISTERS[machine]
+    places = {f"ARG{i}": offset for i, offset in enumerate(arguments, 1)} | {"RESULT": result}
+    return {f"REGS_{name}(ctx)": f"(*(volatile u64 *)(ctx + {offset}))" for name, offset in places.items()}
+
+
 # how many arguments a probed function has: where fexit finds the result
 N_ARGUMENTS = {"kvm_vcpu_ioctl": 3, "vmx_vcpu_run": 1, "svm_vcpu_run": 1}
 
@@ -254,19 +277,55 @@ def tracepoint_source(event: TracedEvent, kind: int) -> str:
     return f"{_macro(event)}({event.name}, {kind}, {event.data_bytes}, {_copies(event.end)})"
 
 
+def exit_macros(leaving: TracedEvent) -> dict[str, str]:
+    """Return how a program reads kvm_exit's record: EXIT_REASON(ctx) and EXIT_ISA(ctx); {} for an unknown kvm_exit."""
+    at = {name: f"(*(volatile u32 *)((ctx) + {offset}))" for name, (offset, _) in leaving.fields.items()}
+    if {"exit_reason", "isa"} <= at.keys():
+        return {"EXIT_REASON(ctx)": at["exit_reason"], "EXIT_ISA(ctx)": at["isa"]}
+    isa = recognise(at)
+    if isa is None:
+        return {}
+    parts = isa.derived["kvm_exit", "exit_reason"]
+    reason = " | ".join(f"({at[part.field]} & {part.mask & 0xFFFFFFFF:#x}U) << {part.shift}" for part in parts)
+    return {"EXIT_REASON(ctx)": f"({reason})", "EXIT_ISA(ctx)": f"{isa.number}U"}
+
+
+def _vcpu_macros(vcpu: int, leaving: TracedEvent, entering: TracedEvent) -> dict[str, str]:
+    """Return the macros of the filter by vCPU.
+
+    Raises
+    ------
+    CapabilityError
+        This KVM's events do not tell the vCPU.
+    """
+    if "vcpu_id" not in leaving.fields or "vcpu_id" not in entering.fields:
+        raise CapabilityError(
+            "this KVM's kvm_entry and kvm_exit do not tell the vCPU", "choose its thread: -p PID --thread TID"
+        )
+    return {
+        "EXIT_VCPU_OFFSET": str(leaving.fields["vcpu_id"][0]),
+        "ENTRY_VCPU_OFFSET": str(entering.fields["vcpu_id"][0]),
+        "FILTER_VCPU": str(vcpu),
+    }
+
+
 def filter_defines(filters: dict[str, Any], events: list[TracedEvent]) -> dict[str, str]:
-    """Return the macros that switch the exit filters on, with the offsets they need."""
+    """Return the macros that switch the exit filters on, with the offsets they need.
+
+    Raises
+    ------
+    CapabilityError
+        This KVM's events do not tell what a filter goes by.
+    """
     by_name = {event.name: event for event in events}
     defines: dict[str, str] = {}
     if not filters.keys() & set(FILTERS) or "kvm_exit" not in by_name or "kvm_entry" not in by_name:
         return defines
     leaving, entering = by_name["kvm_exit"], by_name["kvm_entry"]
-    defines["EXIT_REASON_OFFSET"] = str(leaving.fields["exit_reason"][0])
+    defines |= exit_macros(leaving)
     defines["EXIT_WORDS"] = str((leaving.data_bytes + 7) // 8)
     if "vcpu" in filters:
-        defines["EXIT_VCPU_OFFSET"] = str(leaving.fields["vcpu_id"][0])
-        defines["ENTRY_VCPU_OFFSET"] = str(entering.fields["vcpu_id"][0])
-        defines["FILTER_VCPU"] = str(int(filters["vcpu"]))
+        defines |= _vcpu_macros(int(filters["vcpu"]), leaving, entering)
     if "exit_reason" in filters:
         # VMX keeps flags above the 16 bits of the basic reason
         tests = " || ".join(
@@ -298,5 +357,7 @@ def describe_filters(filters: dict[str, Any]) -> dict[str, str]:
 def build_source(defines: dict[str, str], files: list[str], lines: list[str]) -> str:
     """Return the C source: macros, the named files of tracers/, one line per event."""
     folder = find_tracers()
+    if "function.h" in files:
+        defines = defines | register_macros(os.uname().machine)
     head = [f"#define {name} {value}" for name, value in defines.items()]
     return "\n".join([*head, *((folder / name).read_text() for name in files), *lines, ""])

@@ -19,7 +19,7 @@ from kvmtrace.capture.bpf.program import PLACEHOLDERS
 from kvmtrace.capture.capabilities import require_bpf
 from kvmtrace.capture.tracefs import find_tracefs
 from kvmtrace.errors import CapabilityError
-from kvmtrace.isa.registry import isa_name
+from kvmtrace.isa.registry import isa_name, untraced
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ EVENTS = (
 )  # attached in this order
 # macro -> (event, field)
 OFFSETS = {
-    "EXIT_REASON_OFFSET": ("kvm_exit", "exit_reason"),
-    "EXIT_ISA_OFFSET": ("kvm_exit", "isa"),
     "EXIT_VCPU_OFFSET": ("kvm_exit", "vcpu_id"),
     "USERSPACE_REASON_OFFSET": ("kvm_userspace_exit", "reason"),
     "USERSPACE_ERRNO_OFFSET": ("kvm_userspace_exit", "errno"),
@@ -257,6 +255,11 @@ class SummaryPrograms:
         if targeted:
             defines |= {"TARGETED": "1", "TARGET_TGID": str(PLACEHOLDERS["TARGET_TGID"])}
         fields = {event.name: event.fields for event in self.events}
+        for event in self.events:
+            if event.name == "kvm_exit":
+                defines |= bpf_events.exit_macros(event)
+        if "kvm_fpu" in untraced(fields.get("kvm_exit")):
+            defines["KVM_RUN_UNSEEN"] = "1"
         for macro, (event, name) in OFFSETS.items():
             if name in fields.get(event, {}):
                 defines[macro] = str(fields[event][name][0])
