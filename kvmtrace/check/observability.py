@@ -195,6 +195,7 @@ def _precedes(table: EventTable, kind: str, others: tuple[str, ...]) -> bool | N
 
 # filters that drop whole exits; others (system calls by file descriptor, say) leave the lifecycle intact
 EXIT_FILTERS = frozenset({"vcpu", "exit_reason", "sample", "slower_than_ns"})
+EDGES_ALONE = "slower_than_ns"  # with it, what KVM traces between a VM-exit and its VM-entry is not recorded
 MANY_KINDS = 400  # a file that describes more events than that describes all of a kernel's
 
 
@@ -213,8 +214,9 @@ def _exit_fields(table: EventTable) -> frozenset[str] | None:
     return None if index is None else frozenset(table.kinds[index].fields)
 
 
-def _recorded(enabled: set[str], seen: set[str]) -> frozenset[str]:
-    recorded = enabled | seen
+def _recorded(enabled: set[str], seen: set[str], between: set[str]) -> frozenset[str]:
+    """Return the events whose absence means something; `between`: those that a filter let through by chance alone."""
+    recorded = (enabled | seen) - between
     if not seen & {"kvm_entry", "kvm_exit"}:  # PVM and the like: enabled, yet no such code path
         recorded -= {"kvm_entry", "kvm_exit"}
     return frozenset(recorded)
@@ -269,9 +271,11 @@ def find_capability(capture: Capture, table: EventTable, evidence: Evidence) -> 
         for event, others in NOT_TRACED_BESIDE.items()
         if event in enabled - evidence.seen and evidence.seen.issuperset(others)
     )
+    between = {kind.name for kind in table.kinds if kind.system == "kvm"} if EDGES_ALONE in filters else set()
+    recorded = _recorded(enabled, evidence.seen, between - {"kvm_entry", "kvm_exit"})
     return Capability(
         # what was enabled under a name that the file does not describe cannot be found in it
-        recorded=(_recorded(enabled, evidence.seen) - _unjudged(table, evidence, not_traced)) & table.kind_index.keys(),
+        recorded=(recorded - _unjudged(table, evidence, not_traced)) & table.kind_index.keys(),
         not_traced=not_traced,
         described=_described(table),
         traits=_traits(table, evidence),

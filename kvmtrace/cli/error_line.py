@@ -22,6 +22,8 @@ def explain(error: Exception) -> tuple[str, int]:
     """Return the one line that tells of an error, and the exit code."""
     if isinstance(error, KvmtraceError):
         return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("kvmtrace"):
+        return f"the Python package {error.name} is not installed; pip install kvmtrace", CapabilityError.exit_code
     if isinstance(error, MemoryError):
         return "out of memory; free some, or choose less with --from and --to", CapabilityError.exit_code
     if isinstance(error, OSError) and error.errno is not None:

@@ -128,7 +128,7 @@ def run(cmd: tuple[str, ...], **settings: Any) -> int:
     CMD sees a copy of the current directory; what it writes there is brought back with -o only. `kvmtrace` and
     `kvmtrace-linux-guest [VCPUS]`, which boots a small Linux under QEMU, are on its PATH. The SVM host shares this
     machine's file system read-only; the VMX host has Python's standard library, busybox, and of QEMU, trace-cmd,
-    perf and strace what is installed here.
+    perf and strace what is installed here; the arm64 host has Python, busybox, trace-cmd, perf and QEMU of Debian's.
     """
     if settings["out"] is not None:
         check_folder(settings["out"])

@@ -155,6 +155,19 @@ def test_filtered_exits_are_not_joined() -> None:
     assert alarms(check(told, sampled)) == []
 
 
+def test_slow_exits_alone_owe_no_follow_ups() -> None:
+    """Record --slower-than writes a VM-exit and its VM-entry; what lay between was dropped before it was known."""
+    capture, table = joined("vmx")
+    first = int(table.rows("kvm_exit")[0])
+    edges = np.isin(table.kind, [table.kind_index[name] for name in ("kvm_entry", "kvm_exit")])
+    slow = materialise(table, np.flatnonzero(edges | (np.arange(len(table)) < first)))
+    assert check(capture, slow).rules["V4"].violated
+    told = dataclasses.replace(capture, meta={"filters": {"slower_than_ns": 1000}})
+    comparison = check(told, slow)
+    assert alarms(comparison) == []
+    assert comparison.rules["V2"].held
+
+
 def test_unrelated_threads_are_environment() -> None:
     capture, table = joined("vmx")
     table.tid[table.tid >= 1010] = 5  # many vCPUs' events of one thread would not fit together
