@@ -159,6 +159,12 @@ def test_what_is_no_number_is_wrong_usage(arguments: tuple[str, ...]) -> None:
     assert "is no number" in done.stderr
 
 
+def test_a_missing_package_is_the_environment() -> None:
+    text, exit_code = explain(ModuleNotFoundError("No module named 'numpy'", name="numpy"))
+    assert (text, exit_code) == ("the Python package numpy is not installed; pip install kvmtrace", 4)
+    assert explain(ModuleNotFoundError("No module named 'kvmtrace.x'", name="kvmtrace.x"))[1] == 70
+
+
 def test_an_object_store_that_refuses_is_the_environment() -> None:
     refusal = type("NoCredentialsError", (Exception,), {"__module__": "botocore.exceptions"})
     assert explain(refusal("Unable to locate credentials")) == (
