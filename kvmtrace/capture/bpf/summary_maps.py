@@ -255,14 +255,13 @@ class SummaryPrograms:
         if targeted:
             defines |= {"TARGETED": "1", "TARGET_TGID": str(PLACEHOLDERS["TARGET_TGID"])}
         fields = {event.name: event.fields for event in self.events}
-        for event in self.events:
-            if event.name == "kvm_exit":
-                defines |= bpf_events.exit_macros(event)
+        for leaving in (event for event in self.events if event.name == "kvm_exit"):
+            defines |= bpf_events.exit_macros(leaving)
         if "kvm_fpu" in untraced(fields.get("kvm_exit")):
             defines["KVM_RUN_UNSEEN"] = "1"
-        for macro, (event, name) in OFFSETS.items():
-            if name in fields.get(event, {}):
-                defines[macro] = str(fields[event][name][0])
+        for macro, (kind, name) in OFFSETS.items():
+            if name in fields.get(kind, {}):
+                defines[macro] = str(fields[kind][name][0])
         defines |= macros
         files = ["target.h", "summary.h", "summary.c"]
         if self.follow:
