@@ -7,10 +7,13 @@
     check = /sys/module/kvm/parameters/x=Y
     groups = vmexit nodefault
 
-Each runs as `run_tests.sh` runs it: `run FILE -smp N PARAMETERS` in the tree's top folder. `run` gives 77 for a test
-that it skips, and turns the exit codes of QEMU's isa-debug-exit into 0 for success.
+Each runs as `run_tests.sh` runs it, by bash in the tree's top folder, which expands what the values hold ($MAX_SMP,
+quotes, back ticks): `run FILE -smp N ARGUMENTS PARAMETERS`. A VMM that already gives up without a test, say because
+this machine lacks a CPU feature, means that the test is skipped, and so does a true `disabled_if`. `run` gives 77 for a
+test that it skips, and turns the exit codes of QEMU's isa-debug-exit into 0 for success.
 
-Source: kvm-unit-tests, scripts/common.bash (for_each_unittest), scripts/runtime.bash (run), docs/unittests.txt
+Source: kvm-unit-tests, scripts/common.bash (for_each_unittest), scripts/runtime.bash (run, premature_failure),
+scripts/vmm.bash (vmm_optname), docs/unittests.rst
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import platform
 import re
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +33,50 @@ if TYPE_CHECKING:
 
 _SECTION = re.compile(r"\[([^\]]+)\]\s*")
 _FILE = re.compile(r"^\s*file\s*=", re.MULTILINE)
-_NAMES = {"extra_params": "parameters", "qemu_params": "parameters", "test_args": "arguments"}
 _QUOTES = '"""'
+_ESCAPED_NEWLINE = re.compile(r"(?<!\\)((?:\\\\)*)\\\n")
+_SCRIPT = """\
+cd {top} || exit 2
+: "${{MAX_SMP:=$(getconf _NPROCESSORS_ONLN)}}"
+{disabled}{tried}\
+exec env {settings} {run} {file} {options}
+"""
+_TRIED = """\
+told=$(env {settings} {run} _NO_FILE_4Uhere_ {options} 2>&1 </dev/null)
+if ! grep _NO_FILE_4Uhere_ <<<"$told" | grep -qiE 'could not (load|open)|error loading|failed to load|unable to open'
+then
+    echo "skipped, the VMM says: $(tail -n 1 <<<"$told")"
+    exit 77
+fi
+"""
+_DISABLED = """\
+if ( [ ! -f config.mak ] || source ./config.mak; {condition} )
+then
+    echo skipped, disabled because: {told}
+    exit 77
+fi
+"""
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """How a tree was configured.
+
+    Parameters
+    ----------
+    arch : what the tests were built for
+    names : what the values of a test are called that go to the VMM as they are
+    smp, arguments : the VMM's options for the number of vCPUs and for the guest's arguments
+    always : what is always given to the VMM
+    efi : whether the tests are UEFI programs
+    """
+
+    arch: str
+    names: tuple[str, ...] = ("extra_params", "qemu_params")
+    smp: str = "-smp"
+    arguments: str = "-append"
+    always: str = ""
+    efi: bool = False
 
 
 def is_unittests_cfg(text: str) -> bool:
@@ -49,8 +95,8 @@ def read_unittests_cfg(path: Path, text: str) -> list[SuiteTest]:
     folder = path.absolute().parent
     if not (folder / "run").is_file():
         raise UsageError(f"{path}: there is no {folder / 'run'}, which kvm-unit-tests run by")
-    arch = _arch(folder.parent)
-    return [_test(name, values, folder, arch) for name, values in _sections(text)]
+    tree = _tree(folder.parent)
+    return [_test(name, values, folder, tree) for name, values in _sections(text)]
 
 
 def _sections(text: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -70,60 +116,76 @@ def _sections(text: str) -> Iterator[tuple[str, dict[str, str]]]:
         value = value.strip()
         if value.startswith(_QUOTES):
             value = _long_value(value, lines)
-        values[_NAMES.get(key.strip(), key.strip())] = value
+        values[key.strip()] = value
     if name and values.get("file"):
         yield name, values
 
 
 def _long_value(first: str, lines: Iterator[str]) -> str:
+    """Return what stands within three quotes, as one line."""
     text = first.removeprefix(_QUOTES)
     while _QUOTES not in text:
         more = next(lines, None)
         if more is None:
             break
-        text += " " + more
-    return text.split(_QUOTES)[0].strip()
+        text += "\n" + more
+    return _ESCAPED_NEWLINE.sub(r"\1", text.split(_QUOTES)[0]).replace("\n", " ").strip()
 
 
-def _arch(top: Path) -> str:
-    """Return what the tests were built for."""
+def _tree(top: Path) -> _Tree:
+    """Return how a tree was configured; one without a configuration is this machine's."""
     config = top / "config.mak"
-    found = re.search(r"^ARCH=(\w+)", config.read_text(), re.MULTILINE) if config.is_file() else None
-    return found[1] if found else platform.machine()
+    found = dict(re.findall(r"^(\w+)=(\S*)", config.read_text(), re.MULTILINE)) if config.is_file() else {}
+    tree = _Tree(found.get("ARCH", platform.machine()), efi=found.get("CONFIG_EFI") == "y")
+    if found.get("TARGET") == "kvmtool":
+        always = "--nodefaults --network mode=none --loglevel=warning"
+        return replace(tree, names=("kvmtool_params",), smp="--cpus", arguments="--params", always=always)
+    return tree
 
 
-def _test(name: str, values: dict[str, str], folder: Path, arch: str) -> SuiteTest:
-    top = folder.parent
-    environment = [f"TESTNAME={name}"] + ([f"ACCEL={values['accel']}"] if values.get("accel") else [])
-    words = _words(values.get("parameters", ""))
-    if values.get("arguments"):
-        words += ["-append", " ".join(_words(values["arguments"]))]
-    program = [str(folder / "run"), str(folder / values["file"]), "-smp", values.get("smp", "1"), *words]
+def _test(name: str, values: dict[str, str], folder: Path, tree: _Tree) -> SuiteTest:
+    file = folder / values["file"]
+    if tree.efi and file.suffix == ".flat":
+        file = file.with_suffix(".efi")
     seconds = values.get("timeout", "").removesuffix("s")
     return SuiteTest(
         name,
-        ("env", "-C", str(top), *environment, *program),
+        ("bash", "-c", _script(name, values, file, tree)),
         timeout_s=float(seconds) if seconds.isdecimal() and int(seconds) else None,
-        skip=_why_not(values, folder, arch),
+        skip=_why_not(values, file, tree.arch),
     )
 
 
-def _words(text: str) -> list[str]:
-    """Return what the shell would make of parameters; without a closing quote, the words as they are."""
-    try:
-        return shlex.split(text)
-    except ValueError:
-        return text.split()
+def _script(name: str, values: dict[str, str], file: Path, tree: _Tree) -> str:
+    """Return what bash runs; smp, arguments and parameters are words of its own in the list."""
+    groups = values.get("groups", "").split()
+    settings = [f"TESTNAME={shlex.quote(name)}"]
+    settings += [f"{key.upper()}={shlex.quote(values[key])}" for key in ("machine", "accel") if values.get(key)]
+    how = [f"{group.upper()}=yes" for group in ("migration", "panic") if group in groups]
+    options = [tree.smp, values.get("smp", "1")]
+    options += [tree.arguments, values["test_args"]] if values.get("test_args") else []
+    options += [tree.always, *(values[key] for key in tree.names if key in values)]
+    words = {"run": shlex.quote(str(file.parent / "run")), "options": " ".join(option for option in options if option)}
+    condition = values.get("disabled_if", "")
+    return _SCRIPT.format(
+        top=shlex.quote(str(file.parent.parent)),
+        disabled=_DISABLED.format(condition=condition, told=shlex.quote(condition)) if condition else "",
+        tried="" if tree.efi else _TRIED.format(settings=" ".join(settings), **words),
+        settings=" ".join([*settings, *how]),
+        file=shlex.quote(str(file)),
+        **words,
+    )
 
 
-def _why_not(values: dict[str, str], folder: Path, arch: str) -> str:
+def _why_not(values: dict[str, str], file: Path, arch: str) -> str:
     """Return why a test does not run here, "" if it does."""
     if values.get("arch") and values["arch"] != arch:
         return f"for {values['arch']} only"
-    if "nodefault" in values.get("groups", "").split():
+    groups = values.get("groups", "").split()
+    if "nodefault" in groups:
         return "its group nodefault is run by hand only"
-    if not (folder / values["file"]).exists():
-        return f"{values['file']} was not built"
+    if not file.exists():
+        return f"{file.name} was not built"
     for demand in values.get("check", "").split():
         name, _, wanted = demand.partition("=")
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,8 @@ from kvmtrace.suite.suite_tests import find_tests
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from kvmtrace.suite.listed_test import SuiteTest
 
 UNITTESTS = """\
 # a comment
@@ -35,7 +39,7 @@ groups = nodefault
 
 [long]
 file = apic.flat
-test_args = one two
+test_args = "one two"
 extra_params = \"\"\"-m 2g
   -cpu max\"\"\"
 accel = kvm
@@ -47,8 +51,33 @@ check = /proc/sys/kernel/ostype=Minix
 [unbuilt]
 file = absent.flat
 
+[disabled]
+file = apic.flat
+disabled_if = [[ "$ARCH" == "x86_64" ]]
+
+[moved]
+file = apic.flat
+smp = $(((MAX_SMP < 99)?MAX_SMP:99))
+test_args = `expr 1 + 2`
+groups = migration
+
+[no_vmm]
+file = apic.flat
+extra_params = -cpu none
+
 [no_file]
 smp = 1
+"""
+# tells what it was told; like QEMU, it names the file that it cannot load, if it comes so far
+RUN = """\
+#!/bin/sh
+case "$*" in
+*"-cpu none"*) echo no such CPU >&2; exit 1;;
+_NO_FILE_4Uhere_*) echo "qemu: could not open kernel file '_NO_FILE_4Uhere_'" >&2; exit 1;;
+esac
+printf '%s' "${PWD##*/} $TESTNAME ${ACCEL:--} ${MIGRATION:--} ${PANIC:--}"
+printf ' <%s>' "$@"
+echo
 """
 
 
@@ -71,22 +100,64 @@ def unit_tests(tmp_path: Path) -> Path:
 
 def test_kvm_unit_tests(unit_tests: Path) -> None:
     tests = {test.name: test for test in find_tests([str(unit_tests)])}
-    assert list(tests) == ["apic", "other_arch", "by_hand", "long", "demands", "unbuilt"]
-    top = unit_tests.parent.parent
-    run, flat = str(unit_tests.parent / "run"), str(unit_tests.parent / "apic.flat")
-    options = ("-cpu", "qemu64,+x2apic", "-append", "a 'b c'")
-    assert tests["apic"].argv == ("env", "-C", str(top), "TESTNAME=apic", run, flat, "-smp", "2", *options)
+    assert list(tests) == ["apic", "other_arch", "by_hand", "long", "demands", "unbuilt", "disabled", "moved", "no_vmm"]
     assert tests["apic"].timeout_s == 30
     assert tests["apic"].skip == ""
-    assert tests["long"].argv[3:] == (
-        *("TESTNAME=long", "ACCEL=kvm", run, flat, "-smp", "1", "-m", "2g", "-cpu", "max", "-append", "one two"),
-    )
     assert {name: test.skip for name, test in tests.items() if test.skip} == {
         "other_arch": "for riscv64 only",
         "by_hand": "its group nodefault is run by hand only",
         "demands": "/proc/sys/kernel/ostype is not Minix",
         "unbuilt": "absent.flat was not built",
     }
+
+
+def ran(test: SuiteTest) -> tuple[int, list[str]]:
+    """Run a test; return its exit code, and what `run` was told the last time."""
+    done = subprocess.run(test.argv, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
+    return done.returncode, done.stdout.splitlines()[-1:]
+
+
+def test_kvm_unit_tests_run_as_by_their_own_script(unit_tests: Path) -> None:
+    program(unit_tests.parent / "run", RUN)
+    tests = {test.name: test for test in find_tests([str(unit_tests)])}
+    flat = str(unit_tests.parent / "apic.flat")
+    cpus = str(len(os.sched_getaffinity(0)))
+    top = unit_tests.parent.parent.name
+    assert ran(tests["apic"]) == (
+        0,
+        [f"{top} apic - - - <{flat}> <-smp> <2> <-cpu> <qemu64,+x2apic> <-append> <a 'b c'>"],
+    )
+    assert ran(tests["long"]) == (
+        0,
+        [f"{top} long kvm - - <{flat}> <-smp> <1> <-append> <one two> <-m> <2g> <-cpu> <max>"],
+    )
+    assert ran(tests["moved"]) == (0, [f"{top} moved - yes - <{flat}> <-smp> <{cpus}> <-append> <3>"])
+
+
+def test_kvm_unit_tests_that_cannot_run_here_are_skipped(unit_tests: Path) -> None:
+    program(unit_tests.parent / "run", RUN)
+    tests = {test.name: test for test in find_tests([str(unit_tests)])}
+    assert ran(tests["disabled"]) == (77, ['skipped, disabled because: [[ "$ARCH" == "x86_64" ]]'])
+    assert ran(tests["no_vmm"]) == (77, ["skipped, the VMM says: no such CPU"])
+
+
+def test_kvm_unit_tests_of_kvmtool(unit_tests: Path) -> None:
+    program(unit_tests.parent / "run", RUN)
+    with (unit_tests.parent.parent / "config.mak").open("a") as config:
+        config.write("TARGET=kvmtool\n")
+    (long,) = (test for test in find_tests([str(unit_tests)]) if test.name == "long")
+    _, (line,) = ran(long)
+    assert line.endswith(
+        "<--cpus> <1> <--params> <one two> <--nodefaults> <--network> <mode=none> <--loglevel=warning>"
+    )
+
+
+def test_kvm_unit_tests_for_uefi(unit_tests: Path) -> None:
+    program(unit_tests.parent / "run", RUN)
+    with (unit_tests.parent.parent / "config.mak").open("a") as config:
+        config.write("CONFIG_EFI=y\n")
+    (apic,) = (test for test in find_tests([str(unit_tests)]) if test.name == "apic")
+    assert apic.skip == "apic.efi was not built"
 
 
 def test_kvm_unit_tests_without_configuration_are_this_machines(unit_tests: Path) -> None:
