@@ -187,6 +187,13 @@ int64_t steps_and_breaks(const uint8_t *cls, const uint8_t *broken, const int64_
  */
 void next_entries(const uint8_t *kind, const uint8_t *linked, int64_t n, int32_t entry, int32_t exit, int64_t *next);
 
+/* parquet_footer.c: the footer of a Parquet file */
+
+/* Of each column chunk of each row group, as {codec, bytes in the file, offset of the first data page, offset of the
+ * dictionary page}, -1 for what is not told. Returns -1 if the footer is none, or not of so many row groups and columns.
+ */
+int64_t read_column_chunks(const uint8_t *footer, int64_t n_bytes, int64_t n_groups, int64_t n_columns, int64_t *chunks);
+
 /* key_numbers.c: dense numbers for sparse keys */
 
 /* A table of n_slots (a power of two) slots: a key each and its number from 1; 0: the slot is empty. known: n_slots / 2

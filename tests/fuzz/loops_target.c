@@ -410,13 +410,23 @@ static void keys(Input *in)
 	free(position), free(values), free(changed), free(taken);
 }
 
+static void footer(Input *in)
+{
+	const int64_t n_groups = below(in, 4), n_columns = 1 + below(in, 4), n = rows_of(in, 1);
+	uint8_t *bytes = filled(in, n, 1);
+	int64_t *chunks = room(4 * n_groups * n_columns, 8);
+
+	read_column_chunks(bytes, n, n_groups, n_columns, chunks);
+	free(bytes), free(chunks);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static void (*const targets[])(Input *) = {ring, perf, perf_events, automaton, rounds, lanes, keys};
+	static void (*const targets[])(Input *) = {ring, perf, perf_events, automaton, rounds, lanes, keys, footer};
 	Input in = {data, size};
 
-	targets[take(&in, 1) % 7](&in);
+	targets[take(&in, 1) % 8](&in);
 	return 0;
 }

@@ -11,9 +11,12 @@ the FlatBuffers' internals
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmtrace.formats.common.compression import MAX_KEPT, MAX_RATIO, USUAL_RATIO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FREE_BYTES = 16 << 20  # a column of a million equal numbers shrinks to almost nothing
 MAX_BYTES = 256 << 20  # of one page or buffer
@@ -23,6 +26,7 @@ MAX_VALUE = 1 << 16  # bytes: a record of the ring buffer is not longer
 _STOP, _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(13)
 _MAX_DEPTH = 16
 _PARTS = {_I16: 1, _I32: 1, _I64: 1}
+_UNCOMPRESSED = 0  # of CompressionCodec
 _FOOTER_TAIL = 10  # bytes of an Arrow file: the footer's length and ARROW1
 _RECORD_BATCH = 3  # of Message.header
 
@@ -106,20 +110,20 @@ class _Thrift:
             raise ValueError("a page header with a list")
 
 
-def validate_pages(data: memoryview, column: Any) -> None:
+def validate_pages(data: memoryview, chunk: Sequence[int]) -> None:
     """Raise ValueError where the pages of a column of a row group claim to become incredibly large.
 
     Parameters
     ----------
     data : the file
-    column : pyarrow's ColumnChunkMetaData
+    chunk : codec, bytes in the file, offset of the first data page, offset of the dictionary page (0 or -1: none)
     """
-    if column.compression == "UNCOMPRESSED":
+    codec, packed_bytes, at, dictionary = chunk
+    if codec == _UNCOMPRESSED:
         return
-    at = column.data_page_offset
-    if column.has_dictionary_page and column.dictionary_page_offset:
-        at = min(at, column.dictionary_page_offset)
-    end, total = at + column.total_compressed_size, 0
+    if dictionary > 0:
+        at = min(at, dictionary)
+    end, total = at + packed_bytes, 0
     if not 0 <= at <= end <= len(data):
         raise ValueError("a column outside the file")
     try:
@@ -134,8 +138,8 @@ def validate_pages(data: memoryview, column: Any) -> None:
             at = header.at + packed
     except IndexError:
         raise ValueError("a page header that goes on behind the file") from None
-    if total > MAX_KEPT + USUAL_RATIO * column.total_compressed_size:
-        raise ValueError(f"a column of {column.total_compressed_size} bytes that become {total}")
+    if total > MAX_KEPT + USUAL_RATIO * packed_bytes:
+        raise ValueError(f"a column of {packed_bytes} bytes that become {total}")
 
 
 class _Table:

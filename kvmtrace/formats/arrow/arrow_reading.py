@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kvmtrace._native.parquet_footer import column_chunks
 from kvmtrace.errors import FormatError
 from kvmtrace.formats.arrow.arrow_claims import validate_buffers, validate_pages, validate_values
 from kvmtrace.formats.arrow.arrow_groups import is_number, unpack_groups, value_of
@@ -117,6 +118,7 @@ class ArrowRecording(Recording):
         self._rows: dict[int, int] = {}  # else of each of them, as far as asked for
         self._window_numbers: list[int] = []
         self._columns: dict[str, int] = {}  # of a Parquet file: path -> number
+        self._chunks = np.empty((0, 0, 4), np.int64)  # of a Parquet file, see column_chunks
         self._seen: set[tuple[int, int]] = set()  # row groups and columns whose pages were looked at
         try:
             self._file = self._open(data)
@@ -272,11 +274,11 @@ class ArrowRecording(Recording):
         metadata = self._file.metadata
         if not self._columns:
             self._columns = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+            self._chunks = column_chunks(self._data, metadata.num_row_groups, metadata.num_columns)
         for group in groups:
-            row_group = metadata.row_group(group)
             for number in (self._columns[name] for name in names if name in self._columns):
                 if (group, number) not in self._seen:
-                    validate_pages(self._data, row_group.column(number))
+                    validate_pages(self._data, self._chunks[group, number].tolist())
                     self._seen.add((group, number))
 
     def _window(self, groups: Sequence[int]) -> Window:

@@ -111,6 +111,8 @@ def read_heads(heads: NDArray[np.uint8], layout: PageLayout) -> tuple[NDArray[np
 
 
 def unit_stamps(stamps: NDArray[np.uint64], good: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Return the time stamps with those that are not good replaced by the one before."""
-    last_good = np.maximum.accumulate(np.where(good, np.arange(len(good)), -1)) if len(good) else good
-    return np.where(last_good >= 0, stamps[last_good], 0).astype(np.uint64)
+    """Return the time stamps with those that are not good replaced by the one before, the first ones by the one after."""
+    if not good.any():
+        return np.zeros(len(good), np.uint64)
+    last_good = np.maximum.accumulate(np.where(good, np.arange(len(good)), -1))
+    return stamps[np.where(last_good >= 0, last_good, np.argmax(good))].astype(np.uint64)
