@@ -43,7 +43,7 @@ class Stream:
     offset : int64, shape (n_units,), file offset of each unit
     pages : int64, shape (n_units,), whole pages in each unit
     unit_ts : uint64, shape (n_units,), time stamp of each unit's first page; of pages that hold nothing, or
-        whose commit word or time stamp is impossible, the unit's before
+        whose commit word or time stamp is impossible, the unit's before, of the first ones the one after
     packed : int64, shape (n_units,), bytes in the file of compressed units; None if they are not
     faults : parts that are missing
     checks : PageChecks of units that are single pages, None of others
@@ -111,7 +111,7 @@ def read_heads(heads: NDArray[np.uint8], layout: PageLayout) -> tuple[NDArray[np
 
 
 def unit_stamps(stamps: NDArray[np.uint64], good: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Return the time stamps with those that are not good replaced by the one before, the first ones by the one after."""
+    """Return the time stamps; in place of one that is not good the one before, of the first ones the one after."""
     if not good.any():
         return np.zeros(len(good), np.uint64)
     last_good = np.maximum.accumulate(np.where(good, np.arange(len(good)), -1))

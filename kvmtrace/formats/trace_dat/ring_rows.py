@@ -78,21 +78,20 @@ def _insert_losses(
     records: Records,
     lost_kind: int,
     page_ns: NDArray[np.int64],
-    page_floor: NDArray[np.int64],
     *,
     readable: NDArray[np.bool_],
 ) -> Rows:
     """Return rows with the lost events among them, stamped like the event beside them on their page.
 
-    The header of a page that is not `readable` says nothing of its time: the pages before it do, however many of them
-    are in this batch.
+    The header of a page that is not `readable` says nothing of its time: `page_ns` has the earliest possible one, so
+    that it does not depend on how many of the pages before are in this batch.
     """
     ends = np.cumsum(records.page_counts)
     before = losses.at < ends[losses.page]
     near = np.clip(np.where(before, losses.at, losses.at - 1), 0, max(len(rows) - 1, 0))
     some = records.page_counts[losses.page] > 0
     ts = np.where(some, rows.ts_ns[near] if len(rows) else 0, page_ns[losses.page])
-    earliest = page_floor[losses.page]
+    earliest = page_ns[losses.page]
     if len(rows):
         event_before = rows.ts_ns[np.clip(losses.at - 1, 0, len(rows) - 1)]
         earliest = np.where(losses.at > 0, np.maximum(event_before, earliest), earliest)
@@ -176,7 +175,8 @@ class StreamDecoder:
             headers.lost[(headers.lost == 0) & (headers.size >= 0)] = LOST_UNKNOWN
         records = self._records(pages, headers, checks)
         page_floor = np.maximum(begins, floor)
-        rows, page_rows = self._rows(headers, records, self._converter.to_ns(headers.ts, self._cpu), page_floor)
+        page_ns = np.where(headers.size >= 0, self._converter.to_ns(headers.ts, self._cpu), page_floor)
+        rows, page_rows = self._rows(headers, records, page_ns)
         key = order_keys(rows.ts_ns, floor) if len(rows) else rows.ts_ns
         some = page_rows > 0
         if not (key[(np.cumsum(page_rows) - page_rows)[some]] >= page_floor[some]).all():  # of each page's first row
@@ -229,7 +229,7 @@ class StreamDecoder:
         return np.equal(kind, self._kinds.lost - 1)
 
     def _rows(
-        self, headers: PageHeaders, records: Records, page_ns: NDArray[np.int64], page_floor: NDArray[np.int64]
+        self, headers: PageHeaders, records: Records, page_ns: NDArray[np.int64]
     ) -> tuple[Rows, NDArray[np.int64]]:
         """Return rows of a batch and how many each page has."""
         n, of = len(records.start), records.columns
@@ -250,6 +250,6 @@ class StreamDecoder:
         losses = _find_losses(headers, records)
         if not len(losses.at):
             return rows, records.page_counts
-        rows = _insert_losses(rows, losses, records, self._kinds.lost, page_ns, page_floor, readable=headers.size >= 0)
+        rows = _insert_losses(rows, losses, records, self._kinds.lost, page_ns, readable=headers.size >= 0)
         rows.cpu[:] = self._cpu
         return rows, records.page_counts + np.bincount(losses.page, minlength=len(headers.ts))
