@@ -117,8 +117,10 @@ class LoadedRecording:
         takes), cpu, level (of guest: 1, or 2 for a guest of the guest), isa, exit_reason, guest_rip, entry_rip, info1,
         info2, intr_info, error_code
 
-        of the first such event before the next VM-entry: port, gpa (MMIO, else the fault's), msr, cr, access ("read",
-        "write"), size (bytes), data, vector (injected), userspace_reason, userspace_exit (its name), errno
+        of the first such event before the next VM-entry: port, gpa (MMIO, else the fault's), msr, cr, register (arm64's
+        trapped system register, by name), hypercall (its number), syndrome (arm64: ESR_EL2 of a fault or a trapped
+        register), cause (the same in words), access ("read", "write"), size (bytes), data, vector (injected),
+        userspace_reason, userspace_exit (its name), errno
 
         parts of dur_ns, which add up to it: kernel_ns, userspace_ns (the VMM), waiting_ns (blocked or halt-polling),
         preempted_ns, unknown_ns

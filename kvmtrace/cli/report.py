@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvmtrace.report.selection import Selection
     from kvmtrace.table.event_table import EventTable
 
-BY = ["vm", "reason", "userspace", "vcpu", "waits", "port", "gpa", "msr", "cr", "rip"]
+BY = ["vm", "reason", "userspace", "vcpu", "waits", "port", "gpa", "msr", "cr", "sysreg", "rip"]
 PARTS = ["details", "bring-up", "rules", "limits", "all"]
 SORT = ["count", "time", "mean", "p50", "p99", "max", "name", "key"]
 

@@ -25,6 +25,8 @@ from kvmtrace.isa.arm64_words import (
     decode_abort,
     decode_trap,
     describe_guest_fault,
+    describe_register,
+    describe_syndrome,
     is_vector,
     never_told,
     syndrome_code,
@@ -49,6 +51,11 @@ _HYP_GONE = (0xBADCA11 & 0x1F) << _RET_SHIFT  # HVC_STUB_ERR, include/asm/virt.h
 
 _FAULT = Must(("kvm_guest_fault",), (1, 1))
 _ABORT = ("abort_class", "abort_pc", "access_flag_address")
+# of the syndrome of a trapped system register: Op0, Op1, CRn, CRm, Op2 as sys_reg() of asm/sysreg.h arranges them
+SYSTEM_REGISTER = (
+    Part("hsr", -1, 3 << 20), Part("hsr", 2, 7 << 14), Part("hsr", 2, 15 << 10), Part("hsr", 7, 15 << 1),
+    Part("hsr", -12, 7 << 17),
+)  # fmt: skip
 _SYS_REG_MAY = frozenset({"kvm_sys_access"})
 _STEP = 4  # bytes of an instruction
 _SAME, _PENDING, _ANY = RipClass.SAME, RipClass.PENDING, RipClass.ANY
@@ -238,12 +245,16 @@ ARM64 = Isa(
         ("kvm_exit", "guest_rip"): (Part("vcpu_pc"),),
         ("kvm_entry", "rip"): (Part("vcpu_pc"),),
         ("kvm_guest_fault", "fault_address"): (Part("ipa"),),
+        ("kvm_handle_sys_reg", "register"): SYSTEM_REGISTER,
+        ("kvm_handle_sys_reg", "is_read"): (Part("hsr", 0, 1),),
     },
     describe_fault=describe_guest_fault,
     never_told=never_told,
     syndrome_code=syndrome_code,
     decode_abort=decode_abort,
     decode_trap=decode_trap,
+    describe_syndrome=describe_syndrome,
+    describe_register=describe_register,
     announces_reads=True,
     resets_anywhere=True,
     perf_guest_key=_perf_key,

@@ -113,6 +113,20 @@ def decode_trap(esr: Any) -> RegisterAccess:
     )
 
 
+def describe_register(number: int) -> str:
+    """Name a system register by its number, as sys_reg() of arch/arm64/include/asm/sysreg.h makes it."""
+    return SystemRegister(number >> 19 & 3, number >> 16 & 7, number >> 12 & 15, number >> 8 & 15, number >> 5 & 7).name
+
+
+def describe_syndrome(esr: int) -> str:
+    """Say what a syndrome is that KVM traces: of an abort, or of a trapped system register."""
+    if esr >> CLASS_SHIFT & 0x3F != SYS_CLASS:
+        return describe_guest_fault(esr)
+    told = decode_system_register(esr)
+    register = "xzr" if told.register == 31 else f"x{told.register}"
+    return f"write of {told.name} from {register}" if told.write else f"read of {told.name} to {register}"
+
+
 def is_vector(pc: Any) -> Any:
     """Say whether a guest may be at an address because KVM gave it a synchronous exception (ints or columns).
 
@@ -133,8 +147,8 @@ class SystemRegister:
     crn: int
     crm: int
     op2: int
-    register: int
-    write: bool
+    register: int = 31
+    write: bool = False
 
     @property
     def name(self) -> str:

@@ -204,13 +204,16 @@ class Nesting:
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
+WHOLE = 0xFFFFFFFFFFFFFFFF  # all bits of a field
+
+
 @dataclass(frozen=True)
 class Part:
-    """A piece of a value that several recorded fields make up: (field & mask) << shift."""
+    """A piece of a value that recorded fields make up: (field & mask) << shift, a negative shift being to the right."""
 
     field: str
     shift: int = 0
-    mask: int = 0xFFFFFFFFFFFFFFFF
+    mask: int = WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,6 +263,8 @@ class Isa:
     never_told : exit numbers (ints or columns) -> whether no kernel can trace them; None: nothing is known
     syndrome_code : the syndrome that a follow-up carries -> the exit code that goes with it; None: none carries one
     decode_abort, decode_trap : such a syndrome -> the access to memory, to a system register
+    describe_syndrome : such a syndrome -> words
+    describe_register : number of a system register, as kvm_handle_sys_reg's derived field `register` has it -> its name
 
     run_function : KVM's function around the world switch, which the recorder probes; "" if there is none to probe
     run_flags : where that function's first argument leads to the guest's RFLAGS, as kprobe events write it, members of
@@ -333,6 +338,8 @@ class Isa:
     syndrome_code: Callable[[Any], Any] | None = None
     decode_abort: Callable[[Any], AbortAccess] | None = None
     decode_trap: Callable[[Any], RegisterAccess] | None = None
+    describe_syndrome: Callable[[int], str] | None = None
+    describe_register: Callable[[int], str] | None = None
 
     run_function: str = ""
     run_flags: str = ""

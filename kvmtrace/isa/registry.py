@@ -63,6 +63,16 @@ def find_exit_reason(text: str) -> tuple[Isa, int] | None:
     return None
 
 
+def describe_syndrome(syndrome: int) -> str:
+    """Say what an exit's syndrome tells."""
+    return next(isa.describe_syndrome(syndrome) for isa in ISAS if isa.describe_syndrome is not None)
+
+
+def describe_register(number: int) -> str:
+    """Name a system register by its number (kvm_handle_sys_reg's derived field `register`)."""
+    return next(isa.describe_register(number) for isa in ISAS if isa.describe_register is not None)
+
+
 def recognise(fields: Collection[str]) -> Isa | None:
     """Return the ISA whose kvm_exit has these fields, where a field `isa` does not tell; None if none has."""
     for isa in ISAS:

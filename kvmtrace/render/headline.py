@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.isa.registry import BY_NAME
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.render.accesses import call_number
 from kvmtrace.render.terminal import count, duration, escape, percent
 from kvmtrace.render.text.waits_text import waits_sentence
 
@@ -21,6 +22,8 @@ LISTS = {
     "kvm_msr": "msrs",
     "kvm_cr": "crs",
     "kvm_hypercall": "hypercalls",
+    "kvm_hvc_arm64": "hypercalls",
+    "kvm_handle_sys_reg": "sysregs",
     "kvm_page_fault": "gpas",
     "kvm_guest_fault": "gpas",
 }
@@ -176,6 +179,7 @@ _GROUPED: dict[str, Callable[[Any, ExitRow], list[Culprit]]] = {
     "ports": _ports,
     "msrs": _plain("msrs", lambda row: f"{_DOING[row.direction]} {row.name or f'MSR {row.msr:#x}'}"),
     "crs": _plain("crs", lambda row: f"{_DOING[row.direction]} cr{row.cr}"),
-    "hypercalls": _plain("hypercalls", lambda row: row.name or f"Hypercall {row.nr}"),
+    "sysregs": _plain("sysregs", lambda row: f"{_DOING[row.direction]} {row.name}"),
+    "hypercalls": _plain("hypercalls", lambda row: row.name or f"Hypercall {call_number(row)}"),
     "gpas": _plain("gpas", lambda row: f"{row.kind.capitalize()} at gpa {row.gpa:#x}"),
 }

@@ -32,19 +32,27 @@ FAMILIES: tuple[tuple[tuple[Step, ...], str], ...] = (
     ((Step.CR,), "crs"),
     ((Step.HYPERCALL,), "hypercalls"),
     ((Step.PAGE_FAULT, Step.GUEST_FAULT), "pages"),
+    ((Step.REGISTER,), "registers"),
+    ((Step.CALL,), "calls"),
     ((Step.INJECT,), "vectors"),
 )
 
 
+# member of LaneKeys whose keys have the direction above the number -> what is accessed
+_WRITTEN = {"ports": "port", "msrs": "msr", "crs": "cr", "registers": "sysreg"}
+
+
 def _follow_up(member: str, key: int) -> FollowUp:
     high, low = split_pair(key)
-    if member in {"ports", "msrs", "crs"}:
-        return FollowUp({"ports": "port", "msrs": "msr", "crs": "cr"}[member], low, bool(high))
+    if member in _WRITTEN:
+        return FollowUp(_WRITTEN[member], low, bool(high))
     if member == "mmio":
         return FollowUp("mmio", key >> 1, bool(key & 1))
     if member == "vectors":
         return FollowUp("exception" if high else "interrupt", low & 0xFF, None)
-    return FollowUp("page" if member == "pages" else "hypercall", key << PAGE_SHIFT if member == "pages" else key, None)
+    if member == "pages":
+        return FollowUp("page", key << PAGE_SHIFT, None)
+    return FollowUp("smccc" if member == "calls" else "hypercall", key, None)
 
 
 class Stretches:

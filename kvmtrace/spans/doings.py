@@ -44,6 +44,8 @@ FOLLOW_UPS = (
     Step.HYPERCALL,
     Step.PAGE_FAULT,
     Step.GUEST_FAULT,
+    Step.REGISTER,
+    Step.CALL,
     Step.INJECT,
     Step.EMULATE,
 )  # fmt: skip

@@ -42,6 +42,7 @@ _SIMPLE_STEPS = {
     "kvm_hypercall": Step.HYPERCALL,
     "kvm_page_fault": Step.PAGE_FAULT,
     "kvm_guest_fault": Step.GUEST_FAULT,
+    "kvm_hvc_arm64": Step.CALL,
     **NESTED_STEP_OF,
 }
 _MORE_STEPS = {"kvm_inj_virq": Step.INJECT, "kvm_inj_exception": Step.INJECT, "kvm_emulate_insn": Step.EMULATE}
@@ -140,6 +141,8 @@ class LaneBuilder:
             if table.has(name, "cmd"):
                 run = table.field(name, "cmd").astype(np.uint64) & np.uint64(0xFFFFFFFF) == KVM_RUN
                 steps[table.rows(name)] = np.where(run, Step.RUN, Step.NONE)
+        if table.has("kvm_handle_sys_reg", "register"):
+            steps[table.rows("kvm_handle_sys_reg")] = Step.REGISTER
         if table.has("sched_switch", "prev_state"):
             runnable = table.field("sched_switch", "prev_state").astype(np.int64) & TASK_STATE_MASK == 0
             steps[table.rows("sched_switch")] = np.where(runnable, Step.PREEMPT, Step.BLOCK)

@@ -34,6 +34,8 @@ class LaneKeys:
     msrs: KeyIndex = field(default_factory=KeyIndex)  # write << 32 | msr
     crs: KeyIndex = field(default_factory=KeyIndex)  # write << 32 | cr
     hypercalls: KeyIndex = field(default_factory=KeyIndex)  # nr
+    registers: KeyIndex = field(default_factory=KeyIndex)  # write << 32 | system register
+    calls: KeyIndex = field(default_factory=KeyIndex)  # function of the secure monitor calling convention
     pages: KeyIndex = field(default_factory=KeyIndex)  # faulting address >> 12
     vectors: KeyIndex = field(default_factory=KeyIndex)  # is exception << 32 | vector
 
@@ -97,6 +99,11 @@ def _mmio(table: EventTable) -> NDArray[np.uint64]:
     return keys
 
 
+def _register(table: EventTable) -> NDArray[np.uint64]:
+    write = u32(table, "kvm_handle_sys_reg", "is_read") ^ np.uint64(1)
+    return write << np.uint64(32) | u32(table, "kvm_handle_sys_reg", "register")
+
+
 def _page(table: EventTable, event: str) -> NDArray[np.uint64]:
     # the field was renamed when kvm_page_fault gained vcpu_id
     name = "fault_address" if table.has(event, "fault_address") else "address"
@@ -120,6 +127,8 @@ KEYED: dict[str, tuple[str, Callable[[EventTable], NDArray[np.uint64]]]] = {
     "kvm_msr": ("msrs", lambda table: _pair(table, "kvm_msr", "write", "ecx")),
     "kvm_cr": ("crs", lambda table: _pair(table, "kvm_cr", "rw", "cr")),
     "kvm_hypercall": ("hypercalls", lambda table: u64(table, "kvm_hypercall", "nr")),
+    "kvm_handle_sys_reg": ("registers", _register),
+    "kvm_hvc_arm64": ("calls", lambda table: u32(table, "kvm_hvc_arm64", "r0")),
     "kvm_page_fault": ("pages", lambda table: _page(table, "kvm_page_fault")),
     "kvm_guest_fault": ("pages", lambda table: _page(table, "kvm_guest_fault")),
     "kvm_inj_virq": ("vectors", lambda table: _vector(table, "kvm_inj_virq")),

@@ -63,6 +63,8 @@ class Step(enum.IntEnum):
     NESTED_ENTRY = 24  # kvm_nested_vmenter, kvm_nested_vmrun: the vCPU goes on in L2
     REFLECT = 25  # kvm_nested_vmexit_inject: ... in L1, which gets an exit
     NESTED_FAILED = 26  # kvm_nested_vmenter_failed: ... in L1, L2 was not entered
+    REGISTER = 27  # kvm_handle_sys_reg; arg: number of (system register, write)
+    CALL = 28  # kvm_hvc_arm64; arg: number of the function called
 
 
 NESTED_STEP_OF: dict[str, Step] = {

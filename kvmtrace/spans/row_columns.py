@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvmtrace.isa.registry import BY_NUMBER, describe_exit_reason
+from kvmtrace.isa.registry import BY_NUMBER, describe_exit_reason, describe_register, describe_syndrome
 from kvmtrace.kvm.nested_events import UNKNOWN_LEVEL
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.spans.lane_keys import NOT_TOLD
@@ -27,7 +27,8 @@ _VM_EXIT_COLUMNS: dict[str, str] = {
     "ts_ns": "", "name": "", "dur_ns": "?", "guest_before_ns": "?", "tid": "", "vm": "", "vcpu_id": "?", "number": "",
     "cpu": "", "level": "", "isa": "", "exit_reason": "", "guest_rip": "", "entry_rip": "has_entry_rip", "info1": "",
     "info2": "",
-    "intr_info": "", "error_code": "", "port": "?", "gpa": "has_gpa", "msr": "?", "cr": "?", "access": "", "size": "?",
+    "intr_info": "", "error_code": "", "port": "?", "gpa": "has_gpa", "msr": "?", "cr": "?",
+    "register": "", "hypercall": "?", "syndrome": "has_syndrome", "cause": "", "access": "", "size": "?",
     "data": "has_data", "vector": "?", "userspace_reason": "?", "userspace_exit": "",
     "errno": "to_userspace", "kernel_ns": "?", "userspace_ns": "?", "waiting_ns": "?", "preempted_ns": "?",
     "unknown_ns": "?", "to_userspace": "", "lost": "",
@@ -91,6 +92,8 @@ def vm_exit_columns(rows: NDArray[Any], names: Mapping[int, str]) -> dict[str, R
         "isa": _described(rows["isa"].astype(np.int64), lambda number: isas.get(number, "unknown")),
         "vm": _vm_column(rows, names),
         "level": RowColumn(np.ascontiguousarray(rows["level"]), rows["level"] == UNKNOWN_LEVEL),
+        "register": _described(rows["register"], describe_register, rows["register"] < 0),
+        "cause": _described(rows["syndrome"].astype(np.int64), describe_syndrome, ~rows["has_syndrome"]),
         "access": RowColumn(np.maximum(rows["write"], 0).astype(np.int32), rows["write"] < 0, ACCESS),
         "userspace_exit": _described(
             left, lambda value: describe_userspace_exit(value >> 32, _signed(value)), ~rows["to_userspace"]

@@ -58,6 +58,10 @@ EXIT_DTYPE = np.dtype([
     ("has_entry_rip", np.bool_),
     ("has_data", np.bool_),
     ("has_gpa", np.bool_),
+    ("syndrome", np.uint64),  # kvm_guest_fault, kvm_handle_sys_reg; has_syndrome
+    ("has_syndrome", np.bool_),
+    ("register", np.int64),  # kvm_handle_sys_reg
+    ("hypercall", np.int64),  # kvm_hypercall; kvm_hvc_arm64: what W0 held
     ("userspace_reason", np.int64),  # of the first kvm_userspace_exit, KVM_EXIT_*
     ("errno", np.int64),  # of the same; 0 without one
     ("to_userspace", np.bool_),  # a kvm_userspace_exit of the thread lies between
@@ -67,8 +71,8 @@ EXIT_DTYPE = np.dtype([
 ])
 _ABSENT: tuple[str, ...] = (
     "entry_ts_ns", "dur_ns", "guest_before_ns", "kernel_ns", "userspace_ns", "waiting_ns", "preempted_ns",
-    "unknown_ns", "vcpu_id", "entry_cpu", "port", "msr", "cr", "vector", "write", "size", "userspace_reason",
-    "entry_row",
+    "unknown_ns", "vcpu_id", "entry_cpu", "port", "msr", "cr", "register", "hypercall", "vector", "write", "size",
+    "userspace_reason", "entry_row",
 )  # are -1 until something is known
 RECORDED_FIELDS = ("isa", "exit_reason", "guest_rip", "info1", "info2", "intr_info", "error_code")
 _FAULT_ADDRESS: dict[str, tuple[str, ...]] = {"gpa": ("fault_address", "address")}
@@ -81,6 +85,10 @@ _ABOUT: tuple[tuple[Step, str, dict[str, tuple[str, ...]]], ...] = (
     (Step.CR, "kvm_cr", {"cr": ("cr",), "write": ("rw",), "data": ("val",)}),
     (Step.PAGE_FAULT, "kvm_page_fault", _FAULT_ADDRESS),
     (Step.GUEST_FAULT, "kvm_guest_fault", _FAULT_ADDRESS),
+    (Step.GUEST_FAULT, "kvm_guest_fault", {"syndrome": ("hsr",)}),
+    (Step.REGISTER, "kvm_handle_sys_reg", {"register": ("register",), "syndrome": ("hsr",)}),
+    (Step.HYPERCALL, "kvm_hypercall", {"hypercall": ("nr",)}),
+    (Step.CALL, "kvm_hvc_arm64", {"hypercall": ("r0",)}),
     (Step.USERSPACE_EXIT, "kvm_userspace_exit", {"userspace_reason": ("reason",), "errno": ("errno",)}),
 )
 # fmt: on
@@ -234,10 +242,14 @@ def _fill_accesses(spans: Spans, out: NDArray[Any], owner: NDArray[np.int64]) ->
                 told = table.told(event, name)
                 known = slice(None) if told is None else told[own]
                 out[column][exits[known]] = table.field(event, name)[own[known]]
-                if column in ("gpa", "data"):
+                if column in ("gpa", "data", "syndrome"):
                     out[f"has_{column}"][exits[known]] = True
         if event == "kvm_mmio":
             out["write"][exits] = which == Step.MMIO_WRITE
+        if which == Step.REGISTER:
+            out["write"][exits] = table.field(event, "is_read")[own] == 0
+        if which == Step.CALL:
+            out["hypercall"][exits] &= 0xFFFFFFFF
         if which == Step.USERSPACE_EXIT:
             out["to_userspace"][exits] = True
     _fill_vectors(spans, out, owner)

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from kvmtrace.isa.registry import describe_exit_reason, isa_name
+from kvmtrace.isa.registry import describe_exit_reason, describe_register, isa_name
 from kvmtrace.kvm.hypercalls import describe_hypercall
 from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.ports import describe_port
+from kvmtrace.kvm.psci import describe_psci
 from kvmtrace.spans.keys import Counter, KeyIndex
 from kvmtrace.spans.lane_keys import NOT_TOLD, PAGE_SHIFT, LaneKeys, split_pair, u64
 from kvmtrace.spans.lanes import REASON_BITS, REASON_MASK, Step
 from kvmtrace.stats.injections import InjectionAccumulator, InstructionAccumulator
-from kvmtrace.stats.rows import CpuRow, CrRow, Detail, GpaRow, HypercallRow, LeftOut, MsrRow, PortRow, RipRow
+from kvmtrace.stats.rows import CpuRow, CrRow, Detail, GpaRow, HypercallRow, LeftOut, MsrRow, PortRow, RipRow, SysregRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from kvmtrace.spans.pairs import Pairs
     from kvmtrace.table.event_table import EventTable
 
-Row = TypeVar("Row", PortRow, GpaRow, MsrRow, CrRow, HypercallRow, RipRow)
+Row = TypeVar("Row", PortRow, GpaRow, MsrRow, CrRow, SysregRow, HypercallRow, RipRow)
 
 # family -> the steps that belong to it
 FAMILIES: dict[str, tuple[Step, ...]] = {
@@ -34,6 +35,8 @@ FAMILIES: dict[str, tuple[Step, ...]] = {
     "msrs": (Step.MSR,),
     "crs": (Step.CR,),
     "hypercalls": (Step.HYPERCALL,),
+    "registers": (Step.REGISTER,),
+    "calls": (Step.CALL,),
     "pages": (Step.PAGE_FAULT,),
 }
 
@@ -159,6 +162,7 @@ class DetailAccumulator:
             "gpas": self._gpa_rows(keys),
             "msrs": self._rows("msrs", keys.msrs, self._msr_row),
             "crs": self._rows("crs", keys.crs, _cr_row),
+            "sysregs": self._rows("registers", keys.registers, _register_row),
             "hypercalls": self._hypercall_rows(keys),
             "interrupts": self._injections.rows(),
             "emulated": self._instructions.rows(),
@@ -193,7 +197,11 @@ class DetailAccumulator:
             for interface, (index, counter) in self._other_hypercalls.items()
             for n, nr in enumerate(index.keys())
         ]
-        return _sorted([*self._rows("hypercalls", keys.hypercalls, _hypercall_row), *others])
+        timed = (
+            *self._rows("hypercalls", keys.hypercalls, _hypercall_row),
+            *self._rows("calls", keys.calls, _call_row),
+        )
+        return _sorted([*timed, *others])
 
     def _rip_rows(
         self, keys: LaneKeys, symbol: Callable[[int], str | None], limit: int
@@ -248,6 +256,15 @@ def _page_row(number: int, key: int, count: int, total_ns: int | None) -> GpaRow
 def _cr_row(number: int, key: int, count: int, total_ns: int | None) -> CrRow:  # noqa: ARG001
     write, cr = split_pair(key)
     return CrRow(cr, "write" if write else "read", count, total_ns)
+
+
+def _register_row(number: int, key: int, count: int, total_ns: int | None) -> SysregRow:  # noqa: ARG001
+    write, register = split_pair(key)
+    return SysregRow(register, describe_register(register), "write" if write else "read", count, total_ns)
+
+
+def _call_row(number: int, key: int, count: int, total_ns: int | None) -> HypercallRow:  # noqa: ARG001
+    return HypercallRow("smccc", key, describe_psci(key) or "", count, total_ns)
 
 
 def _hypercall_row(number: int, key: int, count: int, total_ns: int | None) -> HypercallRow:  # noqa: ARG001

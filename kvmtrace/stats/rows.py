@@ -295,10 +295,21 @@ class CrRow:
 
 
 @dataclass(frozen=True)
+class SysregRow:
+    """Accesses to one trapped system register (arm64)."""
+
+    register: int  # as sys_reg() of arch/arm64/include/asm/sysreg.h
+    name: str
+    direction: str  # "read" "write"
+    count: int
+    total_ns: int | None
+
+
+@dataclass(frozen=True)
 class HypercallRow:
     """Hypercalls of one number."""
 
-    interface: str  # "kvm" "hyper-v" "xen"
+    interface: str  # "kvm" "hyper-v" "xen" "smccc" (arm64: PSCI and other functions of its calling convention)
     nr: int
     name: str
     count: int
@@ -365,6 +376,7 @@ class Detail:
     gpas: tuple[GpaRow, ...] = ()
     msrs: tuple[MsrRow, ...] = ()
     crs: tuple[CrRow, ...] = ()
+    sysregs: tuple[SysregRow, ...] = ()
     hypercalls: tuple[HypercallRow, ...] = ()
     interrupts: tuple[InterruptRow, ...] = ()
     rips: tuple[RipRow, ...] = ()
@@ -389,7 +401,7 @@ class SlowExit:
     waiting_ns: int | None  # of dur_ns: blocked or halt-polling; null: not recorded
     preempted_ns: int | None  # of dur_ns: switched out, runnable; null: not recorded
     guest_rip: int | None
-    access: str | None  # its first access: "port" "mmio" "page" "msr" "cr" "hypercall"; null: none was recorded
+    access: str | None  # its first access: "port" "mmio" "page" "msr" "cr" "sysreg" "hypercall" "smccc"; null: none
     access_key: int | None  # the port, address, MSR, register or number accessed
     access_write: bool | None  # null: neither a read nor a write
     vm: str | None = None  # name of its VM; null: the recorder did not note one

@@ -120,7 +120,7 @@ def _first_access(lanes: Lanes, begin: int, end: int) -> tuple[int, int] | None:
     steps = lanes.step[begin + 1 : end]
     found = np.flatnonzero((steps >= Step.PIO) & (steps <= Step.PAGE_FAULT))
     if not len(found):
-        found = np.flatnonzero(steps == Step.GUEST_FAULT)
+        found = np.flatnonzero(np.isin(steps, (Step.GUEST_FAULT, Step.REGISTER, Step.CALL)))
     if not len(found):
         return None
     at = begin + 1 + int(found[0])
@@ -163,6 +163,13 @@ def _access(access: tuple[int, int] | None, keys: LaneKeys) -> tuple[str | None,
         return "page", keys.pages.keys()[number] << PAGE_SHIFT, None
     if step == Step.HYPERCALL:
         return "hypercall", keys.hypercalls.keys()[number], None
-    kind, index = {Step.PIO: ("port", keys.ports), Step.MSR: ("msr", keys.msrs), Step.CR: ("cr", keys.crs)}[step]
+    if step == Step.CALL:
+        return "smccc", keys.calls.keys()[number], None
+    kind, index = {
+        Step.PIO: ("port", keys.ports),
+        Step.MSR: ("msr", keys.msrs),
+        Step.CR: ("cr", keys.crs),
+        Step.REGISTER: ("sysreg", keys.registers),
+    }[step]
     write, key = split_pair(index.keys()[number])
     return kind, key, bool(write)

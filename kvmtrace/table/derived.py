@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmtrace.isa.base import WHOLE
 from kvmtrace.isa.registry import recognise
 from kvmtrace.lazy_dataclass import dataclass
 
@@ -41,12 +42,13 @@ class Derived:
         """
         if not self.parts:
             return np.full(n_rows, self.constant, np.uint8)
-        if len(self.parts) == 1 and not self.parts[0].shift:
-            return read(self.parts[0].field)
+        first = self.parts[0]
+        if len(self.parts) == 1 and not first.shift and first.mask == WHOLE:
+            return read(first.field)
         total = np.zeros(n_rows, np.uint64)
         for part in self.parts:
             piece = read(part.field).astype(np.uint64) & np.uint64(part.mask)
-            total += piece << np.uint64(part.shift)
+            total += piece << np.uint64(part.shift) if part.shift >= 0 else piece >> np.uint64(-part.shift)
         return total
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -11,11 +12,18 @@ from kvmtrace.api import load
 from kvmtrace.check.engine import check_recording
 from kvmtrace.cli.main import cli
 from kvmtrace.formats import open_recording
-from kvmtrace.isa.arm64 import ARM64
-from kvmtrace.isa.arm64_words import DataAbort, decode_data_abort, decode_system_register, describe_guest_fault
+from kvmtrace.isa.arm64 import ARM64, SYSTEM_REGISTER
+from kvmtrace.isa.arm64_words import (
+    DataAbort,
+    decode_data_abort,
+    decode_system_register,
+    describe_guest_fault,
+    describe_register,
+)
 from kvmtrace.isa.registry import ISAS, describe_exit_reason, has_never
 from kvmtrace.render.text.model_text import cannot_show, unchecked_rules
 from kvmtrace.report.build import build_report
+from kvmtrace.table.derived import Derived
 
 # ret << 6 | esr_ec
 WFX, HVC, SYS, DABT = 0x81, 0x96, 0x98, 0xA4
@@ -394,3 +402,49 @@ def test_trapped_debug_registers_are_explained(tmp_path: Path) -> None:
     trap = (*END, ENTRY.format(0x20), EXIT.format(2, 0x18, 0x20), f"kvm_handle_sys_reg: hsr={MRS:#x}")
     path.write_text(trace(*trap, "trap_reg: trap_debug_regs write reg 0 (0x0)", ENTRY.format(0x20)))
     assert check_recording(open_recording(str(path))).unexplained == {}
+
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+def test_what_an_exit_was_about_is_told_by_frames() -> None:
+    """The syndrome as a number and in words, the system register, the function that HVC called."""
+    exits = load(FIXTURES / "arm64-6.1-lifecycle.dat").vm_exits
+    registers = exits[exits.name == "SYS64"]
+    assert registers.groupby(["register", "access"], observed=True).size().to_dict() == {
+        ("ID_AA64PFR0_EL1", "read"): 11,
+        ("OSLAR_EL1", "write"): 7,
+    }
+    assert set(registers.cause) == {"read of ID_AA64PFR0_EL1 to x0", "write of OSLAR_EL1 from xzr"}
+    aborts = exits[exits.name == "DABT_LOW"]
+    assert (aborts.syndrome // (1 << 26) == 0x24).all()
+    assert aborts.cause.iloc[0].startswith("write of a word from w")
+    assert set(exits[exits.name == "HVC64"].hypercall) == {0x84000000}
+    assert exits[exits.name == "IRQ"][["register", "hypercall", "syndrome", "cause"]].isna().all().all()
+
+
+def test_what_an_exit_was_about_is_told_by_the_report() -> None:
+    report = build_report(open_recording(FIXTURES / "arm64-6.1-lifecycle.dat"))
+    rows = {(row.name, row.direction): (row.count, row.register) for row in report.detail.sysregs}
+    assert rows == {("ID_AA64PFR0_EL1", "read"): (11, 0x180400), ("OSLAR_EL1", "write"): (7, 0x101080)}
+    assert [(row.interface, row.name, row.count) for row in report.detail.hypercalls] == [("smccc", "PSCI_VERSION", 13)]
+    assert any(row.total_ns for row in report.detail.sysregs)
+
+
+def test_what_an_exit_was_about_in_words() -> None:
+    path = str(FIXTURES / "arm64-6.1-lifecycle.dat")
+    by_register = CliRunner().invoke(cli, ["report", path, "--by", "sysreg"], env={"COLUMNS": "80"}).output
+    assert "ID_AA64PFR0_EL1  read      11" in by_register
+    story = CliRunner().invoke(cli, ["report", path, "--explain", "52"], env={"COLUMNS": "120"}).output
+    assert story.startswith("The guest read ID_AA64PFR0_EL1; KVM served it")
+    assert "hsr 0x62300009 (read of ID_AA64PFR0_EL1 to x0)" in story
+    assert "r0 0x84000000 (PSCI_VERSION)" in story
+
+
+def test_a_part_may_lie_above_and_below() -> None:
+    """sys_reg() of the kernel: Op0, Op1, CRn, CRm, Op2 from bit 19 downwards."""
+    register = Derived(SYSTEM_REGISTER)
+    is_read = Derived(ARM64.derived["kvm_handle_sys_reg", "is_read"])
+    syndromes = np.array([0x62300009, 0x622807E0 | 1 << 1], np.uint64)
+    assert describe_register(int(register.column(lambda _: syndromes, 2)[0])) == "ID_AA64PFR0_EL1"
+    assert is_read.column(lambda _: syndromes, 2).tolist() == [1, 0]

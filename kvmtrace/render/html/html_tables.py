@@ -40,6 +40,8 @@ DETAILS: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
     ("gpas", "Guest-physical addresses", (hexadecimal("gpa"), text("access", "kind"), *ACCESSES)),
     ("msrs", "MSRs", (hexadecimal("msr"), text("direction"), text("name"), number("#GP", "faults"), *ACCESSES)),
     ("crs", "Control registers", (number("cr"), text("direction"), *ACCESSES)),
+    ("sysregs", "System registers",
+     (text("register", "name"), text("direction"), hexadecimal("number", "register"), *ACCESSES)),
     ("hypercalls", "Hypercalls", (text("interface"), number("nr"), text("name"), *ACCESSES)),
     ("interrupts", "Injected interrupts and exceptions",
      (hexadecimal("vector"), text("kind"), text("name"), number("count"), number("re-injected", "reinjected"))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.render.accesses import named
+from kvmtrace.render.accesses import call_number, named
 from kvmtrace.render.terminal import WIDTH, Column, Style, count, duration, escape, plural, table
 
 if TYPE_CHECKING:
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 COST_ROWS = 6
 # list of Detail -> the --by that shows all of it, "" for none
-BY = {"ports": "port", "gpas": "gpa", "msrs": "msr", "crs": "cr", "rips": "rip", "hypercalls": "", "emulated": ""}
+BY = {
+    "ports": "port", "gpas": "gpa", "msrs": "msr", "crs": "cr", "sysregs": "sysreg", "rips": "rip", "hypercalls": "",
+    "emulated": "",
+}  # fmt: skip
 
 
 def cost_table(report: Report, style: Style) -> list[str]:
@@ -45,8 +48,10 @@ def _costs(report: Report) -> Iterator[tuple[str, int, int]]:
         yield f"{gpa.kind} {gpa.gpa:#x}", gpa.count, gpa.total_ns or 0
     for cr in detail.crs:
         yield f"{cr.direction} cr{cr.cr}", cr.count, cr.total_ns or 0
+    for register in detail.sysregs:
+        yield f"{register.direction} {register.name}", register.count, register.total_ns or 0
     for call in detail.hypercalls:
-        yield call.name or f"hypercall {call.nr}", call.count, call.total_ns or 0
+        yield call.name or f"hypercall {call_number(call)}", call.count, call.total_ns or 0
 
 
 def special_lines(report: Report, style: Style) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmtrace.isa.registry import BY_NAME
+from kvmtrace.isa.registry import BY_NAME, describe_register
 from kvmtrace.isa.words import decode_intr_info, describe_intr_info
 from kvmtrace.kvm.hypercalls import describe_hypercall
 from kvmtrace.kvm.msrs import describe_msr
 from kvmtrace.kvm.ports import describe_port
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit
 from kvmtrace.model.thresholds import threshold
-from kvmtrace.render.accesses import named
+from kvmtrace.render.accesses import describe_access, named
 from kvmtrace.render.terminal import duration, escape
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ def _msr(fields: Fields) -> str:
     return did + (", which KVM refused with #GP" if _number(fields, "exception") else "")
 
 
+def _register(fields: Fields) -> str:
+    register = describe_register(_number(fields, "register"))
+    return f"The guest {'read' if _number(fields, 'is_read') else 'wrote'} {register}"
+
+
 def _cr(fields: Fields) -> str:
     if not _number(fields, "rw"):
         return f"The guest read cr{_number(fields, 'cr')}"
@@ -87,6 +92,8 @@ DEEDS: dict[str, Callable[[Fields], str]] = {
     "kvm_hypercall": lambda fields: (
         f"The guest called KVM: {describe_hypercall(_number(fields, 'nr')) or _number(fields, 'nr')}"
     ),
+    "kvm_handle_sys_reg": _register,
+    "kvm_hvc_arm64": lambda fields: f"The guest called {describe_access('smccc', _number(fields, 'r0'), None)} (HVC)",
 }
 FAULTS = ("kvm_page_fault", "kvm_guest_fault")
 # Isa.classify_fault -> what of the place

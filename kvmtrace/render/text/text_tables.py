@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kvmtrace.errors import UsageError
 from kvmtrace.kvm.vm_names import vm_label
 from kvmtrace.lazy_dataclass import dataclass
+from kvmtrace.render.accesses import call_number
 from kvmtrace.render.terminal import Column, Style, count, duration, escape, percent, titled
 from kvmtrace.render.text.waits_text import waits_table
 
@@ -235,11 +236,18 @@ _ACCESSES = (
     ),
     _Access("Control registers", "crs", "cr", ("cr", "dir"), lambda row: [f"cr{row.cr}", row.direction]),
     _Access(
+        "System registers",
+        "sysregs",
+        "sysreg",
+        ("register", "dir"),
+        lambda row: [row.name, row.direction],
+    ),
+    _Access(
         "Hypercalls",
         "hypercalls",
         "",
         ("interface", "number", "name"),
-        lambda row: [row.interface, str(row.nr), row.name],
+        lambda row: [row.interface, call_number(row), row.name],
     ),
     _Access(
         "Injected interrupts and exceptions",
@@ -292,7 +300,8 @@ EVENTS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "msr": ("access to an MSR", ("kvm_msr",)),
     "cr": ("access to a control register", ("kvm_cr",)),
     "rip": ("VM-exit", ("kvm_exit",)),
-    "hypercalls": ("hypercall", ("kvm_hypercall", "kvm_hv_hypercall", "kvm_xen_hypercall")),
+    "sysreg": ("access to a system register", ("kvm_handle_sys_reg",)),
+    "hypercalls": ("hypercall", ("kvm_hypercall", "kvm_hv_hypercall", "kvm_xen_hypercall", "kvm_hvc_arm64")),
     "interrupts": ("injection", ("kvm_inj_virq", "kvm_inj_exception")),
     "emulated": ("emulated instruction", ("kvm_emulate_insn",)),
 }
