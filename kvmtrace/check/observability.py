@@ -253,7 +253,9 @@ def _described(table: EventTable) -> frozenset[str]:
             fields = [name for name in fields if name in payload.fields and payload.told(name) is None]
         described.add(kind.name)
         described.update(f"{kind.name}.{name}" for name in fields)
-    return frozenset(described).union(f"{kind}.{name}" for kind, name in table.derived)
+    return frozenset(described).union(
+        f"{kind}.{name}" for kind, name in table.derived if table.told(kind, name) is None
+    )
 
 
 def _unjudged(table: EventTable, evidence: Evidence, not_traced: tuple[str, ...]) -> frozenset[str]:

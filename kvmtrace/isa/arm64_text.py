@@ -9,10 +9,14 @@ _X = r"0x[0-9a-fA-F]+"
 _H = r"[0-9a-fA-F]+"
 _REGISTER = r"\S+ \((?P<Op0>\d+),(?P<Op1>\d+),(?P<CRn>\d+),(?P<CRm>\d+),(?P<Op2>\d+)\)"
 
+# before Linux 5.1 the text calls every VM-exit IRQ, and shows the class of the last trap: neither tells the reason
+# (71a7e47f39a2, KVM: arm/arm64: Fixup the kvm_exit tracepoint)
+STALE = r"IRQ: HSR_EC: 0x0*[1-9a-fA-F]"
+
 # fmt: off
 ARM64_PATTERNS: dict[str, tuple[str, ...]] = {
     "kvm_entry": (rf"PC: (?P<vcpu_pc>{_X})",),
-    "kvm_exit": (rf"(?P<ret>\w+): HSR_EC: (?P<esr_ec>{_X})(?: \([^)]{{0,40}}\))?, PC: (?P<vcpu_pc>{_X})",),
+    "kvm_exit": (rf"(?!{STALE})(?P<ret>\w+): HSR_EC: (?P<esr_ec>{_X})(?: \([^)]{{0,40}}\))?, PC: (?P<vcpu_pc>{_X})",),
     "kvm_guest_fault": (
         rf"ipa (?P<ipa>{_X}|0), hsr (?P<hsr>{_X}|0+), hxfar (?P<hxfar>{_X}|0+), pc (?P<vcpu_pc>{_X}|0+)",),
     "kvm_access_fault": (rf"IPA: (?P<ipa_hex>{_H})",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from kvmtrace.isa.arm64_text import STALE
 from kvmtrace.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Foreign:
 # fmt: off
 FOREIGN: tuple[Foreign, ...] = (
     Foreign("riscv", frozenset({"sepc", "scause"}), "", r"(?:SEPC|SCAUSE|STVAL|HTVAL|HTINST): ?0x"),
-    Foreign("arm, or arm64 before Linux 4.4", frozenset({"vcpu_pc"}), "", r"(?:HSR_EC: |PC: 0x)"),
+    Foreign("arm, or arm64 before Linux 5.1", frozenset({"vcpu_pc"}), "", rf"(?:HSR_EC: |PC: 0x|{STALE})"),
     Foreign("s390", frozenset(), "kvm_s390_"),
     Foreign("powerpc", frozenset({"exit_nr", "dar"}), "kvm_book3s_", r"exit=\S+ \| pc=0x"),
     Foreign("powerpc", frozenset({"exit", "pc"})),

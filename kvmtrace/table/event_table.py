@@ -205,7 +205,13 @@ class EventTable:
         What was not told has a value of 0 in field(): never take it for one.
         """
         payload = self.payloads.get(self.kind_index.get(name, -1))
-        return None if payload is None else payload.told(field)
+        if payload is None:
+            return None
+        made = self.derived.get((name, field))
+        if made is None or field in self.kinds[self.kind_index[name]].fields:
+            return payload.told(field)
+        masks = [mask for part in made.parts if (mask := payload.told(part.field)) is not None]
+        return np.logical_and.reduce(masks) if masks else None
 
     @property
     def asked_for(self) -> list[tuple[int, str]]:

@@ -263,8 +263,12 @@ def test_latency_formats(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "name"),
     [
-        (["kvm_entry: PC: 0x802c1f24", "kvm_exit: PC: 0x802c21c8"], "arm, or arm64 before Linux 4.4"),
-        (["kvm_exit: HSR_EC: 0x0024, PC: 0x00401008"], "arm, or arm64 before Linux 4.4"),
+        (["kvm_entry: PC: 0x802c1f24", "kvm_exit: PC: 0x802c21c8"], "arm, or arm64 before Linux 5.1"),
+        (["kvm_exit: HSR_EC: 0x0024, PC: 0x00401008"], "arm, or arm64 before Linux 5.1"),
+        (
+            ["kvm_entry: PC: 0x401008", "kvm_exit: IRQ: HSR_EC: 0x0024 (DABT_LOW), PC: 0x00401008"],
+            "arm, or arm64 before Linux 5.1",
+        ),
         (["kvm_exit: SEPC:0x80200000, SCAUSE:0x16, STVAL:0x0, HTVAL:0x0, HTINST:0x0"], "riscv"),
         (["kvm_entry: PC: 0x01680200000", "kvm_exit: SCAUSE:0x8, SEPC:0x80200000, STVAL:0x0"], "riscv"),
         (["kvm_s390_sie_enter: 00[0704c00180000000-000000000010a000]: entering sie cpuflags 00000000"], "s390"),
@@ -275,6 +279,21 @@ def test_other_architectures_are_named(posted, lines, name):
     with pytest.raises(FormatError, match=rf"those of {name}; kvmtrace export writes them") as caught:
         posted(*lines)
     assert "\n" not in str(caught.value)
+
+
+def test_an_arm64_exit_that_is_not_understood_has_no_address_and_no_reason(posted):
+    """It was taken for IRQ at 0, and V6 and V5 accused KVM."""
+    recording = posted(
+        "kvm_entry: PC: 0x0000000000401008", "kvm_exit: TRAP: HSR_EC: 0x0001 (WFx), PC: 0x0000000000401008",
+        "kvm_wfx_arm64: guest executed wfi at: 0x401008", "kvm_entry: PC: 0x0000000000401008", "kvm_exit: TRAP, cut o",
+        "kvm_entry: PC: 0x0000000000401008",
+    )  # fmt: skip
+    events = recording.events()
+    for name in ("exit_reason", "guest_rip"):
+        assert events.told("kvm_exit", name).tolist() == [True, False]
+    assert events.told("kvm_exit", "isa") is None
+    verdict = check_recording(recording)
+    assert (verdict.n_violations, verdict.n_suspicions) == (0, 0)
 
 
 def test_names_travel_with_an_export(posted, tmp_path):
