@@ -165,6 +165,14 @@ class Findings:
         # some ISAs' are made of other fields, which an event as it is told has not
         return handler_of(*(int(table.field("kvm_exit", name)[which]) for name in ("isa", "exit_reason")))
 
+    def _source(self, rule: str) -> str:
+        """Return KVM's functions that a rule is about, on the ISA of this recording."""
+        assert self.sequence is not None
+        table = self.sequence.table
+        isas = table.field("kvm_exit", "isa") if table.has("kvm_exit", "isa") else ()
+        isa = BY_NUMBER.get(int(isas[0])) if len(isas) else None
+        return (isa.rule_sources.get(rule) if isa else None) or self.rules[rule].source
+
     def _described(
         self,
         rule: str,
@@ -175,7 +183,7 @@ class Findings:
     ) -> Violation:
         """Return a violation; `about`: the vCPU, and the handler of the VM-exit before."""
         vcpu_id, handler = about
-        source = words[2] if len(words) > 2 else self.part_source or self.rules[rule].source
+        source = words[2] if len(words) > 2 else self.part_source or self._source(rule)
         if handler and self.rules[rule].blames_handler and handler.split(" ", maxsplit=1)[0] not in source:
             source = f"{handler}; {source}"
         return Violation(

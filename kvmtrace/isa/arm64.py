@@ -231,6 +231,25 @@ _ABSENT = frozenset({
 })
 # fmt: on
 
+_RUN = "kvm_arch_vcpu_ioctl_run (arm.c)"
+# fmt: off
+_RULE_SOURCES = {
+    "V1": f"{_RUN}, kvm_vcpu_ioctl (virt/kvm/kvm_main.c)",
+    "V2": _RUN,
+    "V3": f"{_RUN}: local_irq_disable before the guest, local_irq_enable after kvm_exit's moment",
+    "V4": "arm_exit_handlers (handle_exit.c)",
+    "V5": "kvm_handle_guest_abort (mmu.c), io_mem_abort (mmio.c), kvm_handle_sys_reg (sys_regs.c)",
+    "V6": "kvm_incr_pc (include/asm/kvm_emulate.h), __kvm_adjust_pc (hyp/exception.c)",
+    "V7": f"{_RUN} and the exit's handler",
+    "V8": "kvm_handle_mmio_return, io_mem_abort (mmio.c)",
+    "V13": "arm_exit_handlers (handle_exit.c)",
+    "V14": "kvm_timer_update_irq (arch_timer.c), kvm_vgic_inject_irq (vgic/vgic.c)",
+    "H5": "kvm_handle_mmio_return (mmio.c), __kvm_adjust_pc (hyp/exception.c)",
+    "H7": "kvm_vcpu_check_block (virt/kvm/kvm_main.c), kvm_arch_vcpu_runnable (arm.c)",
+    "H11": "kvm_io_bus_read, kvm_io_bus_write (virt/kvm/kvm_main.c); io_mem_abort (mmio.c)",
+}
+# fmt: on
+
 ARM64 = Isa(
     name="arm64",
     number=128,  # ours: arm64's kvm_exit has no such field
@@ -260,6 +279,7 @@ ARM64 = Isa(
     perf_guest_key=_perf_key,
     is_vector=is_vector,
     classify_fault=classify_guest_fault,
+    rule_sources=_RULE_SOURCES,
     world_switch=ARM64_SWITCH,
     brackets=ARM64_BRACKETS,
     unseen=ARM64_UNSEEN,

@@ -297,6 +297,7 @@ class Isa:
     perf_guest_key : `perf kvm stat` measures the time in guest mode and keeps it under this number of the exit reason
         that ends it; None: it measures from exit to entry, under the exit reason
     is_vector : RIPs (columns) -> whether the guest may be there because an exception was delivered; None: not told
+    rule_sources : rule -> KVM's functions that it is about on this ISA, where the rule names others
     interrupts_without_exit : the processor may deliver and end interrupts itself, without an event of KVM
     """
 
@@ -370,6 +371,7 @@ class Isa:
     resets_anywhere: bool = False
     perf_guest_key: Callable[[int], int] | None = None
     is_vector: Callable[[Any], Any] | None = None
+    rule_sources: Mapping[str, str] = field(default_factory=dict)
     interrupts_without_exit: bool = False
 
     @cached_property

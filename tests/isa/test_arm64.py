@@ -448,3 +448,33 @@ def test_a_part_may_lie_above_and_below() -> None:
     syndromes = np.array([0x62300009, 0x622807E0 | 1 << 1], np.uint64)
     assert describe_register(int(register.column(lambda _: syndromes, 2)[0])) == "ID_AA64PFR0_EL1"
     assert is_read.column(lambda _: syndromes, 2).tolist() == [1, 0]
+
+
+def test_a_violation_names_arm64s_own_functions(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.txt"
+    wrong = [line.replace("gpa=0x9000000", "gpa=0x9000008") for line in HEALTHY]
+    path.write_text(trace(*wrong))
+    verdict = check_recording(open_recording(str(path)))
+    assert verdict.violations
+    sources = " ".join(violation.source for violation in verdict.violations)
+    assert "io_mem_abort (mmio.c)" in sources
+    assert not {"vmx/", "svm/", "x86.c"} & set(sources.replace(")", " ").replace("(", " ").split())
+    assert "vmx/vmx.c" not in sources
+
+
+def test_the_model_of_arm64_has_no_rule_on_what_x86_alone_traces() -> None:
+    told = CliRunner().invoke(cli, ["model", "--isa", "arm64"]).output
+    rules = told[told.index("\nRules\n") :]
+    assert "  V8   pending I/O is completed" in rules
+    assert "kvm_handle_mmio_return, io_mem_abort (mmio.c)" in rules
+    assert "  V9   " not in rules
+    assert "V9, V10, V11" in rules
+    every = CliRunner().invoke(cli, ["model"]).output
+    assert "do not apply" not in every[every.index("\nRules\n") :]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_story_is_as_wide_as_the_terminal(width: int) -> None:
+    path = str(FIXTURES / "arm64-6.1-smp.dat")
+    story = CliRunner().invoke(cli, ["report", path, "--explain", "5"], env={"COLUMNS": str(width)}).output
+    assert max(map(len, story.splitlines())) <= width

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.isa.base import EXIT_KINDS
-from kvmtrace.isa.registry import BY_NAME, NAMES
+from kvmtrace.isa.registry import BY_NAME, NAMES, has_never
 from kvmtrace.kvm.userspace_exits import describe_userspace_exit_reason
 from kvmtrace.model.states import BYSTANDERS, FOLLOW_UPS, STATES, STEPS
 from kvmtrace.model.transitions import GUARDS, TRAITS, TRANSITIONS
@@ -21,6 +21,7 @@ from kvmtrace.render.model.deciding_rows import condition_lines, deciding_rows, 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from kvmtrace.check.rule import Rule
     from kvmtrace.isa.base import ExitRow, Isa, Must
 
 SCHEMA = "kvmtrace.model/1"
@@ -133,17 +134,34 @@ def exit_lines(isa: Isa, row: ExitRow) -> Iterable[str]:
         yield _wrap(row.note)
 
 
-def _rule_lines() -> Iterable[str]:
-    for rule in all_rules().values():
+def _applies(rule: Rule, isas: Iterable[str]) -> bool:
+    """Say whether a kernel of one of these ISAs has what a rule needs."""
+    return any(
+        not any(all(has_never((BY_NAME[isa].number,), one) for one in need.split("|")) for need in rule.needs)
+        for isa in isas
+    )
+
+
+def _source(rule: Rule, isas: tuple[str, ...]) -> str:
+    own = BY_NAME[isas[0]].rule_sources if len(isas) == 1 else {}
+    return own.get(rule.id, rule.source)
+
+
+def _rule_lines(isas: tuple[str, ...]) -> Iterable[str]:
+    rules = [rule for rule in all_rules().values() if _applies(rule, isas)]
+    for rule in rules:
         yield f"  {rule.id:4} {rule.title} ({rule.severity})"
         yield _wrap(rule.sentence, "       ")
-        yield _wrap(f"[{rule.source}]", "       ")
+        yield _wrap(f"[{_source(rule, isas)}]", "       ")
         yield _wrap(f"needs: {', '.join(rule.needs).replace('|', ' or ')}", "       ")
         for part in rule.parts:
             if part.needs:
                 yield _wrap(f"{part.about} needs: {', '.join(part.needs).replace('|', ' or ')}", "         ")
         if rule.cannot_see:
             yield _wrap(f"cannot see: {rule.cannot_see}", "       ")
+    others = [name for name in all_rules() if name not in {rule.id for rule in rules}]
+    if others:
+        yield _wrap(f"{', '.join(others)} do not apply: KVM traces nothing to check them by there", "  ")
 
 
 def _deciding_lines() -> Iterable[str]:
@@ -199,7 +217,7 @@ def render_text(isas: Iterable[str] = NAMES) -> str:
             lines += exit_lines(BY_NAME[isa], row)
     lines += _section("Userspace exits that may follow any VM-exit")
     lines += [_wrap(f"{reason}: {cause}", "  ") for reason, cause in _any_exit_userspace(isas).items()]
-    lines += [*_section("Rules"), *_rule_lines(), *_deciding_lines()]
+    lines += [*_section("Rules"), *_rule_lines(isas), *_deciding_lines()]
     for isa in isas:
         lines += [*_section(f"The world switch on {isa.upper()}"), _wrap("; ".join(PHASES), "  "), *_switch_lines(isa)]
     unseen = dict.fromkeys(words for isa in isas for words in UNSEEN_BY_ISA[isa])

@@ -50,8 +50,12 @@ def render_story(story: Story, style: Style | None = None) -> str:
     lines = [
         *map(style.title, style.wrapped(describe_story(story))),
         "",
-        f"VM-exit {story.number} of {story.n_exits} of {vcpu} (thread {story.tid}, {story.isa}): {story.reason}",
-        f"{len(story.events)} events in {span_us:,.3f} us; '>' marks the VM-exit; indented: the model's steps",
+        *style.wrapped(
+            f"VM-exit {story.number} of {story.n_exits} of {vcpu} (thread {story.tid}, {story.isa}): {story.reason}"
+        ),
+        *style.wrapped(
+            f"{len(story.events)} events in {span_us:,.3f} us; '>' marks the VM-exit; indented: the model's steps"
+        ),
         "",
     ]
     placed = {i: [step for step in story.steps if step.after == i] for i in range(len(story.events))}
@@ -62,11 +66,14 @@ def render_story(story: Story, style: Style | None = None) -> str:
     homeless = [step for step in story.steps if step.after is None]
     if homeless:
         lines += ["", "Steps that no recorded event brackets here:"]
-        lines += [f"  {step.step.phase}: {step.step.title} ({step.step.function})" for step in homeless]
+        for step in homeless:
+            lines += style.wrapped(f"{step.step.phase}: {step.step.title} ({step.step.function})", "  ", "    ")
     if story.ran:
         ran = ", ".join(f"{escape(who)} {duration(ns)}" for who, ns in story.ran[:MOST_RAN])
         lines += ["", *style.wrapped(f"While the vCPU waited for a CPU, there ran: {ran}.")]
     if story.left_out:
         lines += ["", f"{story.left_out} further events of this lifecycle are left out."]
-    lines += ["", "No trace can show:"] + [f"  - {text}" for text in story.unseen]
+    lines += ["", "No trace can show:"]
+    for text in story.unseen:
+        lines += style.wrapped(text, "  - ", "    ")
     return "\n".join(lines) + "\n"
