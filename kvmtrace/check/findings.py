@@ -169,9 +169,9 @@ class Findings:
         """Return KVM's functions that a rule is about, on the ISA of this recording."""
         assert self.sequence is not None
         table = self.sequence.table
-        isas = table.field("kvm_exit", "isa") if table.has("kvm_exit", "isa") else ()
-        isa = BY_NUMBER.get(int(isas[0])) if len(isas) else None
-        return (isa.rule_sources.get(rule) if isa else None) or self.rules[rule].source
+        known = table.count("kvm_exit") and table.has("kvm_exit", "isa")
+        isa = BY_NUMBER.get(int(table.field("kvm_exit", "isa")[0])) if known else None
+        return self.rules[rule].source if isa is None else isa.rule_sources.get(rule, self.rules[rule].source)
 
     def _described(
         self,
