@@ -21,6 +21,8 @@ from kvmtrace.model.states import LIFECYCLE_PARTS, STATES, STEPS
 from kvmtrace.table.distinct import distinct
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from kvmtrace.check.excerpt import Excerpt
@@ -115,6 +117,8 @@ class Statistics:
         isas = {isa for isa, _ in self._reasons}
         own = self.explained + self.unknown + self.contradicting + self.unexplained.total()
         environment = self.n_events - own
+        unchecked = not_checked(findings, capability or Capability())
+        foreign = {one.rule for one in unchecked if not one.part and not one.applies}
         return Comparison(
             isa=isa_name(min(isas)) if isas else None,
             rules=results,
@@ -129,8 +133,8 @@ class Statistics:
             unknown_events=self.unknown,
             environment_events=environment,
             unexplained=dict(sorted(self.unexplained.items(), key=lambda item: (-item[1], item[0]))),
-            cannot_see=_cannot_see(capability) if capability else (),
-            not_checked=not_checked(findings, capability or Capability()),
+            cannot_see=_cannot_see(capability, foreign) if capability else (),
+            not_checked=unchecked,
             judged_share=(self.explained + self.contradicting) / (own + not_understood) if own else None,
             not_understood=not_understood,
             n_kvm_events=self.n_kvm_events,
@@ -153,12 +157,12 @@ class Statistics:
         )
 
 
-def _cannot_see(capability: Capability) -> tuple[str, ...]:
-    """Say in words what a recording does not show even where its rules are checked."""
+def _cannot_see(capability: Capability, foreign: Collection[str]) -> tuple[str, ...]:
+    """Say in words what a recording does not show even where its rules are checked; `foreign`: that do not apply."""
     blind = (
         f"{rule.id} {rule.title}: cannot see {rule.cannot_see}"
         for rule in all_rules().values()
-        if rule.cannot_see and not capability.missing(rule.needs)
+        if rule.cannot_see and rule.id not in foreign and not capability.missing(rule.needs)
     )
     return (*blind, *capability.not_shown())
 

@@ -478,3 +478,12 @@ def test_a_story_is_as_wide_as_the_terminal(width: int) -> None:
     path = str(FIXTURES / "arm64-6.1-smp.dat")
     story = CliRunner().invoke(cli, ["report", path, "--explain", "5"], env={"COLUMNS": str(width)}).output
     assert max(map(len, story.splitlines())) <= width
+
+
+def test_a_rule_that_does_not_apply_has_no_blind_spots() -> None:
+    verdict = check_recording(open_recording(FIXTURES / "arm64-6.1-smp.dat"))
+    foreign = {one.rule for one in verdict.not_checked if not one.applies and not one.part}
+    assert {"V15", "S2"} <= foreign
+    told = {words.partition(" ")[0] for words in verdict.cannot_see}
+    assert "V14" in told
+    assert not told & foreign
