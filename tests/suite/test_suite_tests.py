@@ -12,6 +12,7 @@ import pytest
 from kvmtrace.errors import UsageError
 from kvmtrace.suite import suite_tests
 from kvmtrace.suite.suite_tests import find_tests
+from kvmtrace.suite.unittests_cfg import SPARE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +76,7 @@ case "$*" in
 *"-cpu none"*) echo no such CPU >&2; exit 1;;
 _NO_FILE_4Uhere_*) echo "qemu: could not open kernel file '_NO_FILE_4Uhere_'" >&2; exit 1;;
 esac
-printf '%s' "${PWD##*/} $TESTNAME ${ACCEL:--} ${MIGRATION:--} ${PANIC:--}"
+printf '%s' "${PWD##*/} $TESTNAME ${ACCEL:--} ${MIGRATION:--} ${PANIC:--} ${TIMEOUT:--}"
 printf ' <%s>' "$@"
 echo
 """
@@ -101,7 +102,7 @@ def unit_tests(tmp_path: Path) -> Path:
 def test_kvm_unit_tests(unit_tests: Path) -> None:
     tests = {test.name: test for test in find_tests([str(unit_tests)])}
     assert list(tests) == ["apic", "other_arch", "by_hand", "long", "demands", "unbuilt", "disabled", "moved", "no_vmm"]
-    assert tests["apic"].timeout_s == 30
+    assert tests["apic"].timeout_s == 30 + SPARE_S
     assert tests["apic"].skip == ""
     assert {name: test.skip for name, test in tests.items() if test.skip} == {
         "other_arch": "for riscv64 only",
@@ -125,13 +126,13 @@ def test_kvm_unit_tests_run_as_by_their_own_script(unit_tests: Path) -> None:
     top = unit_tests.parent.parent.name
     assert ran(tests["apic"]) == (
         0,
-        [f"{top} apic - - - <{flat}> <-smp> <2> <-cpu> <qemu64,+x2apic> <-append> <a 'b c'>"],
+        [f"{top} apic - - - 30 <{flat}> <-smp> <2> <-cpu> <qemu64,+x2apic> <-append> <a 'b c'>"],
     )
     assert ran(tests["long"]) == (
         0,
-        [f"{top} long kvm - - <{flat}> <-smp> <1> <-append> <one two> <-m> <2g> <-cpu> <max>"],
+        [f"{top} long kvm - - - <{flat}> <-smp> <1> <-append> <one two> <-m> <2g> <-cpu> <max>"],
     )
-    assert ran(tests["moved"]) == (0, [f"{top} moved - yes - <{flat}> <-smp> <{cpus}> <-append> <3>"])
+    assert ran(tests["moved"]) == (0, [f"{top} moved - yes - - <{flat}> <-smp> <{cpus}> <-append> <3>"])
 
 
 def test_kvm_unit_tests_that_cannot_run_here_are_skipped(unit_tests: Path) -> None:
