@@ -16,8 +16,8 @@ _FIELD = re.compile(r"(\w+)=(\S+)")
 
 def report(path: Path) -> list[tuple[int, int, int, str, dict[str, str]]]:
     """Return (ts_ns, cpu, tid, event, fields as text) of each event trace-cmd prints."""
-    # now and then, late in a long test run, it ends with status 0 and not one event, or by SIGSEGV (seen twice in some
-    # hundred thousand runs; cause unknown; the same file a moment later is fine): then it is asked again
+    # now and then, late in a long test run, it ends with status 0 and not one event, or (seen once) by SIGSEGV; cause
+    # unknown; the same file a moment later is fine: then it is asked again
     for _ in range(12):
         done = subprocess.run(["trace-cmd", "report", "-R", "-t", "-i", str(path)], capture_output=True, check=False)
         found = _events(done.stdout)
