@@ -14,6 +14,8 @@ from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvmtrace.check.excerpt import Excerpt
     from kvmtrace.check.rule import Found
     from kvmtrace.check.verdict import Violation
@@ -86,12 +88,21 @@ class Waiting:
     doubts: list[tuple[Doubt, Violation]] = field(default_factory=list)
 
 
-def report_when_certain(excerpt: Excerpt, found: Found, name: str, doubts: list[Doubt]) -> None:
-    """Report what was doubted before and is certain now, and keep what is doubted now; `name`: of what is waiting."""
+def report_when_certain(
+    excerpt: Excerpt, found: Found, name: str, doubts: list[Doubt], *, unless: Callable[[Doubt], bool] | None = None
+) -> None:
+    """Report what was doubted before and is certain now, and keep what is doubted now.
+
+    Parameters
+    ----------
+    name : of what is waiting
+    unless : what the whole recording tells may explain a doubt: all wait for its end, and this says which it explains
+    """
     watch: LossWatch = excerpt.remember("losses", LossWatch)
     excerpt.once("losses", watch.add)
     waiting: Waiting = excerpt.remember(f"doubts: {name}", Waiting)
-    rows = np.array([doubt.row for doubt in doubts[:MOST]], np.intp)
+    doubts = doubts[: MOST - len(waiting.doubts)] if unless is not None else doubts[:MOST]
+    rows = np.array([doubt.row for doubt in doubts], np.intp)
     drafts = found.draft_rows(rows, lambda i: (doubts[i].expected, doubts[i].observed))
     waiting.doubts += zip(doubts[: len(drafts)], drafts, strict=False)
     del waiting.doubts[MOST:]
@@ -100,7 +111,9 @@ def report_when_certain(excerpt: Excerpt, found: Found, name: str, doubts: list[
     for doubt, violation in waiting.doubts:
         if watch.lost_any(doubt.since_ns, doubt.until_ns) or doubt.until_ns >= excerpt.known_until_ns:
             continue
-        if excerpt.final or watch.told_all(doubt.until_ns):
+        if excerpt.final:
+            certain += [] if unless is not None and unless(doubt) else [violation]
+        elif unless is None and watch.told_all(doubt.until_ns):
             certain.append(violation)
         else:
             still.append((doubt, violation))

@@ -42,6 +42,7 @@ SMI_RIP = 0x8000  # of SMBASE: enter_smm (x86.c, smm.c)
 
 # kvm_apic_accept_irq traces the delivery mode << 8: those that end in the IRR (__apic_accept_irq, lapic.c)
 IRR_DELIVERY_MODES: dict[int, str] = {0x000: "fixed", 0x100: "lowest priority"}
+SMI_DELIVERY_MODE = 0x200
 INIT_DELIVERY_MODE = 0x500
 SIPI_DELIVERY_MODE = 0x600
 # events of Hyper-V's SynIC, which may end interrupts by itself (auto-EOI): nothing is certain of the in-service stack

@@ -47,8 +47,8 @@ PARTING_EVENTS: tuple[str, ...] = (
     "kvm_vcpu_ioctl", "sys_enter_ioctl", "sys_exit_ioctl", "kvm_emulate_insn", "kvm_smm_transition",
 )  # fmt: skip
 
-# those of them, and of the senders, that tell of registers and ends: followed for themselves
-FOLLOWED_EVENTS: tuple[str, ...] = ("kvm_eoi", "kvm_apic", "kvm_msr", "kvm_mmio")
+# those of them, and of the senders, that tell of registers, ends and modes: followed for themselves
+FOLLOWED_EVENTS: tuple[str, ...] = ("kvm_eoi", "kvm_apic", "kvm_msr", "kvm_mmio", "kvm_smm_transition")
 
 # LAPIC registers and MSRs whose writes may change which vCPUs a destination names (kvm_recalculate_apic_map)
 ROUTING_REGISTERS: dict[int, str] = {0x20: "APIC_ID", 0xD0: "APIC_LDR", 0xE0: "APIC_DFR", 0xF0: "APIC_SPIV"}

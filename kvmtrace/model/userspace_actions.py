@@ -31,6 +31,12 @@ STATE_SETTERS: tuple[str, ...] = (
 RIP_SETTERS: tuple[str, ...] = tuple(name for name in STATE_SETTERS if name not in {"KVM_SET_LAPIC", "KVM_INTERRUPT"})
 # those after which a vCPU may be in another mode, or have another SMBASE (V15)
 MODE_SETTERS: tuple[str, ...] = ("KVM_SET_VCPU_EVENTS", "KVM_SET_MP_STATE", "KVM_SET_NESTED_STATE", "KVM_SET_MSRS")
+# those after which an SMI may be pending (V15)
+SMI_SETTERS: tuple[str, ...] = ("KVM_SET_VCPU_EVENTS", "KVM_SET_NESTED_STATE")
+SMI_REQUESTS: tuple[str, ...] = ("KVM_SMI",)  # ... and those after which one is, if it returned 0
+# those after which the PICs of a VM may be others, and those of a vCPU by which a VMM resets its VM (I6)
+PIC_SETTERS: tuple[str, ...] = ("KVM_CREATE_VM", "KVM_CREATE_IRQCHIP", "KVM_SET_IRQCHIP")
+PIC_RESETTERS: tuple[str, ...] = ("KVM_SET_MP_STATE", "KVM_SET_LAPIC", "KVM_SET_NESTED_STATE")
 # traced while a VMM writes the whole state back, after a reset for example; looked at where no ioctl was recorded
 SETTER_TRACES: tuple[str, ...] = (
     "kvm_hv_stimer_start_one_shot",

@@ -111,7 +111,7 @@ def test_unknown_reason_has_no_expectation() -> None:
 def test_rules_are_complete() -> None:
     rules = all_rules()
     assert [f"V{i}" for i in range(1, 16)] == [name for name in rules if name.startswith("V")]
-    assert [f"I{i}" for i in range(1, 6)] == [name for name in rules if name.startswith("I")]
+    assert [f"I{i}" for i in range(1, 7)] == [name for name in rules if name.startswith("I")]
     assert [f"N{i}" for i in range(1, 8)] == [name for name in rules if name.startswith("N")]
     assert [f"J{i}" for i in range(1, 12)] == [name for name in rules if name.startswith("J")]
     assert [f"S{i}" for i in range(1, 6)] == [name for name in rules if name.startswith("S")]

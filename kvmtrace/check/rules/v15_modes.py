@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvmtrace.check.alphabet import ENTRY, EXIT
+from kvmtrace.check.doubts import report_when_certain
 from kvmtrace.check.rip_continuity import MAX_INSTRUCTION
 from kvmtrace.check.rule import VIOLATION, Rule
 from kvmtrace.check.starting_vcpus import ENTERED, FORGET, INIT, SIPI, started_vcpus, starting_events
+from kvmtrace.check.system_management import system_management
 from kvmtrace.check.userspace_changes import setter_rows
 from kvmtrace.model.injection import RESET_RIPS, SMI_RIP
 from kvmtrace.model.userspace_actions import MODE_SETTERS
@@ -36,7 +38,8 @@ RULE = Rule(
     "a vCPU that got INIT and then a start-up message goes on at RIP 0, and no vCPU does so, or at its reset vector, "
     "without them.",
     "enter_smm, kvm_smm_changed (x86.c, smm.c); kvm_apic_accept_events, kvm_vcpu_deliver_sipi_vector (lapic.c, x86.c)",
-    "what the guest's handler changes in the saved state",
+    "what the guest's handler changes in the saved state, and causes of SMIs in recordings that do not hold the VM's "
+    "creation or the whole machine",
     places="kvm_smm_transition",
     blames_handler=False,
     healthy="""
@@ -162,6 +165,49 @@ def _first_rip(excerpt: Excerpt, found: Found) -> None:
     found.violate(
         entry[at],
         lambda i: (f"rip {SMI_RIP:#x} of SMBASE: system-management mode begins", f"rip {int(rip[at[i]]):#x}"),
+    )
+
+
+@RULE.part(
+    "causes",
+    needs=(
+        "kvm_smm_transition.entering",
+        "kvm_smm_transition.vcpu_id",
+        "kvm_apic_accept_irq.apicid",
+        "kvm_apic_accept_irq.dm",
+        "kvm_exit.vcpu_id",
+        "sys_enter_ioctl.cmd|kvm_vcpu_ioctl.cmd",
+    ),
+    adds=False,
+    source="process_smi, kvm_check_and_inject_events (x86.c)",
+)
+def _causes(excerpt: Excerpt, found: Found) -> None:
+    """Check that each beginning of system-management mode has an SMI."""
+    followed = system_management(excerpt)
+    found.check(followed.n_judged)
+    report_when_certain(excerpt, found, "causes of SMM", followed.uncaused, unless=lambda _: not followed.causes_hold)
+
+
+@RULE.part(
+    "effects",
+    needs=(
+        "kvm_smm_transition.entering",
+        "kvm_smm_transition.vcpu_id",
+        "kvm_apic_accept_irq.apicid",
+        "kvm_apic_accept_irq.dm",
+        "kvm_exit.vcpu_id",
+        "sys_enter_ioctl.cmd",
+        "kvm_inj_virq",
+        "kvm_inj_exception",
+    ),
+    adds=False,
+    source="process_smi, kvm_check_and_inject_events (x86.c)",
+)
+def _effects(excerpt: Excerpt, found: Found) -> None:
+    """Check that an SMI that a vCPU sent itself, or that userspace set, begins the mode at the next VM-entry."""
+    followed = system_management(excerpt)
+    report_when_certain(
+        excerpt, found, "effects of SMIs", followed.without, unless=lambda one: not followed.effects_hold(excerpt, one)
     )
 
 

@@ -183,6 +183,7 @@ def _injection_rows() -> dict[str, Any]:
         "irr_delivery_modes": {f"{mode:#x}": name for mode, name in injection.IRR_DELIVERY_MODES.items()},
         "auto_eoi": injection.AUTO_EOI,
         "not_traced_beside": {event: list(others) for event, others in injection.NOT_TRACED_BESIDE.items()},
+        "smi_delivery_mode": injection.SMI_DELIVERY_MODE,
         "init_delivery_mode": injection.INIT_DELIVERY_MODE,
         "sipi_delivery_mode": injection.SIPI_DELIVERY_MODE,
     }
@@ -205,6 +206,10 @@ def _userspace_rows() -> dict[str, Any]:
         "state_setters": list(userspace_actions.STATE_SETTERS),
         "rip_setters": list(userspace_actions.RIP_SETTERS),
         "mode_setters": list(userspace_actions.MODE_SETTERS),
+        "smi_setters": list(userspace_actions.SMI_SETTERS),
+        "smi_requests": list(userspace_actions.SMI_REQUESTS),
+        "pic_setters": list(userspace_actions.PIC_SETTERS),
+        "pic_resetters": list(userspace_actions.PIC_RESETTERS),
         "setter_traces": list(userspace_actions.SETTER_TRACES),
         "completed": [describe_userspace_exit_reason(reason) for reason in userspace_actions.COMPLETED],
         "completed_by": {describe_userspace_exit_reason(r): by for r, by in userspace_actions.COMPLETED_BY.items()},
