@@ -18,6 +18,7 @@ from kvmtrace.check.fpu_on_demand import without_fpu
 from kvmtrace.check.gated_rule import GatedRule
 from kvmtrace.check.observability import Evidence, find_capability
 from kvmtrace.check.rounds import Rounds
+from kvmtrace.check.routing_changes import known_senders
 from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.check.state_machine import compile_automaton, take_steps
 from kvmtrace.check.thread_events import build_sequence, vcpu_tids
@@ -136,6 +137,7 @@ class Checker:
     def _judge_others(self, part: tuple[Excerpt, NDArray[np.int64]]) -> None:
         """Apply the others."""
         excerpt, index = part
+        known_senders(excerpt)  # before any vCPU runs, too, when most rules have nothing to judge
         self._judge(excerpt, index, 1)
         self._capability = excerpt.capability
 

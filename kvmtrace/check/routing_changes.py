@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from kvmtrace.model.interrupts import (
     ROUTING_REGISTERS,
 )
 from kvmtrace.table.distinct import among
+from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,16 +118,23 @@ class Senders:
     created : the VM was created here, before any vCPU entered the guest
     foreign : threads other than the VM's may raise lines
     others : interfaces are in use whose interrupts have no sender among the events
+    makers : threads that made a vCPU, since events were lost last
+    began_ns : time of the recording's first event, -1 if there was none yet
     """
 
     created: bool = False
     entered: bool = False
     foreign: bool = False
     others: bool = False
+    makers: set[int] = field(default_factory=set)
+    began_ns: int = -1
 
     def add(self, excerpt: Excerpt) -> bool:
         """Take note of the new rows of an excerpt's table."""
         table = excerpt.whole.table
+        if self.began_ns < 0 and len(table):
+            self.began_ns = int(table.ts_ns[0])
+        self._note_makers(excerpt)
         made = ioctl_rows(excerpt, ("KVM_CREATE_VM",))
         entries = table.rows("kvm_entry") if "kvm_entry" in table.kind_index else made[:0]
         if len(made) and not self.entered and not (len(entries) and entries[0] < made[0]):
@@ -136,6 +144,15 @@ class Senders:
         self.others |= any(name.startswith(OTHER_INTERFACES) for name in excerpt.capability.seen)
         self.others |= len(ioctl_rows(excerpt, OTHER_INTERFACES_BY)) > 0
         return True
+
+    def _note_makers(self, excerpt: Excerpt) -> None:
+        table, first = excerpt.whole.table, excerpt.whole.n_parked
+        lost = table.rows(LOST_EVENTS)
+        if len(lost) and lost[-1] >= first:
+            self.makers.clear()
+            first = int(lost[-1])
+        rows = ioctl_rows(excerpt, ("KVM_CREATE_VCPU",))
+        self.makers.update(table.tid[rows[rows >= first]].tolist())
 
 
 def known_senders(excerpt: Excerpt) -> Senders:

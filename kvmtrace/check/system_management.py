@@ -90,12 +90,15 @@ class SystemManagement:
         """Follow the SMIs through an excerpt's new rows."""
         self.n_judged, self.uncaused, self.without = 0, [], []
         times = excerpt.whole.table.ts_ns
-        if self.since_ns < 0 and len(times):
-            self.since_ns = int(times[0])
+        senders = known_senders(excerpt)
+        if self.since_ns < 0:  # nothing was judged before a vCPU ran
+            self.since_ns = senders.began_ns
+            self.outside = dict.fromkeys(senders.makers, True)
+            self.created = set(senders.makers)
         vcpu_of = vcpu_owners(excerpt).vcpu_of
         for event in smi_events(excerpt, self.owed.keys() | self.asked):
             self._take(event, int(times[event.row]), vcpu_of)
-        self.complete = excerpt.capability.whole_machine or known_senders(excerpt).created
+        self.complete = excerpt.capability.whole_machine or senders.created
         tids = excerpt.whole.tids
         self.several |= len(set(tids.tolist())) < len(tids) or NOBODY in vcpu_of.values()
         return True
