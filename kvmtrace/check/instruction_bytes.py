@@ -31,6 +31,11 @@ NAMES = ("anywhere", "behind the instruction", "behind it or at it (REP)", "behi
 _REP_PREFIXES = (0xF2, 0xF3)
 _PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
 _STRING_OPCODES = frozenset({0x6C, 0x6D, 0x6E, 0x6F, 0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF})
+_INS_OUTS = frozenset({0x6C, 0x6D, 0x6E, 0x6F})
+_IN_OUT = frozenset({0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF})  # bit 1: OUT; bit 0: longer than a byte
+_OPERAND_SIZE = 0x66
+# of what port_bits() returns, behind the size in bytes
+PORT_SIZE, PORT_WRITE, PORT_STRING, PORT_REP, PORT_REPNE = 7, 1 << 3, 1 << 4, 1 << 5, 1 << 6
 _HYPERCALLS = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")  # VMCALL, VMMCALL: em_hypercall patches the other vendor's
 _NESTED_ENTRIES = (b"\x0f\x01\xd8", b"\x0f\x01\xc2", b"\x0f\x01\xc3")  # a hypervisor's guest, unless KVM refuses
 _RSM = b"\x0f\xaa"
@@ -115,6 +120,34 @@ def decoded_length(code: bytes, flags: int) -> int:
         return 0
     instruction = Decoder(_bitness(flags), code.ljust(MAX_BYTES, b"\0")).decode()
     return 0 if instruction.is_invalid else int(instruction.len)
+
+
+@lru_cache(maxsize=65536)
+def port_bits(code: bytes, flags: int) -> int:
+    """Return size, direction, string and REP bits of an access to a port; 0 if it is none, or not that plain."""
+    prefixes: set[int] = set()
+    for byte in code:
+        if byte in _PREFIXES:
+            prefixes.add(byte)
+            continue
+        if byte not in _INS_OUTS and byte not in _IN_OUT:  # among them what has a REX prefix
+            return 0
+        short = (_OPERAND_SIZE in prefixes) != (_bitness(flags) == 16)
+        size = 1 if not byte & 1 else 2 if short else 4
+        string = byte in _INS_OUTS
+        rep = (PORT_REP if 0xF3 in prefixes else 0) | (PORT_REPNE if 0xF2 in prefixes else 0)
+        return size | (PORT_WRITE if byte & 2 else 0) | (PORT_STRING | rep if string else 0)
+    return 0
+
+
+def ports_accessed(insn: NDArray[Any], length: NDArray[Any], flags: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return port_bits() of each instruction; equal ones are decoded once.
+
+    Parameters
+    ----------
+    insn : uint8, shape (n, 15); length, flags : shape (n,)
+    """
+    return _each_different(port_bits, insn, length, flags)
 
 
 def _each_different(

@@ -114,7 +114,7 @@ def test_rules_are_complete() -> None:
     assert [f"I{i}" for i in range(1, 7)] == [name for name in rules if name.startswith("I")]
     assert [f"N{i}" for i in range(1, 8)] == [name for name in rules if name.startswith("N")]
     assert [f"J{i}" for i in range(1, 12)] == [name for name in rules if name.startswith("J")]
-    assert [f"S{i}" for i in range(1, 6)] == [name for name in rules if name.startswith("S")]
+    assert [f"S{i}" for i in range(1, 7)] == [name for name in rules if name.startswith("S")]
     for name, rule in rules.items():
         assert rule.id == name
         assert rule.severity == (SUSPICION if name.startswith("H") else VIOLATION)
