@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -61,8 +62,7 @@ class Findings:
         self.checked: dict[str, int] = dict.fromkeys(self.rules, 0)
         self.violated: dict[str, int] = dict.fromkeys(self.rules, 0)
         self.unknown: dict[str, int] = dict.fromkeys(self.rules, 0)
-        self.violations: list[Violation] = []
-        self.kept: dict[str, int] = dict.fromkeys(self.rules, 0)
+        self.kept: dict[str, list[Violation]] = {rule: [] for rule in self.rules}
         # (rule, part, missing) -> places that could not be checked
         self.skipped: dict[tuple[str, str, tuple[str, ...]], int] = {}
         self.errors: list[str] = []  # of rules of other packages
@@ -70,14 +70,11 @@ class Findings:
         self.event_index: NDArray[np.int64] = np.empty(0, np.int64)
         self.vcpu_ids: dict[int, int] = {}
         self.part_source = ""  # of the part of a rule that is running
-        self.part = 0  # of the recording, from 1
-        self.part_of: list[int] = []  # for each of the violations
 
     def begin(self, sequence: Sequence, event_index: NDArray[np.int64]) -> None:
         """Say what positions refer to from now on; event_index: row of the table -> of the recording."""
         self.sequence = sequence
         self.event_index = event_index
-        self.part += 1
 
     def check(self, rule: str, n_checked: int | np.intp, n_unknown: int | np.intp = 0) -> None:
         """Count places where a rule was checked, or could not be."""
@@ -101,17 +98,38 @@ class Findings:
     def violate(self, rule: str, positions: NDArray[np.intp] | list[int], describe: Describe) -> None:
         """Report violations at sequence positions; describe(i) gives (expected, observed) of the i-th."""
         self.violated[rule] += len(positions)
-        room = self.limit - self.kept[rule]
-        for i, position in enumerate(positions[: max(room, 0)]):
-            self.violations.append(self._violation(rule, int(position), describe(i)))
-            self.part_of.append(self.part)
-            self.kept[rule] += 1
+        if not len(positions):
+            return
+        assert self.sequence is not None
+        where = np.asarray(positions, np.intp)
+        for i in self._first(rule, self.event_index[self.sequence.row[where]]):
+            self.keep(self._violation(rule, int(where[i]), describe(i)))
 
     def violate_rows(self, rule: str, rows: NDArray[np.intp], describe: Describe) -> None:
         """Report violations at rows of the sequence's table, which the sequence need not hold."""
-        drafts = self.draft_rows(rule, rows[: max(self.limit - self.kept[rule], 0)], describe)
-        self.report(rule, drafts)
-        self.violated[rule] += len(rows) - len(drafts)
+        self.violated[rule] += len(rows)
+        chosen = self._first(rule, self.event_index[rows]) if len(rows) else []
+        for draft in self.draft_rows(rule, rows[chosen], lambda i: describe(chosen[i])):
+            self.keep(draft)
+
+    def _first(self, rule: str, index: NDArray[np.int64]) -> list[int]:
+        """Return which of these events are among the first of the rule that are kept, however the recording is cut."""
+        kept, at = self.kept[rule], np.arange(len(index))
+        if len(kept) >= self.limit:
+            at = at[index < kept[-1].event_index] if kept else at[:0]
+        numbers: list[int] = at[np.argsort(index[at], kind="stable")][: self.limit].tolist()
+        return numbers
+
+    def keep(self, violation: Violation) -> None:
+        """Keep a violation, if it is one of the first ones of its rule."""
+        kept = self.kept[violation.rule]
+        bisect.insort(kept, violation, key=lambda one: one.event_index)
+        del kept[self.limit :]
+
+    @property
+    def violations(self) -> list[Violation]:
+        """What is kept of all rules, as recorded."""
+        return sorted((one for kept in self.kept.values() for one in kept), key=lambda one: one.event_index)
 
     def draft_rows(self, rule: str, rows: NDArray[np.intp], describe: Describe) -> list[Violation]:
         """Return descriptions of violations at rows, which may be reported later."""
@@ -129,12 +147,10 @@ class Findings:
         return drafts
 
     def report(self, rule: str, drafts: list[Violation]) -> None:
-        """Count violations, and keep as many as there is room for."""
+        """Count violations, and keep the first ones."""
         self.violated[rule] += len(drafts)
-        for violation in drafts[: max(self.limit - self.kept[rule], 0)]:
-            self.violations.append(violation)
-            self.part_of.append(self.part)
-            self.kept[rule] += 1
+        for violation in drafts:
+            self.keep(violation)
 
     def _violation(self, rule: str, position: int, words: Words) -> Violation:
         assert self.sequence is not None
@@ -241,15 +257,12 @@ def merged(several: tuple[Findings, ...]) -> Findings:
         whole.errors += findings.errors
         for key, places in findings.skipped.items():
             whole.skipped[key] = whole.skipped.get(key, 0) + places
-    found = [
-        (part, violation)
-        for findings in several
-        for part, violation in zip(findings.part_of, findings.violations, strict=True)
-    ]
-    for _, violation in sorted(found, key=lambda one: one[0]):
-        if whole.kept[violation.rule] < whole.limit:
-            whole.kept[violation.rule] += 1
-            whole.violations.append(violation)
+    # at one event, what the first ones found comes first
+    whole.kept = {rule: [] for findings in several for rule, kept in findings.kept.items() if kept}
+    for findings in several:
+        for kept in findings.kept.values():
+            for violation in kept:
+                whole.keep(violation)
     return whole
 
 
