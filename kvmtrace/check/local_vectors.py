@@ -15,9 +15,10 @@ from kvmtrace.check.deliveries import in_words
 from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, acceptances, interrupt_log
 from kvmtrace.check.routing_changes import ioctl_rows, known_senders
+from kvmtrace.check.timer_shots import TimerShots
 from kvmtrace.check.userspace_changes import ioctl_kind
 from kvmtrace.check.vcpu_owners import vcpu_owners
-from kvmtrace.kvm.apic import APIC_SPIV, FIXED
+from kvmtrace.kvm.apic import APIC_LVTPC, APIC_LVTT, APIC_SPIV, FIXED
 from kvmtrace.model.injection import INIT_DELIVERY_MODE, SIPI_DELIVERY_MODE
 from kvmtrace.model.interrupts import (
     APIC_BASE_ENABLED,
@@ -52,6 +53,7 @@ class LocalVectors:
     at_first : value of what was not written yet: masked by the vCPU's reset, or UNKNOWN
     n_judged, n_unknown : of this excerpt
     wrong : acceptances that differ
+    shots : timers that fire once
     """
 
     written: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class LocalVectors:
     n_judged: int = 0
     n_unknown: int = 0
     wrong: list[Doubt] = field(default_factory=list)
+    shots: TimerShots = field(default_factory=TimerShots)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Compare what was accepted in an excerpt's new rows."""
@@ -89,6 +92,8 @@ class LocalVectors:
             )
             for i in np.flatnonzero(known & ~right).tolist()
         ]
+        timer = known & (values[APIC_LVTT] & 0xFF == vector) & (values[APIC_LVTPC] & 0xFF != vector)
+        self.shots.follow(excerpt, mine[timer], values[APIC_LVTT][timer])
         self._remember(excerpt, forgets)
         return True
 

@@ -288,21 +288,23 @@ class Pics:
 
     def _end(self, number: int, row: int, at_ns: int) -> None:
         """Take the end of a pin's interrupt: the one that a write names, or only one in service."""
-        pin, chip = self._pin(number), self.chips[number // N_PINS]
-        write, _ = self.open or (None, False)
-        if write is not None and write.what == COMMAND and self.chips[write.about] is chip:
-            if ends_named_pin(write.value):
-                self.n_judged += 1
-                if write.value & SPURIOUS_PIN != number % N_PINS:
-                    named = write.about * N_PINS + (write.value & SPURIOUS_PIN)
-                    self._differ(row, at_ns, f"pin {named} of the PICs told that its interrupt ended", f"pin {number}")
-            elif ends_some_pin(write.value):
-                self._end_some(number, row, at_ns)
-            else:
-                self.n_unknown += 1
-            self.open = write, True
-        else:
+        pin = self._pin(number)
+        write, told = self.open or (None, False)
+        if write is None or write.what != COMMAND or not (ends_some_pin(write.value) or ends_named_pin(write.value)):
             self.n_unknown += 1
+        elif told or write.about != number // N_PINS:
+            self.n_judged += 1
+            expected = "one pin of the PIC that was written to told that its interrupt ended"
+            self._differ(row, at_ns, expected, f"pin {number} is, too")
+        elif ends_named_pin(write.value):
+            self.n_judged += 1
+            if write.value & SPURIOUS_PIN != number % N_PINS:
+                named = write.about * N_PINS + (write.value & SPURIOUS_PIN)
+                self._differ(row, at_ns, f"pin {named} of the PICs told that its interrupt ended", f"pin {number}")
+        else:
+            self._end_some(number, row, at_ns)
+        if write is not None:
+            self.open = write, True
         # read in place of an acknowledgement (poll), a pin's request ends, too
         pin.in_service, pin.certain = False, False
         self._clear_edges(number, at_ns)

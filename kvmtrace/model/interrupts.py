@@ -68,6 +68,10 @@ OTHER_INTERFACES_BY: tuple[str, ...] = ("KVM_XEN_HVM_CONFIG", "KVM_XEN_HVM_SET_A
 # what the LAPIC sends to its own vCPU by the local vector table (kvm_apic_local_deliver): timer, performance counters
 LOCAL_VECTORS: dict[int, str] = {0x320: "APIC_LVTT", 0x340: "APIC_LVTPC"}
 LVT_MASKED = 1 << 16
+LVT_PERIODIC = 1 << 17  # of the timer: it goes on by itself
+# writes to them start the timer, or may; ioctls that do
+TIMER_REGISTERS: dict[int, str] = {0x320: "APIC_LVTT", 0x380: "APIC_TMICT", 0x3E0: "APIC_TDCR"}
+TIMER_SETTERS: tuple[str, ...] = ("KVM_SET_LAPIC", "KVM_SET_MSRS", "KVM_SET_MP_STATE", "KVM_SET_NESTED_STATE")
 LAPIC_SETTERS: tuple[str, ...] = ("KVM_SET_LAPIC",)  # ioctls that write it
 # ... or its request register, or queue a vector that no LAPIC accepted (kvm_vcpu_ioctl_interrupt)
 PENDING_SETTERS: tuple[str, ...] = (*LAPIC_SETTERS, "KVM_INTERRUPT")

@@ -41,7 +41,8 @@ RULE = Rule(
         "kvm_hypercall",
         "kvm_userspace_exit",
     ),
-    "What a LAPIC sends to its own vCPU has the vector of an unmasked entry of its local vector table.",
+    "What a LAPIC sends to its own vCPU has the vector of an unmasked entry of its local vector table; a timer that "
+    "fires once does so once for each time that it is started.",
     "kvm_apic_local_deliver, apic_timer_expired (lapic.c)",
     "entries that the guest wrote before the recording began",
     places=_count,
@@ -98,3 +99,4 @@ def _table(excerpt: Excerpt, found: Found) -> None:
     state = local_vectors(excerpt)
     found.check(state.n_judged, state.n_unknown)
     report_when_certain(excerpt, found, "local vectors", state.wrong)
+    report_when_certain(excerpt, found, "timers that fire once", state.shots.wrong)
