@@ -459,7 +459,7 @@ class TestExcerpts:
         found = check_recording(cut(ENTRY))
         assert (found.verdict, found.not_understood) == ("conforms", 0)
 
-    @pytest.mark.parametrize("between", ["...", "[...]", "[snip]", "--", " ---8<---", "…"])
+    @pytest.mark.parametrize("between", ["...", "[snip]", "--", " ---8<---", "…", "    ...snip...", "<snip>", "(12 lines removed)", "*cut*"])
     def test_a_mark_of_what_was_left_out(self, cut, between):
         recording = cut(between)
         found = check_recording(recording)
@@ -474,6 +474,12 @@ class TestExcerpts:
         assert (found.not_understood, found.verdict) == (1, "conforms as far as judged")
         assert recording.loss.not_understood == {"no event": 1}
         assert found.judged_share < 1
+
+    def test_zeros_of_a_file_system_that_lost_something(self, tmp_path):
+        path = tmp_path / "zeros.txt"
+        path.write_text(CUT.format(FULL=FULL, between="\0" * 40))
+        found = check_recording(open_recording(path))
+        assert (found.violations, found.not_understood) == ((), 1)
 
     def test_text_around_the_trace_hides_nothing(self, tmp_path):
         path = tmp_path / "mail.txt"

@@ -45,8 +45,12 @@ HARMLESS = re.compile(
     r"|\d+\) .*\||-{5,}$|(?:kernel: )?Dumping ftrace buffer|```|~~~|\{(?:code|noformat)|</?(?:pre|code)>|\[/?code\]"
 )
 # what people put where they left lines out, and grep between its findings
+_AROUND = r"[\[\](){}<>*_ .\u2026-]{0,20}"
+_WORD = r"(?:snip|cut|skip|omit|trimm?|remov|elid|truncat)(?:ped|ted|med|ed)?\b"
 LEFT_OUT = re.compile(
-    r"[\[(<]?(?:\.{2,}|\u2026|snip|cut)[\])>]?[ .]*$|--$|-+ ?(?:8<|>8|snip|cut)|\[snip", re.IGNORECASE
+    rf"{_AROUND}(?:\.{{2,}}|\u2026|\b{_WORD}){_AROUND}$|--$|-+ ?(?:8<|>8|snip|cut)|\[snip"
+    rf"|[\[(<]? ?\d{{1,9}} (?:more )?(?:lines|events) (?:left out|{_WORD})",
+    re.IGNORECASE,
 )
 # perf puts a period before the event of older versions, and the system in front of its name
 _EVENT = re.compile(r"(?:\d{1,20} ++)?(?:(?P<system>[\w\-]+):)?(?P<name>[\w.\-]+(?::[\w.\-]+)*):(?: ++(?P<text>.*))?$")
