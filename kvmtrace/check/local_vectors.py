@@ -14,7 +14,7 @@ import numpy as np
 from kvmtrace.check.deliveries import in_words
 from kvmtrace.check.doubts import Doubt
 from kvmtrace.check.interrupt_log import NONE, acceptances, interrupt_log
-from kvmtrace.check.routing_changes import ioctl_rows, known_senders
+from kvmtrace.check.routing_changes import Follower, ioctl_rows, known_senders
 from kvmtrace.check.timer_shots import TimerShots
 from kvmtrace.check.userspace_changes import ioctl_kind
 from kvmtrace.check.vcpu_owners import vcpu_owners
@@ -63,6 +63,7 @@ class LocalVectors:
     n_unknown: int = 0
     wrong: list[Doubt] = field(default_factory=list)
     shots: TimerShots = field(default_factory=TimerShots)
+    follower: Follower = field(default_factory=Follower)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Compare what was accepted in an excerpt's new rows."""
@@ -70,6 +71,10 @@ class LocalVectors:
         if not self.begun:
             self.at_first = LVT_MASKED if known_senders(excerpt).created else UNKNOWN
             self.begun = known_senders(excerpt).entered
+        if self.follower.missed_some(excerpt):
+            self.written.clear()
+            self.shots.fired_ns.clear()
+            self.at_first = UNKNOWN
         mine = accepted.entry[_local(excerpt)]
         forgets = _forgets(excerpt)
         values = {register: self._values(excerpt, register, mine, forgets) for register in LOCAL_VECTORS}

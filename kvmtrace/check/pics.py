@@ -35,6 +35,7 @@ from kvmtrace.check.pic_events import (
     PicEvent,
     pic_events,
 )
+from kvmtrace.check.routing_changes import Follower
 from kvmtrace.check.vcpu_owners import NOBODY, vcpu_owners
 from kvmtrace.kvm.pic import (
     AUTO_EOI,
@@ -134,10 +135,14 @@ class Pics:
     n_unknown: int = 0
     wrong: list[Doubt] = field(default_factory=list)
     lost_edges: list[Doubt] = field(default_factory=list)
+    follower: Follower = field(default_factory=Follower)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Follow the PICs through an excerpt's new rows."""
         self.n_judged, self.n_unknown, self.wrong, self.lost_edges = 0, 0, [], []
+        if self.follower.missed_some(excerpt):
+            self._forget()
+            self.lines.of_lane.clear()
         bases = [chip.base for chip in self.chips if chip.base is not None]
         if any(chip.words for chip in self.chips):
             bases.append(0)

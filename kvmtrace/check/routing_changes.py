@@ -120,6 +120,7 @@ class Senders:
     others : interfaces are in use whose interrupts have no sender among the events
     makers : threads that made a vCPU, since events were lost last
     began_ns : time of the recording's first event, -1 if there was none yet
+    number : of the latest excerpt, from 1
     """
 
     created: bool = False
@@ -128,10 +129,12 @@ class Senders:
     others: bool = False
     makers: set[int] = field(default_factory=set)
     began_ns: int = -1
+    number: int = 0
 
     def add(self, excerpt: Excerpt) -> bool:
         """Take note of the new rows of an excerpt's table."""
         table = excerpt.whole.table
+        self.number += 1
         if self.began_ns < 0 and len(table):
             self.began_ns = int(table.ts_ns[0])
         self._note_makers(excerpt)
@@ -160,6 +163,24 @@ def known_senders(excerpt: Excerpt) -> Senders:
     memory = excerpt.remember("senders", Senders)
     excerpt.once("senders", memory.add)
     return memory
+
+
+@dataclass
+class Follower:
+    """Says whether what follows a recording was asked in each excerpt: it is not where a field is missing.
+
+    Parameters
+    ----------
+    latest : number of the excerpt in which it was asked last, 0 for never
+    """
+
+    latest: int = 0
+
+    def missed_some(self, excerpt: Excerpt) -> bool:
+        """Say whether there were excerpts since the last one that it was asked in, and take note of this one."""
+        number, latest = known_senders(excerpt).number, self.latest
+        self.latest = number
+        return latest > 0 and number > latest + 1
 
 
 def all_are_recorded(excerpt: Excerpt) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvmtrace.check.doubts import Doubt
-from kvmtrace.check.routing_changes import known_senders
+from kvmtrace.check.routing_changes import Follower, known_senders
 from kvmtrace.check.smi_events import (
     ACCEPTED,
     BEGINS,
@@ -85,6 +85,7 @@ class SystemManagement:
     uncaused: list[Doubt] = field(default_factory=list)
     without: list[Doubt] = field(default_factory=list)
     unsupported: set[int] = field(default_factory=set)
+    follower: Follower = field(default_factory=Follower)
 
     def add(self, excerpt: Excerpt) -> bool:
         """Follow the SMIs through an excerpt's new rows."""
@@ -95,6 +96,8 @@ class SystemManagement:
             self.since_ns = senders.began_ns
             self.outside = dict.fromkeys(senders.makers, True)
             self.created = set(senders.makers)
+        if self.follower.missed_some(excerpt):
+            self._forget(int(times[0]) if len(times) else self.since_ns)
         vcpu_of = vcpu_owners(excerpt).vcpu_of
         for event in smi_events(excerpt, self.owed.keys() | self.asked):
             self._take(event, int(times[event.row]), vcpu_of)

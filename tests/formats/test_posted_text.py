@@ -459,7 +459,9 @@ class TestExcerpts:
         found = check_recording(cut(ENTRY))
         assert (found.verdict, found.not_understood) == ("conforms", 0)
 
-    @pytest.mark.parametrize("between", ["...", "[snip]", "--", " ---8<---", "…", "    ...snip...", "<snip>", "(12 lines removed)", "*cut*"])
+    @pytest.mark.parametrize(
+        "between", ["...", "[snip]", "--", " ---8<---", "…", "    ...snip...", "<snip>", "(12 lines removed)", "*cut*"]
+    )
     def test_a_mark_of_what_was_left_out(self, cut, between):
         recording = cut(between)
         found = check_recording(recording)

@@ -35,6 +35,8 @@ RULE = Rule(
         "kvm_inj_virq.soft",
         "kvm_set_irq.level",
         "kvm_set_irq.irq_source_id",
+        # without acceptances nothing of interrupts is followed
+        "kvm_apic_accept_irq",
         "kvm_exit.vcpu_id",
         "kvm_entry",
         "kvm_userspace_exit",
@@ -50,7 +52,6 @@ RULE = Rule(
     healthy="""
 (200) sys_enter_ioctl: fd: 0x5, cmd: 0xc008ae67, arg: 0x0
 kvm_userspace_exit: reason=10 errno=-4
-kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x200000 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_pio: pio_write at 0x20 size 1 count 1 val 0x10
@@ -76,7 +77,6 @@ kvm_entry: vcpu_id=0 rip=0x1006
     broken="""
 (200) sys_enter_ioctl: fd: 0x5, cmd: 0xc008ae67, arg: 0x0
 kvm_userspace_exit: reason=10 errno=-4
-kvm_fpu: load=1
 kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=30 guest_rip=0x1000 isa=1 info1=0x200000 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_pio: pio_write at 0x20 size 1 count 1 val 0x10

@@ -26,6 +26,8 @@ _LOGGED = re.compile(
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ENCODED = re.compile(r"=([0-9A-F]{2})")
+# where quoted-printable has it for itself, and where it is none: beside white space and what is no ASCII
+_EQUALS, _PLAIN_EQUALS = re.compile("=3D"), re.compile(r"=(?!3D|20|09|A0|[89A-F][0-9A-F]|\r?$)", re.MULTILINE)
 JOINED = "\x1f"  # in place of a line that was joined to the one before: white space that no text has
 _NUMBERED_LINES = 3  # in a row with ascending numbers make them numbers of lines
 _LOOKED_AT = 40
@@ -55,7 +57,7 @@ class Disguise:
 
     def __init__(self, head: str) -> None:
         self._numbered = self._logged = False
-        self._encoded = "=\n" in head.replace("\r", "") and _is_quoted_printable(head)
+        self._encoded = "=" in head and _is_quoted_printable(head)
         lines = [line for line in self.clean(head).split("\n") if line.strip()][:_LOOKED_AT]
         self._logged = sum(_LOGGED.match(line) is not None for line in lines) * 2 > len(lines)
         found = [_NUMBER.match(line) for line in lines]
@@ -83,7 +85,11 @@ class Disguise:
 
 
 def _is_quoted_printable(head: str) -> bool:
-    """Say whether text is encoded as quoted-printable: a mail's header says so, or "=" is =3D and ends long lines."""
+    """Say whether text is encoded as quoted-printable: by a mail's header, long lines that end in "=", or =3D alone."""
+    if len(_EQUALS.findall(head)) >= _NUMBERED_LINES and not _PLAIN_EQUALS.search(head):
+        return True
+    if "=\n" not in head.replace("\r", ""):
+        return False
     if "quoted-printable" in head.lower():
         return True
     ends = [line for line in head.splitlines() if line.endswith("=")]

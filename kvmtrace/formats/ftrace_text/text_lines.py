@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 # line takes grows with its length and not faster.
 #   ftrace, trace-cmd    task-tid (tgid) [cpu] flags seconds.fraction: (+difference) event: text
 #   latency format       task-tid cpu+flags seconds.fraction: event: text, or a count of us in place of the time
-#   perf script          task pid/tid [cpu] seconds.fraction: period system:event: text
+#   perf script          (task) pid/tid [cpu] seconds.fraction: period system:event: text
 #   perf-prof            task tid flags [cpu] seconds.fraction: system:event: text
 # then a line that says that events were lost, and any other
 LINE = re.compile(
-    r"^(?: *+(?P<task>\S.{0,40}?)(?:-| ++(?:(?P<pid>\d{1,10})/)?)(?P<tid>\d{1,10}) ++"
+    r"^(?: *+(?:(?P<task>\S.{0,40}?)(?:-| ++))?(?:(?P<pid>\d{1,10})/)?(?P<tid>\d{1,10}) ++"
     r"(?:\( *+(?P<tgid>\d{1,10}|-++)\) ++)?(?:(?P<early_flags>[.dDbX][.NnpLlBb][.hHsSzZ]\S{1,5}) ++(?=\[))?"
     r"(?:\[(?P<cpu>\d{1,5})\](?P<raw_flags>-0x[0-9a-f]{1,2})?(?: ++(?:(?P<flags>[^\s\d:]\S{2,8}) ++)?|(?=\d{12,19}:))"
     r"|(?P<short_cpu>\d{1,4})(?P<short_flags>[.dDbX][.NnpLlBb]\S{2,6}|-0x[0-9a-f]{1,2}) ++)"

@@ -137,6 +137,9 @@ def _interrupt_rows() -> dict[str, Any]:
         "spiv_enabled": interrupts.SPIV_ENABLED,
         "local_vectors": {f"{register:#x}": name for register, name in interrupts.LOCAL_VECTORS.items()},
         "lvt_masked": interrupts.LVT_MASKED,
+        "lvt_periodic": interrupts.LVT_PERIODIC,
+        "timer_registers": {f"{register:#x}": name for register, name in interrupts.TIMER_REGISTERS.items()},
+        "timer_setters": list(interrupts.TIMER_SETTERS),
         "entry_bits": {
             "read_only": interrupts.READ_ONLY_ENTRY_BITS,
             "vector": interrupts.ENTRY_VECTOR,
