@@ -14,7 +14,7 @@ from kvmtrace.check.routing_changes import ioctl_rows
 from kvmtrace.check.userspace_changes import setter_rows
 from kvmtrace.model.injection import SMI_DELIVERY_MODE
 from kvmtrace.model.userspace_actions import SMI_REQUESTS, SMI_SETTERS
-from kvmtrace.table.distinct import among, distinct
+from kvmtrace.table.distinct import distinct
 from kvmtrace.table.event_table import LOST_EVENTS
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _DELAYS = ("kvm_inj_virq", "kvm_inj_exception")
 
 
 class SmiEvent(NamedTuple):
-    """An event of a thread, about a vCPU where that is told."""
+    """An event of a thread, about a vCPU where that is told, or what an ioctl returned."""
 
     row: int
     what: int
@@ -42,7 +42,7 @@ class SmiEvent(NamedTuple):
 
 
 def smi_events(excerpt: Excerpt, owed: Iterable[int]) -> list[SmiEvent]:
-    """Return what concerns SMIs among an excerpt's new rows; `owed`: threads of which each step counts already."""
+    """Return what concerns SMIs among an excerpt's new rows; `owed`: threads that had an SMI before."""
     log, table, first = interrupt_log(excerpt), excerpt.whole.table, excerpt.whole.n_parked
     accepted = acceptances(excerpt)
     mine = accepted.mode == SMI_DELIVERY_MODE >> 8
@@ -57,8 +57,8 @@ def smi_events(excerpt: Excerpt, owed: Iterable[int]) -> list[SmiEvent]:
     requests = setter_rows(excerpt, SMI_REQUESTS)
     parts += [_plain(requests, REQUESTED), _plain(setter_rows(excerpt, SMI_SETTERS), SET)]
     parts += [_plain(ioctl_rows(excerpt, ("KVM_CREATE_VCPU",)), CREATED), _plain(table.rows(LOST_EVENTS), FORGET)]
-    tids = [*owed, *table.tid[np.concatenate([parts[0][0], requests]).astype(np.intp)].tolist()]
-    parts += _steps(excerpt, distinct(np.array(tids, np.int64)).tolist())
+    begun = np.concatenate([parts[0][0], requests]).astype(np.intp)
+    parts += _steps(excerpt, np.sort(begun[begun >= first]), owed)
     row, what, about = (np.concatenate(column) for column in zip(*parts, strict=True))
     new = row >= first
     row, what, about = row[new], what[new], about[new]
@@ -72,16 +72,29 @@ def _plain(rows: Rows, what: int) -> tuple[Rows, NDArray[np.int64], NDArray[np.i
     return rows, nothing + what, nothing
 
 
-def _steps(excerpt: Excerpt, tids: list[int]) -> list[tuple[Rows, NDArray[np.int64], NDArray[np.int64]]]:
-    """Return the VM-entries of these threads, what may go before an SMI, and what their ioctls returned."""
-    table = excerpt.whole.table
+def _steps(
+    excerpt: Excerpt, begun: Rows, owed: Iterable[int]
+) -> list[tuple[Rows, NDArray[np.int64], NDArray[np.int64]]]:
+    """Return what each thread that has an SMI traces next: a VM-entry, what may go before it, what its ioctl returned.
+
+    Parameters
+    ----------
+    begun : new rows, ascending, at which an SMI is sent
+    owed : threads that had one before
+    """
+    table, before = excerpt.whole.table, excerpt.whole.n_parked - 1
     kinds = [(DELAYED, kind) for kind in _DELAYS] + [(ENTERED, "kvm_entry")]
+    kinds += [(RETURNED, "sys_exit_ioctl")] if excerpt.has_field("sys_exit_ioctl", "ret") else []
     found = []
-    for what, kind in kinds if tids else ():
-        rows = table.rows(kind)
-        found.append(_plain(rows[among(table.tid[rows], tids)], what))
-    if tids and excerpt.has_field("sys_exit_ioctl", "ret"):
-        rows = table.rows("sys_exit_ioctl")
-        good = table.field("sys_exit_ioctl", "ret").astype(np.int64) == 0
-        found.append(_plain(rows[good & among(table.tid[rows], tids)], RETURNED))
+    for tid in {*owed, *table.tid[begun].tolist()}:
+        marks = np.append(before, begun[table.tid[begun] == tid])
+        for what, kind in kinds:
+            rows = table.rows(kind)
+            rows = rows[table.tid[rows] == tid]
+            at = np.searchsorted(rows, marks, "right")
+            rows = distinct(rows[at[at < len(rows)]])
+            about = np.zeros(len(rows), np.int64)
+            if what == RETURNED:
+                about = table.field(kind, "ret").take(table.position_in_kind[rows]).astype(np.int64)
+            found.append((rows, np.full(len(rows), what), about))
     return found

@@ -131,8 +131,9 @@ class SystemManagement:
                 self.asked.add(tid)
         elif what == RETURNED and tid in self.asked:
             self.asked.discard(tid)
-            self.supported = True
-            self._owe(tid, at_ns, set_by_userspace=True)
+            self.supported |= about == 0
+            if about == 0:
+                self._owe(tid, at_ns, set_by_userspace=True)
         elif what == ACCEPTED:
             self._send(tid, about)
             if vcpu_of.get(tid, NOBODY) == about:
