@@ -48,6 +48,7 @@ from kvmtrace.kvm.pic import (
     SPURIOUS_PIN,
     ends_named_pin,
     ends_some_pin,
+    rotates,
 )
 from kvmtrace.model.nesting import LEVEL_EVENTS
 from kvmtrace.model.thresholds import threshold
@@ -89,6 +90,7 @@ class Chip:
     words : how many words of an initialization it waits for
     last_word : ... the last one among them
     automatic : it ends interrupts by itself
+    rotated : the order of its pins was changed
     mask : of its pins, None if it is not known
     """
 
@@ -96,12 +98,13 @@ class Chip:
     words: int = 0
     last_word: bool = False
     automatic: bool = False
+    rotated: bool = False
     mask: int | None = None
     pins: list[Pin] = field(default_factory=lambda: [Pin() for _ in range(N_PINS)])
 
     def initialize(self, *, last_word: bool) -> None:
         """Forget what was known: an initialization begins."""
-        self.base, self.mask, self.automatic = None, None, False
+        self.base, self.mask, self.automatic, self.rotated = None, None, False, False
         self.words, self.last_word = 3 if last_word else 2, last_word
         self.pins = [Pin(source=pin.source) for pin in self.pins]
 
@@ -212,6 +215,7 @@ class Pics:
             chip.initialize(last_word=bool(event.value & HAS_LAST_WORD))
         elif event.what == DATA and not chip.words:
             chip.mask = None
+        chip.rotated |= event.what == COMMAND and rotates(event.value)
 
     def _end_write(self, at_ns: int) -> None:
         """Take what the write that was under way did: KVM handled it."""
@@ -316,6 +320,12 @@ class Pics:
 
     def _end_some(self, number: int, row: int, at_ns: int) -> None:
         pin, chip = self._pin(number), self.chips[number // N_PINS]
+        highest = next((i for i, one in enumerate(chip.pins) if one.certain), N_PINS)
+        if highest < number % N_PINS and not chip.rotated:
+            self.n_judged += 1
+            expected = f"pin {number - number % N_PINS + highest} of the PICs, the highest in service, told of its end"
+            self._differ(row, at_ns, expected, f"pin {number}")
+            return
         known = pin.in_service is not None and chip.base is not None and not chip.automatic
         # another chip's vectors raise this pin
         known &= number != CASCADE_PIN or self.chips[1].base is not None

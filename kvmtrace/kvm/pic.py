@@ -21,6 +21,12 @@ AUTO_EOI = 0x02  # in the last word
 # upper three bits of an end of interrupt that names no pin: it ends the highest one in service
 NON_SPECIFIC_EOIS: tuple[int, ...] = (1, 5)
 SPECIFIC_EOIS: tuple[int, ...] = (3, 7)  # ... that names one, in the lower three bits
+ROTATE = 0x80
+
+
+def rotates(value: int) -> bool:
+    """Say whether a command changes which pin is the highest, or may."""
+    return bool(value & ROTATE) and not value & (INITIALIZE | OTHER_COMMAND)
 
 
 def ends_some_pin(value: int) -> bool:
