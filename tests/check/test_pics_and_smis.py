@@ -41,7 +41,11 @@ def test_two_guests_that_program_pics_are_not_judged(name: str, tmp_path: Path) 
     assert [rule for rule in found if rule == "I6"] == []
 
 
-@pytest.mark.parametrize("name", [name for name in BROKEN if name.startswith("pic-")])
+# what one write does is known without knowing what was before
+BY_A_WRITE = {"pic-end-of-another-pin", "pic-end-told-twice"}
+
+
+@pytest.mark.parametrize("name", [name for name in BROKEN if name.startswith("pic-") and name not in BY_A_WRITE])
 def test_userspace_that_sets_the_pics_is_not_judged(name: str, tmp_path: Path) -> None:
     lines = (CASES / f"{name}.txt").read_text().splitlines()
     last = max(i for i, line in enumerate(lines) if "pio_write at 0x21" in line or "pio_write at 0xa1" in line)
