@@ -113,6 +113,26 @@ def _wake_up(excerpt: Excerpt, found: Found) -> None:
 
 
 @RULE.part(
+    "wake-ups behind halt polling",
+    needs=("kvm_halt_poll_ns", "kvm_vcpu_wakeup"),
+    places="halt poll",
+    adds=False,
+    source="kvm_vcpu_halt (virt/kvm/kvm_main.c)",
+    local=True,
+)
+def _polled(excerpt: Excerpt, found: Found) -> None:
+    """Check that the wake-up of a vCPU that halted is traced behind the adapted interval of its polling."""
+    segments = excerpt.segments
+    polls, wakes = segments.positions("halt poll"), segments.positions("wake-up")
+    last_poll, last_wake = np.full((2, len(segments)), -1, np.intp)
+    last_poll[segments.of[polls]], last_wake[segments.of[wakes]] = polls, wakes
+    judged = np.flatnonzero((last_poll >= 0) & segments.linked)
+    bad = last_poll[judged[last_wake[judged] < last_poll[judged]]]
+    found.check(len(judged))
+    found.violate(bad, constant("kvm_vcpu_wakeup behind kvm_halt_poll_ns", "none"))
+
+
+@RULE.part(
     "how a halted vCPU waited",
     needs=("kvm_vcpu_wakeup.waited", "sched_switch.prev_state"),
     places="wake-up",

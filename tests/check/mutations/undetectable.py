@@ -369,7 +369,6 @@ NOT_YET: tuple[Excuse, ...] = (
         "behind kvm_exit",
         exits=("vmrun", "VMLAUNCH", "VMRESUME"),
     ),
-    Excuse("the order of a wake-up and the adapted interval is not looked at", "swap", "kvm_halt_poll_ns", isa="arm64"),
     Excuse(
         "an emulator leaves EXITINTINFO bits behind, so a vector below 32 of type 0 is taken for stale",
         "alter",
