@@ -16,17 +16,17 @@ from kvmtrace.workload.result import GuestRun
 if TYPE_CHECKING:
     from pathlib import Path
 
-STORM = 1_000_000
-SCRIPT = f"""
+SCRIPT = """
 export KVMTRACE_BPF_CACHE=/run/bpf
 kvmtrace record --backend bpf --guest lifecycle -o lifecycle.bpf || exit
 kvmtrace record --summary --guest lifecycle -o lifecycle.summary || exit
-PYTHONPATH=/usr/lib/kvmtrace python3 -m kvmtrace.workload storm --count {STORM} &
-sleep 8
-kvmtrace top -n 3 -i 3 >top.txt || exit
+kvmtrace top -n 1 >/dev/null || exit
+PYTHONPATH=/usr/lib/kvmtrace python3 -m kvmtrace.workload storm --count 100000000 --timeout 3000 &
+storm=$!
+kvmtrace top -n 3 -i 5 >top.txt || exit
 kvmtrace exporter --no-listen --textfile $PWD/metrics.prom --interval 2 -d 20 &
 while sleep 1 && kill -0 $!; do cp metrics.prom kept.txt; done 2>/dev/null
-kill %1
+kill $storm
 true
 """
 
