@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from kvmtrace.api import load
 from kvmtrace.check.engine import check_recording
+from kvmtrace.check.examples import text_trace
+from kvmtrace.check.rule_registry import all_rules
 from kvmtrace.cli.main import cli
 from kvmtrace.formats import open_recording
 from kvmtrace.isa.arm64 import ARM64, SYSTEM_REGISTER
@@ -487,3 +489,17 @@ def test_a_rule_that_does_not_apply_has_no_blind_spots() -> None:
     told = {words.partition(" ")[0] for words in verdict.cannot_see}
     assert "V14" in told
     assert not told & foreign
+
+
+def test_a_wake_up_stands_behind_the_adapted_polling(tmp_path: Path) -> None:
+    """The order is kvm_vcpu_halt's, on every architecture."""
+    lines = all_rules()["V4"].healthy.strip().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("kvm_halt_poll_ns"))
+    swapped = [*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]]
+    path = tmp_path / "halted.txt"
+    verdicts = []
+    for one in (lines, swapped):
+        path.write_text(text_trace("\n".join(one)))
+        verdicts.append(check_recording(open_recording(str(path))))
+    assert [verdict.rules["V4"].violated for verdict in verdicts] == [0, 1]
+    assert verdicts[1].violations[0].expected == "kvm_vcpu_wakeup behind kvm_halt_poll_ns"

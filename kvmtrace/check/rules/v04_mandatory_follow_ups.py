@@ -45,6 +45,11 @@ kvm_entry: vcpu_id=0 rip=0x1000
 kvm_exit: exit_reason=10 guest_rip=0x1000 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
 kvm_cpuid: function=0 index=0 rax=d rbx=0 rcx=0 rdx=0 found=1 used_max_basic=0
 kvm_entry: vcpu_id=0 rip=0x1002
+kvm_exit: exit_reason=12 guest_rip=0x1002 isa=1 info1=0x0 info2=0x0 intr_info=0x0 vcpu_id=0
+sched_switch: prev_comm=vmm prev_pid=100 prev_prio=120 prev_state=S ==> next_comm=swapper/0 next_pid=0 next_prio=120
+kvm_halt_poll_ns: grow=1 vcpu_id=0 new=10000 old=0
+kvm_vcpu_wakeup: ns=900 waited=1 valid=1
+kvm_entry: vcpu_id=0 rip=0x1003
 """,
     broken="""
 kvm_fpu: load=1
