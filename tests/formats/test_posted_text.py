@@ -527,6 +527,24 @@ def test_what_is_not_read_is_named(tmp_path, line, words):
         open_recording(path)
 
 
+def test_perf_script_without_tasks_names(tmp_path):
+    """perf script -F tid,cpu,time,event,trace."""
+    path = tmp_path / "perf.txt"
+    lines = PERF.replace("{FULL}", FULL).splitlines()
+    path.write_text("".join(line[line.index(" [") - 4 :] + "\n" for line in lines))
+    recording = open_recording(path)
+    assert (len(recording.events()), recording.loss.not_understood) == (len(lines), {})
+    assert recording.events().tid.tolist() == [1001, 1002, 1002, 1002]
+
+
+def test_quoted_printable_of_short_lines(tmp_path):
+    path = tmp_path / "mail.txt"
+    plain = CUT.format(FULL=FULL, between=ENTRY) + "  CPU 0/KVM-9 [000] .....  600.000015: kvm_fpu: load=1\n" * 3
+    path.write_text(plain.replace("=", "=3D"))
+    table = open_recording(path).events()
+    assert table.field("kvm_fpu", "load").tolist() == [1, 1, 1]
+
+
 def test_perf_prof_and_its_dates(tmp_path):
     path = tmp_path / "prof.txt"
     path.write_text(
