@@ -169,6 +169,12 @@ def _run_alone(task: Callable[[str], Any], argument: str) -> Any:
 # -- Dask --------------------------------------------------------------------------------------------
 
 
+def silence_dask() -> None:
+    """Have a lost scheduler told by our one line alone: what waits for it in the background logs tracebacks."""
+    for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _run_on_dask(
     engine: Engine, task: Callable[[str], Any], arguments: Sequence[str], done: Callable[[str, Any], None]
 ) -> None:
@@ -176,8 +182,7 @@ def _run_on_dask(
         from distributed import KilledWorker
     except ImportError as error:
         raise CapabilityError("Dask's distributed is not installed", "pip install 'kvmtrace[fleet]'") from error
-    for name in ("distributed", "distributed.client"):  # a lost scheduler is one line here, not a traceback
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    silence_dask()
     with ExitStack() as stack:
         client = _connect(engine, stack)
         executor = client.get_executor(pure=False, retries=RETRIES)

@@ -362,6 +362,17 @@ def dask_scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
             scheduler.kill()
 
 
+def test_what_waits_for_a_lost_scheduler_in_the_background_is_silent() -> None:
+    lines = (
+        "from kvmtrace.fleet.executors import silence_dask",
+        "from tornado.log import app_log",
+        "silence_dask()",
+        "app_log.error('lost')",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_a_scheduler_lost_in_mid_run_is_one_line_and_a_rerun_goes_on(dest: Path, tmp_path: Path) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
