@@ -50,6 +50,8 @@ def coloured(text: str) -> str:
 
 
 DISGUISES = {
+    "each line twice": lambda text: each(text, lambda _, line: f"{line}\n{line}"),
+    "each line twice, quoted": lambda text: each(text, lambda _, line: f"> {line}\r\n> {line}\r"),
     "excerpt": excerpt,
     "crlf": lambda text: text.replace("\n", "\r\n"),
     "crcrlf": lambda text: excerpt(text).replace("\n", "\r\r\n"),
@@ -156,3 +158,26 @@ def test_damage_is_located_in_the_file_as_it_stands(tmp_path):
     recording = open_recording(path)
     recording.events()
     assert [(d.offset, d.found) for d in recording.loss.damage] == [(3 + 2 * len(line), "'!! what is this'")]
+
+
+@pytest.mark.parametrize("max_events", [1, 2, 7, 1000])
+def test_lines_that_stand_there_twice_are_one_event_in_pieces_too(tmp_path, max_events):
+    clean, doubled = tmp_path / "clean", tmp_path / "doubled"
+    text = trace_cmd("svm-6.1-smp")
+    clean.write_text(text)
+    doubled.write_text(each(text, lambda _, line: f"{line}\n{line}"))
+    want = len(open_recording(clean).events())
+    recording = open_recording(doubled)
+    assert sum(map(len, recording.iter_events(max_events))) == want
+    assert recording.loss.repeated == want
+
+
+def test_some_equal_lines_are_as_many_events(tmp_path):
+    """Two interrupts within a microsecond look alike."""
+    path = tmp_path / "trace"
+    lines = trace_cmd("svm-6.1-smp").splitlines()
+    doubled = [again for i, line in enumerate(lines) for again in [line] * (1 + i % 2)]
+    path.write_text("\n".join([*doubled, ""]))
+    recording = open_recording(path)
+    assert len(recording.events()) > len(lines)
+    assert recording.loss.repeated == 0

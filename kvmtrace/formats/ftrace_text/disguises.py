@@ -1,16 +1,16 @@
 """Undoes what mail, editors and web pages do to the lines of a trace. Each line stays one line.
 
 Line ends of Windows, a byte-order mark, tabs, colours of a terminal, `> ` of quotes, HTML's entities, and what stands
-in front of the lines: numbers, or the time stamps of a log. Quoted-printable is what a mail's source has: a line of it
-goes on behind "=". Lines that a mail program wrapped are joined in wrapped.py, which has to know what an event looks
-like.
+in front of the lines: numbers, or the time stamps of a log. Two logs of one console have each line twice.
+Quoted-printable is what a mail's source has: a line of it goes on behind "=". Lines that a mail program wrapped are
+joined in wrapped.py, which has to know what an event looks like.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 _QUOTE = re.compile(r"^ *+>[> ]*+", re.MULTILINE)
 # "12  ", "12: ", "12| ", "12) " in front of a line; a time stamp has digits behind its point
@@ -28,6 +28,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ENCODED = re.compile(r"=([0-9A-F]{2})")
 # where quoted-printable has it for itself, and where it is none: beside white space and what is no ASCII
 _EQUALS, _PLAIN_EQUALS = re.compile("=3D"), re.compile(r"=(?!3D|20|09|A0|[89A-F][0-9A-F]|\r?$)", re.MULTILINE)
+REPEATED = "\x1e"  # in place of an event's line that is the one before once more
+_FEWEST_REPEATED = 4  # lines, each twice, before it can be no accident
 JOINED = "\x1f"  # in place of a line that was joined to the one before: white space that no text has
 _NUMBERED_LINES = 3  # in a row with ascending numbers make them numbers of lines
 _LOOKED_AT = 40
@@ -56,7 +58,7 @@ class Disguise:
     """
 
     def __init__(self, head: str) -> None:
-        self._numbered = self._logged = False
+        self._numbered = self._logged = self.doubled = False
         self._encoded = "=" in head and _is_quoted_printable(head)
         lines = [line for line in self.clean(head).split("\n") if line.strip()][:_LOOKED_AT]
         self._logged = sum(_LOGGED.match(line) is not None for line in lines) * 2 > len(lines)
@@ -64,6 +66,7 @@ class Disguise:
         numbers = [int(match[1]) for match in found if match]
         ascending = all(a < b for a, b in pairwise(numbers))
         self._numbered = ascending and len(numbers) >= max(_NUMBERED_LINES, len(lines) - 2)
+        self.doubled = _each_twice(self.clean(head))
 
     def clean(self, text: str) -> str:
         """Return text with as many lines, without what does not belong to them."""
@@ -81,7 +84,25 @@ class Disguise:
             text = _QUOTE.sub("", text)
         if self._logged:
             text = _LOGGED.sub("", text)
-        return _NUMBER.sub("", text) if self._numbered else text
+        text = _NUMBER.sub("", text) if self._numbered else text
+        return _once(text) if self.doubled else text
+
+
+def _each_twice(head: str) -> bool:
+    """Say whether each line of a text's beginning stands there twice, one behind the other."""
+    lines = [line for line in head.split("\n")[:-1] if line.strip()]  # the last one may be cut
+    counts = [sum(1 for _ in same) for _, same in groupby(lines)][:-1]
+    return len(counts) >= _FEWEST_REPEATED and all(count % 2 == 0 for count in counts)
+
+
+def _once(text: str) -> str:
+    """Return text with as many lines, every second one of equal lines left out."""
+    lines: list[str] = []
+    for line, same in groupby(text.split("\n")):
+        n = sum(1 for _ in same)
+        again = REPEATED if ": " in line else ""  # others are no events
+        lines += [again if i % 2 else line for i in range(n)]
+    return "\n".join(lines)
 
 
 def _is_quoted_printable(head: str) -> bool:

@@ -11,7 +11,7 @@ from kvmtrace.errors import FormatError
 from kvmtrace.formats.common.capture_of_file import capture_of
 from kvmtrace.formats.common.loss import LossCounter
 from kvmtrace.formats.common.metadata import PRINTED_NAMES
-from kvmtrace.formats.ftrace_text.disguises import Disguise, decode_text, is_utf16
+from kvmtrace.formats.ftrace_text.disguises import REPEATED, Disguise, decode_text, is_utf16
 from kvmtrace.formats.ftrace_text.eras import Era
 from kvmtrace.formats.ftrace_text.text_fields import MAX_FORMS, TextKind, decode_bodies
 from kvmtrace.formats.ftrace_text.text_gaps import TextGaps
@@ -113,9 +113,20 @@ class TextRecording(Recording):
             if stop < self._end:
                 newline = bytes(self._data[stop : stop + 65536]).find(b"\n")
                 stop = stop + newline + 1 if newline >= 0 else stop
+                if self._disguise.doubled:
+                    stop = self._behind_repeats(at, stop)
             block = self._text(at, stop)
             yield at, block, self._disguise.clean(block)
             at = stop
+
+    def _behind_repeats(self, at: int, stop: int) -> int:
+        """Return where the lines end that are equal to the one that ends at `stop`."""
+        at = max(at, stop - 65536)
+        begin = self._data[at : stop - 1].tobytes().rfind(b"\n") + 1 + at
+        line = self._data[begin:stop]
+        while self._data[stop : stop + len(line)] == line and stop + len(line) <= self._end:
+            stop += len(line)
+        return stop
 
     def _lines(self, size: int) -> Iterator[tuple[int, str, str, Lines]]:
         """Yield blocks as _blocks does, wrapped lines joined, and their lines."""
@@ -174,6 +185,7 @@ class TextRecording(Recording):
         for at, block, text, lines in self._lines(size):
             n_blocks += 1
             self._note_strange(lines.strange, at, block, text)
+            self._loss.add_repeated(text.count(REPEATED))
             self.read_share = min((at + len(block)) / max(self._end, 1), 1.0)
             yield self._table(self._gaps.mark(lines))
         if not n_blocks:
@@ -240,7 +252,7 @@ class TextRecording(Recording):
         unread = dict(self._unread)
         if self._gaps.not_understood:
             unread[NO_EVENTS] = unread.get(NO_EVENTS, 0) + self._gaps.not_understood
-        self.loss = Loss(known.events, known.by_cpu, self._cut, damage, not_understood=unread)
+        self.loss = Loss(known.events, known.by_cpu, self._cut, damage, known.repeated, unread)
 
 
 def open_text(data: memoryview, path: str) -> TextRecording:
