@@ -22,9 +22,9 @@ BYTES = frozenset({"insn"})
 FLAGS = frozenset(
     (
         "coalesced", "dm", "entering", "exception", "failed", "fast", "found", "ft", "gpa_match", "grow",
-        "has_error", "immediate_exit", "is_wfe", "is_write", "level", "load", "need_flush_tlb", "now", "offset_matched",
-        "reinjected", "rw", "set", "smm", "soft", "tdp_enabled", "use_master_clock", "used_max_basic", "valid",
-        "waited", "was", "write",
+        "has_error", "immediate_exit", "is_read", "is_wfe", "is_write", "level", "load", "need_flush_tlb", "now",
+        "offset_matched", "reinjected", "rw", "set", "smm", "soft", "tdp_enabled", "use_master_clock",
+        "used_max_basic", "valid", "waited", "was", "write",
     )
 )
 NUMBERS = frozenset(
