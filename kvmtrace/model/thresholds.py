@@ -18,6 +18,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "window_storm": Threshold(64, "VM-exits", "interrupt-window exits in a row without an injection are a storm (H2)"),
     "window_storm_at_one_rip": Threshold(4, "VM-exits", "... and so many at one RIP (H2)"),
     "no_progress": Threshold(256, "VM-exits", "equal exits at one instruction in a row make no progress (H3)"),
+    "remap_takes": Threshold(100_000_000, "ns", "KVM may retry faults for so long after the VM's memory changed (H3)"),
     "wakes_within": Threshold(1_000_000_000, "ns", "an accepted interrupt wakes a halted vCPU within (H1, H4)"),
     "woken_within": Threshold(50_000_000, "ns", "an interrupt for a sleeping vCPU is injected within, if the CPU is "
                                                 "free (H1)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from kvmtrace.check.alphabet import ENTRY
 from kvmtrace.check.excerpt import owed_events
 from kvmtrace.check.injected_events import injections_of
+from kvmtrace.check.routing_changes import ioctl_rows
 from kvmtrace.check.rule import SUSPICION, RowPart, Rule
 from kvmtrace.check.runs_of_exits import report_runs
 from kvmtrace.model.states import PROGRESS_EVENTS
@@ -49,6 +51,40 @@ kvm_fpu: load=1
 )
 
 FAULT = "kvm_guest_fault"
+# who faults on what another thread takes away meanwhile comes back at once, until that thread has done it
+REMAPS = ("kvm_unmap_hva_range", "kvm_set_spte_hva")
+REMAPPING_IOCTLS = ("KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2")
+_NEVER = np.iinfo(np.int64).min // 2
+
+
+@dataclass
+class _Remaps:
+    """When the VM's memory was changed: times of this excerpt, behind the latest one before.
+
+    Source: mmu_invalidate_retry_gfn (kvm_host.h), is_page_fault_stale (mmu.c), user_mem_abort (arch/arm64/kvm/mmu.c)
+    """
+
+    times: NDArray[np.int64] = field(default_factory=lambda: np.array([_NEVER]))
+
+    def add(self, excerpt: Excerpt) -> bool:
+        """Take in the new rows of an excerpt's table."""
+        table = excerpt.whole.table
+        rows = [table.rows(kind) for kind in REMAPS if kind in table.kind_index]
+        times = np.sort(table.ts_ns[np.concatenate([*rows, ioctl_rows(excerpt, REMAPPING_IOCTLS)])])
+        self.times = np.append(self.times[-1:], times)
+        return True
+
+
+def _not_retried(excerpt: Excerpt, same: NDArray[np.bool_], group: Group) -> NDArray[np.bool_]:
+    """Return which of a group's exits that come again do so although the VM's memory is not being changed."""
+    remaps: _Remaps = excerpt.remember("remaps", _Remaps)
+    excerpt.once("remaps", remaps.add)
+    if np.count_nonzero(same) < threshold("no_progress"):  # nothing to report
+        return same
+    sequence = excerpt.sequence
+    at = sequence.table.ts_ns[sequence.row[excerpt.exits.start[group]]]
+    latest = remaps.times[np.maximum(np.searchsorted(remaps.times, at, "right") - 1, 0)]
+    return same & (at - latest >= threshold("remap_takes"))
 
 
 # REP instructions fault page after page at one RIP
@@ -71,7 +107,8 @@ def _repeats(excerpt: Excerpt) -> NDArray[np.bool_]:
     same[1:] = stays[:-1]
     for column in (exits.raw, rip, exits.get("info1"), exits.get("info2"), _fault_addresses(excerpt)):
         same[1:] &= column[1:] == column[:-1]
-    return same & ~excerpt.of_kind("asynchronous") & ~excerpt.nested
+    same &= ~excerpt.of_kind("asynchronous") & ~excerpt.nested
+    return _not_retried(excerpt, same, np.arange(len(exits)))
 
 
 def _fault_addresses(excerpt: Excerpt) -> NDArray[np.uint64]:
@@ -112,7 +149,7 @@ def _refaults(excerpt: Excerpt, group: Group, found: Found) -> None:
         told = excerpt.sequence.values(FAULT, name, position)
         same[1:] &= told[1:] == told[:-1]
     same[1:] &= rip[group[1:]] == rip[group[:-1]]
-    report_runs(excerpt, found, same, threshold("no_progress"), group)
+    report_runs(excerpt, found, _not_retried(excerpt, same, group), threshold("no_progress"), group)
 
 
 def _injections(excerpt: Excerpt) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
