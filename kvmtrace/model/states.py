@@ -140,6 +140,9 @@ VCPU_EVENTS: tuple[str, ...] = (
     "kvm_fpu",
     *run_functions(),
 )
+# who faults on what another thread takes away meanwhile comes back at once, until that thread has done it (H3)
+REMAPPING_EVENTS = ("kvm_unmap_hva_range", "kvm_set_spte_hva")
+REMAPPING_IOCTLS = ("KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2")
 # what shows that an exit got something done, although the guest continues at the same instruction (H3); so does the
 # injection of a fresh event
 PROGRESS_EVENTS: tuple[str, ...] = ("kvm_pio", "kvm_mmio")

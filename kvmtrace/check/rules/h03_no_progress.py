@@ -13,7 +13,7 @@ from kvmtrace.check.injected_events import injections_of
 from kvmtrace.check.routing_changes import ioctl_rows
 from kvmtrace.check.rule import SUSPICION, RowPart, Rule
 from kvmtrace.check.runs_of_exits import report_runs
-from kvmtrace.model.states import PROGRESS_EVENTS
+from kvmtrace.model.states import PROGRESS_EVENTS, REMAPPING_EVENTS, REMAPPING_IOCTLS
 from kvmtrace.model.thresholds import threshold
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ kvm_fpu: load=1
 )
 
 FAULT = "kvm_guest_fault"
-# who faults on what another thread takes away meanwhile comes back at once, until that thread has done it
-REMAPS = ("kvm_unmap_hva_range", "kvm_set_spte_hva")
-REMAPPING_IOCTLS = ("KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2")
 _NEVER = np.iinfo(np.int64).min // 2
 
 
@@ -69,7 +66,7 @@ class _Remaps:
     def add(self, excerpt: Excerpt) -> bool:
         """Take in the new rows of an excerpt's table."""
         table = excerpt.whole.table
-        rows = [table.rows(kind) for kind in REMAPS if kind in table.kind_index]
+        rows = [table.rows(kind) for kind in REMAPPING_EVENTS if kind in table.kind_index]
         times = np.sort(table.ts_ns[np.concatenate([*rows, ioctl_rows(excerpt, REMAPPING_IOCTLS)])])
         self.times = np.append(self.times[-1:], times)
         return True
@@ -108,7 +105,8 @@ def _repeats(excerpt: Excerpt) -> NDArray[np.bool_]:
     for column in (exits.raw, rip, exits.get("info1"), exits.get("info2"), _fault_addresses(excerpt)):
         same[1:] &= column[1:] == column[:-1]
     same &= ~excerpt.of_kind("asynchronous") & ~excerpt.nested
-    return _not_retried(excerpt, same, np.arange(len(exits)))
+    # what KVM emulates it does not retry
+    return np.where(exits.has("kvm_emulate_insn"), same, _not_retried(excerpt, same, np.arange(len(exits))))
 
 
 def _fault_addresses(excerpt: Excerpt) -> NDArray[np.uint64]:

@@ -69,6 +69,8 @@ def _ordering_rows() -> dict[str, Any]:
         "guest_events": sorted(transitions.GUEST_EVENTS),
         "vcpu_events": list(states.VCPU_EVENTS),
         "progress_events": list(states.PROGRESS_EVENTS),
+        "remapping_events": list(states.REMAPPING_EVENTS),
+        "remapping_ioctls": list(states.REMAPPING_IOCTLS),
         "lapic_events": list(states.LAPIC_EVENTS),
         "stand_ins": states.STAND_INS,
         "lifecycle_parts": {part: list(steps) for part, steps in states.LIFECYCLE_PARTS.items()},
