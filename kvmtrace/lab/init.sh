@@ -91,6 +91,9 @@ if [ -n "$kernel" ]; then
     [ -d /ro$kernel/usr/src ] && mount --bind /ro$kernel/usr/src /new/usr/src
 fi
 ln -sfn /proc/self/fd /dev/fd
+ln -sfn /proc/self/fd/0 /dev/stdin
+ln -sfn /proc/self/fd/1 /dev/stdout
+ln -sfn /proc/self/fd/2 /dev/stderr
 ip link set lo up
 hostname kvmtrace-lab-$isa
 echo 1 >/proc/sys/kernel/sysrq

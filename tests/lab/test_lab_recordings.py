@@ -105,8 +105,10 @@ def test_exit_code_files_and_isolation(tmp_path: Path):
     """The command's exit code comes back, its files only with -o, and the real directory stays as it is."""
     (tmp_path / "given").write_text("from outside")
     (tmp_path / "gone").touch()
-    script = "cat given; rm gone; mkdir d; echo made >d/new; echo changed >given; uname -r >&2; exit 7"
-    job = Job("svm", ("sh", "-c", script), "6.12", cwd=tmp_path, out=tmp_path / "out")
+    script = (
+        "cat given; rm gone; mkdir d; echo made >d/new; echo changed >given; uname -r | tee /dev/stderr >d/u; rm d/u"
+    )
+    job = Job("svm", ("sh", "-c", f"{script}; exit 7"), "6.12", cwd=tmp_path, out=tmp_path / "out")
     result = run_lab(job)
     assert (result.status, result.stdout) == (7, b"from outside")
     assert result.stderr.decode().strip() == result.kernel
