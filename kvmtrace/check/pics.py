@@ -221,9 +221,8 @@ class Pics:
         """Take what the write that was under way did: KVM handled it."""
         if self.open is None:
             return
-        (_, what, about, value, _), told = self.open
-        event, self.open = self.open[0], None
-        chip = self.chips[about]
+        (event, told), self.open = self.open, None
+        what, value, chip = event.what, event.value, self.chips[event.about]
         if what == DATA:
             self._take_word(chip, value)
         elif value & INITIALIZE:

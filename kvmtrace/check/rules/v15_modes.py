@@ -168,16 +168,19 @@ def _first_rip(excerpt: Excerpt, found: Found) -> None:
     )
 
 
+# what system_management follows
+_FOLLOWED = (
+    "kvm_smm_transition.entering",
+    "kvm_smm_transition.vcpu_id",
+    "kvm_apic_accept_irq.apicid",
+    "kvm_apic_accept_irq.dm",
+    "kvm_exit.vcpu_id",
+)
+
+
 @RULE.part(
     "causes",
-    needs=(
-        "kvm_smm_transition.entering",
-        "kvm_smm_transition.vcpu_id",
-        "kvm_apic_accept_irq.apicid",
-        "kvm_apic_accept_irq.dm",
-        "kvm_exit.vcpu_id",
-        "sys_enter_ioctl.cmd|kvm_vcpu_ioctl.cmd",
-    ),
+    needs=(*_FOLLOWED, "sys_enter_ioctl.cmd|kvm_vcpu_ioctl.cmd"),
     adds=False,
     source="process_smi, kvm_check_and_inject_events (x86.c)",
 )
@@ -190,16 +193,7 @@ def _causes(excerpt: Excerpt, found: Found) -> None:
 
 @RULE.part(
     "effects",
-    needs=(
-        "kvm_smm_transition.entering",
-        "kvm_smm_transition.vcpu_id",
-        "kvm_apic_accept_irq.apicid",
-        "kvm_apic_accept_irq.dm",
-        "kvm_exit.vcpu_id",
-        "sys_enter_ioctl.cmd",
-        "kvm_inj_virq",
-        "kvm_inj_exception",
-    ),
+    needs=(*_FOLLOWED, "sys_enter_ioctl.cmd", "kvm_inj_virq", "kvm_inj_exception"),
     adds=False,
     source="process_smi, kvm_check_and_inject_events (x86.c)",
 )
